@@ -1,0 +1,219 @@
+"""The run directory: where each artefact lies, written whole or not at all, and who may work in it."""
+
+import fcntl
+import io
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from kdray.errors import RunDirectoryError
+from kdray.files import read_json, write_bytes, write_json
+from kdray.images import decode_png, encode_png
+from kdray.teachers.answers import Answers
+
+PHASES = ("choose", "query", "train", "evaluate")
+_ARTEFACTS = dict(zip(PHASES, ("candidates.parquet", "labelled.parquet", "student.safetensors", "metrics.json"), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What a round asks for, before anything is paid.
+
+    Attributes:
+        ids: int64 [k]: pool ids; in round 0 the numbers of the real images.
+        scores: float32 [k], or None.
+        source: "image" or the pool's kind.
+        columns: more about each, as the pool describes it.
+        evaluated: candidates scored to find them.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray | None
+    source: str
+    columns: dict[str, list]
+    evaluated: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Images and the answers to them: what the user paid for.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        answers: N answers.
+        ids: int64 [N]: image numbers or pool ids.
+        source: of each image.
+    """
+
+    images: Tensor
+    answers: Answers
+    ids: np.ndarray
+    source: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class RunDirectory:
+    """RUN and the paths in it. See section 5 of the design."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path).absolute()
+        self.config = self.path / "config.yaml"
+        self.student = self.path / "student.safetensors"
+        self.labelled = self.path / "labelled"
+        self.events = self.path / "events"
+        self.report = self.path / "report.html"
+        self.ledger = self.path / "ledger.sqlite"
+        self._lock: int | None = None
+
+    def round(self, number: int) -> Path:
+        """The folder of a round."""
+        return self.path / "rounds" / f"{number:03d}"
+
+    def artefact(self, number: int, phase: str) -> Path:
+        """The file whose presence means that `phase` of a round is done."""
+        return self.round(number) / _ARTEFACTS[phase]
+
+    def next_phase(self, rounds: int) -> tuple[int, str] | None:
+        """The first (round, phase) without its artefact, of rounds 0..`rounds`; None when all are there."""
+        for number in range(rounds + 1):
+            for phase in PHASES:
+                if not self.artefact(number, phase).exists():
+                    return number, phase
+        return None
+
+    def lock(self) -> None:
+        """Keep other processes out until this one ends, however it ends.
+
+        Raises:
+            RunDirectoryError: another process works here, or the directory cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunDirectoryError(f"cannot work in {self.path}: {error.strerror}; choose another --out") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise RunDirectoryError(f"another kdray process is working in {self.path}; wait for it, or choose another --out") from None
+        self._lock = handle
+
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def write_candidates(self, number: int, candidates: Candidates) -> None:
+        """rounds/NNN/candidates.parquet."""
+        columns: dict[str, Any] = {"id": candidates.ids}
+        columns["score"] = candidates.scores if candidates.scores is not None else pa.nulls(len(candidates.ids), pa.float32())
+        table = pa.table(columns | candidates.columns)
+        metadata = {"source": candidates.source, "evaluated": str(candidates.evaluated)}
+        _write_table(self.artefact(number, "choose"), table.replace_schema_metadata(metadata))
+
+    def read_candidates(self, number: int) -> Candidates:
+        """What `write_candidates` wrote."""
+        table = _read_table(self.artefact(number, "choose"))
+        scores = table.column("score")
+        metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        return Candidates(
+            ids=table.column("id").to_numpy().copy(),
+            scores=None if scores.null_count == len(table) else scores.to_numpy(),
+            source=metadata["source"],
+            columns={name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "score")},
+            evaluated=int(metadata["evaluated"]),
+        )
+
+    def write_labelled(self, number: int, labelled: Labelled, classes: tuple[str, ...] | None) -> None:
+        """rounds/NNN/labelled.parquet, and the same rows in labelled/."""
+        images = [{"bytes": encode_png(image), "path": None} for image in labelled.images.numpy()]
+        answers = labelled.answers
+        vectors = pa.list_(pa.float32())
+        table = pa.table(
+            {
+                "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                "probs": pa.nulls(len(labelled), vectors) if answers.probs is None else pa.array(list(answers.probs.numpy()), vectors),
+                "label": answers.labels.numpy(),
+                "source": list(labelled.source),
+                "id": labelled.ids,
+            }
+        )
+        names = list(classes) if classes else [str(k) for k in range(answers.num_classes)]
+        features = {
+            "image": {"_type": "Image"},
+            "probs": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
+            "label": {"names": names, "_type": "ClassLabel"},
+            "source": {"dtype": "string", "_type": "Value"},
+            "id": {"dtype": "int64", "_type": "Value"},
+        }
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        _write_table(self.artefact(number, "query"), table.replace_schema_metadata(metadata))
+        self.publish(number)
+
+    def publish(self, number: int) -> None:
+        """Show a round's labelled images in labelled/ too: the same file where the file system can, else a copy."""
+        target = self.labelled / f"round-{number:03d}.parquet"
+        if target.exists():
+            return
+        self.labelled.mkdir(exist_ok=True)
+        source = self.artefact(number, "query")
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            pass
+        except OSError:
+            temporary = target.with_suffix(".tmp")
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+
+    def read_labelled(self, number: int, num_classes: int) -> Labelled:
+        """What `write_labelled` wrote, to the bit."""
+        table = _read_table(self.artefact(number, "query"))
+        cells = table.column("image").to_pylist()
+        images = torch.from_numpy(np.stack([decode_png(cell["bytes"]) for cell in cells]))
+        probs = table.column("probs")
+        rows = None if probs.null_count else np.asarray(probs.to_pylist(), dtype=np.float32)
+        answers = Answers(
+            probs=None if rows is None else torch.from_numpy(rows),
+            labels=torch.from_numpy(table.column("label").to_numpy().copy()),
+            num_classes=num_classes,
+        )
+        return Labelled(
+            images=images, answers=answers, ids=table.column("id").to_numpy().copy(), source=tuple(table.column("source").to_pylist())
+        )
+
+    def add_phase(self, number: int, phase: str, facts: dict[str, Any]) -> None:
+        """Keep facts about a phase (its seconds, its losses) in rounds/NNN/phases.json, before its artefact appears."""
+        path = self.round(number) / "phases.json"
+        write_json(path, self.phases(number) | {phase: facts})
+
+    def phases(self, number: int) -> dict[str, dict[str, Any]]:
+        """All facts kept by `add_phase` for a round."""
+        path = self.round(number) / "phases.json"
+        return read_json(path) if path.exists() else {}
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error}); move it away and resume: the ledger has the answers") from None

@@ -1,0 +1,37 @@
+"""TensorBoard events of a run."""
+
+import shutil
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from kdray.observers import Observer, RoundMetrics
+
+
+class EventWriter(Observer):
+    """Writes each round's figures against the queries charged so far.
+
+    The folder is emptied at the start: whoever resumes a run tells the finished rounds again, so every round is there
+    once, whenever the run was killed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> "EventWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._writer.close()
+
+    def round_done(self, metrics: RoundMetrics) -> None:
+        """One point a figure, at x = queries charged."""
+        for name in ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "loss"):
+            value = getattr(metrics, name)
+            if value is not None:
+                self._writer.add_scalar(name, value, metrics.queries)
+        for phase, seconds in metrics.seconds.items():
+            self._writer.add_scalar(f"seconds/{phase}", seconds, metrics.queries)
+        self._writer.add_scalar("images", metrics.images, metrics.queries)
+        self._writer.flush()

@@ -1,0 +1,137 @@
+"""From a config to what it names: images, pool, teacher and student, read and checked before anything is paid."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from kdray.config import Config, schedule
+from kdray.errors import ConfigError, ImageSetError
+from kdray.images import ImageSet, read_images
+from kdray.observers import Observer
+from kdray.pools.mixup import MixupPool
+from kdray.seeds import numpy_generator
+from kdray.select import capacity
+from kdray.students.export import ModelCard
+from kdray.students.fit import StudentSpec
+from kdray.students.models import build_model, pixel_statistics
+from kdray.students.train import resolve_device
+from kdray.teachers.answers import Teacher
+from kdray.teachers.build import build_teacher, train_teacher
+from kdray.teachers.function import build_function_teacher
+from kdray.teachers.local import class_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything a config names, read and checked. Nothing is spent and nothing written to get here.
+
+    Attributes:
+        config: with paths made absolute and `trainer.threads` a number.
+        images, test: the image sets; `test` may be None.
+        pool: the candidates.
+        schedule: queries of each round.
+        spec: the student.
+        build: makes the teacher, here or in a worker.
+        teacher: the teacher, made here.
+        classes: class names, or None.
+    """
+
+    config: Config
+    images: ImageSet
+    test: ImageSet | None
+    pool: MixupPool
+    schedule: list[int]
+    spec: StudentSpec
+    build: Callable[[], Teacher]
+    teacher: Teacher
+    classes: tuple[str, ...] | None
+
+
+def resolve(config: Config, recorded: Config | None = None) -> Config:
+    """The config as it goes into the run directory: absolute paths, and a number for `auto` threads.
+
+    `recorded` is the config a run directory already holds: a resumed run keeps its thread count.
+    """
+    data = config.model_dump(mode="json")
+    for section in (data["images"], data["test"], (data["teacher"].get("train") or {}).get("images")):
+        for key in ("path", "root"):
+            if section and section.get(key):
+                section[key] = os.path.abspath(section[key])
+    if data["teacher"].get("weights"):
+        data["teacher"]["weights"] = os.path.abspath(data["teacher"]["weights"])
+    trainer = data["resources"]["trainer"]
+    if trainer["threads"] == "auto":
+        trainer["threads"] = recorded.resources.trainer.threads if recorded else len(os.sched_getaffinity(0))
+    return Config.model_validate(data)
+
+
+def read_candidates(config: Config) -> tuple[ImageSet, MixupPool, list[int]]:
+    """The user's images, the pool over them, and the queries of each round.
+
+    Raises:
+        ImageSetError: images that cannot be read.
+        ConfigError: a budget below what round 0 needs, or above what the pool holds.
+    """
+    images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
+    queries = schedule(config.budget.queries, len(images), config.select.rounds, config.select.per_round)
+    pool = MixupPool(images.images, config.pool.grid())
+    room = capacity(config.select.strategy, pool)
+    if sum(queries[1:]) > room:
+        raise ConfigError(
+            f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} images give "
+            f"only {room:,} for {config.select.strategy}; lower budget.queries to {queries[0] + room:,} or raise images.count"
+        )
+    return images, pool, queries
+
+
+def read_inputs(config: Config, *, observer: Observer | None = None, function: Callable | None = None) -> Inputs:
+    """Read and check what `config` names; trains a local teacher whose weights are not there but whose recipe is.
+
+    Args:
+        function: stands in for the import of a python teacher's function.
+
+    Raises:
+        KdrayError: of the kind and with the field of what is wrong.
+    """
+    observer = observer or Observer()
+    images, pool, queries = read_candidates(config)
+    test = None
+    if config.test is not None:
+        test = read_images(config.test, generator=numpy_generator(config.seed, "test"), field="test", with_labels=True)
+        if test.image_shape != images.image_shape:
+            raise ImageSetError(
+                f"test: its images have shape {test.image_shape}, the images to distil with {images.image_shape}; "
+                "set size and colour of both alike"
+            )
+    threads = config.resources.trainer.threads
+    _train_missing_teacher(config.teacher, threads, observer)
+    if function is not None:
+        build: Callable[[], Teacher] = partial(build_function_teacher, config.teacher, function)
+    else:
+        build = partial(build_teacher, config.teacher, images.image_shape)
+    teacher = build()
+    if test is not None and int(test.labels.max()) >= teacher.num_classes:
+        raise ImageSetError(f"test: label {int(test.labels.max())} found, but the teacher has {teacher.num_classes} classes")
+    classes = class_names(config.teacher)
+    mean, std = pixel_statistics(images.images)
+    card = ModelCard(
+        model=config.student.model, image_shape=images.image_shape, num_classes=teacher.num_classes, classes=classes
+    )
+    spec = StudentSpec(card=card, mean=mean, std=std, recipe=config.student, seed=config.seed, threads=threads)
+    if config.student.augment.shift >= min(images.image_shape[1:]):
+        raise ConfigError(f"student.augment.shift: {config.student.augment.shift} pixels do not fit images of {images.image_shape[1:]}")
+    resolve_device(config.student.device)
+    build_model(card.model, card.image_shape, card.num_classes, seed=0)  # refuses images too small for it
+    return Inputs(
+        config=config, images=images, test=test, pool=pool, schedule=queries, spec=spec, build=build, teacher=teacher, classes=classes
+    )
+
+
+def _train_missing_teacher(config, threads: int, observer: Observer) -> None:
+    if config.kind != "local" or config.train is None or Path(config.weights).exists():
+        return
+    observer.note(f"the teacher's weights are not there yet: training {config.model} once")
+    train_teacher(config, threads, lambda done, loss: observer.progress(done, config.train.epochs))
+    observer.note(f"teacher written to {config.weights}; from here on it is only queried")

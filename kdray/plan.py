@@ -1,0 +1,153 @@
+"""`kdray plan`: what a config would do and cost. Reads the images, probes the student for two seconds, asks nobody."""
+
+import multiprocessing
+import os
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdray.config import Config
+from kdray.errors import TeacherError
+from kdray.inputs import read_candidates, resolve
+from kdray.pools.mixup import MixupPool
+from kdray.search import probe
+from kdray.students.export import read_card
+from kdray.students.models import build_model, pixel_statistics
+from kdray.teachers.build import build_teacher
+
+PROBE_S = 2.0
+_UNKNOWN_CLASSES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        images: real images.
+        groups, candidates: size of the pool.
+        schedule: queries of each round.
+        evaluation: queries on test images, counted apart; None where all test images are asked of a local teacher.
+        cost: price of all training queries, or None.
+        currency: of the cost.
+        scored: candidates the student scores, over all rounds.
+        rate_per_s: candidates a second, all workers together, as probed.
+        workers: scoring workers assumed.
+        worker_bytes: peak resident memory of one probed worker.
+        note: what could not be known.
+    """
+
+    images: int
+    groups: int
+    candidates: int
+    schedule: list[int]
+    evaluation: int | None
+    cost: float | None
+    currency: str
+    scored: int
+    rate_per_s: float
+    workers: int
+    worker_bytes: int
+    note: str | None
+
+    @property
+    def scoring_s(self) -> float:
+        """Estimated seconds of scoring, all rounds together."""
+        return self.scored / self.rate_per_s if self.rate_per_s else 0.0
+
+
+def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
+    """Work out what `config` would do.
+
+    Raises:
+        KdrayError: what `kdray run` would refuse before paying.
+    """
+    config = resolve(config)
+    images, pool, schedule = read_candidates(config)
+    classes, note = _classes(config, images.image_shape)
+    cores = len(os.sched_getaffinity(0))
+    wanted = config.resources.scoring_workers
+    workers = wanted if isinstance(wanted, int) else cores
+    at_once = min(workers, cores)
+    searches = config.select.rounds if config.select.strategy != "random" else 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, mp_context=context) as executor:
+        probes = [executor.submit(_probe, config, classes, probe_s) for _ in range(at_once)]
+        results = [future.result() for future in probes]
+    price = config.budget.price_per_query
+    local = config.teacher.kind == "local"
+    evaluation = config.budget.evaluation
+    return Plan(
+        images=len(images),
+        groups=pool.num_groups,
+        candidates=len(pool),
+        schedule=schedule,
+        evaluation=(None if local else 0) if evaluation == "auto" else evaluation,
+        cost=None if price is None else price * sum(schedule),
+        currency=config.budget.currency,
+        scored=len(pool) * searches,
+        rate_per_s=sum(rate for rate, _ in results) / at_once * workers,
+        workers=workers,
+        worker_bytes=max(peak for _, peak in results),
+        note=note,
+    )
+
+
+def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | None]:
+    """Number of classes, and what to say where it is not known. Checks the teacher as far as that costs nothing."""
+    teacher = config.teacher
+    if teacher.kind == "local" and teacher.train is not None and not Path(teacher.weights).exists():
+        known = teacher.classes if isinstance(teacher.classes, int) else len(teacher.classes or ())
+        return known or _UNKNOWN_CLASSES, "the teacher's weights are not there yet: 'kdray run' trains them once"
+    if teacher.kind == "local" and teacher.model and not teacher.model.startswith("torchvision/"):
+        card = read_card(teacher.weights) if Path(teacher.weights).exists() else None
+        if card is not None and tuple(card.image_shape) != tuple(shape):
+            raise TeacherError(f"the teacher takes images of shape {card.image_shape}, but the images have {tuple(shape)}; set images.size")
+    return build_teacher(teacher, shape).num_classes, None
+
+
+def _probe(config: Config, classes: int, seconds: float) -> tuple[float, int]:
+    """In a process of its own, as a worker: its rate and its peak resident memory in bytes."""
+    import torch
+
+    torch.set_num_threads(1)
+    images, _, _ = read_candidates(config)
+    pool = MixupPool(images.images, config.pool.grid())
+    mean, std = pixel_statistics(images.images)
+    model = build_model(config.student.model, images.image_shape, classes, seed=config.seed, mean=mean, std=std)
+    rate = probe(pool, model, seconds, time.monotonic)
+    return rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def plan_lines(plan: Plan) -> list[tuple[str, str]]:
+    """The plan as (what, value) rows."""
+    rows = [
+        ("images", f"{plan.images:,}"),
+        ("pool", f"{plan.groups:,} groups, {plan.candidates:,} candidates (virtual: rendered when needed)"),
+        ("queries", f"{sum(plan.schedule):,} = " + _rounds(plan.schedule)),
+        ("evaluation", "test images, free: the teacher is local" if plan.evaluation is None else f"{plan.evaluation:,} queries, counted apart"),
+        ("cost", "unknown: set budget.price_per_query" if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}"),
+        ("scoring", _duration(plan)),
+        ("memory", f"{plan.worker_bytes / 2**20:,.0f} MiB a worker, measured; the same for any pool size"),
+    ]
+    return rows + ([("note", plan.note)] if plan.note else [])
+
+
+def _rounds(schedule: list[int]) -> str:
+    later = schedule[1:]
+    if len(set(later)) == 1:
+        return f"{schedule[0]:,} for the images + {len(later)} x {later[0]:,}"
+    return " + ".join(f"{count:,}" for count in schedule)
+
+
+def _duration(plan: Plan) -> str:
+    if not plan.scored:
+        return "none: this choice does not look at the student"
+    seconds = plan.scoring_s
+    text = f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.1f} h"
+    return (
+        f"about {text} for {plan.scored:,} forward passes with {plan.workers} workers "
+        f"({plan.rate_per_s:,.0f} candidates/s, from a {PROBE_S:.0f}-second probe here)"
+    )

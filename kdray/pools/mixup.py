@@ -1,0 +1,123 @@
+"""The mixup pool of Active Mixup: every pair of real images, at every coefficient of a grid.
+
+Candidate id = pair * len(lambdas) + lambda_index. A group is a pair: all its λ. Nothing is stored but the images.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kdray.errors import ConfigError, ImageSetError
+from kdray.pools.pairs import count_pairs, unrank_pairs
+
+# Fixed point with 22 fractional bits: 255 * 2^22 still fits int32, so one int32 multiplication mixes a pixel.
+_SHIFT = 22
+# λ of up to four decimals is a multiple of 1e-4, its 22-bit form is off by at most 2^-23, so a pixel is off by
+# at most 255 * 2^-23 = 3.04e-5. Adding slightly more than that makes exact ties round up, and cannot carry
+# over a value that lies below the tie (by at least 1e-4).
+_HALF_UP = (1 << (_SHIFT - 1)) + 131
+
+
+class MixupPool:
+    """Candidates x_ij(λ) = λ x_i + (1 - λ) x_j for all i < j (Active Mixup, eq. 1), rendered on demand.
+
+    Pixels are mixed in int32 fixed point and rounded half up, so the same id gives the same bits on every
+    worker, CPU or GPU. For λ with at most four decimals this equals exact decimal rounding.
+
+    Args:
+        images: uint8 [N, C, H, W], N >= 2; the pool lives on their device.
+        lambdas: the grid of coefficients, each in [0, 1], none twice.
+
+    Raises:
+        ImageSetError: fewer than two images, or not uint8 [N, C, H, W].
+        ConfigError: an empty grid, a λ outside [0, 1], or one given twice.
+    """
+
+    def __init__(self, images: Tensor, lambdas: Sequence[float]) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ImageSetError(f"a mixup pool needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}")
+        if len(images) < 2:
+            raise ImageSetError(f"a mixup pool needs at least two images to mix, got {len(images)}; raise images.count")
+        self.images = images
+        self.lambdas = check_lambdas(lambdas)
+        self._weights = torch.tensor(
+            [round(value * (1 << _SHIFT)) for value in self.lambdas], dtype=torch.int32, device=images.device
+        )
+
+    def __len__(self) -> int:
+        return self.num_groups * self.group_size
+
+    @property
+    def num_groups(self) -> int:
+        """Number of pairs."""
+        return count_pairs(len(self.images))
+
+    @property
+    def group_size(self) -> int:
+        """Candidates a group holds: the number of λ."""
+        return len(self.lambdas)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every candidate."""
+        return tuple(self.images.shape[1:])
+
+    def to(self, device: str | torch.device) -> "MixupPool":
+        """The same pool with its images on `device`; itself where they are there."""
+        return self if self.images.device == torch.device(device) else MixupPool(self.images.to(device), self.lambdas)
+
+    def pair(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Groups int64 [B] to the image numbers (i, j) they mix, int64 [B] each, i < j."""
+        return unrank_pairs(groups, len(self.images))
+
+    def render(self, ids: Tensor) -> Tensor:
+        """Candidate ids int64 [B] to images uint8 [B, C, H, W].
+
+        Raises:
+            IndexError: an id is negative or not below len(pool).
+        """
+        ids = ids.to(self.images.device)
+        i, j = self.pair(ids // self.group_size)
+        weights = self._weights[ids % self.group_size].view(-1, 1, 1, 1)
+        return _mix(self.images[i], self.images[j], weights)
+
+    def render_groups(self, start: int, stop: int) -> Tensor:
+        """All candidates of the groups [start, stop), uint8 [(stop - start) * group_size, C, H, W].
+
+        Equals `render` of their ids; faster, because each pair is gathered once for all its λ.
+        """
+        i, j = self.pair(torch.arange(start, stop, device=self.images.device))
+        weights = self._weights.view(1, -1, 1, 1, 1)
+        mixed = _mix(self.images[i].unsqueeze(1), self.images[j].unsqueeze(1), weights)  # [G, L, C, H, W]
+        return mixed.flatten(0, 1)
+
+    def describe(self, ids: Tensor) -> dict[str, list]:
+        """Columns for the record of what was chosen: image numbers `i`, `j` and coefficient `lambda`."""
+        i, j = self.pair(ids // self.group_size)
+        return {"i": i.tolist(), "j": j.tolist(), "lambda": [self.lambdas[k] for k in (ids % self.group_size).tolist()]}
+
+    def middle(self) -> int:
+        """Index of the λ nearest 0.5, the lower one on a tie: what the random baseline mixes with."""
+        return min(range(self.group_size), key=lambda k: (abs(self.lambdas[k] - 0.5), k))
+
+
+def _mix(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """round_half_up(w first + (1 - w) second), uint8 in, uint8 out; `weights` int32 with 22 fractional bits."""
+    base = second.to(torch.int32)
+    difference = first.to(torch.int32).sub_(base)
+    base = base.bitwise_left_shift_(_SHIFT).add_(_HALF_UP)
+    return (difference * weights).add_(base).bitwise_right_shift_(_SHIFT).to(torch.uint8)
+
+
+def check_lambdas(lambdas: Sequence[float]) -> tuple[float, ...]:
+    """The grid as a tuple of floats, or a ConfigError that names what is wrong with it."""
+    values = tuple(float(value) for value in lambdas)
+    if not values:
+        raise ConfigError("pool.lambdas: the grid is empty; give at least one λ in [0, 1]")
+    outside = [value for value in values if not 0.0 <= value <= 1.0]
+    if outside:
+        raise ConfigError(f"pool.lambdas: λ = {outside[0]:g} lies outside [0, 1]; every λ must lie in [0, 1]")
+    if len(set(values)) < len(values):
+        raise ConfigError("pool.lambdas: a λ is given twice; every λ of the grid must differ")
+    return values

@@ -1,0 +1,44 @@
+"""Ranking and unranking of unordered pairs i < j, in row-major order, in exact int64 arithmetic.
+
+Pair 0 is (0, 1), pair 1 is (0, 2), ..., the last is (n-2, n-1). No list of pairs is ever made.
+"""
+
+import torch
+from torch import Tensor
+
+
+def count_pairs(n: int) -> int:
+    """Number of pairs i < j among `n` images."""
+    return n * (n - 1) // 2
+
+
+def rank_pairs(i: Tensor, j: Tensor, n: int) -> Tensor:
+    """Pairs (i, j), i < j, int64 [B] each, to their numbers int64 [B]."""
+    return i * (2 * n - i - 1) // 2 + (j - i - 1)
+
+
+def unrank_pairs(pairs: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Pair numbers int64 [B] to (i, j), int64 [B] each, with i < j.
+
+    The square root is taken in float64 and may be off by a little for large n, so it only gives a first
+    guess; the row is then corrected with integers until row_start(i) <= pair < row_start(i + 1).
+
+    Raises:
+        IndexError: a pair number is negative or not below n (n - 1) / 2.
+    """
+    if pairs.numel() and (int(pairs.min()) < 0 or int(pairs.max()) >= count_pairs(n)):
+        raise IndexError(f"pair numbers must lie in [0, {count_pairs(n)}), got {int(pairs.min())}..{int(pairs.max())}")
+    b = 2 * n - 1
+    root = (float(b) * float(b) - 8.0 * pairs.to(torch.float64)).clamp_min(0.0).sqrt()
+    i = ((b - root) / 2).floor().to(torch.int64).clamp_(0, max(n - 2, 0))
+
+    def row_start(row: Tensor) -> Tensor:
+        return row * (b - row) // 2
+
+    while True:
+        too_far = row_start(i) > pairs
+        too_short = row_start(i + 1) <= pairs
+        if not bool((too_far | too_short).any()):
+            break
+        i = i - too_far.to(torch.int64) + too_short.to(torch.int64)
+    return i, pairs - row_start(i) + i + 1

@@ -1,0 +1,1 @@
+"""Reports: figures as inline SVG, and one self-contained page a run."""

@@ -1,0 +1,72 @@
+"""Figures of a report, as SVG text."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib.figure import Figure
+
+from kdray.observers import RoundMetrics
+
+_INK, _GRID = "#1f2933", "#d9dee4"
+_COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#475569")
+_PHASES = {"choose": "#0b6e99", "query": "#c2410c", "train": "#4d7c0f", "evaluate": "#94a3b8"}
+
+
+def accuracy_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]]) -> str | None:
+    """Student accuracy against queries charged, a line a run; the teacher dashed. None without a test set."""
+    measured = [(name, [m for m in history if m.student_accuracy is not None]) for name, history in runs]
+    measured = [(name, history) for name, history in measured if history]
+    if not measured:
+        return None
+    figure, axes = _axes()
+    for k, (name, history) in enumerate(measured):
+        colour = _COLOURS[k % len(_COLOURS)]
+        x, y = [m.queries for m in history], [100 * m.student_accuracy for m in history]
+        axes.plot(x, y, marker="o", markersize=5, linewidth=2, color=colour, label=name)
+        axes.annotate(f"{y[-1]:.2f}", (x[-1], y[-1]), xytext=(6, -12), textcoords="offset points", color=colour, fontsize=9)
+        teacher = history[-1].teacher_accuracy
+        if teacher is not None and k == 0:
+            axes.axhline(100 * teacher, color=_INK, linewidth=1, linestyle="--", label=f"teacher {100 * teacher:.2f}")
+    axes.set_xlabel("teacher queries charged")
+    axes.set_ylabel("accuracy on the test set, %")
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return _svg(figure)
+
+
+def time_figure(history: Sequence[RoundMetrics]) -> str:
+    """Seconds of each phase, a stacked bar a round."""
+    figure, axes = _axes()
+    rounds = [str(m.round) for m in history]
+    bottom = [0.0] * len(history)
+    for phase, colour in _PHASES.items():
+        seconds = [m.seconds.get(phase, 0.0) for m in history]
+        axes.bar(rounds, seconds, bottom=bottom, color=colour, label=phase, width=0.6)
+        bottom = [low + high for low, high in zip(bottom, seconds, strict=True)]
+    axes.set_xlabel("round")
+    axes.set_ylabel("seconds")
+    axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _svg(figure)
+
+
+def _axes():
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRID)
+    axes.tick_params(colors=_INK, labelsize=9, length=0)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

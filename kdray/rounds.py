@@ -1,0 +1,259 @@
+"""Algorithm 1 of Active Mixup as a state machine over the run directory.
+
+One `step()` does the first phase whose artefact is missing: choose, query, train, evaluate, round after round. All
+state is on disk, so a run that is killed and started again goes on as if nothing had happened.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdray.artefacts import Candidates, Labelled, RunDirectory
+from kdray.errors import BudgetExceeded, TeacherError
+from kdray.files import read_json, write_bytes, write_json
+from kdray.images import ImageSet
+from kdray.ledger.store import Ledger
+from kdray.observers import Observer, RoundMetrics
+from kdray.purchase import buy
+from kdray.search import Scored, Searcher, SearchRequest
+from kdray.seeds import numpy_generator
+from kdray.select import select
+from kdray.students.evaluate import accuracy, predict
+from kdray.students.export import load_student
+from kdray.students.train import TrainResult
+from kdray.teachers.answers import training_targets
+from kdray.teachers.pool import TeacherPool
+
+
+class Trainer(Protocol):
+    """Makes a student; in this process or in a Ray actor."""
+
+    def fit(
+        self, images: Tensor, targets: Tensor, round: int, on_epoch: Callable[[int, float], None] | None = None
+    ) -> tuple[bytes, TrainResult]:
+        """A student trained from scratch, as the bytes of its file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the loop works with. It does not know whether they run here or on Ray.
+
+    Attributes:
+        images: the user's images.
+        test: labelled test images, or None.
+        pool: the candidates.
+        schedule: queries of each round, round 0 first.
+        strategy: name of the selection.
+        seed: root of all randomness.
+        classes: class names for the labelled set, or None.
+        batch_size: images a teacher batch.
+        epochs: of training, for those who watch.
+        evaluation_queries: most teacher queries on test images.
+        top: k of a teacher that shows the top k, or None.
+        owner: names the run in the ledger.
+        threads: CPU threads of evaluation.
+    """
+
+    images: ImageSet
+    test: ImageSet | None
+    pool: Any
+    searcher: Searcher
+    teachers: TeacherPool
+    trainer: Trainer
+    ledger: Ledger
+    observer: Observer
+    schedule: list[int]
+    strategy: str
+    seed: int
+    classes: tuple[str, ...] | None
+    batch_size: int
+    epochs: int
+    evaluation_queries: int
+    top: int | None
+    owner: str
+    threads: int
+
+
+class Rounds:
+    """The loop over one run directory."""
+
+    def __init__(self, directory: RunDirectory, parts: Parts) -> None:
+        self.directory, self.parts = directory, parts
+        self._labelled: dict[int, Labelled] = {}
+
+    @property
+    def last(self) -> int:
+        """T, the number of the last round."""
+        return len(self.parts.schedule) - 1
+
+    def step(self) -> bool:
+        """Do the next missing phase. False when there was none: the run is complete."""
+        due = self.directory.next_phase(self.last)
+        if due is None:
+            return False
+        number, phase = due
+        self.parts.observer.phase(number, phase)
+        {"choose": self._choose, "query": self._query, "train": self._train, "evaluate": self._evaluate}[phase](number)
+        return True
+
+    def history(self) -> list[RoundMetrics]:
+        """Metrics of all finished rounds."""
+        paths = [self.directory.artefact(number, "evaluate") for number in range(self.last + 1)]
+        return [RoundMetrics(**read_json(path)) for path in paths if path.exists()]
+
+    def labelled(self, number: int) -> Labelled:
+        """The labelled images of a round, from memory or disk."""
+        if number not in self._labelled:
+            self._labelled[number] = self.directory.read_labelled(number, self.parts.teachers.teacher.num_classes)
+            self.directory.publish(number)
+        return self._labelled[number]
+
+    def _choose(self, number: int) -> None:
+        parts, begin = self.parts, time.monotonic()
+        if number == 0:
+            count = len(parts.images)
+            candidates = Candidates(ids=np.arange(count), scores=None, source="image", columns={})
+        else:
+            taken = [self.directory.read_candidates(earlier).ids for earlier in range(1, number)]
+            chosen = select(
+                parts.strategy,
+                parts.pool,
+                parts.schedule[number],
+                np.concatenate([np.empty(0, np.int64), *taken]),
+                numpy_generator(parts.seed, "selection", number),
+                lambda request: self._search(number - 1, request),
+            )
+            candidates = Candidates(
+                ids=chosen.ids,
+                scores=chosen.scores,
+                source="mixup",
+                columns=parts.pool.describe(torch.from_numpy(chosen.ids)),
+                evaluated=chosen.evaluated,
+            )
+        self.directory.add_phase(number, "choose", {"seconds": time.monotonic() - begin})
+        self.directory.write_candidates(number, candidates)
+
+    def _search(self, student_round: int, request: SearchRequest) -> Scored:
+        """Score the pool with the student of an earlier round, always as it is on disk."""
+        model = load_student(self.directory.artefact(student_round, "train"))
+        return self.parts.searcher.search(
+            self.parts.pool, model, request, lambda done, total: self.parts.observer.progress(done, total)
+        )
+
+    def _query(self, number: int) -> None:
+        parts, begin = self.parts, time.monotonic()
+        candidates = self.directory.read_candidates(number)
+        images = parts.images.images if number == 0 else parts.pool.render(torch.from_numpy(candidates.ids))
+        bought = buy(
+            images,
+            pool=parts.teachers,
+            ledger=parts.ledger,
+            batch_size=parts.batch_size,
+            round=number,
+            owner=parts.owner,
+            on_progress=lambda done, total: parts.observer.progress(done, total, spent=parts.ledger.spent()),
+        )
+        if len(bought.positions) == 0:
+            raise BudgetExceeded(
+                f"round {number}: the budget has {parts.ledger.remaining():,} queries left and none could be asked; "
+                "nothing is lost: what was bought is in the ledger and in labelled/"
+            )
+        if bought.short:
+            parts.observer.note(f"the budget ran out: {bought.short:,} of {len(images):,} candidates of round {number} were not asked")
+        rows = bought.positions.numpy()
+        labelled = Labelled(
+            images=images[bought.positions],
+            answers=bought.answers,
+            ids=candidates.ids[rows],
+            source=(candidates.source,) * len(rows),
+        )
+        charged = parts.ledger.spent_in_round(number, owner=parts.owner)
+        self.directory.add_phase(
+            number,
+            "query",
+            {
+                "seconds": time.monotonic() - begin,
+                "charged": charged,
+                "reused": max(0, len(rows) - charged),
+                "short": bought.short,
+            },
+        )
+        self.directory.write_labelled(number, labelled, parts.classes)
+        self._labelled[number] = labelled
+
+    def _train(self, number: int) -> None:
+        begin = time.monotonic()
+        sets = [self.labelled(earlier) for earlier in range(number + 1)]
+        images = torch.cat([part.images for part in sets])
+        targets = torch.cat([training_targets(part.answers, self.parts.top) for part in sets])
+        data, result = self.parts.trainer.fit(
+            images, targets, number, lambda done, loss: self.parts.observer.progress(done, self.parts.epochs)
+        )
+        facts = {"seconds": time.monotonic() - begin, "losses": result.losses, "images": len(images)}
+        facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
+        self.directory.add_phase(number, "train", facts)
+        write_bytes(self.directory.artefact(number, "train"), data)
+
+    def _evaluate(self, number: int) -> None:
+        parts, begin = self.parts, time.monotonic()
+        path = self.directory.artefact(number, "train")
+        scores = self._measure(path) if parts.test is not None else {}
+        write_bytes(self.directory.student, path.read_bytes())
+        facts = self.directory.phases(number)
+        seconds = {phase: facts[phase]["seconds"] for phase in ("choose", "query", "train")}
+        charged = sum(self.directory.phases(earlier)["query"]["charged"] for earlier in range(number + 1))
+        metrics = RoundMetrics(
+            round=number,
+            images=facts["train"]["images"],
+            queries=charged,
+            bought=facts["query"]["charged"],
+            reused=facts["query"]["reused"],
+            short=facts["query"]["short"],
+            evaluated=self.directory.read_candidates(number).evaluated,
+            student_accuracy=scores.get("student"),
+            teacher_accuracy=scores.get("teacher"),
+            success_rate=scores.get("success"),
+            agreement=scores.get("agreement"),
+            evaluation_queries=parts.ledger.spent("evaluation"),
+            loss=facts["train"]["losses"][-1],
+            seconds=seconds | {"evaluate": time.monotonic() - begin},
+        )
+        write_json(self.directory.artefact(number, "evaluate"), metrics.to_json())
+        parts.observer.round_done(metrics)
+
+    def _measure(self, path) -> dict[str, float]:
+        """Accuracy on the test set and, on those images the teacher may be asked about, what it takes to compare."""
+        parts = self.parts
+        predictions = predict(load_student(path), parts.test.images, threads=parts.threads).argmax(dim=1)
+        scores = {"student": accuracy(predictions, parts.test.labels)}
+        allowed = min(parts.evaluation_queries, len(parts.test))
+        if allowed == 0:
+            return scores
+        asked = parts.test.images[:allowed]
+        try:
+            bought = buy(
+                asked,
+                pool=parts.teachers,
+                ledger=parts.ledger,
+                batch_size=parts.batch_size,
+                purpose="evaluation",
+                owner=parts.owner,
+                on_progress=lambda done, total: parts.observer.progress(done, total),
+            )
+        except TeacherError as error:
+            parts.observer.note(f"the teacher could not be measured: {error}")
+            return scores
+        rows = bought.positions
+        if len(rows) == 0:
+            return scores
+        labels = parts.test.labels[rows]
+        scores["teacher"] = accuracy(bought.answers.labels, labels)
+        scores["agreement"] = accuracy(predictions[rows], bought.answers.labels)
+        if scores["teacher"] > 0:
+            scores["success"] = accuracy(predictions[rows], labels) / scores["teacher"]
+        return scores

@@ -1,0 +1,256 @@
+"""A run from its config to its result, in a run directory that can be killed and resumed at any moment."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdray.artefacts import Labelled, RunDirectory
+from kdray.config import Config
+from kdray.config_file import differences, dump_config, load_config
+from kdray.engine import engine, teacher_batch
+from kdray.errors import RunDirectoryError
+from kdray.events import EventWriter
+from kdray.files import read_json, write_bytes
+from kdray.inputs import Inputs, read_inputs, resolve
+from kdray.ledger.store import Ledger
+from kdray.observers import Observer, Observers, RoundMetrics
+from kdray.paths import runs_folder
+from kdray.rounds import Parts, Rounds
+from kdray.students.export import load_student, read_card
+from kdray.students.models import ImageClassifier
+from kdray.teachers.answers import AnswerFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What was spent.
+
+    Attributes:
+        teachers: identity of each teacher that was asked.
+        queries: training queries charged, lost ones included.
+        uncertain: of those, sent and never answered.
+        reused: answers that cost nothing.
+        evaluation_queries: queries on test images, counted apart.
+        budget: the cap on training queries.
+        cost: price of all queries, or None where no price is given.
+        currency: of the cost.
+    """
+
+    teachers: list[str]
+    queries: int
+    uncertain: int
+    reused: int
+    evaluation_queries: int
+    budget: int
+    cost: float | None
+    currency: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        directory: where it is.
+        student: the newest student, in eval mode: uint8 [B, C, H, W] in, logits [B, K] out.
+        history: metrics of each round.
+        receipt: what was spent.
+        num_classes: K.
+        config: as resolved.
+    """
+
+    directory: Path
+    student: ImageClassifier
+    history: list[RoundMetrics]
+    receipt: Receipt
+    num_classes: int
+    config: Config
+
+    @property
+    def labelled(self) -> list[Labelled]:
+        """The labelled set, a part for each round, read from the run directory."""
+        run = RunDirectory(self.directory)
+        return [run.read_labelled(metrics.round, self.num_classes) for metrics in self.history]
+
+
+def choose_directory(config: Config, name: str) -> RunDirectory:
+    """The first of runs/NAME, runs/NAME-2, ... that is free or holds this very config."""
+    for number in range(1, 10_000):
+        run = RunDirectory(runs_folder() / (name if number == 1 else f"{name}-{number}"))
+        if not run.config.exists():
+            if not run.path.exists() or not any(run.path.iterdir()):
+                return run
+            continue
+        recorded = load_config(run.config)
+        if not _differences(recorded, resolve(config, recorded)):
+            return run
+    raise RunDirectoryError(f"{runs_folder()} is full of runs named {name}; give --out")
+
+
+def _differences(recorded: Config, config: Config) -> list[str]:
+    """Differences that make another experiment. Workers and chunks do not: they change nothing that is chosen."""
+    free = ("resources.scoring", "resources.teacher_workers", "resources.chunk", "resources.trainer.where", "resources.trainer.gpus")
+    return [line for line in differences(recorded, config) if not line.startswith(free)]
+
+
+def run(
+    config: Config,
+    directory: RunDirectory,
+    *,
+    local: bool = False,
+    observer: Observer | None = None,
+    function: Callable | None = None,
+) -> Result:
+    """Start a run, or go on with the one in `directory`, and see it to its end.
+
+    Args:
+        config: as the user gave it; the run directory gets it resolved.
+        local: everything in this process, no Ray.
+        observer: told what happens; closed at the end.
+        function: stands in for the import of a python teacher's function.
+
+    Raises:
+        KdrayError: before anything is paid or written, when the config or what it names is wrong; later, when the teacher
+            fails. What was bought stays, and running again goes on.
+    """
+    observer = observer or Observer()
+    try:
+        recorded = load_config(directory.config) if directory.config.exists() else None
+        config = resolve(config, recorded)
+        _check_directory(directory, recorded, config)
+        if recorded is not None and directory.next_phase(config.select.rounds) is None:
+            observer.note("the run is complete; nothing is asked again")
+            return read_result(directory)
+        inputs = read_inputs(config, observer=observer, function=function)
+        directory.lock()
+        try:
+            if recorded is None:
+                write_bytes(directory.config, dump_config(config).encode())
+            _work(inputs, directory, local, observer)
+        finally:
+            directory.unlock()
+        return read_result(directory)
+    finally:
+        observer.close()
+
+
+def resume(
+    directory: RunDirectory, *, local: bool = False, observer: Observer | None = None, function: Callable | None = None
+) -> Result:
+    """Go on with the run in `directory`.
+
+    Raises:
+        RunDirectoryError: there is none.
+        KdrayError: see `run`.
+    """
+    if not directory.config.exists():
+        raise RunDirectoryError(f"{directory.path} holds no run (no config.yaml); start one with 'kdray run CONFIG'")
+    return run(load_config(directory.config), directory, local=local, observer=observer, function=function)
+
+
+def read_result(directory: RunDirectory) -> Result:
+    """What a run directory holds now, finished or not, from its files alone.
+
+    Raises:
+        RunDirectoryError: it holds no finished round.
+    """
+    if not directory.config.exists():
+        raise RunDirectoryError(f"{directory.path} holds no run (no config.yaml)")
+    config = load_config(directory.config)
+    paths = [directory.artefact(number, "evaluate") for number in range(config.select.rounds + 1)]
+    history = [RoundMetrics(**read_json(path)) for path in paths if path.exists()]
+    if not history:
+        raise RunDirectoryError(f"{directory.path} has not finished a round yet; go on with: kdray resume {directory.path}")
+    card = read_card(directory.student)
+    ledger = Ledger(directory.ledger)
+    try:
+        queries, evaluation = ledger.spent(), ledger.spent("evaluation")
+        price = config.budget.price_per_query
+        receipt = Receipt(
+            teachers=ledger.teachers(),
+            queries=queries,
+            uncertain=ledger.uncertain(),
+            reused=sum(metrics.reused for metrics in history),
+            evaluation_queries=evaluation,
+            budget=config.budget.queries,
+            cost=None if price is None else (queries + evaluation) * price,
+            currency=config.budget.currency,
+        )
+    finally:
+        ledger.close()
+    return Result(
+        directory=directory.path,
+        student=load_student(directory.student),
+        history=history,
+        receipt=receipt,
+        num_classes=card.num_classes,
+        config=config,
+    )
+
+
+def _check_directory(directory: RunDirectory, recorded: Config | None, config: Config) -> None:
+    if recorded is not None and (changed := _differences(recorded, config)):
+        raise RunDirectoryError(
+            f"{directory.path} holds a run of another config ({'; '.join(changed[:3])}); "
+            f"choose another --out, or go on with the old one: kdray resume {directory.path}"
+        )
+    if recorded is None and directory.path.exists():
+        if not directory.path.is_dir():
+            raise RunDirectoryError(f"{directory.path} is a file; choose another --out")
+        if any(entry.name != ".lock" for entry in directory.path.iterdir()):
+            raise RunDirectoryError(f"{directory.path} is not empty and holds no run; choose another --out")
+
+
+def _work(inputs: Inputs, directory: RunDirectory, local: bool, observer: Observer) -> None:
+    """Every phase that is missing, under the directory's lock."""
+    config = inputs.config
+    evaluation = _evaluation_queries(inputs)
+    ledger = Ledger(directory.ledger, budget=config.budget.queries, evaluation=evaluation)
+    try:
+        # The ledger belongs to this directory, and the lock is ours: whatever is reserved was left by a dead process.
+        uncertain, _ = ledger.recover(owner="")
+        if uncertain:
+            observer.note(f"{uncertain:,} queries were on their way when kdray died: counted as charged, their answers are lost")
+        with EventWriter(directory.events) as events, engine(inputs, local=local, observer=observer) as parts:
+            heard = Observers([observer, events])
+            searcher, teachers, trainer = parts
+            rounds = Rounds(
+                directory,
+                Parts(
+                    images=inputs.images,
+                    test=inputs.test,
+                    pool=inputs.pool,
+                    searcher=searcher,
+                    teachers=teachers,
+                    trainer=trainer,
+                    ledger=ledger,
+                    observer=heard,
+                    schedule=inputs.schedule,
+                    strategy=config.select.strategy,
+                    seed=config.seed,
+                    classes=inputs.classes,
+                    batch_size=teacher_batch(config),
+                    epochs=config.student.epochs,
+                    evaluation_queries=evaluation,
+                    top=AnswerFormat(config.teacher.answers).top,
+                    owner="",
+                    threads=config.resources.trainer.threads,
+                ),
+            )
+            observer.begin(rounds=rounds.last, budget=config.budget.queries, spent=ledger.spent(), title=str(directory.path))
+            for metrics in rounds.history():
+                events.round_done(metrics)
+            while rounds.step():
+                pass
+    finally:
+        ledger.close()
+
+
+def _evaluation_queries(inputs: Inputs) -> int:
+    """Teacher queries allowed on test images: what the config says, or all where nobody can bill for them."""
+    if inputs.test is None:
+        return 0
+    allowed = inputs.config.budget.evaluation
+    if allowed == "auto":
+        return 0 if inputs.teacher.metered else len(inputs.test)
+    return min(allowed, len(inputs.test))

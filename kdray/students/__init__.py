@@ -1,0 +1,1 @@
+"""Students (and local teachers): networks, losses, training, evaluation, files."""

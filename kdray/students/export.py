@@ -1,0 +1,119 @@
+"""Model files: safetensors whose metadata says what the model is, so the file alone is enough to use it."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from kdray.errors import ModelError
+from kdray.files import write_bytes
+from kdray.students.models import ZOO, ImageClassifier, build_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model file says of itself.
+
+    Attributes:
+        model: name in the zoo.
+        image_shape: (C, H, W).
+        num_classes: K.
+        classes: K names, or None.
+    """
+
+    model: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    classes: tuple[str, ...] | None = None
+
+
+def model_bytes(model: ImageClassifier, card: ModelCard) -> bytes:
+    """The file's bytes: the same model and card give the same bytes."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(model.state_dict().items())}
+    metadata = {
+        # One entry: safetensors writes several in an order that changes from call to call.
+        "kdray": json.dumps(
+            {
+                "model": card.model,
+                "input_shape": list(card.image_shape),
+                "num_classes": card.num_classes,
+                "classes": list(card.classes) if card.classes else None,
+                "normalisation": {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()},
+                "input": "uint8 [B, C, H, W]",
+            },
+            sort_keys=True,
+        )
+    }
+    return save(tensors, metadata=metadata)
+
+
+def save_model(path: str | os.PathLike, model: ImageClassifier, card: ModelCard) -> None:
+    """Write the model file, whole or not at all."""
+    write_bytes(Path(path), model_bytes(model, card))
+
+
+def read_card(path: str | os.PathLike) -> ModelCard | None:
+    """The card of a model file, or None for safetensors that kdray did not write.
+
+    Raises:
+        ModelError: no such file, or not safetensors.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise ModelError(f"no model file at {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file ({error})") from None
+    if "kdray" not in metadata:
+        return None
+    card = json.loads(metadata["kdray"])
+    return ModelCard(
+        model=card["model"],
+        image_shape=tuple(card["input_shape"]),
+        num_classes=card["num_classes"],
+        classes=tuple(card["classes"]) if card["classes"] else None,
+    )
+
+
+def load_student(path: str | os.PathLike) -> ImageClassifier:
+    """A model that kdray saved, ready to use: uint8 images [B, C, H, W] in, logits [B, K] out.
+
+    Args:
+        path: a model file, or a run directory (then its newest student).
+
+    Raises:
+        ModelError: no such file, not saved by kdray, or weights that do not fit the model it names.
+    """
+    path = Path(path)
+    path = path / "student.safetensors" if path.is_dir() else path
+    card = read_card(path)
+    if card is None:
+        raise ModelError(f"{path} was not saved by kdray: it does not say which model it is")
+    if card.model not in ZOO:
+        raise ModelError(f"{path} holds a {card.model!r}, which this kdray does not know")
+    model = build_model(card.model, card.image_shape, card.num_classes, seed=0)
+    load_weights(model, load_file(path), str(path))
+    return model.eval()
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
+    """Put `tensors` into `model`.
+
+    Raises:
+        ModelError: a tensor is missing, left over or of another shape; names the first of each.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors]
+    extra = [name for name in tensors if name not in own]
+    wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if missing or extra or wrong:
+        what = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
+        what += [f"{len(extra)} unknown (first: {extra[0]})"] if extra else []
+        what += [f"{wrong[0]} is {list(tensors[wrong[0]].shape)}, the model has {list(own[wrong[0]].shape)}"] if wrong else []
+        raise ModelError(f"{origin}: the weights do not fit the model: {'; '.join(what)}")
+    model.load_state_dict(tensors)

@@ -1,0 +1,158 @@
+"""Training a classifier on a labelled set that fits the device: no DataLoader, no copy an epoch."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from kdray.errors import ConfigError
+from kdray.seeds import torch_generator, torch_seed
+from kdray.students.augment import random_flip, random_shift
+from kdray.students.losses import soft_cross_entropy
+
+
+@dataclass(kw_only=True)
+class TrainResult:
+    """What training did.
+
+    Attributes:
+        losses: mean training loss of each epoch.
+        holdout_losses: loss on the held-out part after each epoch; empty without early stopping.
+        best_epoch: the epoch whose weights were kept, counted from 1.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    holdout_losses: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto, cpu, cuda or cuda:N to a device that is there.
+
+    Raises:
+        ConfigError: a GPU is named where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: {name!r} is set, but this machine has no usable GPU; use device: auto or cpu")
+    return torch.device(name)
+
+
+@contextmanager
+def cpu_threads(count: int | None):
+    """Run with `count` CPU threads (results depend on it in the last bits), then set back what was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    recipe: "TrainConfig",  # noqa: F821 - kdray.config.TrainConfig; config imports this package
+    *,
+    seed: int,
+    round: int = 0,
+    threads: int | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> TrainResult:
+    """Train `model` in place with SGD (Nesterov) on soft-label cross entropy.
+
+    The same arguments give the same bits on one kind of CPU. Test data has no way in.
+
+    Args:
+        model: takes uint8 [B, C, H, W].
+        images: uint8 [N, C, H, W].
+        targets: float32 [N, K], rows sum to 1.
+        recipe: epochs, batch size, rates, augmentation, early stop.
+        seed, round: name the random streams of order, augmentation and dropout.
+        threads: CPU threads; None leaves the setting alone.
+        on_epoch: called with (epochs done, mean loss).
+    """
+    if recipe.augment.shift >= min(images.shape[2:]):
+        raise ConfigError(f"augment.shift: {recipe.augment.shift} pixels do not fit images of {list(images.shape[2:])}")
+    device = resolve_device(recipe.device)
+    images, targets = images.to(device), targets.to(device)
+    model.to(device=device, memory_format=torch.channels_last)
+    draw = torch_generator(seed, "training order", round)  # order and split: on CPU, whatever the device
+    vary = torch_generator(seed, "augmentation", round, device=device.type)
+    kept, held = _split(len(images), recipe, draw)
+    images_held, targets_held = images[held.to(device)], targets[held.to(device)]
+    optimizer = torch.optim.SGD(_parameter_groups(model, recipe.weight_decay), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    edges = _batch_edges(len(kept), recipe.batch_size)
+    scheduler = _scheduler(optimizer, recipe, steps=recipe.epochs * (len(edges) - 1))
+    result, best = TrainResult(), None
+    devices = [device] if device.type == "cuda" else []
+    with cpu_threads(threads), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(torch_seed(seed, "dropout", round))
+        for epoch in range(recipe.epochs):
+            model.train()
+            order = kept[torch.randperm(len(kept), generator=draw)].to(device)
+            total = torch.zeros((), device=device)
+            for start, stop in pairwise(edges):
+                batch = order[start:stop]
+                x = random_shift(images[batch], recipe.augment.shift, vary)
+                x = random_flip(x, vary) if recipe.augment.flip else x
+                loss = soft_cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), targets[batch])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                total += loss.detach() * len(batch)
+            result.losses.append(float(total) / len(kept))
+            result.best_epoch = epoch + 1
+            if on_epoch is not None:
+                on_epoch(epoch + 1, result.losses[-1])
+            if recipe.early_stop is not None:
+                model.eval()
+                with torch.inference_mode():
+                    result.holdout_losses.append(float(soft_cross_entropy(model(images_held), targets_held)))
+                if result.holdout_losses[-1] <= min(result.holdout_losses):
+                    best = (epoch + 1, {name: value.detach().clone() for name, value in model.state_dict().items()})
+                elif epoch + 1 - best[0] >= recipe.early_stop.patience:
+                    break
+    if best is not None:
+        result.best_epoch = best[0]
+        model.load_state_dict(best[1])
+    model.to("cpu", memory_format=torch.contiguous_format).eval()
+    return result
+
+
+def _split(count: int, recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Row numbers to train on and to hold out. Nothing is held out without early stopping or of a single image."""
+    if recipe.early_stop is None or count < 2:
+        return torch.arange(count), torch.arange(0)
+    order = torch.randperm(count, generator=generator)
+    held = min(max(1, round(count * recipe.early_stop.holdout)), count - 1)
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def _batch_edges(count: int, batch_size: int) -> list[int]:
+    """Batch boundaries. A last batch of one image joins its neighbour: batch normalisation needs two."""
+    edges = [*range(0, count, batch_size), count]
+    if len(edges) > 2 and edges[-1] - edges[-2] == 1:
+        del edges[-2]
+    return edges
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weights decay; biases and normalisation scales, which have one dimension, do not."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "cosine" or steps < 4:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1))
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.lr, total_steps=steps, pct_start=0.25, cycle_momentum=False, anneal_strategy="cos"
+    )

@@ -1,0 +1,139 @@
+"""Answers of a teacher, and the ways an API may cut them short: a label alone, the top k, rounded numbers."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdray.errors import TeacherError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Answers to B queries.
+
+    Attributes:
+        probs: float32 [B, K] as the teacher gave them (rounded, or zero outside the top k), or None for labels alone.
+        labels: int64 [B], the class the teacher finds most likely.
+        num_classes: K.
+    """
+
+    probs: Tensor | None
+    labels: Tensor
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.probs is not None and tuple(self.probs.shape) != (len(self.labels), self.num_classes):
+            raise TeacherError(
+                f"the teacher's answers have shape {list(self.probs.shape)}; "
+                f"expected [{len(self.labels)}, {self.num_classes}] for {len(self.labels)} images and teacher.classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, positions: Tensor) -> "Answers":
+        probs = None if self.probs is None else self.probs[positions]
+        return Answers(probs=probs, labels=self.labels[positions], num_classes=self.num_classes)
+
+
+class Teacher(Protocol):
+    """The contract of every teacher."""
+
+    identity: str
+    """Who answers and in which form; part of the ledger's key. Another model, another identity."""
+    num_classes: int
+    metered: bool
+    """Somebody may bill for a call: one that was sent and never answered counts as charged."""
+
+    def answer(self, images: Tensor) -> Answers:
+        """Answers to uint8 images [B, C, H, W]."""
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """How much of its probabilities a teacher shows.
+
+    Attributes:
+        kind: soft, hard or topK.
+        decimals: digits after the point, or None for full float32.
+    """
+
+    kind: str = "soft"
+    decimals: int | None = None
+
+    @property
+    def top(self) -> int | None:
+        """K of topK, or None."""
+        return int(self.kind[3:]) if self.kind.startswith("top") else None
+
+    def __str__(self) -> str:
+        return self.kind + ("" if self.decimals is None or self.kind == "hard" else f",decimals={self.decimals}")
+
+    def apply(self, probs: Tensor) -> Answers:
+        """Cut full probabilities float [B, K] down to this form; ties at the k-th place go to the lower class.
+
+        Raises:
+            TeacherError: top k of fewer than k classes.
+        """
+        count = probs.shape[1]
+        labels = probs.argmax(dim=1)
+        if self.kind == "hard":
+            return Answers(probs=None, labels=labels, num_classes=count)
+        shown = probs.to(torch.float32)
+        if self.top is not None:
+            if self.top > count:
+                raise TeacherError(f"teacher.answers: {self.kind} of {count} classes; use top{count} at most, or soft")
+            order = shown.argsort(dim=1, descending=True, stable=True)[:, : self.top]
+            shown = torch.zeros_like(shown).scatter(1, order, shown.gather(1, order))
+        if self.decimals is not None:
+            # Through float64: the float32 nearest to the decimal, as a client reading JSON would get.
+            shown = torch.from_numpy(np.round(shown.double().numpy(), self.decimals).astype(np.float32))
+        return Answers(probs=shown, labels=labels, num_classes=count)
+
+
+def training_targets(answers: Answers, top: int | None = None) -> Tensor:
+    """What the student is trained on: float32 [B, K], rows that sum to 1.
+
+    A label becomes a one-hot row. Of a top-k answer, what the k leave of the mass is spread evenly over the classes
+    not shown: the answer says they are small and nothing more. Rounded rows are scaled to sum to 1; a row that was
+    rounded to nothing becomes its label.
+    """
+    one_hot = torch.nn.functional.one_hot(answers.labels, answers.num_classes).to(torch.float32)
+    if answers.probs is None:
+        return one_hot
+    probs = answers.probs.double()
+    if top is not None and top < answers.num_classes:
+        shown = torch.zeros_like(probs, dtype=torch.bool)
+        shown.scatter_(1, probs.argsort(dim=1, descending=True, stable=True)[:, :top], True)
+        rest = (1.0 - probs.sum(dim=1, keepdim=True)).clamp_min(0.0) / (answers.num_classes - top)
+        probs = torch.where(shown, probs, rest)
+    total = probs.sum(dim=1, keepdim=True)
+    scaled = torch.where(total > 0, probs / total.clamp_min(1e-300), one_hot.double())
+    return scaled.to(torch.float32)
+
+
+def check_probabilities(probs: Tensor, batch: int, num_classes: int, tolerance: float) -> None:
+    """Refuse answers that cannot be probabilities.
+
+    Raises:
+        TeacherError: wrong shape, NaN or infinite, negative, or a row that does not sum to 1 within `tolerance`.
+    """
+    if tuple(probs.shape) != (batch, num_classes):
+        raise TeacherError(
+            f"the teacher answered {batch} images with an array of shape {list(probs.shape)}; "
+            f"expected [{batch}, {num_classes}]: check teacher.classes"
+        )
+    bad = ~torch.isfinite(probs).all(dim=1)
+    if bool(bad.any()):
+        raise TeacherError(f"the teacher's answer to image {int(bad.nonzero()[0])} of a batch holds NaN or infinity")
+    if bool((probs < 0).any()):
+        raise TeacherError(f"the teacher answered a negative probability ({float(probs.min()):g}); does it return logits?")
+    off = (probs.double().sum(dim=1) - 1).abs()
+    if batch and float(off.max()) > tolerance:
+        raise TeacherError(
+            f"the teacher's probabilities for image {int(off.argmax())} of a batch sum to "
+            f"{float(probs[int(off.argmax())].sum()):g}, not 1; does it return logits?"
+        )

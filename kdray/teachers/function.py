@@ -1,0 +1,103 @@
+"""A Python function as a teacher: a client of some API, an old binary behind subprocess, another framework."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdray.errors import TeacherError
+from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities
+
+
+class FunctionTeacher:
+    """Asks a function of uint8 [B, C, H, W] (numpy) that returns probabilities [B, K] or integer labels [B].
+
+    Args:
+        function: the function.
+        identity: names the model behind it and the form of the answers.
+        num_classes: K.
+        form: what is kept of its probabilities. Labels can only be kept as "hard".
+        metered: somebody may bill for calls.
+    """
+
+    def __init__(
+        self, function: Callable, *, identity: str, num_classes: int, form: AnswerFormat, metered: bool = True
+    ) -> None:
+        self.identity = identity
+        self.num_classes = num_classes
+        self.metered = metered
+        self._function, self._form = function, form
+
+    def answer(self, images: Tensor) -> Answers:
+        """Answers to uint8 images [B, C, H, W].
+
+        Raises:
+            TeacherError: the function raised, or returned something that is no answer.
+        """
+        try:
+            reply = self._function(images.numpy())
+        except Exception as error:  # whatever a user's function raises
+            raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
+        array = reply.detach().cpu().numpy() if isinstance(reply, Tensor) else np.asarray(reply)
+        if array.dtype.kind in "iu" and array.ndim == 1:
+            return self._labels(array, len(images))
+        if array.dtype.kind != "f":
+            raise TeacherError(
+                f"the teacher function returned {array.dtype} of shape {list(array.shape)}; "
+                f"expected probabilities [{len(images)}, {self.num_classes}] or integer labels [{len(images)}]"
+            )
+        probs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        check_probabilities(probs, len(images), self.num_classes, tolerance=0.05)
+        return self._form.apply(probs)
+
+    def _labels(self, array: np.ndarray, batch: int) -> Answers:
+        if self._form.kind != "hard":
+            raise TeacherError(
+                f"the teacher function returned labels, but teacher.answers is {self._form.kind!r}; set teacher.answers to hard"
+            )
+        if len(array) != batch:
+            raise TeacherError(f"the teacher function returned {len(array)} labels for {batch} images")
+        if batch and not (0 <= int(array.min()) and int(array.max()) < self.num_classes):
+            raise TeacherError(
+                f"the teacher function returned label {int(array.min()) if array.min() < 0 else int(array.max())}; "
+                f"labels lie in 0..{self.num_classes - 1}: check teacher.classes"
+            )
+        return Answers(probs=None, labels=torch.from_numpy(array.astype(np.int64)), num_classes=self.num_classes)
+
+
+def build_function_teacher(config, function: Callable | None = None) -> FunctionTeacher:
+    """The teacher of a `kdray.config.PythonTeacher` section; `function` stands in for the import where given.
+
+    Raises:
+        TeacherError: the function cannot be imported.
+    """
+    count = len(config.classes) if isinstance(config.classes, list) else config.classes
+    form = AnswerFormat(config.answers, config.decimals)
+    if form.top is not None and form.top > count:
+        raise TeacherError(f"teacher.answers: {config.answers} of a teacher with {count} classes; use top{count} at most, or soft")
+    return FunctionTeacher(
+        function or _import(config.function),
+        identity=f"python:{config.name or config.function}:{form}",
+        num_classes=count,
+        form=form,
+        metered=config.metered,
+    )
+
+
+def _import(text: str) -> Callable:
+    module, _, name = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = importlib.import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise TeacherError(f"teacher.function: cannot import {text} ({error}); is it importable from here?") from None
+    if not callable(function):
+        raise TeacherError(f"teacher.function: {text} is not callable")
+    return function
