@@ -35,7 +35,7 @@ class Cluster:
 
 @contextmanager
 def connect(environ: MutableMapping[str, str] = os.environ) -> Iterator[Cluster]:
-    """A cluster to work on: the one this process is already connected to, the one RAY_ADDRESS names, or a new local one.
+    """A cluster to work on: the one this process is connected to, the one RAY_ADDRESS names, or a new local one.
 
     Only what was opened here is closed at the end, and only a cluster started here is shut down.
 
@@ -79,7 +79,8 @@ def _start_local(environ: Mapping[str, str]) -> None:
 def _join(address: str, environ: MutableMapping[str, str]) -> None:
     if "://" in address and not address.startswith("ray://"):
         raise ClusterError(
-            f"RAY_ADDRESS={address} is the address for 'ray job submit'; to join the cluster set RAY_ADDRESS to auto or to HOST:PORT"
+            f"RAY_ADDRESS={address} is an address for 'ray job submit'; "
+            "to join the cluster set RAY_ADDRESS to auto or to HOST:PORT"
         )
     if address != "auto":
         host, port = _host_and_port(address)
@@ -110,7 +111,9 @@ def _init(**options) -> None:
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise ClusterError(f"RAY_ADDRESS={address} is not an address; set it to auto or to HOST:PORT, for example 10.0.0.1:6379")
+        raise ClusterError(
+            f"RAY_ADDRESS={address} is not an address; set it to auto or to HOST:PORT, for example 10.0.0.1:6379"
+        )
     return host.strip("[]"), int(port)
 
 

@@ -82,7 +82,11 @@ class RaySearcher:
         return ray.get([actor.pid.remote() for actor in self._actors])
 
     def search(
-        self, pool, model: torch.nn.Module, request: SearchRequest, on_progress: Callable[[int, int], None] | None = None
+        self,
+        pool,
+        model: torch.nn.Module,
+        request: SearchRequest,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> Scored:
         """See `kdray.search.Searcher`. The result does not depend on workers, their order or their deaths.
 
@@ -94,51 +98,70 @@ class RaySearcher:
         if self._pool is None or self._pool[0] is not pool:
             self._pool = (pool, ray.put(pool))
         boxes = ([self._pool[1]], [ray.put(model.cpu())], [ray.put(request)])
-        bounds = chunk_bounds(pool, self._chunk)
-        merged = LowestK(request.k)
-        # A worker gets chunks once it has answered a call: one that waits for a free CPU must not hold any.
-        assignment = Assignment(len(bounds))
-        running: dict[ray.ObjectRef, tuple[int, int]] = {}
-        waking = {actor.pid.remote(): worker for worker, actor in enumerate(self._actors)}
-        alive_at, scored = time.monotonic(), 0
-        while not assignment.complete:
-            for worker, task in assignment.next_tasks():
-                start, stop = bounds[task]
-                running[self._actors[worker].score.remote(*boxes, start, stop, merged.bound)] = (worker, task)
-            ready, _ = ray.wait([*running, *waking], num_returns=1, timeout=1.0)
-            for reference in ready:
-                if reference in waking:
-                    self._wake(reference, waking, assignment)
-                    continue
-                worker, task = running.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except (RayActorError, ActorUnavailableError):
-                    if worker in assignment.workers:
-                        assignment.lost(worker)
-                        waking[self._actors[worker].pid.remote()] = worker
-                    continue
-                except RayTaskError as error:
-                    raise unwrap(error) from None
+        search = _Search(self._actors, boxes, chunk_bounds(pool, self._chunk), LowestK(request.k))
+        alive_at = time.monotonic()
+        while not search.assignment.complete:
+            if search.advance():
                 alive_at = time.monotonic()
-                if assignment.done(worker, task):
-                    merged.add(result)
-                    scored += result.evaluated
-                    if on_progress is not None:
-                        on_progress(scored, len(pool))
-            if not assignment.workers and time.monotonic() - alive_at > self._patience_s:
-                raise ScoringError(f"no scoring worker for {self._patience_s:.0f} s; look at 'ray status', then 'kdray resume'")
-        self.requeued += assignment.requeued
-        for reference in running:  # stolen copies that lost the race
-            ray.cancel(reference)
-        return merged.result()
+                if on_progress is not None:
+                    on_progress(search.merged.evaluated, len(pool))
+            elif not search.assignment.workers and time.monotonic() - alive_at > self._patience_s:
+                raise ScoringError(
+                    f"no scoring worker for {self._patience_s:.0f} s; look at 'ray status', then 'kdray resume'"
+                )
+        search.cancel_rest()
+        self.requeued += search.assignment.requeued
+        return search.merged.result()
 
-    def _wake(self, reference: ray.ObjectRef, waking: dict[ray.ObjectRef, int], assignment: Assignment) -> None:
-        """A dead worker answered a call again, or died again."""
-        worker = waking.pop(reference)
+
+class _Search:
+    """One search under way: which chunk runs where, which workers are being waited for, the lowest so far."""
+
+    def __init__(self, actors: list, boxes: tuple, bounds: list[tuple[int, int]], merged: LowestK) -> None:
+        self._actors, self._boxes, self._bounds, self.merged = actors, boxes, bounds, merged
+        self.assignment = Assignment(len(bounds))
+        self._running: dict[ray.ObjectRef, tuple[int, int]] = {}
+        # A worker gets chunks once it has answered a call: one that waits for a free CPU must not hold any.
+        self._waking = {actor.pid.remote(): worker for worker, actor in enumerate(actors)}
+
+    def advance(self) -> bool:
+        """Hand out chunks and take in the next reply, if one comes within a second; whether it was a new chunk."""
+        for worker, task in self.assignment.next_tasks():
+            call = self._actors[worker].score.remote(*self._boxes, *self._bounds[task], self.merged.bound)
+            self._running[call] = (worker, task)
+        ready, _ = ray.wait([*self._running, *self._waking], num_returns=1, timeout=1.0)
+        if not ready:
+            return False
+        return self._woken(ready[0]) if ready[0] in self._waking else self._scored(ready[0])
+
+    def cancel_rest(self) -> None:
+        """Drop stolen copies that lost the race and have not started."""
+        for call in self._running:
+            ray.cancel(call)
+
+    def _scored(self, call: ray.ObjectRef) -> bool:
+        worker, task = self._running.pop(call)
         try:
-            ray.get(reference)
+            result = ray.get(call)
         except (RayActorError, ActorUnavailableError):
-            waking[self._actors[worker].pid.remote()] = worker
+            if worker in self.assignment.workers:
+                self.assignment.lost(worker)
+                self._waking[self._actors[worker].pid.remote()] = worker
+            return False
+        except RayTaskError as error:
+            raise unwrap(error) from None
+        if not self.assignment.done(worker, task):
+            return False
+        self.merged.add(result)
+        return True
+
+    def _woken(self, call: ray.ObjectRef) -> bool:
+        """A worker answers for the first time, or again after its death; or it died once more."""
+        worker = self._waking.pop(call)
+        try:
+            ray.get(call)
+        except (RayActorError, ActorUnavailableError):
+            self._waking[self._actors[worker].pid.remote()] = worker
         else:
-            assignment.joined(worker)
+            self.assignment.joined(worker)
+        return False

@@ -42,7 +42,11 @@ class RayTrainer:
         self._spec, self._gpus = spec, gpus
 
     def fit(
-        self, images: torch.Tensor, targets: torch.Tensor, round: int, on_epoch: Callable[[int, float], None] | None = None
+        self,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        round: int,
+        on_epoch: Callable[[int, float], None] | None = None,
     ) -> tuple[bytes, TrainResult]:
         """See `kdray.rounds.Trainer`. Training is pure, so one that dies with its node is started again elsewhere.
 

@@ -1,4 +1,4 @@
-"""The teacher pool on Ray: actors that ask, and one rate limit for all of them, kept where the batches are handed out."""
+"""The teacher pool on Ray: actors that ask, and one rate limit for all, kept where batches are handed out."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from kdray.errors import RunDirectoryError
 from kdray.files import read_json, write_bytes, write_json
-from kdray.images import decode_png, encode_png
+from kdray.images import ImageSet, decode_png, encode_png
 from kdray.teachers.answers import Answers
 
 PHASES = ("choose", "query", "train", "evaluate")
-_ARTEFACTS = dict(zip(PHASES, ("candidates.parquet", "labelled.parquet", "student.safetensors", "metrics.json"), strict=True))
+_ARTEFACTS = dict(
+    zip(PHASES, ("candidates.parquet", "labelled.parquet", "student.safetensors", "metrics.json"), strict=True)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,9 @@ class RunDirectory:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
-            raise RunDirectoryError(f"another kdray process is working in {self.path}; wait for it, or choose another --out") from None
+            raise RunDirectoryError(
+                f"another kdray process is working in {self.path}; wait for it, or choose another --out"
+            ) from None
         self._lock = handle
 
     def unlock(self) -> None:
@@ -119,7 +123,9 @@ class RunDirectory:
     def write_candidates(self, number: int, candidates: Candidates) -> None:
         """rounds/NNN/candidates.parquet."""
         columns: dict[str, Any] = {"id": candidates.ids}
-        columns["score"] = candidates.scores if candidates.scores is not None else pa.nulls(len(candidates.ids), pa.float32())
+        columns["score"] = (
+            candidates.scores if candidates.scores is not None else pa.nulls(len(candidates.ids), pa.float32())
+        )
         table = pa.table(columns | candidates.columns)
         metadata = {"source": candidates.source, "evaluated": str(candidates.evaluated)}
         _write_table(self.artefact(number, "choose"), table.replace_schema_metadata(metadata))
@@ -133,19 +139,22 @@ class RunDirectory:
             ids=table.column("id").to_numpy().copy(),
             scores=None if scores.null_count == len(table) else scores.to_numpy(),
             source=metadata["source"],
-            columns={name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "score")},
+            columns={
+                name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "score")
+            },
             evaluated=int(metadata["evaluated"]),
         )
 
     def write_labelled(self, number: int, labelled: Labelled, classes: tuple[str, ...] | None) -> None:
         """rounds/NNN/labelled.parquet, and the same rows in labelled/."""
-        images = [{"bytes": encode_png(image), "path": None} for image in labelled.images.numpy()]
         answers = labelled.answers
         vectors = pa.list_(pa.float32())
         table = pa.table(
             {
-                "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-                "probs": pa.nulls(len(labelled), vectors) if answers.probs is None else pa.array(list(answers.probs.numpy()), vectors),
+                "image": _image_column(labelled.images),
+                "probs": pa.nulls(len(labelled), vectors)
+                if answers.probs is None
+                else pa.array(list(answers.probs.numpy()), vectors),
                 "label": answers.labels.numpy(),
                 "source": list(labelled.source),
                 "id": labelled.ids,
@@ -159,8 +168,7 @@ class RunDirectory:
             "source": {"dtype": "string", "_type": "Value"},
             "id": {"dtype": "int64", "_type": "Value"},
         }
-        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-        _write_table(self.artefact(number, "query"), table.replace_schema_metadata(metadata))
+        _write_table(self.artefact(number, "query"), _with_features(table, features))
         self.publish(number)
 
     def publish(self, number: int) -> None:
@@ -192,7 +200,10 @@ class RunDirectory:
             num_classes=num_classes,
         )
         return Labelled(
-            images=images, answers=answers, ids=table.column("id").to_numpy().copy(), source=tuple(table.column("source").to_pylist())
+            images=images,
+            answers=answers,
+            ids=table.column("id").to_numpy().copy(),
+            source=tuple(table.column("source").to_pylist()),
         )
 
     def add_phase(self, number: int, phase: str, facts: dict[str, Any]) -> None:
@@ -206,6 +217,26 @@ class RunDirectory:
         return read_json(path) if path.exists() else {}
 
 
+def write_image_set(path: Path, data: ImageSet) -> None:
+    """An image set as Hugging Face style parquet, to the bit: for arrays a run was given from Python."""
+    columns = {"image": _image_column(data.images)}
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    if data.labels is not None:
+        columns["label"] = pa.array(data.labels.numpy())
+        features["label"] = {"dtype": "int64", "_type": "Value"}
+    _write_table(path, _with_features(pa.table(columns), features))
+
+
+def _image_column(images: Tensor) -> pa.Array:
+    """uint8 [N, C, H, W] as a struct column of PNG bytes and an empty path."""
+    cells = [{"bytes": encode_png(image), "path": None} for image in images.numpy()]
+    return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+
+def _with_features(table: pa.Table, features: dict[str, Any]) -> pa.Table:
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
 def _write_table(path: Path, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -216,4 +247,6 @@ def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise RunDirectoryError(f"{path} cannot be read ({error}); move it away and resume: the ledger has the answers") from None
+        raise RunDirectoryError(
+            f"{path} cannot be read ({error}); move it away and resume: the ledger has the answers"
+        ) from None

@@ -110,7 +110,9 @@ def teacher_train_command(
         display = make_display()
         try:
             train_teacher(
-                teacher, parsed.resources.trainer.threads, lambda done, loss: display.progress(done, teacher.train.epochs)
+                teacher,
+                parsed.resources.trainer.threads,
+                lambda done, loss: display.progress(done, teacher.train.epochs),
             )
         finally:
             display.close()
@@ -158,7 +160,9 @@ def _show(result) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     receipt = result.receipt
     console.print(result_table(result.history, receipt.budget))
-    spent = f"{receipt.queries:,} of {receipt.budget:,} training queries, {receipt.evaluation_queries:,} evaluation queries"
+    spent = (
+        f"{receipt.queries:,} of {receipt.budget:,} training queries, {receipt.evaluation_queries:,} evaluation queries"
+    )
     if receipt.uncertain:
         spent += f", {receipt.uncertain:,} of them sent and never answered"
     if receipt.cost is not None:

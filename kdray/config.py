@@ -25,7 +25,9 @@ class _Images(_Section):
     """Half-open range of rows, "start:stop", taken before `count` is drawn; null takes all."""
     count: Annotated[int, Field(ge=1)] | None = None
     """How many images to draw (seeded, without looking at labels); null takes all."""
-    size: Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_square)] | None = None
+    size: (
+        Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_square)] | None
+    ) = None
     """Resize to [height, width], or to one number squared; null leaves images as they are."""
     colour: Literal["grey", "rgb"] | None = None
     """Convert to this colour; null keeps grey grey and makes everything else RGB."""
@@ -74,9 +76,7 @@ class DigitsImages(_Images):
     source: Literal["digits"]
 
 
-ImagesConfig = Annotated[
-    ParquetImages | FolderImages | TorchvisionImages | DigitsImages, Field(discriminator="source")
-]
+ImagesConfig = Annotated[ParquetImages | FolderImages | TorchvisionImages | DigitsImages, Field(discriminator="source")]
 
 
 class AugmentConfig(_Section):
@@ -301,8 +301,8 @@ class TrainerConfig(_Section):
     """Where the student is trained."""
 
     where: Literal["auto", "driver", "worker"] = "auto"
-    """driver: in the process that runs the loop. worker: in a Ray actor with `cpus` and `gpus`. auto: a worker where gpus
-    is set or the cluster has a GPU the driver lacks, else the driver."""
+    """driver: in the process that runs the loop. worker: in a Ray actor with `gpus`. auto: a worker where gpus is set or
+    the cluster has a GPU the driver lacks, else the driver."""
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """CPU threads of training. Results depend on it in the last bits, so auto is resolved once and written into the
     run's config.yaml."""
@@ -370,8 +370,9 @@ def schedule(budget: int, images: int, rounds: int, per_round: int | None) -> li
         )
     if rounds and left < rounds * (per_round or 1):
         raise ConfigError(
-            f"budget.queries: after round 0 {left:,} of {budget:,} queries are left, too few for select.rounds = {rounds} "
-            f"rounds of {per_round or 1:,}; raise budget.queries to at least {images + rounds * (per_round or 1):,}"
+            f"budget.queries: after round 0 {left:,} of {budget:,} queries are left, too few for "
+            f"select.rounds = {rounds} rounds of {per_round or 1:,}; "
+            f"raise budget.queries to at least {images + rounds * (per_round or 1):,}"
         )
     if per_round is not None:
         return [images] + [per_round] * rounds

@@ -22,7 +22,9 @@ def parse_config(data: Any, *, origin: str = "config") -> Config:
         ConfigError: one message that names every bad field, its value, and the nearest known name of an unknown one.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{origin}: expected a mapping of sections (images, teacher, budget, ...), got {type(data).__name__}")
+        raise ConfigError(
+            f"{origin}: expected a mapping of sections (images, teacher, budget, ...), got {type(data).__name__}"
+        )
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -76,7 +78,11 @@ def differences(first: Config, second: Config) -> list[str]:
     def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(data, dict):
             return {prefix: data}
-        return {key: value for name, part in data.items() for key, value in flatten(part, f"{prefix}.{name}".lstrip(".")).items()}
+        return {
+            key: value
+            for name, part in data.items()
+            for key, value in flatten(part, f"{prefix}.{name}".lstrip(".")).items()
+        }
 
     a, b = flatten(first.model_dump(mode="json")), flatten(second.model_dump(mode="json"))
     keys = list(a) + [key for key in b if key not in a]
@@ -112,7 +118,11 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{path} is missing"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         tag = problem["ctx"]["discriminator"].strip("'")
-        given = f"{value.get(tag)!r} is not one of" if isinstance(value, dict) and tag in value else "is missing; give one of"
+        given = (
+            f"{value.get(tag)!r} is not one of"
+            if isinstance(value, dict) and tag in value
+            else "is missing; give one of"
+        )
         return f"{path}.{tag}: {given} {problem['ctx'].get('expected_tags', _tags(path))}"
     if kind == "value_error":
         text = str(problem["ctx"]["error"])

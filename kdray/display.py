@@ -81,7 +81,9 @@ class PlainDisplay(_State):
 
     def round_done(self, metrics: RoundMetrics) -> None:
         super().round_done(metrics)
-        self._say(f"round {metrics.round}/{self._rounds} done in {sum(metrics.seconds.values()):.1f} s: {self._status()}")
+        self._say(
+            f"round {metrics.round}/{self._rounds} done in {sum(metrics.seconds.values()):.1f} s: {self._status()}"
+        )
 
     def note(self, text: str) -> None:
         self._say(text)
@@ -113,12 +115,15 @@ class LiveDisplay(_State):
     def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
         self._spent = self._spent if spent is None else spent
         rate = f"{self._rate(done):,.0f} {_UNITS.get(self._phase, 'epochs')}/s"
-        self._progress.update(self._task, completed=done, total=total, description=self._head(), rate=rate, status=self._status())
+        self._progress.update(
+            self._task, completed=done, total=total, description=self._head(), rate=rate, status=self._status()
+        )
 
     def round_done(self, metrics: RoundMetrics) -> None:
         super().round_done(metrics)
         self._progress.console.print(
-            f"round {metrics.round}/{self._rounds} done in {sum(metrics.seconds.values()):.1f} s: {self._status()}", highlight=False
+            f"round {metrics.round}/{self._rounds} done in {sum(metrics.seconds.values()):.1f} s: {self._status()}",
+            highlight=False,
         )
 
     def note(self, text: str) -> None:
@@ -131,7 +136,19 @@ class LiveDisplay(_State):
 def result_table(history: list[RoundMetrics], budget: int) -> Table:
     """The closing table: a row a round."""
     table = Table(title="kdray: student against teacher", title_justify="left")
-    for name in ("round", "images", "queries", "student", "teacher", "success", "agreement", "choose s", "query s", "train s", "evaluate s"):
+    for name in (
+        "round",
+        "images",
+        "queries",
+        "student",
+        "teacher",
+        "success",
+        "agreement",
+        "choose s",
+        "query s",
+        "train s",
+        "evaluate s",
+    ):
         table.add_column(name, justify="right")
     for m in history:
         shares = (m.student_accuracy, m.teacher_accuracy, m.success_rate, m.agreement)

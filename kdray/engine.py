@@ -51,7 +51,9 @@ def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[tuple
         trainer: Trainer = LocalTrainer(inputs.spec)
         if where == "worker":
             trainer = RayTrainer(inputs.spec, gpus=resources.trainer.gpus)
-        observer.note(f"Ray ({cluster.address}): {workers} scoring workers, {asking} teacher workers, training in the {where}")
+        observer.note(
+            f"Ray ({cluster.address}): {workers} scoring workers, {asking} teacher workers, training in the {where}"
+        )
         yield searcher, teachers, trainer
 
 

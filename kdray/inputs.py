@@ -49,6 +49,20 @@ class Inputs:
     classes: tuple[str, ...] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Parts handed over from Python, which a config can only name.
+
+    Attributes:
+        images, test: image sets; written into the run directory, where the config says they are.
+        function: a python teacher's function, in place of its import.
+    """
+
+    images: ImageSet | None = None
+    test: ImageSet | None = None
+    function: Callable | None = None
+
+
 def resolve(config: Config, recorded: Config | None = None) -> Config:
     """The config as it goes into the run directory: absolute paths, and a number for `auto` threads.
 
@@ -67,39 +81,43 @@ def resolve(config: Config, recorded: Config | None = None) -> Config:
     return Config.model_validate(data)
 
 
-def read_candidates(config: Config) -> tuple[ImageSet, MixupPool, list[int]]:
-    """The user's images, the pool over them, and the queries of each round.
+def read_candidates(config: Config, given: ImageSet | None = None) -> tuple[ImageSet, MixupPool, list[int]]:
+    """The user's images (`given`, or read), the pool over them, and the queries of each round.
 
     Raises:
         ImageSetError: images that cannot be read.
         ConfigError: a budget below what round 0 needs, or above what the pool holds.
     """
-    images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
+    images = given or read_images(config.images, generator=numpy_generator(config.seed, "images"))
     queries = schedule(config.budget.queries, len(images), config.select.rounds, config.select.per_round)
     pool = MixupPool(images.images, config.pool.grid())
     room = capacity(config.select.strategy, pool)
     if sum(queries[1:]) > room:
         raise ConfigError(
-            f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} images give "
-            f"only {room:,} for {config.select.strategy}; lower budget.queries to {queries[0] + room:,} or raise images.count"
+            f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} "
+            f"images give only {room:,} for {config.select.strategy}; "
+            f"lower budget.queries to {queries[0] + room:,} or raise images.count"
         )
     return images, pool, queries
 
 
-def read_inputs(config: Config, *, observer: Observer | None = None, function: Callable | None = None) -> Inputs:
+def read_inputs(config: Config, *, observer: Observer | None = None, given: Given | None = None) -> Inputs:
     """Read and check what `config` names; trains a local teacher whose weights are not there but whose recipe is.
 
     Args:
-        function: stands in for the import of a python teacher's function.
+        given: parts that come from Python in place of files.
 
     Raises:
         KdrayError: of the kind and with the field of what is wrong.
     """
     observer = observer or Observer()
-    images, pool, queries = read_candidates(config)
+    given = given or Given()
+    images, pool, queries = read_candidates(config, given.images)
     test = None
     if config.test is not None:
-        test = read_images(config.test, generator=numpy_generator(config.seed, "test"), field="test", with_labels=True)
+        test = given.test or read_images(
+            config.test, generator=numpy_generator(config.seed, "test"), field="test", with_labels=True
+        )
         if test.image_shape != images.image_shape:
             raise ImageSetError(
                 f"test: its images have shape {test.image_shape}, the images to distil with {images.image_shape}; "
@@ -107,13 +125,15 @@ def read_inputs(config: Config, *, observer: Observer | None = None, function: C
             )
     threads = config.resources.trainer.threads
     _train_missing_teacher(config.teacher, threads, observer)
-    if function is not None:
-        build: Callable[[], Teacher] = partial(build_function_teacher, config.teacher, function)
+    if given.function is not None:
+        build: Callable[[], Teacher] = partial(build_function_teacher, config.teacher, given.function)
     else:
         build = partial(build_teacher, config.teacher, images.image_shape)
     teacher = build()
     if test is not None and int(test.labels.max()) >= teacher.num_classes:
-        raise ImageSetError(f"test: label {int(test.labels.max())} found, but the teacher has {teacher.num_classes} classes")
+        raise ImageSetError(
+            f"test: label {int(test.labels.max())} found, but the teacher has {teacher.num_classes} classes"
+        )
     classes = class_names(config.teacher)
     mean, std = pixel_statistics(images.images)
     card = ModelCard(
@@ -121,11 +141,22 @@ def read_inputs(config: Config, *, observer: Observer | None = None, function: C
     )
     spec = StudentSpec(card=card, mean=mean, std=std, recipe=config.student, seed=config.seed, threads=threads)
     if config.student.augment.shift >= min(images.image_shape[1:]):
-        raise ConfigError(f"student.augment.shift: {config.student.augment.shift} pixels do not fit images of {images.image_shape[1:]}")
+        raise ConfigError(
+            f"student.augment.shift: {config.student.augment.shift} pixels do not fit "
+            f"images of {images.image_shape[1]}x{images.image_shape[2]}"
+        )
     resolve_device(config.student.device)
     build_model(card.model, card.image_shape, card.num_classes, seed=0)  # refuses images too small for it
     return Inputs(
-        config=config, images=images, test=test, pool=pool, schedule=queries, spec=spec, build=build, teacher=teacher, classes=classes
+        config=config,
+        images=images,
+        test=test,
+        pool=pool,
+        schedule=queries,
+        spec=spec,
+        build=build,
+        teacher=teacher,
+        classes=classes,
     )
 
 

@@ -104,7 +104,10 @@ def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | No
     if teacher.kind == "local" and teacher.model and not teacher.model.startswith("torchvision/"):
         card = read_card(teacher.weights) if Path(teacher.weights).exists() else None
         if card is not None and tuple(card.image_shape) != tuple(shape):
-            raise TeacherError(f"the teacher takes images of shape {card.image_shape}, but the images have {tuple(shape)}; set images.size")
+            raise TeacherError(
+                f"the teacher takes images of shape {card.image_shape}, but the images have {tuple(shape)}; "
+                "set images.size"
+            )
     return build_teacher(teacher, shape).num_classes, None
 
 
@@ -127,7 +130,12 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("images", f"{plan.images:,}"),
         ("pool", f"{plan.groups:,} groups, {plan.candidates:,} candidates (virtual: rendered when needed)"),
         ("queries", f"{sum(plan.schedule):,} = " + _rounds(plan.schedule)),
-        ("evaluation", "test images, free: the teacher is local" if plan.evaluation is None else f"{plan.evaluation:,} queries, counted apart"),
+        (
+            "evaluation",
+            "test images, free: the teacher is local"
+            if plan.evaluation is None
+            else f"{plan.evaluation:,} queries, counted apart",
+        ),
         ("cost", "unknown: set budget.price_per_query" if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}"),
         ("scoring", _duration(plan)),
         ("memory", f"{plan.worker_bytes / 2**20:,.0f} MiB a worker, measured; the same for any pool size"),
@@ -146,7 +154,13 @@ def _duration(plan: Plan) -> str:
     if not plan.scored:
         return "none: this choice does not look at the student"
     seconds = plan.scoring_s
-    text = f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.1f} h"
+    text = (
+        f"{seconds:,.0f} s"
+        if seconds < 600
+        else f"{seconds / 60:,.0f} min"
+        if seconds < 36_000
+        else f"{seconds / 3600:,.1f} h"
+    )
     return (
         f"about {text} for {plan.scored:,} forward passes with {plan.workers} workers "
         f"({plan.rate_per_s:,.0f} candidates/s, from a {PROBE_S:.0f}-second probe here)"

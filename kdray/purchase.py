@@ -1,5 +1,6 @@
 """Buying answers: look up, reserve, ask, commit, in that order, for any teacher pool."""
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from kdray.errors import BudgetExceeded, TeacherError
 from kdray.ledger.store import Ledger, Reservation, hash_images, to_answers
 from kdray.teachers.answers import Answers
-from kdray.teachers.pool import TeacherPool
+from kdray.teachers.pool import Reply, TeacherPool
 
 _MAX_TRIES = 5  # of one batch whose worker died; a reply that says no is never tried again
 
@@ -57,71 +58,96 @@ def buy(
     Raises:
         TeacherError: the teacher refused, failed or answered nonsense. What was answered before is in the ledger.
     """
-    teacher = pool.teacher
-    hashes = hash_images(images)
-    known = ledger.lookup(teacher.identity, hashes)
-    batches = _open_batches(hashes, known, batch_size)
-    charged, reused = 0, len(hashes) - sum(len(batch) for batch in batches)
-    waiting: dict[int, Reservation] = {}
-    tries: dict[int, int] = {}
-    queue = list(range(len(batches)))
-    broke = False
+    return _Purchase(images, pool, ledger, batch_size, purpose, round, owner).complete(on_progress)
 
-    def draw() -> Iterator[tuple[int, Tensor]]:
-        nonlocal broke
-        while queue and not broke:
-            number = queue.pop(0)
-            positions = batches[number]
-            affordable = min(len(positions), ledger.remaining(purpose))
-            broke = affordable < len(positions)
+
+class _Purchase:
+    """One call of `buy`: the batches still to ask, the reservations on their way, the answers known."""
+
+    def __init__(
+        self, images: Tensor, pool: TeacherPool, ledger: Ledger, batch_size: int, purpose: str, round: int, owner: str
+    ) -> None:
+        self._images, self._pool, self._ledger = images, pool, ledger
+        self._purpose, self._round, self._owner = purpose, round, owner
+        self._teacher = pool.teacher
+        self._hashes = hash_images(images)
+        self._known = ledger.lookup(self._teacher.identity, self._hashes)
+        self._batches = _open_batches(self._hashes, self._known, batch_size)
+        self._queue = deque(range(len(self._batches)))
+        self._waiting: dict[int, Reservation] = {}
+        self._tries: Counter[int] = Counter()
+        self._reused = len(self._hashes) - sum(len(batch) for batch in self._batches)
+        self._charged = 0
+        self._broke = False
+
+    def complete(self, on_progress: Callable[[int, int], None] | None) -> Bought:
+        distinct = len(set(self._hashes))
+        try:
+            # A batch whose worker died is queued again after the pool has drawn the last one: then it is asked anew.
+            while self._queue and not self._broke:
+                for reply in self._pool.ask(self._draw()):
+                    self._take(reply)
+                    if on_progress is not None:
+                        on_progress(len(self._known), distinct)
+        finally:
+            for number in list(self._waiting):
+                self._settle_lost(number)
+        positions = [position for position, key in enumerate(self._hashes) if key in self._known]
+        rows = [self._known[self._hashes[position]] for position in positions]
+        return Bought(
+            positions=torch.tensor(positions, dtype=torch.int64),
+            answers=to_answers(rows, self._teacher.num_classes),
+            charged=self._charged,
+            reused=self._reused,
+            short=len(self._hashes) - len(positions),
+        )
+
+    def _draw(self) -> Iterator[tuple[int, Tensor]]:
+        """Batches to send, each reserved at the moment it is drawn; cut short where the budget ends."""
+        while self._queue and not self._broke:
+            number = self._queue.popleft()
+            positions = self._batches[number]
+            affordable = min(len(positions), self._ledger.remaining(self._purpose))
+            self._broke = affordable < len(positions)
             if affordable == 0:
                 return
-            batches[number] = positions = positions[:affordable]
+            self._batches[number] = positions = positions[:affordable]
             try:
-                waiting[number] = ledger.reserve(
-                    affordable, teacher=teacher.identity, purpose=purpose, round=round, owner=owner, metered=teacher.metered
+                self._waiting[number] = self._ledger.reserve(
+                    affordable,
+                    teacher=self._teacher.identity,
+                    purpose=self._purpose,
+                    round=self._round,
+                    owner=self._owner,
+                    metered=self._teacher.metered,
                 )
             except BudgetExceeded:  # another run on the same ledger was faster
-                broke = True
+                self._broke = True
                 return
-            tries[number] = tries.get(number, 0) + 1
-            yield number, images[torch.tensor(positions)]
+            self._tries[number] += 1
+            yield number, self._images[torch.tensor(positions)]
 
-    def settle_lost(number: int) -> None:
-        nonlocal charged
-        reservation = waiting.pop(number)
-        if teacher.metered:
-            ledger.mark_uncertain(reservation)
-            charged += reservation.queries
+    def _take(self, reply: Reply) -> None:
+        """Commit a reply's answers; give up, or queue its batch again, where there are none."""
+        if reply.answers is None:
+            self._settle_lost(reply.key)
+            if reply.fatal or self._tries[reply.key] >= _MAX_TRIES:
+                raise TeacherError(reply.error or "the teacher did not answer")
+            self._queue.append(reply.key)
+            return
+        keys = [self._hashes[position] for position in self._batches[reply.key]]
+        self._ledger.commit(self._waiting.pop(reply.key), keys, reply.answers)
+        self._charged += len(keys)
+        self._known.update(self._ledger.lookup(self._teacher.identity, keys))
+
+    def _settle_lost(self, number: int) -> None:
+        """Nobody will answer this batch: charged where somebody may bill for it, else given back."""
+        reservation = self._waiting.pop(number)
+        if self._teacher.metered:
+            self._ledger.mark_uncertain(reservation)
+            self._charged += reservation.queries
         else:
-            ledger.release(reservation)
-
-    try:
-        while queue and not broke:
-            for reply in pool.ask(draw()):
-                if reply.answers is None:
-                    settle_lost(reply.key)
-                    if reply.fatal or tries[reply.key] >= _MAX_TRIES:
-                        raise TeacherError(reply.error or "the teacher did not answer")
-                    queue.append(reply.key)
-                    continue
-                keys = [hashes[position] for position in batches[reply.key]]
-                ledger.commit(waiting.pop(reply.key), keys, reply.answers)
-                charged += len(keys)
-                known.update(ledger.lookup(teacher.identity, keys))
-                if on_progress is not None:
-                    on_progress(len(known), len(set(hashes)))
-    finally:
-        for number in list(waiting):
-            settle_lost(number)
-    positions = [position for position, key in enumerate(hashes) if key in known]
-    return Bought(
-        positions=torch.tensor(positions, dtype=torch.int64),
-        answers=to_answers([known[hashes[position]] for position in positions], teacher.num_classes),
-        charged=charged,
-        reused=reused,
-        short=len(hashes) - len(positions),
-    )
+            self._ledger.release(reservation)
 
 
 def _open_batches(hashes: list[bytes], known: dict, batch_size: int) -> list[list[int]]:

@@ -141,9 +141,7 @@ class Rounds:
     def _search(self, student_round: int, request: SearchRequest) -> Scored:
         """Score the pool with the student of an earlier round, always as it is on disk."""
         model = load_student(self.directory.artefact(student_round, "train"))
-        return self.parts.searcher.search(
-            self.parts.pool, model, request, lambda done, total: self.parts.observer.progress(done, total)
-        )
+        return self.parts.searcher.search(self.parts.pool, model, request, self.parts.observer.progress)
 
     def _query(self, number: int) -> None:
         parts, begin = self.parts, time.monotonic()
@@ -164,7 +162,9 @@ class Rounds:
                 "nothing is lost: what was bought is in the ledger and in labelled/"
             )
         if bought.short:
-            parts.observer.note(f"the budget ran out: {bought.short:,} of {len(images):,} candidates of round {number} were not asked")
+            parts.observer.note(
+                f"the budget ran out: {bought.short:,} of {len(images):,} candidates of round {number} were not asked"
+            )
         rows = bought.positions.numpy()
         labelled = Labelled(
             images=images[bought.positions],
@@ -243,7 +243,7 @@ class Rounds:
                 batch_size=parts.batch_size,
                 purpose="evaluation",
                 owner=parts.owner,
-                on_progress=lambda done, total: parts.observer.progress(done, total),
+                on_progress=parts.observer.progress,
             )
         except TeacherError as error:
             parts.observer.note(f"the teacher could not be measured: {error}")

@@ -1,17 +1,16 @@
 """A run from its config to its result, in a run directory that can be killed and resumed at any moment."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdray.artefacts import Labelled, RunDirectory
+from kdray.artefacts import Labelled, RunDirectory, write_image_set
 from kdray.config import Config
 from kdray.config_file import differences, dump_config, load_config
 from kdray.engine import engine, teacher_batch
 from kdray.errors import RunDirectoryError
 from kdray.events import EventWriter
 from kdray.files import read_json, write_bytes
-from kdray.inputs import Inputs, read_inputs, resolve
+from kdray.inputs import Given, Inputs, read_inputs, resolve
 from kdray.ledger.store import Ledger
 from kdray.observers import Observer, Observers, RoundMetrics
 from kdray.paths import runs_folder
@@ -89,7 +88,13 @@ def choose_directory(config: Config, name: str) -> RunDirectory:
 
 def _differences(recorded: Config, config: Config) -> list[str]:
     """Differences that make another experiment. Workers and chunks do not: they change nothing that is chosen."""
-    free = ("resources.scoring", "resources.teacher_workers", "resources.chunk", "resources.trainer.where", "resources.trainer.gpus")
+    free = (
+        "resources.scoring",
+        "resources.teacher_workers",
+        "resources.chunk",
+        "resources.trainer.where",
+        "resources.trainer.gpus",
+    )
     return [line for line in differences(recorded, config) if not line.startswith(free)]
 
 
@@ -99,7 +104,7 @@ def run(
     *,
     local: bool = False,
     observer: Observer | None = None,
-    function: Callable | None = None,
+    given: Given | None = None,
 ) -> Result:
     """Start a run, or go on with the one in `directory`, and see it to its end.
 
@@ -107,11 +112,11 @@ def run(
         config: as the user gave it; the run directory gets it resolved.
         local: everything in this process, no Ray.
         observer: told what happens; closed at the end.
-        function: stands in for the import of a python teacher's function.
+        given: parts that come from Python in place of files.
 
     Raises:
-        KdrayError: before anything is paid or written, when the config or what it names is wrong; later, when the teacher
-            fails. What was bought stays, and running again goes on.
+        KdrayError: before anything is paid or written, when the config or what it names is wrong; later, when the
+            teacher fails. What was bought stays, and running again goes on.
     """
     observer = observer or Observer()
     try:
@@ -121,10 +126,13 @@ def run(
         if recorded is not None and directory.next_phase(config.select.rounds) is None:
             observer.note("the run is complete; nothing is asked again")
             return read_result(directory)
-        inputs = read_inputs(config, observer=observer, function=function)
+        inputs = read_inputs(config, observer=observer, given=given)
         directory.lock()
         try:
             if recorded is None:
+                for section, data in ((config.images, given and given.images), (config.test, given and given.test)):
+                    if data is not None:
+                        write_image_set(Path(section.path), data)
                 write_bytes(directory.config, dump_config(config).encode())
             _work(inputs, directory, local, observer)
         finally:
@@ -135,7 +143,7 @@ def run(
 
 
 def resume(
-    directory: RunDirectory, *, local: bool = False, observer: Observer | None = None, function: Callable | None = None
+    directory: RunDirectory, *, local: bool = False, observer: Observer | None = None, given: Given | None = None
 ) -> Result:
     """Go on with the run in `directory`.
 
@@ -145,7 +153,7 @@ def resume(
     """
     if not directory.config.exists():
         raise RunDirectoryError(f"{directory.path} holds no run (no config.yaml); start one with 'kdray run CONFIG'")
-    return run(load_config(directory.config), directory, local=local, observer=observer, function=function)
+    return run(load_config(directory.config), directory, local=local, observer=observer, given=given)
 
 
 def read_result(directory: RunDirectory) -> Result:
@@ -160,7 +168,9 @@ def read_result(directory: RunDirectory) -> Result:
     paths = [directory.artefact(number, "evaluate") for number in range(config.select.rounds + 1)]
     history = [RoundMetrics(**read_json(path)) for path in paths if path.exists()]
     if not history:
-        raise RunDirectoryError(f"{directory.path} has not finished a round yet; go on with: kdray resume {directory.path}")
+        raise RunDirectoryError(
+            f"{directory.path} has not finished a round yet; go on with: kdray resume {directory.path}"
+        )
     card = read_card(directory.student)
     ledger = Ledger(directory.ledger)
     try:
@@ -197,7 +207,9 @@ def _check_directory(directory: RunDirectory, recorded: Config | None, config: C
     if recorded is None and directory.path.exists():
         if not directory.path.is_dir():
             raise RunDirectoryError(f"{directory.path} is a file; choose another --out")
-        if any(entry.name != ".lock" for entry in directory.path.iterdir()):
+        # What a run that died before its config was written may leave: it is used again.
+        ours = (".lock", "inputs", directory.ledger.name)
+        if any(not entry.name.startswith(ours) for entry in directory.path.iterdir()):
             raise RunDirectoryError(f"{directory.path} is not empty and holds no run; choose another --out")
 
 
@@ -210,7 +222,9 @@ def _work(inputs: Inputs, directory: RunDirectory, local: bool, observer: Observ
         # The ledger belongs to this directory, and the lock is ours: whatever is reserved was left by a dead process.
         uncertain, _ = ledger.recover(owner="")
         if uncertain:
-            observer.note(f"{uncertain:,} queries were on their way when kdray died: counted as charged, their answers are lost")
+            observer.note(
+                f"{uncertain:,} queries were on their way when kdray died: counted as charged, their answers are lost"
+            )
         with EventWriter(directory.events) as events, engine(inputs, local=local, observer=observer) as parts:
             heard = Observers([observer, events])
             searcher, teachers, trainer = parts
@@ -237,7 +251,9 @@ def _work(inputs: Inputs, directory: RunDirectory, local: bool, observer: Observ
                     threads=config.resources.trainer.threads,
                 ),
             )
-            observer.begin(rounds=rounds.last, budget=config.budget.queries, spent=ledger.spent(), title=str(directory.path))
+            observer.begin(
+                rounds=rounds.last, budget=config.budget.queries, spent=ledger.spent(), title=str(directory.path)
+            )
             for metrics in rounds.history():
                 events.round_done(metrics)
             while rounds.step():

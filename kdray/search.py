@@ -36,7 +36,8 @@ class SearchRequest:
 
     Attributes:
         k: how many.
-        per: "group": at most one candidate a group, its lowest (Active Mixup, eq. 3); "candidate": no such rule (eq. 2).
+        per: "group": at most one candidate a group, its lowest (Active Mixup, eq. 3);
+            "candidate": no such rule (eq. 2).
         taken: int64, sorted: groups, or candidate ids, that have left the pool.
     """
 
@@ -75,7 +76,7 @@ def groups_per_batch(pool: GroupedPool) -> int:
 
 
 def chunk_bounds(pool: GroupedPool, candidates: int) -> list[tuple[int, int]]:
-    """The pool's groups as consecutive [start, stop) of about `candidates` candidates; a chunk's number is its index."""
+    """The pool's groups as [start, stop) of about `candidates` candidates each; a chunk's number is its index."""
     step = groups_per_batch(pool)
     size = step * max(1, round(candidates / (step * pool.group_size)))
     return [(start, min(start + size, pool.num_groups)) for start in range(0, pool.num_groups, size)]
@@ -105,7 +106,8 @@ def score_chunk(
     if np.isnan(scores).any():
         candidate = start * size + int(np.isnan(scores).argmax())
         raise ScoringError(
-            f"the student's output for candidate {candidate} is not a number: its training has diverged; lower student.lr"
+            f"the student's output for candidate {candidate} is not a number: its training has diverged; "
+            "lower student.lr"
         )
     evaluated = len(scores)
     if request.per == "group":
@@ -130,7 +132,8 @@ class LowestK:
         self._scores: list[np.ndarray] = []
         self._ids: list[np.ndarray] = []
         self._held = 0
-        self._evaluated = 0
+        self.evaluated = 0
+        """Candidates scored so far."""
         self.bound = float("inf")
         """No candidate above this can be among the k lowest any more."""
 
@@ -139,7 +142,7 @@ class LowestK:
         self._scores.append(chunk.scores)
         self._ids.append(chunk.ids)
         self._held += len(chunk.ids)
-        self._evaluated += chunk.evaluated
+        self.evaluated += chunk.evaluated
         if self._held > 4 * self._k:
             self._shrink()
 
@@ -152,9 +155,9 @@ class LowestK:
     def result(self) -> Scored:
         """The k lowest so far (fewer if there were fewer)."""
         if not self._ids:
-            return Scored(scores=np.empty(0, np.float32), ids=np.empty(0, np.int64), evaluated=self._evaluated)
+            return Scored(scores=np.empty(0, np.float32), ids=np.empty(0, np.int64), evaluated=self.evaluated)
         self._shrink()
-        return Scored(scores=self._scores[0], ids=self._ids[0], evaluated=self._evaluated)
+        return Scored(scores=self._scores[0], ids=self._ids[0], evaluated=self.evaluated)
 
 
 class LocalSearcher:
@@ -198,7 +201,9 @@ def probe(pool, model: nn.Module, seconds: float, clock: Callable[[], float], de
     model = prepare(model, device)
     step = groups_per_batch(pool)
     request = SearchRequest(k=1)
-    batches: Iterator[int] = (number * step % max(pool.num_groups - step, 1) // step * step for number in range(1 << 60))
+    batches: Iterator[int] = (
+        number * step % max(pool.num_groups - step, 1) // step * step for number in range(1 << 60)
+    )
     score_chunk(pool, model, 0, min(step, pool.num_groups), request)  # the first pass pays for set-up
     scored, begin = 0, clock()
     while (elapsed := clock() - begin) < seconds or not scored:

@@ -108,12 +108,14 @@ class Ledger:
             (version,) = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
             if int(version) != SCHEMA_VERSION:
                 raise LedgerError(
-                    f"{self.path} has ledger schema {version}, this kdray reads {SCHEMA_VERSION}; use the kdray that wrote it"
+                    f"{self.path} has ledger schema {version}, this kdray reads {SCHEMA_VERSION}; "
+                    "use the kdray that wrote it"
                 )
             known = db.execute("SELECT cap FROM budgets WHERE purpose = 'training'").fetchone()
             if known and budget is not None and known[0] != budget:
                 raise LedgerError(
-                    f"{self.path} was made for a budget of {known[0]:,} queries, not {budget:,}; use another ledger or run directory"
+                    f"{self.path} was made for a budget of {known[0]:,} queries, not {budget:,}; "
+                    "use another ledger or run directory"
                 )
             if budget is not None:
                 db.execute("INSERT OR IGNORE INTO budgets (purpose, cap) VALUES ('training', ?)", (budget,))
@@ -188,16 +190,20 @@ class Ledger:
             raise ValueError(f"n must be at least 1, got {n}")
         with self._transaction() as db:
             taken = db.execute(
-                "UPDATE budgets SET reserved = reserved + ? WHERE purpose = ? AND cap - reserved - answered - uncertain >= ?",
+                "UPDATE budgets SET reserved = reserved + ? "
+                "WHERE purpose = ? AND cap - reserved - answered - uncertain >= ?",
                 (n, purpose, n),
             )
             if taken.rowcount != 1:
                 left = self.remaining(purpose)
-                raise BudgetExceeded(f"{n:,} {purpose} queries wanted, {left:,} of the budget are left; nothing was asked")
+                raise BudgetExceeded(
+                    f"{n:,} {purpose} queries wanted, {left:,} of the budget are left; nothing was asked"
+                )
             db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (teacher,))
             reservation = Reservation(id=uuid.uuid4().hex, queries=n, teacher=teacher, purpose=purpose)
             db.execute(
-                "INSERT INTO reservations VALUES (?, ?, (SELECT id FROM teachers WHERE identity = ?), ?, ?, ?, ?, 'reserved', ?)",
+                "INSERT INTO reservations "
+                "VALUES (?, ?, (SELECT id FROM teachers WHERE identity = ?), ?, ?, ?, ?, 'reserved', ?)",
                 (reservation.id, owner, teacher, purpose, round, n, int(metered), time.time()),
             )
         return reservation
@@ -211,16 +217,25 @@ class Ledger:
             LedgerError: the counts differ, or the reservation was released.
         """
         if not len(hashes) == len(answers) == reservation.queries:
-            raise LedgerError(f"{len(hashes)} hashes and {len(answers)} answers for a reservation of {reservation.queries}")
+            raise LedgerError(
+                f"{len(hashes)} hashes and {len(answers)} answers for a reservation of {reservation.queries}"
+            )
         with self._transaction() as db:
             if not self._settle(db, reservation.id, "answered"):
                 return
             (teacher,) = db.execute("SELECT id FROM teachers WHERE identity = ?", (reservation.teacher,)).fetchone()
             labels = answers.labels.tolist()
-            rows = [None] * len(labels) if answers.probs is None else [r.astype("<f4").tobytes() for r in answers.probs.numpy()]
+            rows = (
+                [None] * len(labels)
+                if answers.probs is None
+                else [r.astype("<f4").tobytes() for r in answers.probs.numpy()]
+            )
             db.executemany(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)",
-                ((teacher, key, reservation.id, label, row) for key, label, row in zip(hashes, labels, rows, strict=True)),
+                (
+                    (teacher, key, reservation.id, label, row)
+                    for key, label, row in zip(hashes, labels, rows, strict=True)
+                ),
             )
 
     def release(self, reservation: Reservation) -> None:

@@ -36,7 +36,9 @@ class MixupPool:
 
     def __init__(self, images: Tensor, lambdas: Sequence[float]) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ImageSetError(f"a mixup pool needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}")
+            raise ImageSetError(
+                f"a mixup pool needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}"
+            )
         if len(images) < 2:
             raise ImageSetError(f"a mixup pool needs at least two images to mix, got {len(images)}; raise images.count")
         self.images = images

@@ -26,7 +26,9 @@ def accuracy_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]]) -> str |
         colour = _COLOURS[k % len(_COLOURS)]
         x, y = [m.queries for m in history], [100 * m.student_accuracy for m in history]
         axes.plot(x, y, marker="o", markersize=5, linewidth=2, color=colour, label=name)
-        axes.annotate(f"{y[-1]:.2f}", (x[-1], y[-1]), xytext=(6, -12), textcoords="offset points", color=colour, fontsize=9)
+        axes.annotate(
+            f"{y[-1]:.2f}", (x[-1], y[-1]), xytext=(6, -12), textcoords="offset points", color=colour, fontsize=9
+        )
         teacher = history[-1].teacher_accuracy
         if teacher is not None and k == 0:
             axes.axhline(100 * teacher, color=_INK, linewidth=1, linestyle="--", label=f"teacher {100 * teacher:.2f}")

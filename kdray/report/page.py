@@ -29,7 +29,9 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
     results = [read_result(directory) for directory in directories]
     first, directory = results[0], directories[0]
     runs = [(result.directory.name, result.history) for result in results]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.2f} %"
     page = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     html = page.render(
@@ -60,7 +62,11 @@ def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[
             top = labelled.answers.probs[k].topk(min(2, result.num_classes))
             said = ", ".join(f"{names[int(c)]} {100 * float(p):.0f} %" for p, c in zip(*top, strict=True) if p > 0)
         columns = {name: values[row] for name, values in candidates.columns.items()}
-        about = f"{columns['lambda']:g} · #{columns['i']} + {1 - columns['lambda']:g} · #{columns['j']}" if "lambda" in columns else ""
+        about = (
+            f"{columns['lambda']:g} · #{columns['i']} + {1 - columns['lambda']:g} · #{columns['j']}"
+            if "lambda" in columns
+            else ""
+        )
         if candidates.scores is not None:
             about += f", student {candidates.scores[row]:.2f} sure"
         shown.append({"png": image, "said": said, "about": about})

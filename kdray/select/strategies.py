@@ -58,9 +58,7 @@ def capacity(strategy: str, pool) -> int:
     return len(pool) if strategy == "vanilla" else pool.num_groups
 
 
-def select(
-    strategy: str, pool, k: int, taken: np.ndarray, generator: np.random.Generator, search: Search
-) -> Selection:
+def select(strategy: str, pool, k: int, taken: np.ndarray, generator: np.random.Generator, search: Search) -> Selection:
     """Choose `k` candidates of `pool` with the named strategy.
 
     Args:
@@ -73,7 +71,9 @@ def select(
     """
     chosen = STRATEGIES[strategy](pool, k, taken, generator, search)
     if len(chosen.ids) < k:
-        raise PoolExhausted(f"{k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy}; lower budget.queries")
+        raise PoolExhausted(
+            f"{k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy}; lower budget.queries"
+        )
     return chosen
 
 
@@ -87,7 +87,9 @@ def sample_without(n: int, k: int, taken: np.ndarray, generator: np.random.Gener
     """
     free = n - len(taken)
     if k > free:
-        raise PoolExhausted(f"{k:,} pairs wanted, {free:,} of {n:,} are left; lower budget.queries or raise images.count")
+        raise PoolExhausted(
+            f"{k:,} pairs wanted, {free:,} of {n:,} are left; lower budget.queries or raise images.count"
+        )
     ranks = generator.choice(free, size=k, replace=False, shuffle=True).astype(np.int64) if k else np.empty(0, np.int64)
     # The free number of rank r is r + t, where t counts taken numbers below it: taken[t] - t is the rank at which
     # the t-th taken number is passed.

@@ -114,6 +114,10 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origi
     if missing or extra or wrong:
         what = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
         what += [f"{len(extra)} unknown (first: {extra[0]})"] if extra else []
-        what += [f"{wrong[0]} is {list(tensors[wrong[0]].shape)}, the model has {list(own[wrong[0]].shape)}"] if wrong else []
+        what += (
+            [f"{wrong[0]} is {list(tensors[wrong[0]].shape)}, the model has {list(own[wrong[0]].shape)}"]
+            if wrong
+            else []
+        )
         raise ModelError(f"{origin}: the weights do not fit the model: {'; '.join(what)}")
     model.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""A student from nothing to a file: fresh weights, training, the file's bytes. What a trainer runs, wherever it runs."""
+"""A student from nothing to a file: fresh weights, training, the file's bytes. What every trainer runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -65,7 +65,9 @@ def _flat_features(features: nn.Module, shape: tuple[int, int, int]) -> int:
 
 def _need(shape: tuple[int, int, int], smallest: int, name: str) -> None:
     if min(shape[1:]) < smallest:
-        raise ModelError(f"{name} needs images of at least {smallest}x{smallest}, got {shape[1]}x{shape[2]}; set images.size")
+        raise ModelError(
+            f"{name} needs images of at least {smallest}x{smallest}, got {shape[1]}x{shape[2]}; set images.size"
+        )
 
 
 def lenet5(shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -186,7 +188,9 @@ def pixel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
 
     Exact integer sums, so they do not depend on threads or batching. A constant channel gets standard deviation 1.
     """
-    counts = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()  # [C, 256]
+    counts = torch.stack(
+        [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
+    ).double()  # [C, 256]
     values = torch.arange(256, dtype=torch.float64) / 255.0
     share = counts / counts.sum(dim=1, keepdim=True)
     mean = share @ values

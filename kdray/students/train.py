@@ -86,7 +86,12 @@ def train(
     vary = torch_generator(seed, "augmentation", round, device=device.type)
     kept, held = _split(len(images), recipe, draw)
     images_held, targets_held = images[held.to(device)], targets[held.to(device)]
-    optimizer = torch.optim.SGD(_parameter_groups(model, recipe.weight_decay), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    optimizer = torch.optim.SGD(
+        _parameter_groups(model, recipe.weight_decay),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+    )
     edges = _batch_edges(len(kept), recipe.batch_size)
     scheduler = _scheduler(optimizer, recipe, steps=recipe.epochs * (len(edges) - 1))
     result, best = TrainResult(), None

@@ -1,5 +1,5 @@
 """Teachers: whatever answers queries. Only images go in, and only answers come out."""
 
-from kdray.teachers.answers import Answers, AnswerFormat, Teacher
+from kdray.teachers.answers import AnswerFormat, Answers, Teacher
 
 __all__ = ["AnswerFormat", "Answers", "Teacher"]

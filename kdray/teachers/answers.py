@@ -130,7 +130,9 @@ def check_probabilities(probs: Tensor, batch: int, num_classes: int, tolerance: 
     if bool(bad.any()):
         raise TeacherError(f"the teacher's answer to image {int(bad.nonzero()[0])} of a batch holds NaN or infinity")
     if bool((probs < 0).any()):
-        raise TeacherError(f"the teacher answered a negative probability ({float(probs.min()):g}); does it return logits?")
+        raise TeacherError(
+            f"the teacher answered a negative probability ({float(probs.min()):g}); does it return logits?"
+        )
     off = (probs.double().sum(dim=1) - 1).abs()
     if batch and float(off.max()) > tolerance:
         raise TeacherError(

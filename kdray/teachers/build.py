@@ -42,12 +42,17 @@ def train_teacher(config, threads: int, on_epoch=None) -> None:
     if config.model is None or config.model.startswith("torchvision/"):
         raise TeacherError(f"teacher.model: {config.model!r} cannot be trained here; name a model of the zoo")
     data = read_images(
-        recipe.images, generator=numpy_generator(recipe.seed, "teacher images"), field="teacher.train.images", with_labels=True
+        recipe.images,
+        generator=numpy_generator(recipe.seed, "teacher images"),
+        field="teacher.train.images",
+        with_labels=True,
     )
     names = tuple(config.classes) if isinstance(config.classes, list) else data.classes
     count = config.classes if isinstance(config.classes, int) else len(names or np.unique(data.labels))
     if int(data.labels.min()) < 0 or int(data.labels.max()) >= count:
-        raise ImageSetError(f"teacher.train.images: label {int(data.labels.max())} with only {count} classes; set teacher.classes")
+        raise ImageSetError(
+            f"teacher.train.images: label {int(data.labels.max())} with only {count} classes; set teacher.classes"
+        )
     mean, std = pixel_statistics(data.images)
     card = ModelCard(
         model=config.model,

@@ -57,11 +57,12 @@ class FunctionTeacher:
     def _labels(self, array: np.ndarray, batch: int) -> Answers:
         if self._form.kind != "hard":
             raise TeacherError(
-                f"the teacher function returned labels, but teacher.answers is {self._form.kind!r}; set teacher.answers to hard"
+                f"the teacher function returned labels, but teacher.answers is {self._form.kind!r}; "
+                "set teacher.answers to hard"
             )
         if len(array) != batch:
             raise TeacherError(f"the teacher function returned {len(array)} labels for {batch} images")
-        if batch and not (0 <= int(array.min()) and int(array.max()) < self.num_classes):
+        if batch and not (int(array.min()) >= 0 and int(array.max()) < self.num_classes):
             raise TeacherError(
                 f"the teacher function returned label {int(array.min()) if array.min() < 0 else int(array.max())}; "
                 f"labels lie in 0..{self.num_classes - 1}: check teacher.classes"
@@ -78,7 +79,9 @@ def build_function_teacher(config, function: Callable | None = None) -> Function
     count = len(config.classes) if isinstance(config.classes, list) else config.classes
     form = AnswerFormat(config.answers, config.decimals)
     if form.top is not None and form.top > count:
-        raise TeacherError(f"teacher.answers: {config.answers} of a teacher with {count} classes; use top{count} at most, or soft")
+        raise TeacherError(
+            f"teacher.answers: {config.answers} of a teacher with {count} classes; use top{count} at most, or soft"
+        )
     return FunctionTeacher(
         function or _import(config.function),
         identity=f"python:{config.name or config.function}:{form}",
@@ -97,7 +100,10 @@ def _import(text: str) -> Callable:
         for part in name.split("."):
             function = getattr(function, part)
     except (ImportError, AttributeError, SyntaxError) as error:
-        raise TeacherError(f"teacher.function: cannot import {text} ({error}); is it importable from here?") from None
+        raise TeacherError(
+            f"teacher.function: cannot import {text} ({error}). Is it importable from here? "
+            "A function that was given to kdray.distil goes on from Python: kdray.distil(..., out=RUN)"
+        ) from None
     if not callable(function):
         raise TeacherError(f"teacher.function: {text} is not callable")
     return function

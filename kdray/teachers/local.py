@@ -103,7 +103,9 @@ def build_local_teacher(config, image_shape: tuple[int, int, int]) -> LocalTeach
         model, count, shape = _zoo(path, config, count, image_shape)
     form = AnswerFormat(config.answers, config.decimals)
     if form.top is not None and form.top > count:
-        raise TeacherError(f"teacher.answers: {config.answers} of a teacher with {count} classes; use top{count} at most, or soft")
+        raise TeacherError(
+            f"teacher.answers: {config.answers} of a teacher with {count} classes; use top{count} at most, or soft"
+        )
     settings = {key: getattr(config, key) for key in ("model", "input", "outputs")}
     settings["normalise"] = config.normalise.model_dump() if config.normalise else None
     digest = hashlib.blake2b(path.read_bytes(), digest_size=12)
@@ -150,7 +152,9 @@ def _zoo(path: Path, config, count: int | None, image_shape: tuple[int, int, int
     with torch.random.fork_rng():
         network = ZOO[config.model](tuple(shape), count)
     channels = shape[0]
-    mean, std = (config.normalise.mean, config.normalise.std) if config.normalise else ([0.5] * channels, [0.25] * channels)
+    mean, std = (
+        (config.normalise.mean, config.normalise.std) if config.normalise else ([0.5] * channels, [0.25] * channels)
+    )
     _check_channels(mean, std, channels)
     model = ImageClassifier(network, shape, mean, std)
     tensors = load_file(path)

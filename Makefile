@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench clean
+
+# Made anew whenever pyproject.toml changes. torch and torchvision in one go: pip then takes a pair that fits.
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,tensorboard]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/kdray run examples/digits.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/figure4.py
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,205 @@
+"""kdray from Python: one call, for notebooks, scripts and sweeps."""
+
+import hashlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdray.artefacts import RunDirectory
+from kdray.config_file import parse_config
+from kdray.display import make_display
+from kdray.errors import ConfigError, ImageSetError, TeacherError
+from kdray.images import ImageSet
+from kdray.inputs import Given
+from kdray.ledger.store import Ledger, hash_images
+from kdray.paths import runs_folder
+from kdray.run import Result, run
+from kdray.teachers.answers import AnswerFormat, Answers
+from kdray.teachers.function import FunctionTeacher
+
+
+def distil(
+    teacher: Callable[[np.ndarray], Any] | Mapping[str, Any],
+    images: Any,
+    budget: int | Mapping[str, Any] = 1000,
+    *,
+    test: Any = None,
+    classes: int | list[str] | None = None,
+    answers: str = "soft",
+    out: str | os.PathLike | None = None,
+    local: bool | None = None,
+    progress: bool = True,
+    **config: Any,
+) -> Result:
+    """Distil `teacher` into a student, asking it at most `budget` times.
+
+    Args:
+        teacher: a function of uint8 [B, C, H, W] (numpy) that gives probabilities [B, K] or labels [B]; or a `teacher`
+            section of a config. A function is asked in this process.
+        images: uint8 array or tensor, [N, C, H, W], [N, H, W, C] or [N, H, W], unlabelled; or an `images` section.
+        budget: most training queries, or a `budget` section.
+        test: (images, labels) to measure the student on, or a `test` section.
+        classes: number or names of a function's classes. Where not given, the first image is asked to find out: a
+            query like any other, charged and kept.
+        answers: what a function gives: soft, topK or hard. Hard needs `classes`.
+        out: run directory; the same call with the same directory goes on where it stopped.
+        local: all in this process, or on Ray. None takes Ray where this process is connected to it or
+            RAY_ADDRESS is set.
+        progress: show progress on standard error.
+        config: further sections and fields, as in the YAML: `select={"rounds": 3}`, `student={"epochs": 20}`, `seed=1`.
+
+    Returns:
+        The result: `student` (an nn.Module), `labelled`, `history` of rounds, `receipt`, `directory`.
+
+    Raises:
+        KdrayError: see `kdray.run.run`.
+    """
+    directory = RunDirectory(out) if out is not None else _free_directory()
+    data: dict[str, Any] = dict(config)
+    data["budget"] = dict(budget) if isinstance(budget, Mapping) else {"queries": budget}
+    image_set = test_set = None
+    if isinstance(images, Mapping):
+        data["images"] = dict(images)
+    else:
+        image_set = ImageSet(images=as_images(images, "images"))
+        data["images"] = _kept_in(directory, "images", image_set)
+    if isinstance(test, Mapping):
+        data["test"] = dict(test)
+    elif test is not None:
+        test_set = _labelled(test)
+        data["test"] = _kept_in(directory, "test", test_set)
+    function = None
+    if isinstance(teacher, Mapping):
+        data["teacher"] = dict(teacher)
+    elif callable(teacher):
+        function = teacher
+        data["teacher"], data["resources"] = _function_sections(teacher, classes, answers, directory, image_set, data)
+    else:
+        raise ConfigError(f"teacher: expected a function or a mapping, got {type(teacher).__name__}")
+    parsed = parse_config(data, origin="kdray.distil")
+    return run(
+        parsed,
+        directory,
+        local=_no_ray() if local is None else local,
+        observer=make_display() if progress else None,
+        given=Given(images=image_set, test=test_set, function=function),
+    )
+
+
+def as_images(array: Any, field: str) -> torch.Tensor:
+    """An array or tensor of images as uint8 [N, C, H, W].
+
+    Raises:
+        ImageSetError: not uint8, or not one of the shapes [N, C, H, W], [N, H, W, C], [N, H, W] with 1 or 3 channels.
+    """
+    tensor = array.detach().cpu() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+    if tensor.dtype != torch.uint8:
+        raise ImageSetError(
+            f"{field}: pixels must be uint8 in 0..255, got {tensor.dtype}; scale and convert them first"
+        )
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(1)
+    if tensor.ndim == 4 and tensor.shape[1] not in (1, 3) and tensor.shape[3] in (1, 3):
+        tensor = tensor.permute(0, 3, 1, 2)
+    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
+        raise ImageSetError(f"{field}: expected [N, C, H, W] with 1 or 3 channels, got {list(tensor.shape)}")
+    return tensor.contiguous()
+
+
+def _labelled(test: Any) -> ImageSet:
+    try:
+        images, labels = test
+    except (TypeError, ValueError):
+        raise ImageSetError("test: expected a pair (images, labels) or a mapping") from None
+    labels = torch.as_tensor(np.asarray(labels)).to(torch.int64)
+    return ImageSet(images=as_images(images, "test"), labels=labels)
+
+
+def _kept_in(directory: RunDirectory, name: str, data: ImageSet) -> dict[str, str]:
+    """The config section of an array: a file in the run directory, named after its content, so that other images are
+    another config."""
+    digest = hashlib.blake2b(data.images.numpy().tobytes(), digest_size=6)
+    if data.labels is not None:
+        digest.update(data.labels.numpy().tobytes())
+    return {"source": "parquet", "path": str(directory.path / "inputs" / f"{name}-{digest.hexdigest()}.parquet")}
+
+
+def _function_sections(
+    function: Callable,
+    classes: int | list[str] | None,
+    answers: str,
+    directory: RunDirectory,
+    images: ImageSet | None,
+    data: dict,
+) -> tuple[dict, dict]:
+    """`teacher` and `resources` for a function that only this process has."""
+    module = getattr(function, "__module__", None) or "python"
+    name = f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
+    if classes is None:
+        if images is None or answers == "hard":
+            raise ConfigError(
+                "classes: give the number or the names of the teacher's classes; they cannot be found out here"
+            )
+        classes = _discover(
+            function, f"python:{name}:{AnswerFormat(answers)}", directory, images, data["budget"].get("queries", 0)
+        )
+    teacher = {"kind": "python", "function": name, "classes": classes, "answers": answers}
+    return teacher, dict(data.get("resources") or {}) | {"teacher_workers": 0}
+
+
+def _discover(function: Callable, identity: str, directory: RunDirectory, images: ImageSet, budget: int) -> int:
+    """Number of classes, from the ledger or, once, by asking for the first image.
+
+    Raises:
+        TeacherError: the function fails, or gives labels, which do not tell how many classes there are.
+    """
+    first, key = images.images[:1], hash_images(images.images[:1])
+    directory.lock()
+    try:
+        ledger = Ledger(directory.ledger, budget=budget)
+        try:
+            known = ledger.lookup(identity, key)
+            if not known:
+                reservation = ledger.reserve(1, teacher=identity)
+                try:
+                    answers = _ask_once(function, identity, first)
+                except BaseException:  # it was asked, whatever came of it
+                    ledger.mark_uncertain(reservation)
+                    raise
+                ledger.commit(reservation, key, answers)
+                known = ledger.lookup(identity, key)
+        finally:
+            ledger.close()
+    finally:
+        directory.unlock()
+    return len(known[key[0]][1])
+
+
+def _ask_once(function: Callable, identity: str, image: torch.Tensor) -> Answers:
+    try:
+        reply = np.asarray(function(image.numpy()))
+    except Exception as error:  # whatever a user's function raises
+        raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
+    if reply.ndim != 2 or reply.dtype.kind != "f":
+        raise TeacherError(
+            f"the teacher function gives {reply.dtype} of shape {list(reply.shape)} for one image, "
+            'which does not tell how many classes there are: give classes=, and answers="hard" if it gives labels'
+        )
+    form = AnswerFormat()
+    return FunctionTeacher(lambda _: reply, identity=identity, num_classes=reply.shape[1], form=form).answer(image)
+
+
+def _no_ray() -> bool:
+    """Whether there is no cluster to work on. Looks for Ray only where it has been imported already."""
+    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return not connected and not os.environ.get("RAY_ADDRESS")
+
+
+def _free_directory() -> RunDirectory:
+    numbers = itertools.count(1)
+    return next(RunDirectory(path) for k in numbers if not (path := runs_folder() / f"distil-{k}").exists())
