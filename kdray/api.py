@@ -30,7 +30,7 @@ def distil(
     *,
     test: Any = None,
     classes: int | list[str] | None = None,
-    answers: str = "soft",
+    teacher_options: Mapping[str, Any] | None = None,
     out: str | os.PathLike | None = None,
     local: bool | None = None,
     progress: bool = True,
@@ -46,7 +46,8 @@ def distil(
         test: (images, labels) to measure the student on, or a `test` section.
         classes: number or names of a function's classes. Where not given, the first image is asked to find out: a
             query like any other, charged and kept.
-        answers: what a function gives: soft, topK or hard. Hard needs `classes`.
+        teacher_options: further fields of a function's `teacher` section: `answers` ("hard" for one that gives labels;
+            needs `classes`), `batch_size`, `rate_per_s`, `metered`, `name`.
         out: run directory; the same call with the same directory goes on where it stopped.
         local: all in this process, or on Ray. None takes Ray where this process is connected to it or
             RAY_ADDRESS is set.
@@ -78,7 +79,9 @@ def distil(
         data["teacher"] = dict(teacher)
     elif callable(teacher):
         function = teacher
-        data["teacher"], data["resources"] = _function_sections(teacher, classes, answers, directory, image_set, data)
+        data["teacher"], data["resources"] = _function_sections(
+            teacher, {**(teacher_options or {}), "classes": classes}, directory, image_set, data
+        )
     else:
         raise ConfigError(f"teacher: expected a function or a mapping, got {type(teacher).__name__}")
     parsed = parse_config(data, origin="kdray.distil")
@@ -130,29 +133,26 @@ def _kept_in(directory: RunDirectory, name: str, data: ImageSet) -> dict[str, st
 
 
 def _function_sections(
-    function: Callable,
-    classes: int | list[str] | None,
-    answers: str,
-    directory: RunDirectory,
-    images: ImageSet | None,
-    data: dict,
+    function: Callable, options: dict[str, Any], directory: RunDirectory, images: ImageSet | None, data: dict
 ) -> tuple[dict, dict]:
     """`teacher` and `resources` for a function that only this process has."""
     module = getattr(function, "__module__", None) or "python"
-    name = f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
-    if classes is None:
-        if images is None or answers == "hard":
+    qualified = f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
+    options = {"kind": "python", "function": qualified, "answers": "soft"} | options
+    if options["classes"] is None:
+        if images is None or options["answers"] == "hard":
             raise ConfigError(
-                "classes: give the number or the names of the teacher's classes; they cannot be found out here"
+                "classes: give the number or the names of the teacher's classes; they cannot be found out"
             )
-        classes = _discover(
-            function, f"python:{name}:{AnswerFormat(answers)}", directory, images, data["budget"].get("queries", 0)
-        )
-    teacher = {"kind": "python", "function": name, "classes": classes, "answers": answers}
-    return teacher, dict(data.get("resources") or {}) | {"teacher_workers": 0}
+        form = AnswerFormat(options["answers"], options.get("decimals"))
+        identity = f"python:{options.get('name') or qualified}:{form}"
+        options["classes"] = _discover(function, identity, form, directory, images, data["budget"].get("queries", 0))
+    return options, dict(data.get("resources") or {}) | {"teacher_workers": 0}
 
 
-def _discover(function: Callable, identity: str, directory: RunDirectory, images: ImageSet, budget: int) -> int:
+def _discover(
+    function: Callable, identity: str, form: AnswerFormat, directory: RunDirectory, images: ImageSet, budget: int
+) -> int:
     """Number of classes, from the ledger or, once, by asking for the first image.
 
     Raises:
@@ -167,7 +167,7 @@ def _discover(function: Callable, identity: str, directory: RunDirectory, images
             if not known:
                 reservation = ledger.reserve(1, teacher=identity)
                 try:
-                    answers = _ask_once(function, identity, first)
+                    answers = _ask_once(function, identity, form, first)
                 except BaseException:  # it was asked, whatever came of it
                     ledger.mark_uncertain(reservation)
                     raise
@@ -180,7 +180,7 @@ def _discover(function: Callable, identity: str, directory: RunDirectory, images
     return len(known[key[0]][1])
 
 
-def _ask_once(function: Callable, identity: str, image: torch.Tensor) -> Answers:
+def _ask_once(function: Callable, identity: str, form: AnswerFormat, image: torch.Tensor) -> Answers:
     try:
         reply = np.asarray(function(image.numpy()))
     except Exception as error:  # whatever a user's function raises
@@ -188,9 +188,9 @@ def _ask_once(function: Callable, identity: str, image: torch.Tensor) -> Answers
     if reply.ndim != 2 or reply.dtype.kind != "f":
         raise TeacherError(
             f"the teacher function gives {reply.dtype} of shape {list(reply.shape)} for one image, "
-            'which does not tell how many classes there are: give classes=, and answers="hard" if it gives labels'
+            "which does not tell how many classes there are: give classes=, and "
+            'teacher_options={"answers": "hard"} if it gives labels'
         )
-    form = AnswerFormat()
     return FunctionTeacher(lambda _: reply, identity=identity, num_classes=reply.shape[1], form=form).answer(image)
 
 

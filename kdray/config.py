@@ -301,8 +301,8 @@ class TrainerConfig(_Section):
     """Where the student is trained."""
 
     where: Literal["auto", "driver", "worker"] = "auto"
-    """driver: in the process that runs the loop. worker: in a Ray actor with `gpus`. auto: a worker where gpus is set or
-    the cluster has a GPU the driver lacks, else the driver."""
+    """driver: in the process that runs the loop. worker: in a Ray actor with `gpus`. auto: a worker where gpus is set
+    or the cluster has a GPU the driver lacks, else the driver."""
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """CPU threads of training. Results depend on it in the last bits, so auto is resolved once and written into the
     run's config.yaml."""

@@ -17,6 +17,7 @@ _SHIFT = 22
 # at most 255 * 2^-23 = 3.04e-5. Adding slightly more than that makes exact ties round up, and cannot carry
 # over a value that lies below the tie (by at least 1e-4).
 _HALF_UP = (1 << (_SHIFT - 1)) + 131
+_RENDER_BATCH = 1024
 
 
 class MixupPool:
@@ -80,9 +81,13 @@ class MixupPool:
             IndexError: an id is negative or not below len(pool).
         """
         ids = ids.to(self.images.device)
-        i, j = self.pair(ids // self.group_size)
-        weights = self._weights[ids % self.group_size].view(-1, 1, 1, 1)
-        return _mix(self.images[i], self.images[j], weights)
+        rendered = self.images.new_empty((len(ids), *self.image_shape))
+        # In parts: mixing takes twelve bytes a pixel, which must not grow with the number of ids.
+        for part, out in zip(ids.split(_RENDER_BATCH), rendered.split(_RENDER_BATCH), strict=True):
+            i, j = self.pair(part // self.group_size)
+            weights = self._weights[part % self.group_size].view(-1, 1, 1, 1)
+            out.copy_(_mix(self.images[i], self.images[j], weights))
+        return rendered
 
     def render_groups(self, start: int, stop: int) -> Tensor:
         """All candidates of the groups [start, stop), uint8 [(stop - start) * group_size, C, H, W].

@@ -7,7 +7,6 @@ import difflib
 from collections.abc import Callable
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,14 +115,18 @@ def alexnet(shape: tuple[int, int, int], classes: int) -> nn.Module:
 def vgg16(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """VGG-16 with batch normalisation: torchvision's features and, as usual for CIFAR, one linear layer."""
     _need(shape, 32, "vgg16")
+    import torchvision  # 160 MB of memory: only those who need it pay
+
     features = nn.Sequential(torchvision.models.vgg16_bn(weights=None).features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(features, nn.Linear(512, classes))
 
 
-def _resnet(build: Callable[..., nn.Module]) -> Callable[[tuple[int, int, int], int], nn.Module]:
+def _resnet(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
     def make(shape: tuple[int, int, int], classes: int) -> nn.Module:
-        _need(shape, 16, "a resnet")
-        network = build(weights=None, num_classes=classes)
+        import torchvision
+
+        _need(shape, 16, name)
+        network = torchvision.models.get_model(name, weights=None, num_classes=classes)
         network.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)  # small images: no stride, no first pooling
         network.maxpool = nn.Identity()
         return network
@@ -134,6 +137,8 @@ def _resnet(build: Callable[..., nn.Module]) -> Callable[[tuple[int, int, int], 
 
 def mobilenetv2(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """torchvision's MobileNetV2 with the first two strides removed, as usual for 32x32 images."""
+    import torchvision
+
     _need(shape, 16, "mobilenetv2")
     network = torchvision.models.mobilenet_v2(weights=None, num_classes=classes)
     network.features[0][0] = nn.Conv2d(shape[0], 32, 3, stride=1, padding=1, bias=False)
@@ -146,8 +151,8 @@ ZOO: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "small-cnn": small_cnn,
     "alexnet": alexnet,
     "vgg16": vgg16,
-    "resnet18": _resnet(torchvision.models.resnet18),
-    "resnet34": _resnet(torchvision.models.resnet34),
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
     "mobilenetv2": mobilenetv2,
 }
 

@@ -1,5 +1,6 @@
 """Training a classifier on a labelled set that fits the device: no DataLoader, no copy an epoch."""
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,7 +94,8 @@ def train(
         nesterov=recipe.momentum > 0,
     )
     edges = _batch_edges(len(kept), recipe.batch_size)
-    scheduler = _scheduler(optimizer, recipe, steps=recipe.epochs * (len(edges) - 1))
+    steps = recipe.epochs * (len(edges) - 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, recipe.schedule))
     result, best = TrainResult(), None
     devices = [device] if device.type == "cuda" else []
     with cpu_threads(threads), torch.random.fork_rng(devices=devices):
@@ -155,9 +157,12 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if recipe.schedule == "cosine" or steps < 4:
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1))
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=recipe.lr, total_steps=steps, pct_start=0.25, cycle_momentum=False, anneal_strategy="cos"
-    )
+def rate_factor(step: int, steps: int, schedule: str) -> float:
+    """Share of the peak learning rate at `step` of `steps`, taken at the step's middle so that one step is no extreme.
+
+    cosine: from 1 down to 0. one-cycle: from 1/25 up to 1 in the first quarter, then down to 0, both along a cosine.
+    """
+    position, rise = (step + 0.5) / steps, 0.25 if schedule == "one-cycle" else 0.0
+    if position < rise:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * position / rise)) / 2
+    return (1 + math.cos(math.pi * (position - rise) / (1 - rise))) / 2

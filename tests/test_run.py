@@ -1,0 +1,462 @@
+"""Whole runs in this process: Algorithm 1 end to end, its files, and that a killed run ends as if it had lived."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import kdray
+
+import kdray as package
+from kdray.artefacts import RunDirectory
+from kdray.config_file import load_config
+from kdray.errors import RunDirectoryError, TeacherError
+from kdray.ledger import Ledger, hash_images
+from kdray.observers import Observer
+from kdray.run import choose_directory, read_result, resume, run
+from kdray.teachers.build import build_teacher
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, teacher_weights):
+    """A finished run, which tests read and copy, never change."""
+    from conftest import digits_config
+
+    from kdray.config_file import parse_config
+
+    directory = RunDirectory(tmp_path_factory.mktemp("finished") / "run")
+    return run(parse_config(digits_config(teacher_weights)), directory, local=True)
+
+
+def bought(directory: Path) -> int:
+    ledger = Ledger(directory / "ledger.sqlite")
+    try:
+        return ledger.spent()
+    finally:
+        ledger.close()
+
+
+def test_a_run_spends_its_budget_round_by_round(finished):
+    assert [m.queries for m in finished.history] == [40, 100, 160]
+    assert [m.bought for m in finished.history] == [40, 60, 60]
+    assert [m.images for m in finished.history] == [40, 100, 160]
+    assert [m.evaluated for m in finished.history] == [0, 780 * 3, 780 * 3]
+    assert (finished.receipt.queries, finished.receipt.evaluation_queries, finished.receipt.uncertain) == (160, 100, 0)
+    assert bought(finished.directory) == 160
+
+
+def test_the_figures_are_what_the_student_and_the_teacher_do(finished):
+    config = load_config(finished.directory / "config.yaml")
+    from kdray.inputs import read_inputs
+
+    inputs = read_inputs(config)
+    with torch.inference_mode():
+        student = finished.student(inputs.test.images).argmax(dim=1)
+    teacher = build_teacher(config.teacher, inputs.images.image_shape).answer(inputs.test.images).labels
+    last = finished.history[-1]
+    assert last.student_accuracy == pytest.approx(float((student == inputs.test.labels).double().mean()))
+    assert last.teacher_accuracy == pytest.approx(float((teacher == inputs.test.labels).double().mean()))
+    assert last.agreement == pytest.approx(float((student == teacher).double().mean()))
+    assert last.success_rate == pytest.approx(last.student_accuracy / last.teacher_accuracy)
+    assert last.teacher_accuracy > 0.9 and last.student_accuracy > 0.4
+
+
+def test_chosen_pairs_leave_the_pool_and_images_are_what_the_ids_say(finished):
+    directory = RunDirectory(finished.directory)
+    first, second = directory.read_candidates(1), directory.read_candidates(2)
+    assert not set((first.ids // 3).tolist()) & set((second.ids // 3).tolist())
+    from kdray.inputs import read_candidates
+
+    images, pool, _ = read_candidates(finished.config)
+    labelled = finished.labelled
+    assert torch.equal(labelled[0].images, images.images)
+    assert torch.equal(labelled[1].images, pool.render(torch.from_numpy(first.ids)))
+    assert first.columns["lambda"] == [(0.3, 0.5, 0.7)[k] for k in (first.ids % 3).tolist()]
+    assert np.all(np.diff(first.scores) >= 0)
+
+
+def test_answers_in_the_labelled_set_are_the_teachers_own(finished):
+    teacher = build_teacher(finished.config.teacher, (1, 16, 16))
+    for part in finished.labelled:
+        direct = teacher.answer(part.images)
+        assert torch.equal(part.answers.probs, direct.probs)
+        assert torch.equal(part.answers.labels, direct.labels)
+
+
+def test_the_labelled_set_is_hugging_face_style_parquet(finished):
+    files = sorted((finished.directory / "labelled").glob("*.parquet"))
+    assert [file.name for file in files] == ["round-000.parquet", "round-001.parquet", "round-002.parquet"]
+    table = pq.read_table(files[1])
+    assert {"image", "probs", "label", "source"} <= set(table.column_names)
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["label"]["names"] == [str(k) for k in range(10)]
+    assert table.column("source").unique().to_pylist() == ["mixup"]
+    # It is an image set itself: another run can start from what this one bought.
+    from kdray.config import ParquetImages
+    from kdray.images import read_images
+
+    config = ParquetImages(source="parquet", path=str(finished.directory / "labelled"))
+    again = read_images(config, generator=np.random.default_rng(0), with_labels=True)
+    assert torch.equal(again.images, torch.cat([part.images for part in finished.labelled]))
+
+
+def test_the_student_file_alone_is_enough(finished):
+    student = package.load_student(finished.directory / "student.safetensors")
+    images = finished.labelled[0].images
+    with torch.inference_mode():
+        assert torch.equal(student(images), finished.student(images))
+
+
+def test_events_hold_each_round_once(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished.directory / "events"))
+    events.Reload()
+    points = [(point.step, point.value) for point in events.Scalars("student_accuracy")]
+    assert points == [(m.queries, pytest.approx(m.student_accuracy)) for m in finished.history]
+
+
+def test_running_a_finished_run_again_asks_nothing(finished, make_config):
+    before = (finished.directory / "ledger.sqlite").read_bytes()
+    again = run(make_config(), RunDirectory(finished.directory), local=True)
+    assert [m.to_json() for m in again.history] == [m.to_json() for m in finished.history]
+    assert bought(finished.directory) == 160
+    assert (finished.directory / "ledger.sqlite").read_bytes() == before
+
+
+def test_another_config_is_refused_by_the_directory_but_other_workers_are_not(finished, make_config):
+    with pytest.raises(RunDirectoryError, match=r"another config \(student.epochs: 4 -> 5\)"):
+        run(make_config(student__epochs=5), RunDirectory(finished.directory), local=True)
+    run(make_config(resources__scoring_workers=7, resources__chunk=99), RunDirectory(finished.directory), local=True)
+
+
+def test_the_default_directory_is_the_first_that_is_free_or_holds_this_config(tmp_path, monkeypatch, make_config):
+    monkeypatch.setenv("KDRAY_RUNS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config, other = make_config(select__rounds=0), make_config(select__rounds=0, seed=9)
+    assert choose_directory(config, "x").path == tmp_path / "x"
+    run(config, choose_directory(config, "x"), local=True)
+    assert choose_directory(config, "x").path == tmp_path / "x"
+    assert choose_directory(other, "x").path == tmp_path / "x-2"
+
+
+def test_the_resolved_config_reproduces_the_run(finished, tmp_path):
+    again = run(load_config(finished.directory / "config.yaml"), RunDirectory(tmp_path / "again"), local=True)
+    assert (tmp_path / "again/student.safetensors").read_bytes() == (
+        finished.directory / "student.safetensors"
+    ).read_bytes()
+    assert again.receipt == finished.receipt
+
+
+def test_another_seed_draws_other_images_and_another_student(finished, make_config, tmp_path):
+    other = run(make_config(seed=4), RunDirectory(tmp_path / "other"), local=True)
+    assert not torch.equal(other.labelled[0].images, finished.labelled[0].images)
+
+
+@pytest.mark.parametrize("strategy", ["vanilla", "random"])
+def test_the_other_strategies_of_figure_4(strategy, make_config, tmp_path):
+    result = run(make_config(select__strategy=strategy), RunDirectory(tmp_path / "run"), local=True)
+    directory = RunDirectory(tmp_path / "run")
+    ids = np.concatenate([directory.read_candidates(k).ids for k in (1, 2)])
+    assert len(set(ids.tolist())) == 120
+    assert result.history[-1].queries == 160
+    if strategy == "random":
+        assert set((ids % 3).tolist()) == {1} and len(set((ids // 3).tolist())) == 120
+    else:
+        assert len(set((ids // 3).tolist())) < 120
+
+
+@pytest.mark.parametrize(("answers", "decimals"), [("hard", None), ("top3", 2), ("soft", 1)])
+def test_runs_on_every_kind_of_answer(answers, decimals, make_config, tmp_path):
+    config = make_config(teacher__answers=answers, teacher__decimals=decimals, select__rounds=1, budget__queries=80)
+    result = run(config, RunDirectory(tmp_path / "run"), local=True)
+    probs = result.labelled[1].answers.probs
+    if answers == "hard":
+        assert probs is None
+    else:
+        assert torch.equal(probs, torch.from_numpy(probs.double().numpy().round(decimals).astype(np.float32)))
+        assert int((probs > 0).sum(dim=1).max()) <= (3 if answers == "top3" else 10)
+
+
+def test_evaluation_queries_are_capped_and_counted_apart(make_config, tmp_path):
+    result = run(make_config(budget__evaluation=30, select__rounds=1), RunDirectory(tmp_path / "some"), local=True)
+    assert (result.receipt.queries, result.receipt.evaluation_queries) == (160, 30)
+    none = run(make_config(budget__evaluation=0, select__rounds=0), RunDirectory(tmp_path / "none"), local=True)
+    assert none.receipt.evaluation_queries == 0
+    assert none.history[-1].teacher_accuracy is none.history[-1].success_rate is None
+    assert none.history[-1].student_accuracy is not None
+
+
+def test_early_stop_and_no_test_set(make_config, tmp_path):
+    config = make_config(student__early_stop={"patience": 1}, student__epochs=30, select__rounds=1, test=None)
+    result = run(config, RunDirectory(tmp_path / "run"), local=True)
+    assert result.history[-1].student_accuracy is None
+    facts = RunDirectory(tmp_path / "run").phases(1)["train"]
+    assert facts["best_epoch"] == int(np.argmin(facts["holdout_losses"][::-1]) * -1 + len(facts["holdout_losses"]))
+
+
+def test_a_second_process_is_kept_out(finished, make_config, tmp_path):
+    directory = RunDirectory(tmp_path / "busy")
+    directory.lock()
+    with pytest.raises(RunDirectoryError, match="another kdray process"):
+        run(make_config(), RunDirectory(tmp_path / "busy"), local=True)
+    directory.unlock()
+    assert not (tmp_path / "busy" / "config.yaml").exists()
+
+
+class StopAt(Observer):
+    """Interrupts a run as Ctrl-C would, at the n-th thing it hears."""
+
+    def __init__(self, when: int) -> None:
+        self.left = when
+
+    def _hear(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def phase(self, round, name):
+        self._hear()
+
+    def progress(self, done, total, *, spent=None):
+        self._hear()
+
+
+def test_a_run_interrupted_anywhere_resumes_to_the_same_bits(finished, make_config, tmp_path):
+    for when in (1, 2, 4, 7, 12, 17, 25, 33, 40):
+        directory = RunDirectory(tmp_path / str(when))
+        with pytest.raises(KeyboardInterrupt):
+            run(make_config(), directory, local=True, observer=StopAt(when))
+        result = resume(directory, local=True)
+        assert (directory.path / "student.safetensors").read_bytes() == (
+            finished.directory / "student.safetensors"
+        ).read_bytes(), when
+        assert result.receipt == finished.receipt, when
+        assert [m.bought for m in result.history] == [40, 60, 60], when
+
+
+def test_a_run_without_its_last_artefacts_goes_on_from_there(finished, tmp_path):
+    import shutil
+
+    for phase in ("query", "train", "evaluate"):
+        copy = Path(shutil.copytree(finished.directory, tmp_path / phase))
+        order = ["choose", "query", "train", "evaluate"]
+        for lost in order[order.index(phase) :]:
+            RunDirectory(copy).artefact(2, lost).unlink()
+        result = resume(RunDirectory(copy), local=True)
+        assert (copy / "rounds/002/student.safetensors").read_bytes() == (
+            finished.directory / "rounds/002/student.safetensors"
+        ).read_bytes()
+        assert bought(copy) == 160, "answers came from the ledger"
+        assert result.history[-1].student_accuracy == finished.history[-1].student_accuracy
+
+
+def test_sigkill_at_random_moments_then_resume_is_bit_identical(finished, config_file, tmp_path):
+    """The driver is killed with SIGKILL again and again, each time a random moment after it was seen to work."""
+    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    path = config_file()
+    command = [sys.executable, "-m", "kdray", "run", str(path), "--local", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    while kills < 6 and RunDirectory(out).next_phase(2) is not None:
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stderr:  # the first line comes when the work begins
+                if line.startswith("run directory"):
+                    break
+            deadline = time.monotonic() + rng.uniform(0.0, 0.6)
+            while time.monotonic() < deadline and process.poll() is None:
+                process.stderr.readline()
+            kills += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+    assert kills >= 2
+    done = kdray("resume", out, "--local", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("student.safetensors", "rounds/000/student.safetensors", "rounds/001/student.safetensors"):
+        assert (out / name).read_bytes() == (finished.directory / name).read_bytes(), name
+    assert bought(out) == bought(finished.directory) == 160
+    with sqlite3.connect(out / "ledger.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM answers").fetchone() == (260,)  # 160 for training, 100 for evaluation
+        assert db.execute("SELECT count(*) FROM reservations WHERE state = 'reserved'").fetchone() == (0,)
+
+
+def test_a_teacher_that_fails_half_way_loses_nothing(tmp_path):
+    asked = []
+
+    def teacher(images):
+        asked.append(len(images))
+        if len(asked) == 4:
+            raise ConnectionError("the line is dead")
+        return np.eye(3, dtype=np.float32)[images.reshape(len(images), -1).sum(axis=1) % 3]
+
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    call = {
+        "images": images,
+        "budget": 50,
+        "out": tmp_path / "run",
+        "progress": False,
+        "student": {"model": "small-cnn", "epochs": 1},
+    }
+    call |= {"resources": {"trainer": {"threads": 1}}}
+    call |= {"classes": 3, "teacher_options": {"batch_size": 8}}
+    with pytest.raises(TeacherError, match="the line is dead"):
+        package.distil(teacher, **call)
+    before = bought(tmp_path / "run")
+    assert before == sum(asked), "the batch that failed may have been billed"
+    assert asked == [8, 8, 4, 8]
+    result = package.distil(teacher, **call)
+    assert result.receipt.queries == sum(asked) == 50
+    assert result.receipt.uncertain == asked[3]
+
+
+def test_distil_from_python(tmp_path):
+    """Images in three layouts, classes found out by one paid question, a student that does what the teacher does."""
+    rng = np.random.default_rng(0)
+    asked = []
+
+    def bright(images: np.ndarray) -> np.ndarray:
+        """A teacher with two classes: dark or bright?"""
+        asked.append(images.copy())
+        p = 1 / (1 + np.exp((127.5 - images.mean(axis=(1, 2, 3))) / 10))
+        return np.stack([1 - p, p], axis=1)
+
+    def draw(count: int) -> np.ndarray:
+        return rng.integers(0, 56, (count, 12, 12), dtype=np.uint8) + rng.integers(
+            0, 200, (count, 1, 1), dtype=np.uint8
+        )
+
+    images, test = draw(30), draw(200)
+    labels = bright(test[:, None]).argmax(axis=1)
+    asked.clear()
+    result = package.distil(
+        teacher=bright,
+        images=images,
+        budget=200,
+        test=(test, labels),
+        out=tmp_path / "run",
+        progress=False,
+        select={"rounds": 2},
+        student={"model": "small-cnn", "epochs": 30},
+        resources={"trainer": {"threads": 1}},
+    )
+    sent = np.concatenate(asked)
+    assert len(sent) == result.receipt.queries == 200
+    assert len({image.tobytes() for image in sent}) == 200, "no image is asked twice"
+    assert sum(len(part) for part in result.labelled) == 200
+    assert result.history[-1].student_accuracy > 0.8
+    assert result.history[-1].teacher_accuracy is None, "a metered teacher is not asked about test images by itself"
+    assert isinstance(result.student, torch.nn.Module)
+    again = package.distil(
+        teacher=bright, images=images[..., None], budget=200, test=(test, labels), out=tmp_path / "run",
+        progress=False, select={"rounds": 2}, student={"model": "small-cnn", "epochs": 30},
+        resources={"trainer": {"threads": 1}},
+    )  # fmt: skip
+    assert again.receipt == result.receipt and np.concatenate(asked).shape[0] == 200
+    with pytest.raises(RunDirectoryError, match="another config"):
+        package.distil(bright, images[1:], 200, out=tmp_path / "run", progress=False, local=True, classes=2)
+
+
+def test_distil_from_configs(teacher_weights, tmp_path):
+    from conftest import digits_config
+
+    data = digits_config(teacher_weights, select__rounds=0, budget__queries=40)
+    result = package.distil(
+        teacher=data.pop("teacher"), images=data.pop("images"), budget=data.pop("budget"), out=tmp_path / "run",
+        progress=False, local=True, **data,
+    )  # fmt: skip
+    assert result.receipt.queries == 40
+
+
+def test_plan_counts_what_the_run_does_and_leaves_no_trace(config_file, tmp_path):
+    path = config_file(budget__price_per_query=0.01, budget__currency="EUR")
+    before = sorted(tmp_path.rglob("*"))
+    done = kdray("plan", path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "780 groups, 2,340 candidates",
+        "160 = 40 for the images + 2 x 60",
+        "1.60 EUR",
+        "candidates/s",
+        "MiB a worker",
+    ):
+        assert part in done.stdout
+    assert "4,680 forward passes" in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_of_22_million_candidates_takes_no_memory_for_them(teacher_weights, tmp_path):
+    from conftest import shared_data
+
+    config = {
+        "images": {"source": "parquet", "path": str(shared_data("mnist-train.parquet")), "count": 2000},
+        "teacher": {
+            "kind": "local",
+            "model": "lenet5",
+            "weights": "missing",
+            "train": {"images": {"source": "digits"}},
+        },
+        "budget": {"queries": 24000},
+        "resources": {"scoring_workers": 1},
+    }
+    path = tmp_path / "mnist.yaml"
+    path.write_text(yaml.safe_dump(config))
+    done = kdray("plan", path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1,999,000 groups, 21,989,000 candidates" in done.stdout
+    assert "24,000 = 2,000 for the images + 1 x 22,000" in done.stdout
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_resume(config_file, finished, tmp_path):
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-m", "kdray", "run", str(config_file()), "--local", "--out", str(out)]
+    with subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.startswith("round 0/2 training"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait() == 130
+    assert f"kdray resume {out}" in rest and "Traceback" not in rest
+    done = kdray("resume", out, "--local", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (out / "student.safetensors").read_bytes() == (finished.directory / "student.safetensors").read_bytes()
+    table = done.stdout
+    assert "160/160" in table and str(out) in table and "success" in table
+    assert (out / "report.html").exists()
+
+
+def test_the_report_is_one_page_that_stands_alone(finished, tmp_path):
+    done = kdray("report", finished.directory, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (finished.directory / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("data:image/png;base64,") == 24  # eight of each round
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert f"{100 * finished.history[-1].student_accuracy:.2f} %" in page
+
+
+def test_images_of_a_run_are_hashed_as_they_were_seen(finished):
+    ledger = Ledger(finished.directory / "ledger.sqlite")
+    try:
+        images = finished.labelled[1].images
+        known = ledger.lookup(finished.receipt.teachers[0], hash_images(images))
+        assert len(known) == len(images)
+    finally:
+        ledger.close()
+
+
+def test_read_result_of_an_unfinished_run_says_so(tmp_path):
+    with pytest.raises(RunDirectoryError, match="holds no run"):
+        read_result(RunDirectory(tmp_path))
