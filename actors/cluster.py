@@ -6,10 +6,9 @@ are looked for first, so that each gives one sentence at once.
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
@@ -34,7 +33,7 @@ class Cluster:
 
 
 @contextmanager
-def connect(environ: MutableMapping[str, str] = os.environ) -> Iterator[Cluster]:
+def connect(environ: Mapping[str, str] = os.environ) -> Iterator[Cluster]:
     """A cluster to work on: the one this process is connected to, the one RAY_ADDRESS names, or a new local one.
 
     Only what was opened here is closed at the end, and only a cluster started here is shut down.
@@ -76,7 +75,7 @@ def _start_local(environ: Mapping[str, str]) -> None:
     _init(address="local", include_dashboard=False)
 
 
-def _join(address: str, environ: MutableMapping[str, str]) -> None:
+def _join(address: str, environ: Mapping[str, str]) -> None:
     if "://" in address and not address.startswith("ray://"):
         raise ClusterError(
             f"RAY_ADDRESS={address} is an address for 'ray job submit'; "
@@ -91,8 +90,6 @@ def _join(address: str, environ: MutableMapping[str, str]) -> None:
                 f"RAY_ADDRESS={address}: nobody answers there ({error.strerror or error}); is the head running? "
                 "Unset RAY_ADDRESS to use a local Ray, or give --local to use none"
             ) from None
-        if "RAY_AUTH_MODE" not in environ and _has_token(environ):
-            environ["RAY_AUTH_MODE"] = "token"  # Ray looks for the token by itself only with "auto"
     try:
         _init(address=address)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -115,10 +112,3 @@ def _host_and_port(address: str) -> tuple[str, int]:
             f"RAY_ADDRESS={address} is not an address; set it to auto or to HOST:PORT, for example 10.0.0.1:6379"
         )
     return host.strip("[]"), int(port)
-
-
-def _has_token(environ: Mapping[str, str]) -> bool:
-    if environ.get("RAY_AUTH_TOKEN"):
-        return True
-    path = environ.get("RAY_AUTH_TOKEN_PATH")
-    return (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()

@@ -23,6 +23,10 @@ class TeacherWorker:
     def __init__(self, build: Callable[[], Teacher]) -> None:
         self._teacher = build()
 
+    def ready(self) -> bool:
+        """Answers once the teacher is made."""
+        return True
+
     def answer(self, images: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Answers to uint8 [B, C, H, W] as numpy (probs or None, labels): cheaper through the store than tensors."""
         answers = self._teacher.answer(torch.from_numpy(images.copy()))
@@ -59,25 +63,50 @@ class RayTeacherPool:
         self._actors = []
 
     def ask(self, batches: Iterable[tuple[Any, torch.Tensor]]) -> Iterator[Reply]:
-        """See `kdray.teachers.pool.TeacherPool`."""
+        """See `kdray.teachers.pool.TeacherPool`.
+
+        Raises:
+            TeacherError: a worker cannot make its teacher; nothing was sent to it.
+        """
         if not self._actors:
             self.start()
         source = iter(batches)
-        idle = list(self._actors)
+        idle: list[ray.actor.ActorHandle] = []
         running: dict[ray.ObjectRef, tuple[Any, ray.actor.ActorHandle]] = {}
-        while True:
-            while idle and (batch := next(source, None)) is not None:
+        # A batch goes only to a worker that has just said it is there: one that never came up cannot have spent it.
+        waking = {actor.ready.remote(): actor for actor in self._actors}
+        more = True
+        while more or running:
+            while more and idle:
+                batch = next(source, None)
+                if batch is None:
+                    more = False
+                    break
                 key, images = batch
                 self._pacer.wait(len(images))
                 actor = idle.pop()
                 running[actor.answer.remote(images.numpy())] = (key, actor)
-            if not running:
+            if not running and not more:
                 return
-            ready, _ = ray.wait(list(running), num_returns=1)
-            for reference in ready:
-                key, actor = running.pop(reference)
+            ready, _ = ray.wait([*running, *waking], num_returns=1)
+            if ready[0] in waking:
+                idle.append(self._woken(waking.pop(ready[0]), ready[0]))
+                continue
+            key, actor = running.pop(ready[0])
+            reply = self._reply(key, ready[0])
+            if reply.answers is None and not reply.fatal:
+                waking[actor.ready.remote()] = actor
+            else:
                 idle.insert(0, actor)
-                yield self._reply(key, reference)
+            yield reply
+
+    def _woken(self, actor: ray.actor.ActorHandle, call: ray.ObjectRef) -> ray.actor.ActorHandle:
+        try:
+            ray.get(call)
+        except (RayActorError, ActorUnavailableError, RayTaskError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise TeacherError(f"a teacher worker cannot start: {reason}") from None
+        return actor
 
     def _reply(self, key: Any, reference: ray.ObjectRef) -> Reply:
         try:

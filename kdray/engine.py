@@ -26,6 +26,9 @@ def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[tuple
         yield LocalSearcher(resources.chunk, device), in_process, LocalTrainer(inputs.spec)
         return
 
+    from actors import environment
+
+    environment.prepare()  # before the next line, which imports Ray
     from actors.cluster import connect, count_workers
     from actors.scoring import RaySearcher
     from actors.students import RayTrainer

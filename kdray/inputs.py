@@ -128,7 +128,7 @@ def read_inputs(config: Config, *, observer: Observer | None = None, given: Give
     if given.function is not None:
         build: Callable[[], Teacher] = partial(build_function_teacher, config.teacher, given.function)
     else:
-        build = partial(build_teacher, config.teacher, images.image_shape)
+        build = partial(build_teacher, config.teacher, images.image_shape, os.getcwd())
     teacher = build()
     if test is not None and int(test.labels.max()) >= teacher.num_classes:
         raise ImageSetError(

@@ -18,14 +18,16 @@ from kdray.teachers.function import build_function_teacher
 from kdray.teachers.local import build_local_teacher
 
 
-def build_teacher(config, image_shape: tuple[int, int, int]) -> Teacher:
+def build_teacher(config, image_shape: tuple[int, int, int], folder: str = "") -> Teacher:
     """The teacher that a `kdray.config.TeacherConfig` describes, for images of shape (C, H, W).
+
+    `folder` is where a python teacher's module may lie; a worker is told the driver's.
 
     Raises:
         TeacherError, ModelError: see the teachers.
     """
     if config.kind == "python":
-        return build_function_teacher(config)
+        return build_function_teacher(config, folder=folder)
     return build_local_teacher(config, image_shape)
 
 

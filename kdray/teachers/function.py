@@ -70,8 +70,12 @@ class FunctionTeacher:
         return Answers(probs=None, labels=torch.from_numpy(array.astype(np.int64)), num_classes=self.num_classes)
 
 
-def build_function_teacher(config, function: Callable | None = None) -> FunctionTeacher:
-    """The teacher of a `kdray.config.PythonTeacher` section; `function` stands in for the import where given.
+def build_function_teacher(config, function: Callable | None = None, folder: str = "") -> FunctionTeacher:
+    """The teacher of a `kdray.config.PythonTeacher` section.
+
+    Args:
+        function: stands in for the import where given.
+        folder: where the user's module may lie, besides the Python path: the folder kdray was started from.
 
     Raises:
         TeacherError: the function cannot be imported.
@@ -83,7 +87,7 @@ def build_function_teacher(config, function: Callable | None = None) -> Function
             f"teacher.answers: {config.answers} of a teacher with {count} classes; use top{count} at most, or soft"
         )
     return FunctionTeacher(
-        function or _import(config.function),
+        function or _import(config.function, folder or os.getcwd()),
         identity=f"python:{config.name or config.function}:{form}",
         num_classes=count,
         form=form,
@@ -91,10 +95,10 @@ def build_function_teacher(config, function: Callable | None = None) -> Function
     )
 
 
-def _import(text: str) -> Callable:
+def _import(text: str, folder: str) -> Callable:
     module, _, name = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         function = importlib.import_module(module)
         for part in name.split("."):

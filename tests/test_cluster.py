@@ -1,0 +1,154 @@
+"""kdray on a cluster that is already there, with token authentication: a head of the test's own, on free ports."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import kdray
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from actors.cluster import connect
+from kdray.errors import ClusterError
+from kdray.run import RunDirectory, read_result
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A head as a user starts one, with a token of its own in a home of its own; its environment and ports."""
+    home = tmp_path_factory.mktemp("home")
+    with tempfile.TemporaryDirectory(prefix="kd") as short:  # Ray's sockets allow only short paths
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        environment |= {
+            "HOME": str(home),
+            "RAY_AUTH_MODE": "token",
+            "RAY_TMPDIR": short,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+        port, dashboard, client, agent, metrics = free_ports(5)
+        command = (
+            f"ray start --head --block --num-cpus=2 --temp-dir={short} --port={port} --dashboard-port={dashboard} "
+            f"--ray-client-server-port={client} --dashboard-agent-listen-port={agent} --metrics-export-port={metrics}"
+        )
+        process = subprocess.Popen(
+            command.split(), env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            for line in process.stdout:
+                if b"Ray runtime started" in line:
+                    break
+            assert process.poll() is None, "the head did not come up"
+            yield environment, port, dashboard
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_on(head, arguments: list[str], address: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment, _, _ = head
+    return subprocess.run(
+        [sys.executable, "-m", "kdray", *arguments],
+        cwd=cwd,
+        env=environment | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, config_file, tmp_path):
+    path = config_file()
+    done = run_on(head, ["run", str(path), "--out", str(tmp_path / "auto")], "auto", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Ray (auto): 2 scoring workers" in done.stderr
+    local = kdray("run", path, "--local", "--out", tmp_path / "local", cwd=tmp_path)
+    assert local.returncode == 0, local.stderr
+    students = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("auto", "local")]
+    assert students[0] == students[1]
+
+
+def test_an_explicit_address_finds_the_token_by_itself(head, config_file, tmp_path):
+    environment, port, dashboard = head
+    without_mode = {key: value for key, value in environment.items() if key != "RAY_AUTH_MODE"}
+    done = run_on(
+        (without_mode, port, dashboard),
+        ["run", str(config_file(select__rounds=0)), "--out", str(tmp_path / "run")],
+        f"127.0.0.1:{port}",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_token_is_one_clear_message(head, config_file, tmp_path):
+    environment, port, dashboard = head
+    wrong = environment | {"RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+    out = tmp_path / "run"
+    done = run_on(
+        (wrong, port, dashboard), ["run", str(config_file()), "--out", str(out)], f"127.0.0.1:{port}", tmp_path
+    )
+    assert done.returncode == 2
+    assert "cannot join the cluster" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, "one message, and nothing around it"
+
+
+def test_ray_job_submit_as_in_the_readme(head):
+    environment, _, dashboard = head
+    command = "ray job submit --working-dir . -- python -m kdray run examples/digits.yaml"
+    assert command in (ROOT / "README.md").read_text()
+    done = subprocess.run(
+        command.split(),
+        cwd=ROOT,
+        env=environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The job's own folder is deleted after it: what was paid for lies in the home folder.
+    result = read_result(RunDirectory(Path(environment["HOME"]) / "kdray-runs" / "digits"))
+    assert result.receipt.queries == 1000
+    assert result.history[-1].success_rate >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "nobody answers there"),
+        ("nonsense", "is not an address"),
+        ("http://127.0.0.1:8265", "is an address for 'ray job submit'"),
+    ],
+)
+def test_addresses_that_cannot_be_joined_fail_at_once(address, message):
+    begin = time.monotonic()
+    with pytest.raises(ClusterError, match=message), connect({"RAY_ADDRESS": address}):
+        pytest.fail("connected to nothing")
+    assert time.monotonic() - begin < 20
+
+
+def test_cluster_yaml_is_what_the_cluster_launcher_takes():
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    assert prepared["head_node_type"] in prepared["available_node_types"]
