@@ -6,6 +6,7 @@ are looked for first, so that each gives one sentence at once.
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def _join(address: str, environ: Mapping[str, str]) -> None:
                 "Unset RAY_ADDRESS to use a local Ray, or give --local to use none"
             ) from None
     try:
-        _init(address=address)
+        with _silent_backend():
+            _init(address=address)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ClusterError(
@@ -103,6 +105,21 @@ def _join(address: str, environ: Mapping[str, str]) -> None:
 
 def _init(**options) -> None:
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True, **options)
+
+
+@contextmanager
+def _silent_backend() -> Iterator[None]:
+    """Drop what is written to standard error below Python: while it cannot join, Ray's backend adds a warning a second
+    there, at every log level, which would bury the one sentence that says why."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What Ray must find in the environment before it is imported: it reads these once, at import. Does not import Ray."""
+"""What Ray must find in the environment before it is imported: it reads it once, at import. Does not import Ray."""
 
 import os
 from collections.abc import MutableMapping
@@ -6,14 +6,12 @@ from pathlib import Path
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set what the user has not set: token authentication where there is a token, and a quiet backend.
+    """Set token authentication where the user has a token and has not said otherwise.
 
     Ray looks for the token by itself only with RAY_ADDRESS=auto; with an explicit address it goes without and hangs.
     """
     if "RAY_AUTH_MODE" not in environ and environ.get("RAY_ADDRESS") and _has_token(environ):
         environ["RAY_AUTH_MODE"] = "token"
-    # While it cannot connect, the backend prints a warning a second, which would bury our one sentence.
-    environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
 
 
 def _has_token(environ: MutableMapping[str, str]) -> bool:

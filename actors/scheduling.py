@@ -24,12 +24,13 @@ class Assignment:
     """
 
     def __init__(self, tasks: int, workers: Sequence[Hashable] = (), depth: int = 2) -> None:
-        self._queue = deque(range(tasks))
-        self._depth = depth
+        # Only what is under way is kept, never a list of all tasks: a pool of billions has millions of them.
+        self._tasks, self._depth = tasks, depth
+        self._next = self._finished = 0
+        self._returned: deque[int] = deque()
+        self._open: set[int] = set()
         self._held: dict[Hashable, list[int]] = {worker: [] for worker in workers}
-        self._done: set[int] = set()
         self._losses: Counter[int] = Counter()
-        self._tasks = tasks
         self.requeued = 0
         """Tasks given out again because their worker died."""
         self.stolen = 0
@@ -38,7 +39,7 @@ class Assignment:
     @property
     def complete(self) -> bool:
         """Every task is done."""
-        return len(self._done) == self._tasks
+        return self._finished == self._tasks
 
     @property
     def workers(self) -> list[Hashable]:
@@ -64,8 +65,9 @@ class Assignment:
         """`worker` finished `task`. True if it was the first to."""
         if task in self._held.get(worker, ()):
             self._held[worker].remove(task)
-        first = task not in self._done
-        self._done.add(task)
+        first = task in self._open
+        self._open.discard(task)
+        self._finished += first
         return first
 
     def lost(self, worker: Hashable) -> None:
@@ -75,7 +77,7 @@ class Assignment:
             ScoringError: a task has now been lost `MAX_TRIES` times.
         """
         for task in reversed(self._held.pop(worker, [])):
-            if task in self._done or any(task in held for held in self._held.values()):
+            if task not in self._open or any(task in held for held in self._held.values()):
                 continue
             self._losses[task] += 1
             if self._losses[task] >= MAX_TRIES:
@@ -84,23 +86,27 @@ class Assignment:
                     "resources.scoring_workers or resources.chunk, then 'kdray resume'"
                 )
             self.requeued += 1
-            self._queue.appendleft(task)
+            self._returned.appendleft(task)
 
     def joined(self, worker: Hashable) -> None:
         """A worker is there (again)."""
         self._held.setdefault(worker, [])
 
     def _from_queue(self) -> int | None:
-        while self._queue:
-            task = self._queue.popleft()
-            if task not in self._done:
+        while self._returned:
+            task = self._returned.popleft()
+            if task in self._open:
                 return task
-        return None
+        if self._next == self._tasks:
+            return None
+        self._open.add(self._next)
+        self._next += 1
+        return self._next - 1
 
     def _steal(self, thief: Hashable) -> int | None:
         """The last task of a worker that holds at least two: it waits there and would run here."""
         for worker, held in self._held.items():
-            if worker != thief and len(held) > 1 and held[-1] not in self._done:
+            if worker != thief and len(held) > 1 and held[-1] in self._open:
                 self.stolen += 1
                 return held[-1]
         return None

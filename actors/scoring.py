@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from actors.cluster import unwrap
 from actors.scheduling import Assignment
 from kdray.errors import ScoringError
-from kdray.search import LowestK, Scored, SearchRequest, chunk_bounds, prepare, score_chunk
+from kdray.search import Chunks, LowestK, Scored, SearchRequest, prepare, score_chunk
 
 
 class ScoringWorker:
@@ -98,7 +98,7 @@ class RaySearcher:
         if self._pool is None or self._pool[0] is not pool:
             self._pool = (pool, ray.put(pool))
         boxes = ([self._pool[1]], [ray.put(model.cpu())], [ray.put(request)])
-        search = _Search(self._actors, boxes, chunk_bounds(pool, self._chunk), LowestK(request.k))
+        search = _Search(self._actors, boxes, Chunks(pool, self._chunk), LowestK(request.k))
         alive_at = time.monotonic()
         while not search.assignment.complete:
             if search.advance():
@@ -117,7 +117,7 @@ class RaySearcher:
 class _Search:
     """One search under way: which chunk runs where, which workers are being waited for, the lowest so far."""
 
-    def __init__(self, actors: list, boxes: tuple, bounds: list[tuple[int, int]], merged: LowestK) -> None:
+    def __init__(self, actors: list, boxes: tuple, bounds: Chunks, merged: LowestK) -> None:
         self._actors, self._boxes, self._bounds, self.merged = actors, boxes, bounds, merged
         self.assignment = Assignment(len(bounds))
         self._running: dict[ray.ObjectRef, tuple[int, int]] = {}

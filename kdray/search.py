@@ -5,7 +5,7 @@ candidate is always scored in the same batch, whoever scores it, and the result 
 and any order of chunks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -75,11 +75,29 @@ def groups_per_batch(pool: GroupedPool) -> int:
     return max(1, BATCH // pool.group_size)
 
 
-def chunk_bounds(pool: GroupedPool, candidates: int) -> list[tuple[int, int]]:
-    """The pool's groups as [start, stop) of about `candidates` candidates each; a chunk's number is its index."""
-    step = groups_per_batch(pool)
-    size = step * max(1, round(candidates / (step * pool.group_size)))
-    return [(start, min(start + size, pool.num_groups)) for start in range(0, pool.num_groups, size)]
+@dataclass(frozen=True)
+class Chunks(Sequence[tuple[int, int]]):
+    """The pool's groups as [start, stop) of about `candidates` candidates each; a chunk's number is its index.
+
+    Nothing is listed: a pool of billions has millions of chunks.
+    """
+
+    pool: GroupedPool
+    candidates: int
+
+    @property
+    def size(self) -> int:
+        """Groups in a chunk: whole forward passes."""
+        step = groups_per_batch(self.pool)
+        return step * max(1, round(self.candidates / (step * self.pool.group_size)))
+
+    def __len__(self) -> int:
+        return (self.pool.num_groups + self.size - 1) // self.size
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"chunk {number} of {len(self)}")
+        return number * self.size, min((number + 1) * self.size, self.pool.num_groups)
 
 
 def score_chunk(
@@ -181,7 +199,7 @@ class LocalSearcher:
         torch.set_num_threads(1)
         try:
             done = 0
-            for start, stop in chunk_bounds(pool, self._chunk):
+            for start, stop in Chunks(pool, self._chunk):
                 merged.add(score_chunk(pool, model, start, stop, request, merged.bound))
                 done += (stop - start) * pool.group_size
                 if on_progress is not None:

@@ -1,6 +1,6 @@
 """Scores and the search: equal to a naive triple loop, whatever the chunks, the order and the ties."""
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch import nn
 from kdray.errors import ScoringError
 from kdray.pools.mixup import MixupPool
 from kdray.scores import confidence, entropy, margin
-from kdray.search import LocalSearcher, LowestK, SearchRequest, chunk_bounds, groups_per_batch, probe, score_chunk
+from kdray.search import Chunks, LocalSearcher, LowestK, SearchRequest, groups_per_batch, probe, score_chunk
 from kdray.students.models import build_model
 
 
@@ -121,10 +121,14 @@ def test_nan_is_an_error_that_names_the_candidate():
 
 def test_chunks_cover_the_pool_once_in_whole_batches():
     pool = small_pool(60, [0.3, 0.5, 0.7], 0)
-    bounds = chunk_bounds(pool, 1000)
-    assert bounds[0][0] == 0 and bounds[-1][1] == pool.num_groups
-    assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(bounds))
-    assert all(start % groups_per_batch(pool) == 0 for start, _ in bounds)
+    chunks = Chunks(pool, 1000)
+    assert len(chunks) == len(list(chunks)) > 1
+    assert chunks[0][0] == 0
+    assert chunks[len(chunks) - 1][1] == pool.num_groups
+    assert all(stop == start for (_, stop), (start, _) in pairwise(chunks))
+    assert all(start % groups_per_batch(pool) == 0 for start, _ in chunks)
+    with pytest.raises(IndexError):
+        chunks[len(chunks)]
 
 
 @pytest.mark.parametrize("chunk", [1, 700, 10**6])

@@ -1,0 +1,436 @@
+"""Errors a user can make, at the command line: exit code 2, one message, no traceback, nothing paid, nothing left."""
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import digits_config, kdray
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from kdray.cli import app
+from kdray.ledger import Ledger
+from kdray.students.export import ModelCard, save_model
+from kdray.students.models import build_model
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> Path:
+    """A folder of files that something is wrong with."""
+    folder = tmp_path_factory.mktemp("bad")
+
+    def write(name: str, cells: list[bytes], column: str = "image") -> None:
+        pq.write_table(
+            pa.table({column: pa.array([{"bytes": data, "path": None} for data in cells])}), folder / f"{name}.parquet"
+        )
+
+    def png(height: int, value: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((height, 16), value, np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    good = [png(16, k) for k in range(40)]
+    write("plain", good)
+    write("mixed", [*good[:4], png(9, 4)])
+    write("corrupt", [*good[:4], good[4][:30], *good[5:]])
+    write("one", good[:1])
+    write("nocolumn", good, column="picture")
+    (folder / "text.parquet").write_text("these are not the rows you are looking for")
+    (folder / "folder").mkdir()
+    other = build_model("lenet5", (1, 16, 16), 10, seed=0)
+    save_model(folder / "lenet5.safetensors", other, ModelCard(model="lenet5", image_shape=(1, 16, 16), num_classes=10))
+    save_file(other.network.state_dict(), folder / "lenet5-state.safetensors")
+    (folder / "junk.safetensors").write_bytes(b"junk" * 50)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, teacher_weights) -> tuple[Path, Path]:
+    """A finished run of one round and 50 queries, and the config it came from."""
+    folder = tmp_path_factory.mktemp("finished")
+    changes = {"budget__queries": 50, "select__rounds": 1, "student__epochs": 1}
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(digits_config(teacher_weights, **changes)))
+    done = CliRunner().invoke(app, ["run", str(config), "--local", "--out", str(folder / "run")])
+    assert done.exit_code == 0, done.stderr
+    return folder / "run", config
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDRAY_RUNS", raising=False)
+
+
+def everything(root: Path) -> dict[str, bytes | None]:
+    """All files below `root` with their content, and all folders."""
+    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
+
+
+def only_message(stderr: str) -> str:
+    """The one message that standard error holds."""
+    assert stderr.startswith("kdray: ") and stderr.endswith("\n"), stderr
+    assert stderr.count("kdray: ") == 1 and "Traceback" not in stderr
+    return stderr.removeprefix("kdray: ").removesuffix("\n")
+
+
+def refused(*arguments: str | Path, unchanged: tuple[Path, ...] = ()) -> str:
+    """The message of a command that must fail and leave everything as it was; runs it in this process."""
+    roots = (Path.cwd(), *unchanged)
+    before = [everything(root) for root in roots]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 2, (done.exit_code, done.stderr, repr(done.exception))
+    assert done.stdout == ""
+    assert [everything(root) for root in roots] == before
+    return only_message(done.stderr)
+
+
+def refused_process(*arguments: str | Path, unchanged: tuple[Path, ...] = (), env: dict | None = None) -> str:
+    """The same as a user runs it: its own process."""
+    roots = (Path.cwd(), *unchanged)
+    before = [everything(root) for root in roots]
+    done = kdray(*arguments, cwd=Path.cwd(), env=env)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    assert [everything(root) for root in roots] == before
+    return only_message(done.stderr)
+
+
+def spent(run: Path) -> int:
+    """Queries charged in a run directory; none where there is no ledger."""
+    if not (run / "ledger.sqlite").exists():
+        return 0
+    ledger = Ledger(run / "ledger.sqlite")
+    try:
+        return ledger.spent() + ledger.spent("evaluation")
+    finally:
+        ledger.close()
+
+
+# A config that says the wrong thing
+
+CONFIG = [
+    ("budget.querys=3", "{config}: unknown key 'budget.querys'; did you mean 'queries'?"),
+    ("sed=1", "{config}: unknown key 'sed'; did you mean 'seed'?"),
+    ("images.cuont=3", "{config}: unknown key 'images.cuont'; did you mean 'count'?"),
+    (
+        "budget.queries=many",
+        "{config}: budget.queries: input should be a valid integer, unable to parse string as an integer, got 'many'",
+    ),
+    ("student.epochs=0", "{config}: student.epochs: input should be greater than or equal to 1, got 0"),
+    ("images.source=web", "{config}: images.source: 'web' is not one of 'parquet', 'folder', 'torchvision', 'digits'"),
+    (
+        "pool.lambdas=[0.5, 1.5]",
+        "{config}: pool.lambdas: λ = 1.5 lies outside [0, 1]; every λ must lie in [0, 1]",
+    ),
+    (
+        "pool.lambdas={min: -0.1, max: 0.5, step: 0.1}",
+        "{config}: pool.lambdas: λ = -0.1 lies outside [0, 1]; every λ must lie in [0, 1]",
+    ),
+    ("pool.lambdas=[]", "{config}: pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
+    (
+        "pool.lambdas={min: 0.9, max: 0.1, step: 0.1}",
+        "{config}: pool.lambdas: the grid is empty; give at least one λ in [0, 1]",
+    ),
+    ("queries", "override 'queries' is not of the form key.sub=value, for example budget.queries=2000"),
+    ("budget.queries=[", "override 'budget.queries=[': '[' is not readable YAML"),
+]
+
+# Images, and a budget, that do not do
+PARQUET = "images={source: parquet, path: {bad}/%s.parquet}"
+MATERIAL = [
+    ("images.count=401", "images.count: 401 images wanted, but digits holds 400"),
+    ("images.rows=1700:1800", "images.rows: 1700:1800 reaches past the 1,797 images of digits"),
+    (PARQUET % "one", "a mixup pool needs at least two images to mix, got 1; raise images.count"),
+    ("images.count=1", "a mixup pool needs at least two images to mix, got 1; raise images.count"),
+    (
+        PARQUET % "mixed",
+        "images: row 4 of {bad}/mixed.parquet is 9x16 grey, but row 0 of {bad}/mixed.parquet is 16x16 grey; "
+        "set images.size (and images.colour) to bring all images to one shape",
+    ),
+    (PARQUET % "corrupt", "images: row 4 of {bad}/corrupt.parquet is not a readable image (*)"),
+    (
+        PARQUET % "nocolumn",
+        "images.path: {bad}/nocolumn.parquet has no image column; expected 'image' or 'img', found 'picture'",
+    ),
+    (PARQUET % "text", "images.path: {bad}/text.parquet is not a readable parquet file (*)"),
+    (PARQUET % "missing", "images.path: no parquet file at {bad}/missing.parquet"),
+    ("images={source: folder, path: {bad}/folder}", "images: {bad}/folder holds no images"),
+    ("images={source: torchvision, name: MNISTT, root: .}", "images.name: torchvision.datasets has no 'MNISTT'"),
+    (
+        "budget.queries=39",
+        "budget.queries: 39 queries do not pay for round 0, which asks for all 40 images; "
+        "raise budget.queries to at least 42, or lower images.count",
+    ),
+    (
+        "budget.queries=41",
+        "budget.queries: after round 0 1 of 41 queries are left, too few for select.rounds = 2 rounds of 1; "
+        "raise budget.queries to at least 42",
+    ),
+    (
+        "budget.queries=821",
+        "budget.queries: 781 candidates are to be chosen after round 0, but 40 images give only 780 for "
+        "active-mixup; lower budget.queries to 820 or raise images.count",
+    ),
+]
+
+# A teacher, a test set, a student that do not fit
+PARTS = [
+    ("teacher.weights={bad}/none.safetensors", "teacher.weights: no file at {bad}/none.safetensors; check the path"),
+    ("teacher.weights={bad}", "teacher.weights: no file at {bad}; check the path"),
+    (
+        "teacher.weights={bad}/lenet5.safetensors",
+        "teacher.model is 'small-cnn', but {bad}/lenet5.safetensors holds the weights of a 'lenet5'",
+    ),
+    (
+        ["teacher.weights={bad}/lenet5-state.safetensors", "teacher.classes=10"],
+        "teacher.weights {bad}/lenet5-state.safetensors: the weights do not fit the model: 17 missing (first: "
+        "0.1.weight); 7 unknown (first: 0.0.bias); 0.0.weight is [6, 1, 5, 5], the model has [16, 1, 3, 3]",
+    ),
+    (
+        "teacher.weights={bad}/lenet5-state.safetensors",
+        "teacher.classes is missing, and {bad}/lenet5-state.safetensors does not say how many classes it has",
+    ),
+    ("teacher.weights={bad}/junk.safetensors", "{bad}/junk.safetensors is not a readable safetensors file (*)"),
+    (
+        ["teacher.weights={bad}/junk.safetensors", "teacher.model=null", "teacher.classes=10"],
+        "teacher.weights: {bad}/junk.safetensors is neither TorchScript nor a torch.export file (.pt2): *; "
+        "for plain safetensors set teacher.model",
+    ),
+    ("teacher.classes=9", "teacher.classes gives 9 classes, but * holds a model of 10"),
+    ("teacher.answers=top11", "teacher.answers: top11 of a teacher with 10 classes; use top10 at most, or soft"),
+    (
+        "teacher={kind: python, function: 'no_such_module:f', classes: 10}",
+        "teacher.function: cannot import no_such_module:f (No module named 'no_such_module')*",
+    ),
+    (
+        ["images.size=8", "test.size=8"],
+        "the teacher takes images of shape (1, 16, 16) (channels, height, width), but the images have (1, 8, 8); "
+        "set images.size and images.colour to bring them together",
+    ),
+    (
+        "test.size=8",
+        "test: its images have shape (1, 8, 8), the images to distil with (1, 16, 16); "
+        "set size and colour of both alike",
+    ),
+    (
+        "test={source: parquet, path: {bad}/plain.parquet}",
+        "test: {bad}/plain.parquet holds no labels; labels are needed here",
+    ),
+    ("student.augment.shift=16", "student.augment.shift: 16 pixels do not fit images of 16x16"),
+]
+
+
+def matches(message: str, pattern: str) -> bool:
+    """Whether a message is the pattern, in which * stands for words of a library."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return message == pattern
+    if not message.startswith(first):
+        return False
+    place = len(first)
+    for part in rest:
+        found = message.find(part, place) if part else place
+        if found < 0:
+            return False
+        place = found + len(part)
+    return not rest[-1] or message.endswith(rest[-1])
+
+
+def filled(overrides: str | list[str], bad: Path) -> list[str]:
+    return [text.replace("{bad}", str(bad)) for text in ([overrides] if isinstance(overrides, str) else overrides)]
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(("overrides", "pattern"), CONFIG + MATERIAL)
+def test_a_bad_config_is_refused_by_run_and_by_plan(command, overrides, pattern, bad, config_file):
+    path = config_file()
+    options = ["--local", "--out", "out"] if command == "run" else []
+    message = refused(command, path, *filled(overrides, bad), *options, unchanged=(bad,))
+    assert matches(message, pattern.replace("{bad}", str(bad)).replace("{config}", str(path))), message
+    assert "\n" not in message and not Path("out").exists()
+
+
+@pytest.mark.parametrize(("overrides", "pattern"), PARTS)
+def test_parts_that_do_not_fit_are_refused_before_anything_is_paid(overrides, pattern, bad, config_file):
+    message = refused("run", config_file(), *filled(overrides, bad), "--local", "--out", "out", unchanged=(bad,))
+    assert matches(message, pattern.replace("{bad}", str(bad))), message
+    assert "\n" not in message and not Path("out").exists()
+
+
+def test_without_out_a_refused_run_makes_no_runs_folder(config_file):
+    refused("run", config_file(), "images.count=401", "--local")
+    assert not Path("runs").exists()
+
+
+def test_several_problems_are_one_message(config_file):
+    message = refused("run", config_file(), "sed=1", "images.count=0", "student.epochs=x", "--local", "--out", "out")
+    assert len(message.splitlines()) == 3
+    for part in ("unknown key 'sed'", "images.count: ", "student.epochs: "):
+        assert part in message
+
+
+# Files that are no config
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "teacher train"])
+@pytest.mark.parametrize(
+    ("content", "start"),
+    [
+        (None, "no config file at {path}"),
+        (b"a: [1\nb: }", "{path} is not readable YAML: "),
+        (b"\xff\xfe\x00", "{path} is not readable YAML: "),
+        (b"just words", "{path}: expected a mapping of sections (images, teacher, budget, ...), got str"),
+        (b"", "{path}: expected a mapping of sections (images, teacher, budget, ...), got NoneType"),
+    ],
+    ids=["missing", "broken", "binary", "words", "empty"],
+)
+def test_a_file_that_is_no_config_is_refused_by_every_command(command, content, start, tmp_path):
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    assert refused(*command.split(), path).startswith(start.format(path=path))
+
+
+def test_a_folder_in_place_of_a_config_is_told_apart(tmp_path):
+    message = refused("run", tmp_path, "--local")
+    assert message == f"{tmp_path} is a folder; give the YAML file itself, or use 'kdray resume' for a run"
+
+
+# Run directories
+
+
+@pytest.mark.parametrize(
+    ("override", "change"),
+    [
+        ("seed=9", "seed: 3 -> 9"),
+        ("budget.queries=60", "budget.queries: 50 -> 60"),
+        ("teacher.answers=hard", "teacher.answers: 'soft' -> 'hard'"),
+        ("pool.lambdas=[0.5]", "pool.lambdas: [0.3, 0.5, 0.7] -> [0.5]"),
+    ],
+)
+def test_a_directory_that_holds_another_config_is_left_alone(override, change, finished):
+    run, config = finished
+    message = refused("run", config, override, "--local", "--out", run, unchanged=(run,))
+    assert message == (
+        f"{run} holds a run of another config ({change}); choose another --out, "
+        f"or go on with the old one: kdray resume {run}"
+    )
+    assert spent(run) == 150
+
+
+def test_a_directory_of_other_things_is_left_alone(config_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("chapter 1")
+    message = refused("run", config_file(), "--local", "--out", tmp_path / "out")
+    assert message == f"{tmp_path / 'out'} is not empty and holds no run; choose another --out"
+
+
+def test_a_file_is_no_run_directory(config_file, tmp_path):
+    path = config_file()
+    assert refused("run", path, "--local", "--out", path) == f"{path} is a file; choose another --out"
+    message = refused("run", path, "--local", "--out", path / "below")
+    assert message == f"cannot work in {path / 'below'}: Not a directory; choose another --out"
+
+
+@pytest.mark.parametrize("place", ["nothing", "folder", "notes.txt"])
+def test_where_there_is_no_run_there_is_nothing_to_resume_or_report(place, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("chapter 1")
+    path = tmp_path / place
+    message = refused("resume", path, "--local")
+    assert message == f"{path} holds no run (no config.yaml); start one with 'kdray run CONFIG'"
+    assert refused("report", path) == f"{path} holds no run (no config.yaml)"
+
+
+def test_a_damaged_config_of_a_run_is_named(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: [")
+    for arguments in (("resume", "run", "--local"), ("run", finished[1], "--local", "--out", "run"), ("report", "run")):
+        assert refused(*arguments).startswith(f"{tmp_path / 'run' / 'config.yaml'} is not readable YAML: ")
+
+
+# kdray teacher train
+
+
+def test_a_teacher_that_is_there_is_not_trained_again_unasked(config_file, teacher_weights):
+    message = refused("teacher", "train", config_file(), unchanged=(teacher_weights.parent,))
+    assert message == f"teacher.weights: {teacher_weights} is there already; give --force to train it again"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start"),
+    [
+        ("null", "teacher.train is missing: "),
+        ("{images: {source: folder, path: nowhere}}", "teacher.train.images.path: no folder at "),
+        ("{images: {source: digits, count: 5000}}", "teacher.train.images.count: 5,000 images wanted, but digits"),
+        ("{images: {source: parquet, path: '{bad}/plain.parquet'}}", "teacher.train.images: * holds no labels; *"),
+    ],
+)
+def test_a_teacher_whose_recipe_is_wrong_is_not_written(recipe, start, bad, config_file):
+    recipe = recipe.replace("{bad}", str(bad))
+    message = refused("teacher", "train", config_file(), "teacher.weights=new.safetensors", f"teacher.train={recipe}")
+    assert matches(message, f"{start}*"), message
+
+
+# Wrong words on the command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["resume"], ["report"], ["plan"], ["frobnicate"], ["run", "x.yaml", "--frob"], ["teacher", "x"]],
+)
+def test_wrong_words_get_a_usage_line_and_exit_code_2(arguments, tmp_path):
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert done.stderr.startswith("Usage: ") and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# The same in processes of their own
+
+
+def test_processes_end_with_the_same_message_and_code(config_file, finished, bad):
+    path = config_file()
+    out = ["--local", "--out", "out"]
+    assert refused_process("run", path, "budget.querys=3", *out) == (
+        f"{path}: unknown key 'budget.querys'; did you mean 'queries'?"
+    )
+    message = refused_process("run", path, *filled(PARQUET % "corrupt", bad), *out)
+    assert message.startswith(f"images: row 4 of {bad}/corrupt.parquet is not a readable image (")
+    weights = ["teacher.classes=10", f"teacher.weights={bad}/lenet5-state.safetensors"]
+    assert "the weights do not fit the model" in refused_process("run", path, *weights, *out, unchanged=(bad,))
+    run, config = finished
+    message = refused_process("run", config, "seed=9", "--local", "--out", run, unchanged=(run,))
+    assert message.startswith(f"{run} holds a run of another config (seed: 3 -> 9)")
+    assert refused_process("resume", "nothing").startswith(f"{Path.cwd() / 'nothing'} holds no run")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1: nobody answers there (Connection refused); is the head running? "),
+        ("nonsense", "RAY_ADDRESS=nonsense is not an address; set it to auto or to HOST:PORT"),
+        ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 is an address for 'ray job submit'"),
+    ],
+)
+def test_a_ray_address_that_leads_nowhere_fails_soon_and_pays_nothing(address, message, finished):
+    config, out = finished[1], Path("out")
+    began = time.monotonic()
+    done = kdray("run", config, "--out", out, cwd=Path.cwd(), env={"RAY_ADDRESS": address})
+    assert time.monotonic() - began < 30
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert done.stdout == "" and only_message(done.stderr).startswith(message)
+    assert "\n" not in only_message(done.stderr)
+    assert spent(out) == 0 and not list(out.rglob("*.parquet")) and not list(out.rglob("*.safetensors"))
+    # Whatever it left does not stand in the way of the same command, put right.
+    again = CliRunner().invoke(app, ["run", str(config), "--local", "--out", str(out)])
+    assert again.exit_code == 0, again.stderr
+    assert spent(out) == 150
+    assert (out / "student.safetensors").read_bytes() == (finished[0] / "student.safetensors").read_bytes()

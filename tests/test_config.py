@@ -1,0 +1,567 @@
+"""The config: defaults, overrides, files, what each wrong field is told, the λ grid and the queries of each round."""
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from copy import deepcopy
+from fractions import Fraction
+from typing import Annotated, Any
+
+import annotated_types
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from kdray.config import (
+    Config,
+    DigitsImages,
+    FolderImages,
+    LambdaGrid,
+    LocalTeacher,
+    ParquetImages,
+    PoolConfig,
+    PythonTeacher,
+    TorchvisionImages,
+    schedule,
+)
+from kdray.config_file import apply_overrides, differences, dump_config, load_config, parse_config
+from kdray.errors import ConfigError
+
+MINIMAL = {
+    "images": {"source": "digits"},
+    "teacher": {"kind": "local", "weights": "teacher.safetensors"},
+    "budget": {"queries": 1000},
+}
+# Of each union, one valid section of every kind.
+MEMBERS = {
+    ParquetImages: {"source": "parquet", "path": "x"},
+    FolderImages: {"source": "folder", "path": "x"},
+    TorchvisionImages: {"source": "torchvision", "name": "MNIST", "root": "x"},
+    DigitsImages: {"source": "digits"},
+    PythonTeacher: {"kind": "python", "function": "module:function", "classes": 10},
+    LocalTeacher: {
+        "kind": "local",
+        "weights": "x",
+        "normalise": {"mean": [0.5], "std": [0.5]},
+        "train": {"images": {"source": "digits"}},
+    },
+}
+# Every optional section is there, so that any field can be set alone.
+WHOLE = MINIMAL | {
+    "test": {"source": "digits"},
+    "teacher": MEMBERS[LocalTeacher],
+    "pool": {"lambdas": {"min": 0.3, "max": 0.7, "step": 0.04}},
+    "student": {"early_stop": {}},
+}
+
+
+def parse(*overrides: str, data: Any = MINIMAL) -> Config:
+    return parse_config(apply_overrides(data, overrides))
+
+
+def refusal(*overrides: str, data: Any = MINIMAL) -> str:
+    """What a config with these overrides is told, without where it comes from."""
+    with pytest.raises(ConfigError) as error:
+        parse(*overrides, data=data)
+    assert str(error.value).startswith("config: ")
+    return str(error.value).removeprefix("config: ")
+
+
+# All fields, found in the models themselves: a new field is tested from its first day.
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections an annotation may stand for."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [model for part in typing.get_args(annotation) for model in models_in(part)]
+    return []
+
+
+def walk(model: type[BaseModel] = Config, path: str = "", data: dict = WHOLE) -> Iterator[tuple]:
+    """Every field as (dotted path, field, a valid config in which that path can be set, fields beside it)."""
+    for name, field in model.model_fields.items():
+        inner = f"{path}.{name}".lstrip(".")
+        yield inner, field, data, list(model.model_fields)
+        found = models_in(field.annotation)
+        for part in found:
+            fresh = apply_overrides(data, [f"{inner}={json.dumps(MEMBERS[part])}"]) if len(found) > 1 else data
+            yield from walk(part, inner, fresh)
+
+
+def limits(field: FieldInfo) -> list[tuple[str, float]]:
+    """Values just outside what a field allows, as (which limit, value)."""
+    union = typing.get_origin(field.annotation) in (typing.Union, types.UnionType)
+    parts = typing.get_args(field.annotation) if union else ()
+    inner = [extra for part in parts if typing.get_origin(part) is Annotated for extra in part.__metadata__]
+    rules = field.metadata + [rule for extra in inner if isinstance(extra, FieldInfo) for rule in extra.metadata]
+    outside = {
+        annotated_types.Ge: lambda rule: ("greater than or equal to", rule.ge - 1),
+        annotated_types.Gt: lambda rule: ("greater than", rule.gt),
+        annotated_types.Le: lambda rule: ("less than or equal to", rule.le + 1),
+        annotated_types.Lt: lambda rule: ("less than", rule.lt),
+    }
+    return [outside[type(rule)](rule) for rule in rules if type(rule) in outside]
+
+
+def case(path: str, data: dict, *rest: Any) -> Any:
+    """A test case, named after the field and the kind of section it is in."""
+    section: Any = data
+    for name in path.split(".")[:-1]:
+        section = section.get(name) or {}
+    kind = section.get("source") or section.get("kind")
+    return pytest.param(path, data, *rest, id=f"{path}[{kind}]" if kind else path)
+
+
+FIELDS = list(walk())
+LEAVES = [(path, field, data) for path, field, data, _ in FIELDS if not models_in(field.annotation)]
+
+
+def test_the_walk_finds_the_fields_and_the_configs_it_makes_are_valid():
+    paths = {path for path, *_ in FIELDS}
+    assert {"seed", "images.root", "teacher.function", "teacher.train.images.split", "pool.lambdas.step"} <= paths
+    assert {"student.early_stop.patience", "resources.trainer.gpus", "teacher.normalise.std"} <= paths
+    for _, _, data, _ in FIELDS:
+        parse(data=data)
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "limit", "value"),
+    [case(path, data, *bound) for path, field, data in LEAVES for bound in limits(field)],
+)
+def test_a_value_out_of_range_is_told_field_limit_and_value(path, data, limit, value):
+    message = refusal(f"{path}={value}", data=data)
+    first = message.splitlines()[0]
+    assert first.startswith(f"{path}: input should be {limit} ") and first.endswith(f", got {value}")
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "value"),
+    [case(path, data, 3 if field.annotation in (str, str | None) else "abc") for path, field, data in LEAVES],
+)
+def test_a_value_of_the_wrong_type_is_told_field_and_value(path, data, value):
+    message = refusal(f"{path}={value}", data=data)
+    assert message.startswith(f"{path}: ") and repr(value) in message.splitlines()[0]
+
+
+@pytest.mark.parametrize(("path", "data"), [case(path, data) for path, _, data, _ in FIELDS])
+def test_a_misspelt_key_is_told_the_nearest_known_one(path, data):
+    name = path.rpartition(".")[2]
+    lines = refusal(f"{path}{name[-1]}=1", data=data).splitlines()
+    assert f"unknown key '{path}{name[-1]}'; did you mean '{name}'?" in [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "known"), [case(path, data, known) for path, _, data, known in FIELDS if path.count(".") < 2]
+)
+def test_a_key_like_no_other_is_told_all_that_are_known(path, data, known):
+    wrong = f"{path.rpartition('.')[0]}.zzzzzz".lstrip(".")
+    assert f"unknown key {wrong!r}; known here: {', '.join(known)}" in refusal(f"{wrong}=1", data=data)
+
+
+@pytest.mark.parametrize(("path", "data"), [case(path, data) for path, field, data, _ in FIELDS if field.is_required()])
+def test_a_required_field_that_is_missing_is_named(path, data):
+    data = deepcopy(data)
+    *sections, name = path.split(".")
+    section = data
+    for part in sections:
+        section = section[part]
+    del section[name]
+    first = refusal(data=data).splitlines()[0]
+    assert first == f"{path} is missing" or first.startswith(f"{path}: is missing; give one of '")
+
+
+# What single fields are told
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("images.source=nope", "images.source: 'nope' is not one of 'parquet', 'folder', 'torchvision', 'digits'"),
+        ("teacher.kind=nope", "teacher.kind: 'nope' is not one of 'local', 'python'"),
+        ("images={}", "images.source: is missing; give one of 'parquet', 'folder', 'torchvision', 'digits'"),
+        ("images.colour=blue", "images.colour: input should be 'grey' or 'rgb', got 'blue'"),
+        ("images.size=[8, 0]", "images.size.1: input should be greater than or equal to 1, got 0"),
+        (
+            "images.rows='5:5'",
+            "images.rows: rows = '5:5' is empty or negative; write it as start:stop with 0 <= start < stop",
+        ),
+        ("images.rows='7'", "images.rows: rows = '7' is not a range; write it as start:stop, for example 0:1000"),
+        (
+            "teacher.answers=top0",
+            "teacher.answers: 'top0' is not a kind of answer; use soft, hard or topK (top5, for example)",
+        ),
+        ("budget=5", "budget: input should be a mapping, got 5"),
+        ("budget.evaluation=-1", "budget.evaluation: input should be greater than or equal to 0, or 'auto', got -1"),
+        ("pool.kind=cutmix", "pool.kind: input should be 'mixup', got 'cutmix'"),
+        ("pool.lambdas=[]", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
+        ("pool.lambdas={min: 1, max: 0, step: 0.1}", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
+        ("pool.lambdas=[0.5, 1.5]", "pool.lambdas: λ = 1.5 lies outside [0, 1]; every λ must lie in [0, 1]"),
+        ("pool.lambdas=[-0.1]", "pool.lambdas: λ = -0.1 lies outside [0, 1]; every λ must lie in [0, 1]"),
+        ("pool.lambdas=[.nan]", "pool.lambdas: λ = nan lies outside [0, 1]; every λ must lie in [0, 1]"),
+        (
+            "pool.lambdas={min: 0.5, max: 1.5, step: 0.4}",
+            "pool.lambdas: λ = 1.3 lies outside [0, 1]; every λ must lie in [0, 1]",
+        ),
+        ("pool.lambdas=[0.5, 0.3, 0.5]", "pool.lambdas: a λ is given twice; every λ of the grid must differ"),
+        ("student.device=gpu", "student.device: 'gpu' is not a device; use auto, cpu, cuda or cuda:N"),
+        (
+            "select={rounds: 0, per_round: 5}",
+            "select.per_round is set, but select.rounds is 0; set select.rounds to at least 1",
+        ),
+        (
+            "teacher={kind: python, function: f, classes: 3}",
+            "teacher.function: 'f' is not of the form module:function",
+        ),
+        ("teacher={kind: local, weights: x, model: lenet5, train: {epochs: 3}}", "teacher.train.images is missing"),
+    ],
+)
+def test_what_a_wrong_field_is_told(override, message):
+    assert refusal(override) == message
+
+
+@pytest.mark.parametrize("field", ["student.model", "teacher.model"])
+def test_an_unknown_model_is_told_the_nearest_and_all(field):
+    message = refusal(f"{field}=lenet6")
+    assert message.startswith(f"{field}: no model named 'lenet6'; did you mean 'lenet5'?")
+    for model in ("alexnet", "lenet5", "resnet18", "small-cnn", "vgg16"):
+        assert model in message
+    unlike = refusal(f"{field}=zzz")
+    assert unlike.startswith(f"{field}: no model named 'zzz'") and "did you mean" not in unlike
+
+
+def test_a_torchvision_teacher_needs_no_place_in_the_zoo():
+    assert parse("teacher.model=torchvision/resnet50").teacher.model == "torchvision/resnet50"
+
+
+def test_all_problems_are_told_at_once_one_a_line():
+    lines = refusal("sed=1", "budgt.queries=3", "images.count=0", "student.epochs=x").splitlines()
+    assert sorted(line.strip() for line in lines) == [
+        "images.count: input should be greater than or equal to 1, got 0",
+        "student.epochs: input should be a valid integer, unable to parse string as an integer, got 'x'",
+        "unknown key 'budgt'; did you mean 'budget'?",
+        "unknown key 'sed'; did you mean 'seed'?",
+    ]
+
+
+@pytest.mark.parametrize(("data", "name"), [(None, "NoneType"), ([1], "list"), ("text", "str"), (3, "int")])
+def test_what_is_no_mapping_is_refused(data, name):
+    with pytest.raises(ConfigError) as error:
+        parse_config(data, origin="my.yaml")
+    assert str(error.value) == (f"my.yaml: expected a mapping of sections (images, teacher, budget, ...), got {name}")
+
+
+# Defaults
+
+
+def test_a_minimal_config_gets_the_documented_defaults():
+    config = parse()
+    assert (config.seed, config.test) == (0, None)
+    assert (config.images.rows, config.images.count, config.images.size, config.images.colour) == (None,) * 4
+    assert config.pool.kind == "mixup" and len(config.pool.grid()) == 11
+    assert (config.select.strategy, config.select.rounds, config.select.per_round) == ("active-mixup", 1, None)
+    assert (config.student.model, config.student.epochs, config.student.early_stop) == ("lenet5", 40, None)
+    assert (config.teacher.answers, config.teacher.decimals, config.teacher.rate_per_s) == ("soft", None, None)
+    assert (config.budget.evaluation, config.budget.price_per_query) == ("auto", None)
+    resources = config.resources
+    assert (resources.scoring_workers, resources.teacher_workers, resources.trainer.threads) == ("auto",) * 3
+
+
+def test_nothing_is_augmented_downloaded_or_free_of_charge_unless_asked():
+    config = parse("images={source: torchvision, name: MNIST, root: x}")
+    assert config.images.download is False and config.images.split == "train"
+    assert (config.student.augment.shift, config.student.augment.flip) == (0, False)
+    assert parse("teacher={kind: python, function: 'm:f', classes: 3}").teacher.metered is True
+
+
+def test_a_parsed_config_cannot_be_changed():
+    config = parse()
+    for section, name in ((config, "seed"), (config.budget, "queries"), (config.student.augment, "shift")):
+        with pytest.raises(ValidationError):
+            setattr(section, name, 7)
+
+
+def test_every_field_says_what_it_means():
+    tags = {"images.source", "test.source", "teacher.train.images.source", "teacher.kind"}
+    assert {path for path, field, *_ in FIELDS if not field.description} <= tags
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("seed=7", lambda c: c.seed == 7),
+        ("budget.queries=2000", lambda c: c.budget.queries == 2000),
+        ("images.count=10", lambda c: c.images.count == 10),
+        ("images.rows=100:200", lambda c: c.images.rows == "100:200"),
+        ("images.size=16", lambda c: c.images.size == (16, 16)),
+        ("images.size=[8, 9]", lambda c: c.images.size == (8, 9)),
+        ("pool.lambdas=[0.1, 0.9]", lambda c: c.pool.grid() == (0.1, 0.9)),
+        ("pool.lambdas={min: 0, max: 1, step: 0.5}", lambda c: c.pool.grid() == (0.0, 0.5, 1.0)),
+        ("student.augment.flip=true", lambda c: c.student.augment.flip is True),
+        ("student.early_stop.patience=3", lambda c: c.student.early_stop.patience == 3),
+        ("student.lr=1e-3", lambda c: c.student.lr == 0.001),
+        ("test.source=digits", lambda c: c.test.source == "digits"),
+        ("teacher.weights=a=b.safetensors", lambda c: c.teacher.weights == "a=b.safetensors"),
+        ("teacher.classes=[cat, dog]", lambda c: c.teacher.classes == ["cat", "dog"]),
+        ("resources.trainer.threads=2", lambda c: c.resources.trainer.threads == 2),
+        ("resources={chunk: 64}", lambda c: c.resources.chunk == 64 and c.resources.teacher_workers == "auto"),
+    ],
+)
+def test_an_override_sets_its_field_and_nothing_else(override, read):
+    changed = parse(override)
+    assert read(changed) and differences(parse(), changed)
+    section = override.partition("=")[0].split(".")[0]
+    assert all(line.startswith(section) for line in differences(parse(), changed))
+
+
+def test_the_last_override_wins_and_the_data_stays_as_it_was():
+    data = deepcopy(MINIMAL)
+    changed = apply_overrides(data, ["seed=1", "budget.queries=5", "budget.queries=6", "select.rounds=2", "seed="])
+    assert changed == MINIMAL | {"seed": None, "budget": {"queries": 6}, "select": {"rounds": 2}}
+    assert data == MINIMAL
+
+
+@pytest.mark.parametrize("text", ["budget", "=3", ".seed=3", "budget.=3", "budget..queries=3", "", "nonsense here"])
+def test_what_is_no_override_is_refused(text):
+    with pytest.raises(ConfigError) as error:
+        apply_overrides(MINIMAL, [text])
+    assert str(error.value) == (f"override {text!r} is not of the form key.sub=value, for example budget.queries=2000")
+
+
+@pytest.mark.parametrize("value", ["[", "{a", "'", "a: b: c"])
+def test_an_override_that_is_no_yaml_is_refused(value):
+    text = f"budget.queries={value}"
+    with pytest.raises(ConfigError) as error:
+        apply_overrides(MINIMAL, [text])
+    assert str(error.value) == f"override {text!r}: {value!r} is not readable YAML"
+
+
+# Files
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85"), max_size=20)
+configs = st.fixed_dictionaries(
+    {
+        "images": st.one_of(
+            st.fixed_dictionaries(
+                {"source": st.sampled_from(["parquet", "folder"]), "path": texts},
+                optional={"count": st.integers(1, 10**9), "colour": st.sampled_from(["grey", "rgb", None])},
+            ),
+            st.fixed_dictionaries(
+                {"source": st.just("digits")},
+                optional={
+                    "size": st.one_of(st.integers(1, 500), st.tuples(st.integers(1, 500), st.integers(1, 500))),
+                    "rows": st.builds(lambda a, b: f"{a}:{a + b}", st.integers(0, 70), st.integers(1, 70)),
+                },
+            ),
+        ),
+        "teacher": st.one_of(
+            st.fixed_dictionaries(
+                {"kind": st.just("local"), "weights": texts},
+                optional={"decimals": st.integers(0, 10), "classes": st.lists(texts, min_size=2)},
+            ),
+            st.just(MEMBERS[PythonTeacher]),
+        ),
+        "budget": st.fixed_dictionaries(
+            {"queries": st.integers(1, 10**12)},
+            optional={"price_per_query": st.floats(0, 1e6), "currency": texts, "evaluation": st.just("auto")},
+        ),
+    },
+    optional={
+        "seed": st.integers(0, 2**70),
+        "pool": st.fixed_dictionaries({"lambdas": st.lists(st.floats(0, 1), min_size=1, max_size=5, unique=True)}),
+        "student": st.fixed_dictionaries({"lr": st.floats(1e-12, 1e6, exclude_min=True)}),
+        "select": st.fixed_dictionaries({"rounds": st.integers(0, 9)}),
+    },
+)
+
+
+@given(configs)
+@settings(max_examples=150, deadline=None)
+def test_a_dumped_config_loads_to_the_same_config(tmp_path_factory, data):
+    config = parse_config(data)
+    path = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    loaded = load_config(path)
+    assert loaded == config and differences(config, loaded) == []
+    assert dump_config(loaded) == dump_config(config)
+
+
+def test_a_dumped_config_holds_every_field_as_plain_yaml():
+    config = parse(data=WHOLE)
+    data = yaml.safe_load(dump_config(config))
+    assert data == config.model_dump(mode="json")
+    assert data["resources"]["chunk"] == 8192 and data["images"]["count"] is None
+    assert list(data)[:3] == ["seed", "images", "test"]
+
+
+def test_load_config_reads_a_file_and_applies_overrides(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("images: {source: digits}\nteacher: {kind: local, weights: ä.safetensors}\nbudget: {queries: 5}\n")
+    config = load_config(path, ["budget.queries=6", "select.rounds=0"])
+    assert (config.budget.queries, config.select.rounds, config.teacher.weights) == (6, 0, "ä.safetensors")
+    assert load_config(str(path)).budget.queries == 5
+
+
+def test_messages_about_a_file_begin_with_its_path(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"sed": 1}))
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path}: unknown key 'sed'; did you mean 'seed'?"
+
+
+@pytest.mark.parametrize(
+    "content", [b"a: [1\nb: }", b"\tx: 1", b"\xff\xfe\x00", b"a: b: c", b"x: !!python/name:os.getcwd"]
+)
+def test_a_file_that_is_no_yaml_is_refused(tmp_path, content):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path} is not readable YAML: ")
+
+
+def test_files_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "no.yaml")
+    assert str(error.value) == f"no config file at {tmp_path / 'no.yaml'}"
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path} is a folder; give the YAML file itself")
+
+
+# Differences
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["seed=0", "select.rounds=1"], []),  # what the defaults say anyway
+        (["seed=4"], ["seed: 0 -> 4"]),
+        (["student.augment.shift=2"], ["student.augment.shift: 0 -> 2"]),
+        (["budget.queries=7", "seed=1"], ["seed: 0 -> 1", "budget.queries: 1000 -> 7"]),
+        (["images.size=8"], ["images.size: None -> [8, 8]"]),
+        (["images={source: folder, path: p}"], ["images.source: 'digits' -> 'folder'", "images.path: None -> 'p'"]),
+        (
+            ["student.early_stop.patience=3"],
+            ["student.early_stop.holdout: None -> 0.1", "student.early_stop.patience: None -> 3"],
+        ),
+        (
+            ["pool.lambdas=[0.5]"],
+            [
+                "pool.lambdas.min: 0.3 -> None",
+                "pool.lambdas.max: 0.7 -> None",
+                "pool.lambdas.step: 0.04 -> None",
+                "pool.lambdas: None -> [0.5]",
+            ],
+        ),
+    ],
+)
+def test_differences_name_field_and_both_values(overrides, expected):
+    assert differences(parse(), parse(*overrides)) == expected
+
+
+# The λ grid
+
+
+def test_the_default_grid_is_the_papers_eleven_values():
+    expected = (0.30, 0.34, 0.38, 0.42, 0.46, 0.50, 0.54, 0.58, 0.62, 0.66, 0.70)
+    assert LambdaGrid(min=0.30, max=0.70, step=0.04).values() == expected
+    assert PoolConfig().grid() == expected and 0.5 in PoolConfig().grid() and 0.7 in PoolConfig().grid()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "step", "expected"),
+    [
+        (0.0, 1.0, 0.1, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
+        (0.0, 1.0, 0.3, (0.0, 0.3, 0.6, 0.9)),
+        (0.5, 0.5, 0.1, (0.5,)),
+        (0.2, 0.25, 0.1, (0.2,)),
+        (0.0, 1.0, 2.0, (0.0,)),
+        (0.7, 0.3, 0.1, ()),
+    ],
+)
+def test_the_grid_runs_from_min_in_steps_and_never_past_max(low, high, step, expected):
+    assert LambdaGrid(min=low, max=high, step=step).values() == expected
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 1000))
+def test_grid_values_are_the_nearest_floats_to_exact_decimals(low, high, step):
+    values = LambdaGrid(min=low / 1000, max=high / 1000, step=step / 1000).values()
+    assert values == tuple(float(Fraction(k, 1000)) for k in range(low, high + 1, step))
+
+
+def test_a_list_of_lambdas_keeps_its_order():
+    assert parse("pool.lambdas=[0.7, 0.3, 0.5]").pool.grid() == (0.7, 0.3, 0.5)
+
+
+# The queries of each round
+
+
+@pytest.mark.parametrize(
+    ("budget", "images", "rounds", "per_round", "expected"),
+    [
+        (24_000, 2_000, 1, None, [2_000, 22_000]),
+        (1_000, 100, 3, None, [100, 300, 300, 300]),
+        (107, 100, 3, None, [100, 3, 2, 2]),
+        (108, 100, 3, None, [100, 3, 3, 2]),
+        (103, 100, 3, None, [100, 1, 1, 1]),
+        (100, 100, 0, None, [100]),
+        (500, 100, 0, None, [100]),
+        (500, 100, 2, 50, [100, 50, 50]),
+        (200, 100, 2, 50, [100, 50, 50]),
+    ],
+)
+def test_the_schedule_by_hand(budget, images, rounds, per_round, expected):
+    assert schedule(budget, images, rounds, per_round) == expected
+
+
+@given(st.integers(1, 10**6), st.integers(1, 60), st.integers(0, 10**6))
+def test_the_schedule_spends_the_whole_budget_evenly(images, rounds, extra):
+    budget = images + rounds + extra
+    queries = schedule(budget, images, rounds, None)
+    assert queries[0] == images and len(queries) == rounds + 1 and sum(queries) == budget
+    assert min(queries[1:]) >= 1 and max(queries[1:]) - min(queries[1:]) <= 1
+    assert queries[1:] == sorted(queries[1:], reverse=True)
+
+
+@given(st.integers(0, 10**5), st.integers(1, 10**5), st.integers(0, 40), st.none() | st.integers(1, 10**4))
+@settings(max_examples=300)
+def test_the_schedule_never_passes_the_budget_and_refuses_only_what_cannot_be_paid(budget, images, rounds, per_round):
+    needed = images + rounds * (per_round or 1)
+    if budget < needed:
+        with pytest.raises(ConfigError, match=r"^budget\.queries: .* raise budget\.queries to at least ") as error:
+            schedule(budget, images, rounds, per_round)
+        if per_round is None:
+            enough = int(re.search(r"at least ([\d,]+)", str(error.value))[1].replace(",", ""))
+            assert len(schedule(enough, images, rounds, per_round)) == rounds + 1
+    else:
+        queries = schedule(budget, images, rounds, per_round)
+        assert sum(queries) <= budget and len(queries) == rounds + 1 and queries[0] == images
+        assert per_round is None or set(queries[1:]) <= {per_round}
+
+
+def test_a_budget_that_is_too_small_is_told_the_one_that_is_enough():
+    with pytest.raises(ConfigError) as error:
+        schedule(1_999, 2_000, 3, None)
+    assert str(error.value) == (
+        "budget.queries: 1,999 queries do not pay for round 0, which asks for all 2,000 images; "
+        "raise budget.queries to at least 2,003, or lower images.count"
+    )
+    with pytest.raises(ConfigError) as error:
+        schedule(2_029, 2_000, 3, 10)
+    assert str(error.value) == (
+        "budget.queries: after round 0 29 of 2,029 queries are left, too few for select.rounds = 3 rounds of 10; "
+        "raise budget.queries to at least 2,030"
+    )
+    assert schedule(2_030, 2_000, 3, 10) == [2_000, 10, 10, 10]

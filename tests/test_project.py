@@ -1,0 +1,52 @@
+"""The project as a whole: who imports whom, that documents say what the code does, and that examples can be planned."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdray.config_file import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_import_rules():
+    command = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", done.stdout)
+
+
+def test_ray_remote_is_said_only_in_the_actors():
+    users = [path for path in (ROOT / "kdray").rglob("*.py") if "ray.remote" in path.read_text()]
+    assert users == []
+
+
+def test_the_config_page_is_what_the_config_says():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import write_config
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    assert (ROOT / "docs" / "config.md").read_text() == write_config.page()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_a_valid_config(path):
+    assert load_config(path).budget.queries > 0
+
+
+def test_the_readme_names_only_commands_and_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (ROOT / name).exists(), name
+    commands = subprocess.run([sys.executable, "-m", "kdray", "--help"], capture_output=True, text=True).stdout
+    for name in set(re.findall(r"^kdray (\w+)", text, flags=re.MULTILINE)):
+        assert re.search(rf"\b{name}\b", commands), name
+
+
+def test_help_answers_without_torch():
+    code = "import sys; import kdray.cli; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
