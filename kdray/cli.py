@@ -154,21 +154,18 @@ def _show(result) -> None:
     """The closing table, the receipt and where everything is."""
     from rich.console import Console
 
+    from kdray.artefacts import RunDirectory
     from kdray.display import result_table
     from kdray.report.page import write_report
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     receipt = result.receipt
     console.print(result_table(result.history, receipt.budget))
-    spent = (
-        f"{receipt.queries:,} of {receipt.budget:,} training queries, {receipt.evaluation_queries:,} evaluation queries"
-    )
-    if receipt.uncertain:
-        spent += f", {receipt.uncertain:,} of them sent and never answered"
-    if receipt.cost is not None:
-        spent += f": {receipt.cost:,.2f} {receipt.currency}"
-    from kdray.artefacts import RunDirectory
-
+    spent = f"{receipt.queries:,} of {receipt.budget:,} training queries"
+    spent += f" ({receipt.uncertain:,} sent and never answered)" if receipt.uncertain else ""
+    spent += "" if receipt.cost is None else f" for {receipt.cost:,.2f} {receipt.currency}"
+    spent += f"; apart from them {receipt.evaluation_queries:,} evaluation queries"
+    spent += f" for {receipt.evaluation_cost:,.2f}" if receipt.evaluation_cost else ""
     report = write_report([RunDirectory(result.directory)])
     for name, value in (("spent", spent), ("run", result.directory), ("report", report)):
         console.print(f"{name:<7}{value}", soft_wrap=True, markup=False)

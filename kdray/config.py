@@ -16,6 +16,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+Threads = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
 def _square(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -149,6 +152,8 @@ class TeacherTrainConfig(TrainConfig):
 
     images: ImagesConfig
     """Labelled images the teacher is trained on."""
+    threads: Threads = "auto"
+    """CPU threads of the teacher's training; auto as for the student."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the teacher, apart from the run's: runs with other seeds share one teacher."""
 
@@ -303,9 +308,9 @@ class TrainerConfig(_Section):
     where: Literal["auto", "driver", "worker"] = "auto"
     """driver: in the process that runs the loop. worker: in a Ray actor with `gpus`. auto: a worker where gpus is set
     or the cluster has a GPU the driver lacks, else the driver."""
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """CPU threads of training. Results depend on it in the last bits, so auto is resolved once and written into the
-    run's config.yaml."""
+    threads: Threads = "auto"
+    """CPU threads of the student's training. Results depend on it in the last bits, so auto is resolved once, to 1 for
+    lenet5 and small-cnn and to all cores for larger networks, and written into the run's config.yaml."""
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of a training worker; may be a fraction."""
 

@@ -16,7 +16,7 @@ from kdray.select import capacity
 from kdray.students.export import ModelCard
 from kdray.students.fit import StudentSpec
 from kdray.students.models import build_model, pixel_statistics
-from kdray.students.train import resolve_device
+from kdray.students.train import auto_threads, resolve_device
 from kdray.teachers.answers import Teacher
 from kdray.teachers.build import build_teacher, train_teacher
 from kdray.teachers.function import build_function_teacher
@@ -77,7 +77,7 @@ def resolve(config: Config, recorded: Config | None = None) -> Config:
         data["teacher"]["weights"] = os.path.abspath(data["teacher"]["weights"])
     trainer = data["resources"]["trainer"]
     if trainer["threads"] == "auto":
-        trainer["threads"] = recorded.resources.trainer.threads if recorded else len(os.sched_getaffinity(0))
+        trainer["threads"] = recorded.resources.trainer.threads if recorded else auto_threads(config.student.model)
     return Config.model_validate(data)
 
 
@@ -124,7 +124,7 @@ def read_inputs(config: Config, *, observer: Observer | None = None, given: Give
                 "set size and colour of both alike"
             )
     threads = config.resources.trainer.threads
-    _train_missing_teacher(config.teacher, threads, observer)
+    _train_missing_teacher(config.teacher, observer)
     if given.function is not None:
         build: Callable[[], Teacher] = partial(build_function_teacher, config.teacher, given.function)
     else:
@@ -160,9 +160,9 @@ def read_inputs(config: Config, *, observer: Observer | None = None, given: Give
     )
 
 
-def _train_missing_teacher(config, threads: int, observer: Observer) -> None:
+def _train_missing_teacher(config, observer: Observer) -> None:
     if config.kind != "local" or config.train is None or Path(config.weights).exists():
         return
     observer.note(f"the teacher's weights are not there yet: training {config.model} once")
-    train_teacher(config, threads, lambda done, loss: observer.progress(done, config.train.epochs))
+    train_teacher(config, lambda done, loss: observer.progress(done, config.train.epochs))
     observer.note(f"teacher written to {config.weights}; from here on it is only queried")

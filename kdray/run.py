@@ -31,8 +31,9 @@ class Receipt:
         reused: answers that cost nothing.
         evaluation_queries: queries on test images, counted apart.
         budget: the cap on training queries.
-        cost: price of all queries, or None where no price is given.
-        currency: of the cost.
+        cost: price of the training queries, or None where no price is given.
+        evaluation_cost: price of the evaluation queries, likewise.
+        currency: of both.
     """
 
     teachers: list[str]
@@ -42,6 +43,7 @@ class Receipt:
     evaluation_queries: int
     budget: int
     cost: float | None
+    evaluation_cost: float | None
     currency: str
 
 
@@ -183,7 +185,8 @@ def read_result(directory: RunDirectory) -> Result:
             reused=sum(metrics.reused for metrics in history),
             evaluation_queries=evaluation,
             budget=config.budget.queries,
-            cost=None if price is None else (queries + evaluation) * price,
+            cost=None if price is None else queries * price,
+            evaluation_cost=None if price is None else evaluation * price,
             currency=config.budget.currency,
         )
     finally:

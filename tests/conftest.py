@@ -49,7 +49,7 @@ def teacher_weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     data = digits_config(path)
     data["teacher"]["train"] = {"images": {"source": "digits", "rows": "0:600", "size": 16}, "epochs": 6}
-    train_teacher(Config.model_validate(data).teacher, threads=1)
+    train_teacher(Config.model_validate(data).teacher)
     return path
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from kdray.cli import app
 from kdray.ledger import Ledger
-from kdray.students.export import ModelCard, save_model
+from kdray.students.export import ModelCard, read_card, save_model
 from kdray.students.models import build_model
 
 
@@ -325,9 +325,11 @@ def test_a_directory_that_holds_another_config_is_left_alone(override, change, f
     assert spent(run) == 150
 
 
-def test_a_directory_of_other_things_is_left_alone(config_file, tmp_path):
+@pytest.mark.parametrize("names", [["thesis.tex"], ["thesis.tex", ".lock", "ledger.sqlite"]])
+def test_a_directory_of_other_things_is_left_alone(names, config_file, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("chapter 1")
+    for name in names:
+        (tmp_path / "out" / name).write_text("chapter 1")
     message = refused("run", config_file(), "--local", "--out", tmp_path / "out")
     assert message == f"{tmp_path / 'out'} is not empty and holds no run; choose another --out"
 
@@ -362,6 +364,17 @@ def test_a_damaged_config_of_a_run_is_named(finished, tmp_path):
 def test_a_teacher_that_is_there_is_not_trained_again_unasked(config_file, teacher_weights):
     message = refused("teacher", "train", config_file(), unchanged=(teacher_weights.parent,))
     assert message == f"teacher.weights: {teacher_weights} is there already; give --force to train it again"
+
+
+def test_with_force_a_teacher_is_trained_again(config_file, tmp_path):
+    weights = tmp_path / "teacher.safetensors"
+    weights.write_bytes(b"junk")
+    recipe = "teacher.train={images: {source: digits, rows: '0:50', size: 16}, epochs: 1}"
+    arguments = ["teacher", "train", str(config_file()), f"teacher.weights={weights}", recipe]
+    assert "give --force" in refused(*arguments)
+    done = CliRunner().invoke(app, [*arguments, "--force"])
+    assert done.exit_code == 0 and f"wrote {weights}" in done.stdout, done.stderr
+    assert read_card(weights).model == "small-cnn"
 
 
 @pytest.mark.parametrize(

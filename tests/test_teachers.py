@@ -100,6 +100,16 @@ def test_more_than_all_classes_cannot_be_shown():
         AnswerFormat("top5").apply(PROBS)
 
 
+def test_ties_among_many_classes_go_to_the_lower_ones():
+    """torch's plain sort and topk mix ties up from a few dozen values on."""
+    probs = torch.full((2, 1000), 0.5 / 999)
+    probs[:, 500] = 0.5
+    shown = AnswerFormat("top5").apply(probs)
+    assert [row.nonzero().flatten().tolist() for row in shown.probs] == [[0, 1, 2, 3, 500]] * 2
+    # What the four share with the rest is the same, so the targets are what they were.
+    assert torch.allclose(training_targets(shown, top=5), probs, atol=1e-6)
+
+
 @given(st.integers(1, 7), st.integers(1, 8), st.integers(0, 9999), st.one_of(st.none(), st.integers(0, 4)))
 @settings(max_examples=80, deadline=None)
 def test_top_k_shows_what_a_slow_sort_would(top, extra, seed, decimals):

@@ -36,6 +36,7 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
     page = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     html = page.render(
         result=first,
+        money=lambda cost: "–" if cost is None else f"{cost:,.2f} {first.receipt.currency}",
         last=first.history[-1],
         others=results[1:],
         accuracy=accuracy_figure(runs),
@@ -60,7 +61,7 @@ def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[
         said = names[int(labelled.answers.labels[k])]
         if labelled.answers.probs is not None:
             top = labelled.answers.probs[k].topk(min(2, result.num_classes))
-            said = ", ".join(f"{names[int(c)]} {100 * float(p):.0f} %" for p, c in zip(*top, strict=True) if p > 0)
+            said = ", ".join(f"{names[int(c)]} {100 * float(p):.0f} %" for p, c in zip(*top, strict=True) if p >= 0.005)
         columns = {name: values[row] for name, values in candidates.columns.items()}
         about = (
             f"{columns['lambda']:g} · #{columns['i']} + {1 - columns['lambda']:g} · #{columns['j']}"

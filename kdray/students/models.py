@@ -156,6 +156,9 @@ ZOO: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "mobilenetv2": mobilenetv2,
 }
 
+LIGHT = frozenset({"lenet5", "small-cnn"})
+"""Networks whose training steps take about a millisecond."""
+
 
 def build_model(
     name: str,

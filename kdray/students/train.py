@@ -1,6 +1,7 @@
 """Training a classifier on a labelled set that fits the device: no DataLoader, no copy an epoch."""
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from kdray.errors import ConfigError
 from kdray.seeds import torch_generator, torch_seed
 from kdray.students.augment import random_flip, random_shift
 from kdray.students.losses import soft_cross_entropy
+from kdray.students.models import LIGHT
 
 
 @dataclass(kw_only=True)
@@ -41,6 +43,15 @@ def resolve_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device: {name!r} is set, but this machine has no usable GPU; use device: auto or cpu")
     return torch.device(name)
+
+
+def auto_threads(model: str | None) -> int:
+    """CPU threads for a network of the zoo: one for the light ones, else all cores this process may use.
+
+    The steps of a light network are so short that a second thread gains a third at best, and on a machine that does
+    anything else it costs several times what it gains: both threads wait for each other at every layer.
+    """
+    return 1 if model in LIGHT else len(os.sched_getaffinity(0))
 
 
 @contextmanager

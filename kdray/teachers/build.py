@@ -1,5 +1,6 @@
 """A teacher from its config section."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from kdray.seeds import numpy_generator
 from kdray.students.export import ModelCard
 from kdray.students.fit import StudentSpec, fit
 from kdray.students.models import pixel_statistics
+from kdray.students.train import auto_threads
 from kdray.teachers.answers import Teacher
 from kdray.teachers.function import build_function_teacher
 from kdray.teachers.local import build_local_teacher
@@ -31,7 +33,7 @@ def build_teacher(config, image_shape: tuple[int, int, int], folder: str = "") -
     return build_local_teacher(config, image_shape)
 
 
-def train_teacher(config, threads: int, on_epoch=None) -> None:
+def train_teacher(config, on_epoch: Callable[[int, float], None] | None = None) -> None:
     """Make the weights of a local teacher by its recipe, with hard labels, and write them to `config.weights`.
 
     Raises:
@@ -62,6 +64,7 @@ def train_teacher(config, threads: int, on_epoch=None) -> None:
         num_classes=count,
         classes=names if names and len(names) == count else None,
     )
+    threads = auto_threads(config.model) if recipe.threads == "auto" else recipe.threads
     spec = StudentSpec(card=card, mean=mean, std=std, recipe=recipe, seed=recipe.seed, threads=threads)
     content, _ = fit(spec, data.images, F.one_hot(data.labels, count).to(torch.float32), 0, on_epoch)
     write_bytes(Path(config.weights), content)
