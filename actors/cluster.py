@@ -124,7 +124,7 @@ def _silent_backend() -> Iterator[None]:
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isascii() and port.isdigit()):
         raise ClusterError(
             f"RAY_ADDRESS={address} is not an address; set it to auto or to HOST:PORT, for example 10.0.0.1:6379"
         )

@@ -20,7 +20,7 @@ from kdray.ledger.store import Ledger, hash_images
 from kdray.paths import runs_folder
 from kdray.run import Result, run
 from kdray.teachers.answers import AnswerFormat, Answers
-from kdray.teachers.function import FunctionTeacher
+from kdray.teachers.function import FunctionTeacher, to_array
 
 
 def distil(
@@ -182,9 +182,10 @@ def _discover(
 
 def _ask_once(function: Callable, identity: str, form: AnswerFormat, image: torch.Tensor) -> Answers:
     try:
-        reply = np.asarray(function(image.numpy()))
+        reply = function(image.numpy())
     except Exception as error:  # whatever a user's function raises
         raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
+    reply = to_array(reply)
     if reply.ndim != 2 or reply.dtype.kind != "f":
         raise TeacherError(
             f"the teacher function gives {reply.dtype} of shape {list(reply.shape)} for one image, "

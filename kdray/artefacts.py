@@ -94,12 +94,18 @@ class RunDirectory:
                     return number, phase
         return None
 
+    def is_run(self) -> bool:
+        """Whether kdray works or worked here: any folder may hold a config.yaml of its own."""
+        return self.config.exists() and ((self.path / ".lock").exists() or self.ledger.exists())
+
     def lock(self) -> None:
-        """Keep other processes out until this one ends, however it ends.
+        """Keep other processes out until this one ends, however it ends. Locking again changes nothing.
 
         Raises:
             RunDirectoryError: another process works here, or the directory cannot be made.
         """
+        if self._lock is not None:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -109,11 +109,7 @@ def teacher_train_command(
             raise TeacherError(f"teacher.weights: {teacher.weights} is there already; give --force to train it again")
         display = make_display()
         try:
-            train_teacher(
-                teacher,
-                parsed.resources.trainer.threads,
-                lambda done, loss: display.progress(done, teacher.train.epochs),
-            )
+            train_teacher(teacher, lambda done, loss: display.progress(done, teacher.train.epochs))
         finally:
             display.close()
         print(f"wrote {teacher.weights}")

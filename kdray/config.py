@@ -13,10 +13,17 @@ from kdray.students.models import ZOO
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+Classes = Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)]
 Threads = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
+def _known_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"{value!r} is not a device; use auto, cpu, cuda or cuda:N")
+    return value
 
 
 def _square(value: Any) -> Any:
@@ -35,10 +42,12 @@ class _Images(_Section):
     colour: Literal["grey", "rgb"] | None = None
     """Convert to this colour; null keeps grey grey and makes everything else RGB."""
 
-    @field_validator("rows")
+    @field_validator("rows", mode="before")
     @classmethod
-    def _rows_is_a_range(cls, value: str | None) -> str | None:
-        if value is not None:
+    def _rows_is_a_range(cls, value: Any) -> Any:
+        if isinstance(value, int):  # YAML reads 10:50 without quotes as a number to base 60
+            raise ValueError(f'input should be a range in quotes, for example rows: "0:1000"; YAML gave {value!r}')
+        if isinstance(value, str):
             parse_rows(value)
         return value
 
@@ -122,18 +131,13 @@ class TrainConfig(_Section):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."""
 
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            raise ValueError(f"{value!r} is not a device; use auto, cpu, cuda or cuda:N")
-        return value
+    _device = field_validator("device")(_known_device)
 
 
 def _known_model(value: str) -> str:
     if value not in ZOO:
         near = difflib.get_close_matches(value, ZOO, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no model named {value!r}{hint} There are: {', '.join(sorted(ZOO))}")
     return value
 
@@ -195,7 +199,7 @@ class LocalTeacher(_Teacher):
     """safetensors for `model`; or, where `model` is null, a TorchScript or torch.export file."""
     model: str | None = None
     """A network of the zoo, or torchvision/NAME; null where `weights` is a whole program."""
-    classes: Annotated[int, Field(ge=2)] | list[str] | None = None
+    classes: Classes | None = None
     """Number or names of the classes; null reads them from weights that kdray saved."""
     input: Literal["uint8", "unit"] = "unit"
     """What a whole program takes: uint8 pixels, or floats in [0, 1] (then normalised, if `normalise` is set)."""
@@ -206,7 +210,9 @@ class LocalTeacher(_Teacher):
     train: TeacherTrainConfig | None = None
     """How to make `weights` when the file is not there."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:N."""
+
+    _device = field_validator("device")(_known_device)
 
     @field_validator("model")
     @classmethod
@@ -220,7 +226,7 @@ class PythonTeacher(_Teacher):
     kind: Literal["python"]
     function: str
     """module:function, importable from where kdray runs."""
-    classes: Annotated[int, Field(ge=2)] | list[str]
+    classes: Classes
     """Number or names of the classes."""
     name: str | None = None
     """Who this is in the ledger; null uses `function`. Give a new name when the model behind it changes."""
@@ -252,6 +258,9 @@ class BudgetConfig(_Section):
     """Currency of the price."""
 
 
+_MAX_LAMBDAS = 10_000  # pixels have 256 values: a finer grid only repeats images
+
+
 class LambdaGrid(_Section):
     """λ from `min` to `max` in steps of `step`."""
 
@@ -265,6 +274,10 @@ class LambdaGrid(_Section):
     def values(self) -> tuple[float, ...]:
         """The grid, each value rounded to ten decimals so that 0.3 + 5 * 0.04 is 0.5."""
         steps = int((self.max - self.min) / self.step + 1e-9)
+        if steps >= _MAX_LAMBDAS:
+            raise ConfigError(
+                f"pool.lambdas: {steps + 1:,} values of λ; give a step that makes {_MAX_LAMBDAS:,} at most"
+            )
         return tuple(round(self.min + k * self.step, 10) for k in range(steps + 1)) if self.max >= self.min else ()
 
 
@@ -371,7 +384,7 @@ def schedule(budget: int, images: int, rounds: int, per_round: int | None) -> li
     if left < 0:
         raise ConfigError(
             f"budget.queries: {budget:,} queries do not pay for round 0, which asks for all {images:,} images; "
-            f"raise budget.queries to at least {images + rounds:,}, or lower images.count"
+            f"raise budget.queries to at least {images + rounds * (per_round or 1):,}, or lower images.count"
         )
     if rounds and left < rounds * (per_round or 1):
         raise ConfigError(

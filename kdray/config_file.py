@@ -69,7 +69,7 @@ def _assign(data: Any, keys: list[str], value: Any) -> dict:
 
 def dump_config(config: Config) -> str:
     """The whole config as YAML, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def differences(first: Config, second: Config) -> list[str]:
@@ -101,7 +101,11 @@ def _explain_all(problems: list[Any]) -> list[str]:
             lines[field] = lines[field].replace(", got ", f", or {wanted}, got ", 1)
         else:
             lines.setdefault(field if colon else line, line)
-    return list(lines.values())
+    # Of "a mapping or a list", what is wrong inside the mapping says more than that it is no list.
+    vague = {
+        f for f, line in lines.items() if "input should be a" in line and any(g.startswith(f"{f}.") for g in lines)
+    }
+    return [line for field, line in lines.items() if field not in vague]
 
 
 def _explain(problem: dict[str, Any]) -> str:
@@ -128,7 +132,7 @@ def _explain(problem: dict[str, Any]) -> str:
         text = str(problem["ctx"]["error"])
         return f"{path}: {text}" if path else text
     text = problem["msg"][0].lower() + problem["msg"][1:]
-    text = re.sub(r"a valid dictionary or instance of \w+", "a mapping", text)
+    text = re.sub(r"a valid dictionary or (instance of \w+|object to extract fields from)", "a mapping", text)
     return f"{path}: {text}" + ("" if isinstance(value, dict) else f", got {value!r}")
 
 

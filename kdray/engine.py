@@ -13,9 +13,11 @@ from kdray.search import LocalSearcher, Searcher
 from kdray.students.fit import LocalTrainer
 from kdray.teachers.pool import LocalTeacherPool, Pacer, TeacherPool
 
+Engine = tuple[Searcher, TeacherPool, Trainer]
+
 
 @contextmanager
-def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[tuple[Searcher, TeacherPool, Trainer]]:
+def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engine]:
     """The parts that work: all in this process where `local`, else on Ray actors."""
     config, resources = inputs.config, inputs.config.resources
     burst = config.teacher.burst or teacher_batch(config)

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kdray.errors import RunDirectoryError
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a crash or power cut leaves the old file or the new one, never a part."""
@@ -27,8 +29,15 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON at `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON at `path`.
+
+    Raises:
+        RunDirectoryError: it cannot be read or is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error}); delete it and resume: it is made again") from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -96,7 +96,10 @@ def parse_rows(text: str) -> tuple[int, int | None]:
     start, colon, stop = text.partition(":")
     if not colon:
         raise ValueError(f"rows = {text!r} is not a range; write it as start:stop, for example 0:1000")
-    first, last = int(start or 0), int(stop) if stop else None
+    try:
+        first, last = int(start or 0), int(stop) if stop else None
+    except ValueError:
+        raise ValueError(f"rows = {text!r} is not a range of whole numbers; write it as start:stop") from None
     if first < 0 or (last is not None and last <= first):
         raise ValueError(f"rows = {text!r} is empty or negative; write it as start:stop with 0 <= start < stop")
     return first, last
@@ -124,11 +127,13 @@ def _decode(source: _Source, rows: np.ndarray, size: Sequence[int] | None, colou
     for position, row in enumerate(rows.tolist()):
         try:
             image = source.decode(row)
-            image.load()
-            mode = _MODES[colour] if colour else ("L" if image.mode in ("1", "L", "I", "I;16", "LA") else "RGB")
+            image = _eight_bits(image)
+            mode = _MODES[colour] if colour else ("L" if image.mode in ("1", "L", "LA") else "RGB")
             if image.mode != mode:
                 image = image.convert(mode)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError) as error:
+        except UnidentifiedImageError:
+            raise ImageSetError(f"{field}: {source.where(row)} is not a readable image (unknown format)") from None
+        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
             raise ImageSetError(f"{field}: {source.where(row)} is not a readable image ({error})") from None
         if size is not None and image.size != (size[1], size[0]):
             image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -143,6 +148,17 @@ def _decode(source: _Source, rows: np.ndarray, size: Sequence[int] | None, colou
             )
         pixels[position] = array
     return torch.from_numpy(pixels)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image with eight bits a channel: 16-bit grey is scaled (PIL would clip it), wider kinds are refused."""
+    image.load()
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of PIL's mode {image.mode!r}, 32 bits wide; convert it to 8 bits first")
+    return image
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -167,20 +183,28 @@ def _parquet(config, field: str) -> _Source:
                 + ", ".join(repr(name) for name in schema.names)
             )
         wanted = [column] + (["label"] if "label" in schema.names else [])
-        table = pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+        # One thread and no read-ahead: the cells are small, and Arrow's buffers would stay with the process.
+        tables = [pq.read_table(file, columns=wanted, use_threads=False, pre_buffer=False) for file in files]
+        table = pa.concat_tables(tables)
     except (pa.ArrowException, OSError) as error:
-        raise ImageSetError(f"{field}.path: {config.path} is not a readable parquet file ({error})") from None
+        reason = str(error).strip().splitlines()[0]
+        raise ImageSetError(f"{field}.path: {config.path} is not a readable parquet file ({reason})") from None
     cells = table.column(column)
     if pa.types.is_struct(cells.type):
         if "bytes" not in [cells.type.field(k).name for k in range(cells.type.num_fields)]:
             raise ImageSetError(f"{field}.path: column {column!r} of {config.path} has no field 'bytes'")
-        cells = pa.chunked_array([chunk.field("bytes") for chunk in cells.chunks], type=pa.binary())
+        cells = pa.chunked_array([chunk.field("bytes") for chunk in cells.chunks], type=cells.type.field("bytes").type)
+    starts = np.cumsum([0] + [part.num_rows for part in tables])
 
     def decode(row: int) -> Image.Image:
         data = cells[row].as_py()
         if data is None:
             raise ValueError("the cell is empty")
         return Image.open(io.BytesIO(data))
+
+    def where(row: int) -> str:
+        file = int(np.searchsorted(starts, row, side="right")) - 1
+        return f"row {row - starts[file]} of {files[file]}"
 
     def labels(rows: np.ndarray) -> np.ndarray:
         found = table.column("label").to_numpy()[rows]
@@ -192,7 +216,7 @@ def _parquet(config, field: str) -> _Source:
         name=config.path,
         rows=table.num_rows,
         decode=decode,
-        where=lambda row: f"row {row} of {config.path}",
+        where=where,
         labels=labels if "label" in schema.names else None,
         classes=_hugging_face_classes(schema),
     )
@@ -240,19 +264,22 @@ def _torchvision(config, field: str) -> _Source:
         raise ImageSetError(f"{field}.name: torchvision.datasets has no {config.name!r}")
     accepted = inspect.signature(kind).parameters
     options: dict[str, object] = {"download": config.download} if "download" in accepted else {}
-    if "train" in accepted:
+    if "train" in accepted and config.split != "val":
         options["train"] = config.split == "train"
     elif "split" in accepted:
         options["split"] = config.split
+    elif config.split != "train":
+        raise ImageSetError(f"{field}.split: torchvision's {config.name} has no part {config.split!r}")
     try:
         data = kind(config.root, **options)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        count = len(data)
+    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
         raise ImageSetError(f"{field}: torchvision cannot read {config.name} under {config.root} ({error})") from None
     targets = getattr(data, "targets", getattr(data, "labels", None))
     names = getattr(data, "classes", None)
     return _Source(
         name=f"torchvision {config.name} ({config.split})",
-        rows=len(data),
+        rows=count,
         decode=lambda row: data[row][0],
         where=lambda row: f"row {row} of torchvision {config.name}",
         labels=None if targets is None else lambda rows: np.asarray(targets, dtype=np.int64)[rows],

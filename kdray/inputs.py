@@ -123,8 +123,10 @@ def read_inputs(config: Config, *, observer: Observer | None = None, given: Give
                 f"test: its images have shape {test.image_shape}, the images to distil with {images.image_shape}; "
                 "set size and colour of both alike"
             )
-    threads = config.resources.trainer.threads
-    _train_missing_teacher(config.teacher, observer)
+        if int(test.labels.min()) < 0:
+            raise ImageSetError(f"test: label {int(test.labels.min())} found; every test image needs its true label")
+    _check_student(config, images.image_shape)
+    _train_missing_teacher(config.teacher, images.image_shape, observer)
     if given.function is not None:
         build: Callable[[], Teacher] = partial(build_function_teacher, config.teacher, given.function)
     else:
@@ -139,14 +141,8 @@ def read_inputs(config: Config, *, observer: Observer | None = None, given: Give
     card = ModelCard(
         model=config.student.model, image_shape=images.image_shape, num_classes=teacher.num_classes, classes=classes
     )
+    threads = config.resources.trainer.threads
     spec = StudentSpec(card=card, mean=mean, std=std, recipe=config.student, seed=config.seed, threads=threads)
-    if config.student.augment.shift >= min(images.image_shape[1:]):
-        raise ConfigError(
-            f"student.augment.shift: {config.student.augment.shift} pixels do not fit "
-            f"images of {images.image_shape[1]}x{images.image_shape[2]}"
-        )
-    resolve_device(config.student.device)
-    build_model(card.model, card.image_shape, card.num_classes, seed=0)  # refuses images too small for it
     return Inputs(
         config=config,
         images=images,
@@ -160,9 +156,20 @@ def read_inputs(config: Config, *, observer: Observer | None = None, given: Give
     )
 
 
-def _train_missing_teacher(config, observer: Observer) -> None:
+def _check_student(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Refuse what training would refuse after the first answers were paid."""
+    if config.student.augment.shift >= min(image_shape[1:]):
+        raise ConfigError(
+            f"student.augment.shift: {config.student.augment.shift} pixels do not fit "
+            f"images of {image_shape[1]}x{image_shape[2]}"
+        )
+    resolve_device(config.student.device, "student.device")
+    build_model(config.student.model, image_shape, 2, seed=0)  # refuses images too small for it
+
+
+def _train_missing_teacher(config, image_shape: tuple[int, int, int], observer: Observer) -> None:
     if config.kind != "local" or config.train is None or Path(config.weights).exists():
         return
     observer.note(f"the teacher's weights are not there yet: training {config.model} once")
-    train_teacher(config, lambda done, loss: observer.progress(done, config.train.epochs))
+    train_teacher(config, lambda done, loss: observer.progress(done, config.train.epochs), image_shape=image_shape)
     observer.note(f"teacher written to {config.weights}; from here on it is only queried")

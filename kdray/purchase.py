@@ -76,15 +76,20 @@ class _Purchase:
         self._queue = deque(range(len(self._batches)))
         self._waiting: dict[int, Reservation] = {}
         self._tries: Counter[int] = Counter()
-        self._reused = len(self._hashes) - sum(len(batch) for batch in self._batches)
+        self._asked: set[bytes] = set()
         self._charged = 0
         self._broke = False
+        self._cut: list[int] = []
+        """What the budget did not reach: asked last, should queries come back."""
 
     def complete(self, on_progress: Callable[[int, int], None] | None) -> Bought:
         distinct = len(set(self._hashes))
         try:
-            # A batch whose worker died is queued again after the pool has drawn the last one: then it is asked anew.
-            while self._queue and not self._broke:
+            # A batch whose worker died is queued again, maybe after the pool has drawn the last one, and the queries of
+            # an unmetered one come back: so as long as there is a batch and a query, there is another pass.
+            while (self._queue or self._cut) and self._ledger.remaining(self._purpose) > 0:
+                self._queue.extend(self._cut)
+                self._cut, self._broke = [], False
                 for reply in self._pool.ask(self._draw()):
                     self._take(reply)
                     if on_progress is not None:
@@ -98,7 +103,7 @@ class _Purchase:
             positions=torch.tensor(positions, dtype=torch.int64),
             answers=to_answers(rows, self._teacher.num_classes),
             charged=self._charged,
-            reused=self._reused,
+            reused=len(positions) - len(self._asked),
             short=len(self._hashes) - len(positions),
         )
 
@@ -108,10 +113,12 @@ class _Purchase:
             number = self._queue.popleft()
             positions = self._batches[number]
             affordable = min(len(positions), self._ledger.remaining(self._purpose))
-            self._broke = affordable < len(positions)
+            if affordable < len(positions):
+                self._broke = True
+                self._rest_of(number, affordable)
             if affordable == 0:
                 return
-            self._batches[number] = positions = positions[:affordable]
+            positions = self._batches[number]
             try:
                 self._waiting[number] = self._ledger.reserve(
                     affordable,
@@ -123,9 +130,22 @@ class _Purchase:
                 )
             except BudgetExceeded:  # another run on the same ledger was faster
                 self._broke = True
+                self._cut.insert(0, number)
                 return
             self._tries[number] += 1
             yield number, self._images[torch.tensor(positions)]
+
+    def _rest_of(self, number: int, affordable: int) -> None:
+        """Cut a batch to what is affordable; keep the rest, and all that was to follow, should queries come back."""
+        if affordable == 0:
+            self._cut.append(number)
+        else:
+            positions = self._batches[number]
+            self._batches[number] = positions[:affordable]
+            self._batches.append(positions[affordable:])
+            self._cut.append(len(self._batches) - 1)
+        self._cut.extend(self._queue)
+        self._queue.clear()
 
     def _take(self, reply: Reply) -> None:
         """Commit a reply's answers; give up, or queue its batch again, where there are none."""
@@ -136,8 +156,12 @@ class _Purchase:
             self._queue.append(reply.key)
             return
         keys = [self._hashes[position] for position in self._batches[reply.key]]
-        self._ledger.commit(self._waiting.pop(reply.key), keys, reply.answers)
+        if len(reply.answers) != len(keys):
+            raise TeacherError(f"the teacher gave {len(reply.answers)} answers to {len(keys)} images")
+        self._ledger.commit(self._waiting[reply.key], keys, reply.answers)
+        del self._waiting[reply.key]
         self._charged += len(keys)
+        self._asked.update(keys)
         self._known.update(self._ledger.lookup(self._teacher.identity, keys))
 
     def _settle_lost(self, number: int) -> None:

@@ -1,12 +1,13 @@
 """A run from its config to its result, in a run directory that can be killed and resumed at any moment."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdray.artefacts import Labelled, RunDirectory, write_image_set
 from kdray.config import Config
 from kdray.config_file import differences, dump_config, load_config
-from kdray.engine import engine, teacher_batch
+from kdray.engine import Engine, engine, teacher_batch
 from kdray.errors import RunDirectoryError
 from kdray.events import EventWriter
 from kdray.files import read_json, write_bytes
@@ -78,7 +79,7 @@ def choose_directory(config: Config, name: str) -> RunDirectory:
     """The first of runs/NAME, runs/NAME-2, ... that is free or holds this very config."""
     for number in range(1, 10_000):
         run = RunDirectory(runs_folder() / (name if number == 1 else f"{name}-{number}"))
-        if not run.config.exists():
+        if not run.is_run():
             if not run.path.exists() or not any(run.path.iterdir()):
                 return run
             continue
@@ -121,27 +122,29 @@ def run(
             teacher fails. What was bought stays, and running again goes on.
     """
     observer = observer or Observer()
-    try:
-        recorded = load_config(directory.config) if directory.config.exists() else None
+    with ExitStack() as stack:
+        stack.callback(observer.close)
+        recorded = load_config(directory.config) if directory.is_run() else None
         config = resolve(config, recorded)
         _check_directory(directory, recorded, config)
         if recorded is not None and directory.next_phase(config.select.rounds) is None:
             observer.note("the run is complete; nothing is asked again")
             return read_result(directory)
+        if recorded is not None:
+            directory.lock()
+            stack.callback(directory.unlock)
         inputs = read_inputs(config, observer=observer, given=given)
-        directory.lock()
-        try:
-            if recorded is None:
-                for section, data in ((config.images, given and given.images), (config.test, given and given.test)):
-                    if data is not None:
-                        write_image_set(Path(section.path), data)
-                write_bytes(directory.config, dump_config(config).encode())
-            _work(inputs, directory, local, observer)
-        finally:
-            directory.unlock()
+        # A cluster that cannot be joined is found out before anything is written.
+        parts = stack.enter_context(engine(inputs, local=local, observer=observer))
+        if recorded is None:
+            directory.lock()
+            stack.callback(directory.unlock)
+            for section, data in ((config.images, given and given.images), (config.test, given and given.test)):
+                if data is not None:
+                    write_image_set(Path(section.path), data)
+            write_bytes(directory.config, dump_config(config).encode())
+        _work(inputs, parts, directory, observer)
         return read_result(directory)
-    finally:
-        observer.close()
 
 
 def resume(
@@ -153,8 +156,8 @@ def resume(
         RunDirectoryError: there is none.
         KdrayError: see `run`.
     """
-    if not directory.config.exists():
-        raise RunDirectoryError(f"{directory.path} holds no run (no config.yaml); start one with 'kdray run CONFIG'")
+    if not directory.is_run():
+        raise RunDirectoryError(f"{directory.path} holds no run; start one with 'kdray run CONFIG'")
     return run(load_config(directory.config), directory, local=local, observer=observer, given=given)
 
 
@@ -164,8 +167,8 @@ def read_result(directory: RunDirectory) -> Result:
     Raises:
         RunDirectoryError: it holds no finished round.
     """
-    if not directory.config.exists():
-        raise RunDirectoryError(f"{directory.path} holds no run (no config.yaml)")
+    if not directory.is_run():
+        raise RunDirectoryError(f"{directory.path} holds no run")
     config = load_config(directory.config)
     paths = [directory.artefact(number, "evaluate") for number in range(config.select.rounds + 1)]
     history = [RoundMetrics(**read_json(path)) for path in paths if path.exists()]
@@ -211,12 +214,12 @@ def _check_directory(directory: RunDirectory, recorded: Config | None, config: C
         if not directory.path.is_dir():
             raise RunDirectoryError(f"{directory.path} is a file; choose another --out")
         # What a run that died before its config was written may leave: it is used again.
-        ours = (".lock", "inputs", directory.ledger.name)
-        if any(not entry.name.startswith(ours) for entry in directory.path.iterdir()):
+        ours = {".lock", "inputs", *(directory.ledger.name + end for end in ("", "-wal", "-shm"))}
+        if any(entry.name not in ours for entry in directory.path.iterdir()):
             raise RunDirectoryError(f"{directory.path} is not empty and holds no run; choose another --out")
 
 
-def _work(inputs: Inputs, directory: RunDirectory, local: bool, observer: Observer) -> None:
+def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Observer) -> None:
     """Every phase that is missing, under the directory's lock."""
     config = inputs.config
     evaluation = _evaluation_queries(inputs)
@@ -228,9 +231,9 @@ def _work(inputs: Inputs, directory: RunDirectory, local: bool, observer: Observ
             observer.note(
                 f"{uncertain:,} queries were on their way when kdray died: counted as charged, their answers are lost"
             )
-        with EventWriter(directory.events) as events, engine(inputs, local=local, observer=observer) as parts:
+        searcher, teachers, trainer = parts
+        with EventWriter(directory.events) as events:
             heard = Observers([observer, events])
-            searcher, teachers, trainer = parts
             rounds = Rounds(
                 directory,
                 Parts(

@@ -204,7 +204,7 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ("pool.lambdas={min: 1, max: 0, step: 0.1}", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
         ("pool.lambdas=[0.5, 1.5]", "pool.lambdas: λ = 1.5 lies outside [0, 1]; every λ must lie in [0, 1]"),
         ("pool.lambdas=[-0.1]", "pool.lambdas: λ = -0.1 lies outside [0, 1]; every λ must lie in [0, 1]"),
-        ("pool.lambdas=[.nan]", "pool.lambdas: λ = nan lies outside [0, 1]; every λ must lie in [0, 1]"),
+        ("pool.lambdas=[.nan]", "pool.lambdas.0: input should be a finite number, got nan"),
         (
             "pool.lambdas={min: 0.5, max: 1.5, step: 0.4}",
             "pool.lambdas: λ = 1.3 lies outside [0, 1]; every λ must lie in [0, 1]",

@@ -530,3 +530,27 @@ def test_a_trainer_gives_the_file_of_the_student_it_trained(tmp_path):
     by_hand = build_model("small-cnn", TINY, 3, seed=5, mean=[0.4], std=[0.3])
     assert train(by_hand, data, targets, recipe(), seed=5, round=2, threads=1) == result
     assert content == model_bytes(by_hand, card())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum):
+    from kdray.students.train import _Descent
+
+    here, there = (build_model("small-cnn", (1, 16, 16), 3, seed=0) for _ in range(2))
+    descent = _Descent(here, recipe(momentum=momentum, weight_decay=1e-2))
+    groups = [
+        {"params": [p for p in there.parameters() if p.ndim > 1], "weight_decay": 1e-2},
+        {"params": [p for p in there.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=momentum > 0)
+    for number, rate in enumerate((0.1, 0.05, 0.2)):
+        x, y = images(8, (1, 16, 16), seed=number), soft_targets(8)
+        for model in (here, there):
+            soft_cross_entropy(model(x), y).backward()
+        descent.step(rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters(), strict=True))
+        assert all(p.grad is None for p in here.parameters())

@@ -48,6 +48,7 @@ CREATE TABLE answers (
     PRIMARY KEY (teacher, hash)
 ) WITHOUT ROWID;
 """
+_TIMEOUT_S = 60.0  # for other writers
 _LOOKUP_BATCH = 500  # SQLite's oldest limit on parameters is 999
 
 
@@ -84,17 +85,29 @@ class Ledger:
         self.path = str(path)
         self._db: sqlite3.Connection | None = None
         try:
-            self._db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None)
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._open(budget, evaluation)
+            self._write_ahead()  # last: it changes the file, which may have turned out to be somebody else's
         except sqlite3.Error as error:
             self.close()
             raise LedgerError(f"cannot use {self.path} as a ledger: {error}; it was left as it is") from None
         except LedgerError:
             self.close()
             raise
+
+    def _write_ahead(self) -> None:
+        """Switch to write-ahead logging. SQLite's own waiting does not cover this while others open the file too."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def _open(self, budget: int | None, evaluation: int | None) -> None:
         with self._transaction() as db:
@@ -105,7 +118,10 @@ class Ledger:
                 db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
             elif "meta" not in tables or "budgets" not in tables:
                 raise LedgerError(f"{self.path} is a SQLite file, but not a kdray ledger; it was left as it is")
-            (version,) = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+            row = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+            if row is None:
+                raise LedgerError(f"{self.path} does not say which ledger schema it has; it was left as it is")
+            version = row[0]
             if int(version) != SCHEMA_VERSION:
                 raise LedgerError(
                     f"{self.path} has ledger schema {version}, this kdray reads {SCHEMA_VERSION}; "
@@ -141,25 +157,35 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite rolls back by itself on a full disk
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger {self.path} cannot be written: {error}; nothing more was spent") from None
+
+    def _read(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple]:
+        """All rows of a query."""
+        if self._db is None:
+            raise LedgerError(f"the ledger {self.path} is closed")
+        try:
+            return self._db.execute(statement, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise LedgerError(f"the ledger {self.path} cannot be read: {error}; it was left as it is") from None
 
     def lookup(self, teacher: str, hashes: Iterable[bytes]) -> dict[bytes, tuple[int, np.ndarray | None]]:
         """Answers already bought: hash -> (label, probs float32 [K] or None). Hashes without an answer are left out."""
         found: dict[bytes, tuple[int, np.ndarray | None]] = {}
-        row = self._db.execute("SELECT id FROM teachers WHERE identity = ?", (teacher,)).fetchone()
-        if row is None:
+        ids = self._read("SELECT id FROM teachers WHERE identity = ?", (teacher,))
+        if not ids:
             return found
         wanted = list(dict.fromkeys(hashes))
         for start in range(0, len(wanted), _LOOKUP_BATCH):
             part = wanted[start : start + _LOOKUP_BATCH]
             marks = ",".join("?" * len(part))
-            rows = self._db.execute(
-                f"SELECT hash, label, probs FROM answers WHERE teacher = ? AND hash IN ({marks})", (row[0], *part)
+            rows = self._read(
+                f"SELECT hash, label, probs FROM answers WHERE teacher = ? AND hash IN ({marks})", (ids[0][0], *part)
             )
             for key, label, probs in rows:
                 found[key] = (label, None if probs is None else np.frombuffer(probs, dtype="<f4"))
@@ -278,33 +304,33 @@ class Ledger:
 
     def spent(self, purpose: str = "training") -> int:
         """Queries charged: answered and uncertain."""
-        row = self._db.execute("SELECT answered + uncertain FROM budgets WHERE purpose = ?", (purpose,)).fetchone()
-        return row[0] if row else 0
+        return self._count("SELECT answered + uncertain FROM budgets WHERE purpose = ?", (purpose,))
 
     def uncertain(self, purpose: str = "training") -> int:
         """Queries charged whose answer never came."""
-        row = self._db.execute("SELECT uncertain FROM budgets WHERE purpose = ?", (purpose,)).fetchone()
-        return row[0] if row else 0
+        return self._count("SELECT uncertain FROM budgets WHERE purpose = ?", (purpose,))
 
     def remaining(self, purpose: str = "training") -> int:
-        """Queries that can still be reserved."""
-        row = self._db.execute(
-            "SELECT cap - reserved - answered - uncertain FROM budgets WHERE purpose = ?", (purpose,)
-        ).fetchone()
-        return row[0] if row else 0
+        """Queries that can still be reserved; 0 also where a cap was lowered below what is spent."""
+        return max(
+            0, self._count("SELECT cap - reserved - answered - uncertain FROM budgets WHERE purpose = ?", (purpose,))
+        )
 
     def teachers(self) -> list[str]:
         """Identity of every teacher that was asked."""
-        return [row[0] for row in self._db.execute("SELECT identity FROM teachers ORDER BY id")]
+        return [row[0] for row in self._read("SELECT identity FROM teachers ORDER BY id")]
 
     def spent_in_round(self, round: int, purpose: str = "training", owner: str = "") -> int:
         """Queries `owner` was charged for in `round`."""
-        (count,) = self._db.execute(
+        return self._count(
             "SELECT coalesce(sum(queries), 0) FROM reservations "
             "WHERE round = ? AND purpose = ? AND owner = ? AND state IN ('answered', 'uncertain')",
             (round, purpose, owner),
-        ).fetchone()
-        return count
+        )
+
+    def _count(self, statement: str, parameters: Sequence[object]) -> int:
+        rows = self._read(statement, parameters)
+        return rows[0][0] if rows else 0
 
 
 def to_answers(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> Answers:

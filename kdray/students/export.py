@@ -71,13 +71,16 @@ def read_card(path: str | os.PathLike) -> ModelCard | None:
         raise ModelError(f"{path} is not a readable safetensors file ({error})") from None
     if "kdray" not in metadata:
         return None
-    card = json.loads(metadata["kdray"])
-    return ModelCard(
-        model=card["model"],
-        image_shape=tuple(card["input_shape"]),
-        num_classes=card["num_classes"],
-        classes=tuple(card["classes"]) if card["classes"] else None,
-    )
+    try:
+        card = json.loads(metadata["kdray"])
+        return ModelCard(
+            model=card["model"],
+            image_shape=tuple(card["input_shape"]),
+            num_classes=card["num_classes"],
+            classes=tuple(card["classes"]) if card["classes"] else None,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} says it is kdray's, but not readably what it is ({error!r})") from None
 
 
 def load_student(path: str | os.PathLike) -> ImageClassifier:

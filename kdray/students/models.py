@@ -115,9 +115,14 @@ def alexnet(shape: tuple[int, int, int], classes: int) -> nn.Module:
 def vgg16(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """VGG-16 with batch normalisation: torchvision's features and, as usual for CIFAR, one linear layer."""
     _need(shape, 32, "vgg16")
-    import torchvision  # 160 MB of memory: only those who need it pay
+    from torchvision.models import vgg  # 160 MB of memory: only those who need it pay
 
-    features = nn.Sequential(torchvision.models.vgg16_bn(weights=None).features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers = vgg.make_layers(vgg.cfgs["D"], batch_norm=True)
+    for module in layers.modules():  # as torchvision initialises them, without its 120 million unused weights
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    features = nn.Sequential(layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(features, nn.Linear(512, classes))
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from kdray.errors import ConfigError
 from kdray.seeds import torch_generator, torch_seed
@@ -32,16 +33,18 @@ class TrainResult:
     best_epoch: int = 0
 
 
-def resolve_device(name: str) -> torch.device:
-    """auto, cpu, cuda or cuda:N to a device that is there.
+def resolve_device(name: str, field: str = "device") -> torch.device:
+    """auto, cpu, cuda or cuda:N, the value of the config field `field`, to a device that is there.
 
     Raises:
-        ConfigError: a GPU is named where there is none.
+        ConfigError: a GPU is named that is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device: {name!r} is set, but this machine has no usable GPU; use device: auto or cpu")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(name.partition(":")[2] or 0) >= count:
+            raise ConfigError(f"{field}: {name!r} is set, but this machine has {count} usable GPUs; use auto or cpu")
     return torch.device(name)
 
 
@@ -98,15 +101,9 @@ def train(
     vary = torch_generator(seed, "augmentation", round, device=device.type)
     kept, held = _split(len(images), recipe, draw)
     images_held, targets_held = images[held.to(device)], targets[held.to(device)]
-    optimizer = torch.optim.SGD(
-        _parameter_groups(model, recipe.weight_decay),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-    )
+    descent = _Descent(model, recipe)
     edges = _batch_edges(len(kept), recipe.batch_size)
     steps = recipe.epochs * (len(edges) - 1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, recipe.schedule))
     result, best = TrainResult(), None
     devices = [device] if device.type == "cuda" else []
     with cpu_threads(threads), torch.random.fork_rng(devices=devices):
@@ -120,10 +117,8 @@ def train(
                 x = random_shift(images[batch], recipe.augment.shift, vary)
                 x = random_flip(x, vary) if recipe.augment.flip else x
                 loss = soft_cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), targets[batch])
-                optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                optimizer.step()
-                scheduler.step()
+                descent.step(recipe.lr * rate_factor(descent.steps, steps, recipe.schedule))
                 total += loss.detach() * len(batch)
             result.losses.append(float(total) / len(kept))
             result.best_epoch = epoch + 1
@@ -133,7 +128,7 @@ def train(
                 model.eval()
                 with torch.inference_mode():
                     result.holdout_losses.append(float(soft_cross_entropy(model(images_held), targets_held)))
-                if result.holdout_losses[-1] <= min(result.holdout_losses):
+                if best is None or result.holdout_losses[-1] <= result.holdout_losses[best[0] - 1]:
                     best = (epoch + 1, {name: value.detach().clone() for name, value in model.state_dict().items()})
                 elif epoch + 1 - best[0] >= recipe.early_stop.patience:
                     break
@@ -161,11 +156,43 @@ def _batch_edges(count: int, batch_size: int) -> list[int]:
     return edges
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weights decay; biases and normalisation scales, which have one dimension, do not."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+class _Descent:
+    """SGD with Nesterov momentum: torch's own function, without torch.optim's class around it.
+
+    Making an object of that class imports torch's compiler, which takes 137 MB of memory and over a second.
+    Weights decay; biases and normalisation scales, which have one dimension, do not.
+    """
+
+    def __init__(self, model: nn.Module, recipe) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+        self._momentum = recipe.momentum
+        self._groups = [
+            (group, decay, [None] * len(group))
+            for group, decay in ((matrices, recipe.weight_decay), (vectors, 0.0))
+            if group
+        ]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """One step along the gradients, at learning rate `rate`; the gradients are cleared."""
+        for parameters, decay, buffers in self._groups:
+            sgd(
+                parameters,
+                [p.grad for p in parameters],
+                buffers,
+                weight_decay=decay,
+                momentum=self._momentum,
+                lr=rate,
+                dampening=0.0,
+                nesterov=self._momentum > 0,
+                maximize=False,
+                foreach=True,
+            )
+            for parameter in parameters:
+                parameter.grad = None
+        self.steps += 1
 
 
 def rate_factor(step: int, steps: int, schedule: str) -> float:

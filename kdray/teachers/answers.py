@@ -73,7 +73,8 @@ class AnswerFormat:
         return self.kind + ("" if self.decimals is None or self.kind == "hard" else f",decimals={self.decimals}")
 
     def apply(self, probs: Tensor) -> Answers:
-        """Cut full probabilities float [B, K] down to this form; ties at the k-th place go to the lower class.
+        """Cut full probabilities float [B, K] down to this form; ties at the k-th place go to the lower class, and
+        decimals round half to even.
 
         Raises:
             TeacherError: top k of fewer than k classes.
@@ -108,8 +109,10 @@ def training_targets(answers: Answers, top: int | None = None) -> Tensor:
     if top is not None and top < answers.num_classes:
         shown = torch.zeros_like(probs, dtype=torch.bool)
         shown.scatter_(1, probs.argsort(dim=1, descending=True, stable=True)[:, :top], True)
-        rest = (1.0 - probs.sum(dim=1, keepdim=True)).clamp_min(0.0) / (answers.num_classes - top)
-        probs = torch.where(shown, probs, rest)
+        # A place among the top k that was rounded to nothing cannot be told from one that was not shown.
+        shown &= probs > 0
+        rest = (1.0 - probs.sum(dim=1, keepdim=True)).clamp_min(0.0) / (~shown).sum(dim=1, keepdim=True).clamp_min(1)
+        probs = torch.where(shown | ~shown.any(dim=1, keepdim=True), probs, rest)
     total = probs.sum(dim=1, keepdim=True)
     scaled = torch.where(total > 0, probs / total.clamp_min(1e-300), one_hot.double())
     return scaled.to(torch.float32)

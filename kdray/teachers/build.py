@@ -33,11 +33,19 @@ def build_teacher(config, image_shape: tuple[int, int, int], folder: str = "") -
     return build_local_teacher(config, image_shape)
 
 
-def train_teacher(config, on_epoch: Callable[[int, float], None] | None = None) -> None:
+def train_teacher(
+    config,
+    on_epoch: Callable[[int, float], None] | None = None,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+) -> None:
     """Make the weights of a local teacher by its recipe, with hard labels, and write them to `config.weights`.
 
+    Args:
+        image_shape: (C, H, W) the teacher will be asked about, where that is known.
+
     Raises:
-        TeacherError: no recipe, or a model that is not of the zoo.
+        TeacherError: no recipe, a model that is not of the zoo, or training images of another shape.
         ImageSetError: images without labels or class names to count.
     """
     recipe = config.train
@@ -51,6 +59,11 @@ def train_teacher(config, on_epoch: Callable[[int, float], None] | None = None) 
         field="teacher.train.images",
         with_labels=True,
     )
+    if image_shape is not None and data.image_shape != image_shape:
+        raise TeacherError(
+            f"teacher.train.images have shape {data.image_shape}, the images to distil with {image_shape}; "
+            "set size and colour of both alike"
+        )
     names = tuple(config.classes) if isinstance(config.classes, list) else data.classes
     count = config.classes if isinstance(config.classes, int) else len(names or np.unique(data.labels))
     if int(data.labels.min()) < 0 or int(data.labels.max()) >= count:

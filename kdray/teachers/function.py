@@ -42,7 +42,7 @@ class FunctionTeacher:
             reply = self._function(images.numpy())
         except Exception as error:  # whatever a user's function raises
             raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
-        array = reply.detach().cpu().numpy() if isinstance(reply, Tensor) else np.asarray(reply)
+        array = to_array(reply)
         if array.dtype.kind in "iu" and array.ndim == 1:
             return self._labels(array, len(images))
         if array.dtype.kind != "f":
@@ -68,6 +68,21 @@ class FunctionTeacher:
                 f"labels lie in 0..{self.num_classes - 1}: check teacher.classes"
             )
         return Answers(probs=None, labels=torch.from_numpy(array.astype(np.int64)), num_classes=self.num_classes)
+
+
+def to_array(reply: object) -> np.ndarray:
+    """What a teacher function returned, as an array.
+
+    Raises:
+        TeacherError: it is none, a ragged list for example.
+    """
+    try:
+        if isinstance(reply, Tensor):
+            reply = reply.detach().cpu()
+            return (reply.float() if reply.is_floating_point() else reply).numpy()
+        return np.asarray(reply)
+    except (ValueError, TypeError) as error:
+        raise TeacherError(f"the teacher function returned something that is no array: {error}") from None
 
 
 def build_function_teacher(config, function: Callable | None = None, folder: str = "") -> FunctionTeacher:
@@ -103,9 +118,9 @@ def _import(text: str, folder: str) -> Callable:
         function = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # a module may raise anything while it is imported
         raise TeacherError(
-            f"teacher.function: cannot import {text} ({error}). Is it importable from here? "
+            f"teacher.function: cannot import {text} ({type(error).__name__}: {error}). Is it importable from here? "
             "A function that was given to kdray.distil goes on from Python: kdray.distil(..., out=RUN)"
         ) from None
     if not callable(function):

@@ -53,7 +53,7 @@ class LocalTeacher:
         self.num_classes = num_classes
         self.image_shape = image_shape
         self._form, self._outputs, self._batch_size = form, outputs, batch_size
-        self._device = resolve_device(device)
+        self._device = resolve_device(device, "teacher.device")
         self._model = model.to(self._device)
 
     def answer(self, images: Tensor) -> Answers:
@@ -62,6 +62,8 @@ class LocalTeacher:
         Raises:
             TeacherError: the model cannot take the images, or what it gives are not [B, K] probabilities.
         """
+        if len(images) == 0:
+            return self._form.apply(torch.zeros(0, self.num_classes))
         with cpu_threads(1), torch.inference_mode():
             parts = [self._forward(batch) for batch in images.split(self._batch_size)]
         return self._form.apply(torch.cat(parts))
@@ -70,9 +72,12 @@ class LocalTeacher:
         padded = torch.cat([batch, batch[-1:].expand(self._batch_size - len(batch), -1, -1, -1)])
         try:
             output = self._model(padded.to(self._device)).float().cpu()
-        except (RuntimeError, ModelError, ValueError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise TeacherError(f"the teacher cannot answer images of shape {list(batch.shape[1:])}: {reason}") from None
+        except Exception as error:  # a program from elsewhere may raise anything: failed guards, no tensor as output
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise TeacherError(
+                f"the teacher cannot answer images of shape {list(batch.shape[1:])} in batches of {self._batch_size}: "
+                f"{reason}. (A program exported for one batch size needs teacher.batch_size set to it.)"
+            ) from None
         probs = output.softmax(dim=1) if self._outputs == "logits" and output.ndim == 2 else output
         check_probabilities(probs, self._batch_size, self.num_classes, tolerance=1e-3)
         return probs[: len(batch)]
@@ -171,9 +176,16 @@ def _torchvision(path: Path, config, count: int, image_shape: tuple[int, int, in
             network = torchvision.models.get_model(name, weights=None, num_classes=count)
     except ValueError:
         raise ModelError(f"teacher.model: torchvision has no model named {name!r}") from None
+    if image_shape[0] != 3:
+        raise TeacherError(
+            f"teacher.model: {config.model} takes RGB images, the images are grey; set images.colour to rgb"
+        )
     mean, std = (config.normalise.mean, config.normalise.std) if config.normalise else _IMAGENET
     _check_channels(mean, std, image_shape[0])
-    load_weights(network, load_file(path) if read_card(path) is None else {}, f"teacher.weights {path}")
+    card = read_card(path)
+    if card is not None:
+        raise ModelError(f"teacher.model is {config.model!r}, but {path} holds a kdray {card.model!r}")
+    load_weights(network, load_file(path), f"teacher.weights {path}")
     return ImageClassifier(network, image_shape, list(mean), list(std)).eval()
 
 
