@@ -14,6 +14,8 @@ from actors.scheduling import Assignment
 from kdray.errors import ScoringError
 from kdray.search import Chunks, LowestK, Scored, SearchRequest, prepare, score_chunk
 
+_RESTART_POLL_S = 0.1
+
 
 class ScoringWorker:
     """Scores chunks. Fetches the pool and the student the first time a call names them, and keeps the newest of each.
@@ -161,6 +163,7 @@ class _Search:
         try:
             ray.get(call)
         except (RayActorError, ActorUnavailableError):
+            time.sleep(_RESTART_POLL_S)  # calls to an actor that is being restarted fail at once
             self._waking[self._actors[worker].pid.remote()] = worker
         else:
             self.assignment.joined(worker)

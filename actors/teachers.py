@@ -1,5 +1,6 @@
 """The teacher pool on Ray: actors that ask, and one rate limit for all, kept where batches are handed out."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from kdray.errors import TeacherError
 from kdray.teachers.answers import Answers, Teacher
 from kdray.teachers.pool import Pacer, Reply
+
+_RESTART_POLL_S = 0.1
 
 
 class TeacherWorker:
@@ -90,7 +93,11 @@ class RayTeacherPool:
                 return
             ready, _ = ray.wait([*running, *waking], num_returns=1)
             if ready[0] in waking:
-                idle.append(self._woken(waking.pop(ready[0]), ready[0]))
+                actor = waking.pop(ready[0])
+                if self._woken(ready[0]):
+                    idle.append(actor)
+                else:
+                    waking[actor.ready.remote()] = actor
                 continue
             key, actor = running.pop(ready[0])
             reply = self._reply(key, ready[0])
@@ -100,13 +107,16 @@ class RayTeacherPool:
                 idle.insert(0, actor)
             yield reply
 
-    def _woken(self, actor: ray.actor.ActorHandle, call: ray.ObjectRef) -> ray.actor.ActorHandle:
+    def _woken(self, call: ray.ObjectRef) -> bool:
+        """Whether a worker is there now; not yet while Ray restarts it."""
         try:
-            ray.get(call)
-        except (RayActorError, ActorUnavailableError, RayTaskError) as error:
+            return ray.get(call)
+        except ActorUnavailableError:
+            time.sleep(_RESTART_POLL_S)
+            return False
+        except (RayActorError, RayTaskError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise TeacherError(f"a teacher worker cannot start: {reason}") from None
-        return actor
 
     def _reply(self, key: Any, reference: ray.ObjectRef) -> Reply:
         try:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ import yaml
 from conftest import kdray
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from actors.cluster import connect
-from kdray.errors import ClusterError
 from kdray.run import RunDirectory, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +58,7 @@ def head(tmp_path_factory):
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(5)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
@@ -87,6 +84,29 @@ def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, con
     assert local.returncode == 0, local.stderr
     students = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("auto", "local")]
     assert students[0] == students[1]
+
+
+def test_a_driver_killed_on_the_cluster_is_resumed_to_the_same_bits(head, config_file, tmp_path):
+    environment, _, _ = head
+    path, out = config_file(student__epochs=8), tmp_path / "killed"
+    for line_of_death in ("round 0/2 asking", "round 1/2 scoring", "round 1/2 training"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kdray", "run", str(path), "--out", str(out)],
+            env=environment | {"RAY_ADDRESS": "auto", "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert any(line.startswith(line_of_death) for line in process.stderr), line_of_death
+            process.kill()
+    done = run_on(head, ["resume", str(out)], "auto", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert kdray("run", path, "--local", "--out", tmp_path / "lived", cwd=tmp_path).returncode == 0
+    killed, lived = (read_result(RunDirectory(tmp_path / name)) for name in ("killed", "lived"))
+    assert (killed.directory / "student.safetensors").read_bytes() == (
+        lived.directory / "student.safetensors"
+    ).read_bytes()
+    assert killed.receipt == lived.receipt
 
 
 def test_an_explicit_address_finds_the_token_by_itself(head, config_file, tmp_path):
@@ -130,21 +150,6 @@ def test_ray_job_submit_as_in_the_readme(head):
     result = read_result(RunDirectory(Path(environment["HOME"]) / "kdray-runs" / "digits"))
     assert result.receipt.queries == 1000
     assert result.history[-1].success_rate >= 0.95
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("127.0.0.1:1", "nobody answers there"),
-        ("nonsense", "is not an address"),
-        ("http://127.0.0.1:8265", "is an address for 'ray job submit'"),
-    ],
-)
-def test_addresses_that_cannot_be_joined_fail_at_once(address, message):
-    begin = time.monotonic()
-    with pytest.raises(ClusterError, match=message), connect({"RAY_ADDRESS": address}):
-        pytest.fail("connected to nothing")
-    assert time.monotonic() - begin < 20
 
 
 def test_cluster_yaml_is_what_the_cluster_launcher_takes():
