@@ -158,8 +158,8 @@ class Rounds:
         )
         if len(bought.positions) == 0:
             raise BudgetExceeded(
-                f"round {number}: the budget has {parts.ledger.remaining():,} queries left and none could be asked; "
-                "nothing is lost: what was bought is in the ledger and in labelled/"
+                f"the budget is spent before round {number}: {parts.ledger.uncertain():,} queries were charged and "
+                "never answered; the run ends here"
             )
         if bought.short:
             parts.observer.note(
@@ -172,14 +172,14 @@ class Rounds:
             ids=candidates.ids[rows],
             source=(candidates.source,) * len(rows),
         )
-        charged = parts.ledger.spent_in_round(number, owner=parts.owner)
+        answered, uncertain = parts.ledger.spent_in_round(number, owner=parts.owner)
         self.directory.add_phase(
             number,
             "query",
             {
                 "seconds": time.monotonic() - begin,
-                "charged": charged,
-                "reused": max(0, len(rows) - charged),
+                "charged": answered + uncertain,
+                "reused": len(rows) - answered,
                 "short": bought.short,
             },
         )

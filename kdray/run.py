@@ -8,7 +8,7 @@ from kdray.artefacts import Labelled, RunDirectory, write_image_set
 from kdray.config import Config
 from kdray.config_file import differences, dump_config, load_config
 from kdray.engine import Engine, engine, teacher_batch
-from kdray.errors import RunDirectoryError
+from kdray.errors import BudgetExceeded, RunDirectoryError
 from kdray.events import EventWriter
 from kdray.files import read_json, write_bytes
 from kdray.inputs import Given, Inputs, read_inputs, resolve
@@ -262,8 +262,13 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
             )
             for metrics in rounds.history():
                 events.round_done(metrics)
-            while rounds.step():
-                pass
+            try:
+                while rounds.step():
+                    pass
+            except BudgetExceeded as error:  # only lost answers lead here: the schedule itself fits the budget
+                if not rounds.history():
+                    raise
+                observer.note(str(error))
     finally:
         ledger.close()
 

@@ -196,11 +196,11 @@ def test_what_a_round_was_charged(path):
         ledger.mark_uncertain(ledger.reserve(11, teacher="t", round=2, owner="a"))
         ledger.mark_uncertain(ledger.reserve(13, teacher="t", round=1, owner="b"))
         ledger.mark_uncertain(ledger.reserve(17, teacher="t", round=1, owner="a", purpose="evaluation"))
-        assert ledger.spent_in_round(1, owner="a") == 5
-        assert ledger.spent_in_round(2, owner="a") == 11
-        assert ledger.spent_in_round(1, owner="b") == 13
-        assert ledger.spent_in_round(1, "evaluation", owner="a") == 17
-        assert ledger.spent_in_round(3, owner="a") == 0
+        assert sum(ledger.spent_in_round(1, owner="a")) == 5
+        assert sum(ledger.spent_in_round(2, owner="a")) == 11
+        assert sum(ledger.spent_in_round(1, owner="b")) == 13
+        assert sum(ledger.spent_in_round(1, "evaluation", owner="a")) == 17
+        assert sum(ledger.spent_in_round(3, owner="a")) == 0
 
 
 # ---- answers

@@ -317,6 +317,27 @@ def test_a_teacher_that_fails_half_way_loses_nothing(tmp_path):
     assert result.receipt.uncertain == asked[3]
 
 
+def test_a_budget_lost_to_failures_ends_the_run_with_what_there_is(tmp_path):
+    """Every batch after round 0 fails once and may have been billed: the budget is gone before the rounds are."""
+    asked = []
+
+    def teacher(images):
+        asked.append(len(images))
+        if len(asked) > 1:
+            raise ConnectionError("no answer")
+        return np.full((len(images), 2), 0.5, dtype=np.float32)
+
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), dtype=np.uint8)
+    call = {"teacher": teacher, "images": images, "budget": 20, "classes": 2, "out": tmp_path / "run", "local": True}
+    call |= {"progress": False, "student": {"model": "small-cnn", "epochs": 1}, "select": {"rounds": 1}}
+    with pytest.raises(TeacherError, match="no answer"):
+        package.distil(**call)
+    result = package.distil(**call)
+    assert sum(asked) == result.receipt.queries == 20, "not asked again: it may have been billed"
+    assert result.receipt.uncertain == 10
+    assert [m.round for m in result.history] == [0]
+
+
 def test_distil_from_python(tmp_path):
     """Images in three layouts, classes found out by one paid question, a student that does what the teacher does."""
     rng = np.random.default_rng(0)

@@ -320,13 +320,14 @@ class Ledger:
         """Identity of every teacher that was asked."""
         return [row[0] for row in self._read("SELECT identity FROM teachers ORDER BY id")]
 
-    def spent_in_round(self, round: int, purpose: str = "training", owner: str = "") -> int:
-        """Queries `owner` was charged for in `round`."""
-        return self._count(
-            "SELECT coalesce(sum(queries), 0) FROM reservations "
-            "WHERE round = ? AND purpose = ? AND owner = ? AND state IN ('answered', 'uncertain')",
+    def spent_in_round(self, round: int, purpose: str = "training", owner: str = "") -> tuple[int, int]:
+        """(answered, uncertain) queries `owner` was charged for in `round`, by whichever of its processes."""
+        rows = self._read(
+            "SELECT state, sum(queries) FROM reservations WHERE round = ? AND purpose = ? AND owner = ? GROUP BY state",
             (round, purpose, owner),
         )
+        queries = dict(rows)
+        return queries.get("answered", 0), queries.get("uncertain", 0)
 
     def _count(self, statement: str, parameters: Sequence[object]) -> int:
         rows = self._read(statement, parameters)
