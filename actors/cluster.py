@@ -5,8 +5,10 @@ are looked for first, so that each gives one sentence at once.
 """
 
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +106,11 @@ def _join(address: str, environ: Mapping[str, str]) -> None:
 
 
 def _init(**options) -> None:
+    """Start or join, and leave SIGTERM to whoever handled it before: Ray would take it and end without a word."""
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True, **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

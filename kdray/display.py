@@ -10,7 +10,7 @@ from rich.table import Table
 
 from kdray.observers import Observer, RoundMetrics
 
-_PHASES = {"choose": "scoring", "query": "asking", "train": "training", "evaluate": "evaluating"}
+_PHASES = {"choose": "choosing", "query": "asking", "train": "training", "evaluate": "evaluating"}
 _UNITS = {"choose": "candidates", "query": "images", "train": "epochs", "evaluate": "images"}
 _QUIET_S = 10.0  # between two plain lines within one phase
 

@@ -89,7 +89,7 @@ def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, con
 def test_a_driver_killed_on_the_cluster_is_resumed_to_the_same_bits(head, config_file, tmp_path):
     environment, _, _ = head
     path, out = config_file(student__epochs=8), tmp_path / "killed"
-    for line_of_death in ("round 0/2 asking", "round 1/2 scoring", "round 1/2 training"):
+    for line_of_death in ("round 0/2 asking", "round 1/2 choosing", "round 1/2 training"):
         process = subprocess.Popen(
             [sys.executable, "-m", "kdray", "run", str(path), "--out", str(out)],
             env=environment | {"RAY_ADDRESS": "auto", "OMP_NUM_THREADS": "1"},
@@ -107,6 +107,24 @@ def test_a_driver_killed_on_the_cluster_is_resumed_to_the_same_bits(head, config
         lived.directory / "student.safetensors"
     ).read_bytes()
     assert killed.receipt == lived.receipt
+
+
+def test_sigterm_stops_a_run_on_ray_as_cleanly_as_ctrl_c(head, config_file, tmp_path):
+    environment, _, _ = head
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdray", "run", str(config_file(student__epochs=8)), "--out", str(out)],
+        env=environment | {"RAY_ADDRESS": "auto", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert any(line.startswith("round 1/2 choosing") for line in process.stderr)
+        process.terminate()
+        rest = process.stderr.read()
+        assert process.wait() == 130
+    assert rest.strip().splitlines()[-1] == f"kdray: stopped; nothing is lost. Go on with: kdray resume {out}"
+    assert "Traceback" not in rest
 
 
 def test_an_explicit_address_finds_the_token_by_itself(head, config_file, tmp_path):

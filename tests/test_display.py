@@ -40,7 +40,7 @@ def test_plain_lines_hold_no_control_characters():
     lines = stream.getvalue().splitlines()
     assert lines == [
         "run directory runs/x: 2 rounds after round 0, 40 of 160 queries spent",
-        "round 1/2 scoring",
+        "round 1/2 choosing",
         "round 1/2 asking",
         "something to know",
         "round 1/2 done in 3.3 s: queries 100/160  accuracy 87.50%",
@@ -84,7 +84,7 @@ def test_the_live_display_shows_phase_rate_money_and_accuracy():
     display._progress.refresh()
     display.close()
     shown = stream.getvalue()
-    for part in ("round 2/2 scoring", "candidates/s", "queries 100/160", "accuracy 87.50%", "1000/2340"):
+    for part in ("round 2/2 choosing", "candidates/s", "queries 100/160", "accuracy 87.50%", "1000/2340"):
         assert part in shown
 
 
