@@ -5,6 +5,7 @@ subset is drawn without looking at a label.
 """
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,6 +83,13 @@ def read_images(
     Raises:
         ImageSetError: no such file, no image column, a corrupt image, mixed sizes, `count` above the set's size.
     """
+    try:
+        return _read(config, generator, field, with_labels)
+    finally:
+        _give_back_memory()
+
+
+def _read(config, generator: np.random.Generator, field: str, with_labels: bool) -> ImageSet:
     source = _READERS[config.source](config, field)
     rows = _choose_rows(source, config.rows, config.count, generator, field)
     if with_labels and source.labels is None:
@@ -89,6 +97,12 @@ def read_images(
     images = _decode(source, rows, config.size, config.colour, field)
     labels = torch.from_numpy(source.labels(rows)) if with_labels else None
     return ImageSet(images=images, labels=labels, classes=source.classes)
+
+
+def _give_back_memory() -> None:
+    """Return what Arrow keeps of a parquet file that has been read: as much as the file, for the rest of the run."""
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
 
 
 def parse_rows(text: str) -> tuple[int, int | None]:

@@ -43,7 +43,7 @@ def head(tmp_path_factory):
         subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
         port, dashboard, client, agent, metrics = free_ports(5)
         command = (
-            f"ray start --head --block --num-cpus=2 --temp-dir={short} --port={port} --dashboard-port={dashboard} "
+            f"ray start --head --block --num-cpus=2 --temp-dir={short}/ray --port={port} --dashboard-port={dashboard} "
             f"--ray-client-server-port={client} --dashboard-agent-listen-port={agent} --metrics-export-port={metrics}"
         )
         process = subprocess.Popen(

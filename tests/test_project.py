@@ -43,7 +43,9 @@ def test_the_readme_names_only_commands_and_files_that_exist():
     for name in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (ROOT / name).exists(), name
     commands = subprocess.run([sys.executable, "-m", "kdray", "--help"], capture_output=True, text=True).stdout
-    for name in set(re.findall(r"^kdray (\w+)", text, flags=re.MULTILINE)):
+    named = set(re.findall(r"^kdray (\w+) .*#|^\| `kdray (\w+)", text, flags=re.MULTILINE))
+    assert len(named) >= 5
+    for name in {name for pair in named for name in pair if name}:
         assert re.search(rf"\b{name}\b", commands), name
 
 
