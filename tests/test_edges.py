@@ -29,7 +29,6 @@ from kdray.students.train import train
 from kdray.teachers import Answers
 from kdray.teachers.answers import training_targets
 from kdray.teachers.local import build_local_teacher
-from kdray.teachers.pool import Pacer
 
 
 def _open_together(path, start, results):
@@ -330,14 +329,3 @@ def test_damaged_metrics_are_named(tmp_path, make_config):
     directory.artefact(0, "evaluate").write_text("{")
     with pytest.raises(RunDirectoryError, match=r"metrics\.json cannot be read"):
         read_result(directory)
-
-
-def test_a_pool_waits_as_its_rate_says_and_not_where_there_is_none():
-    slept = []
-    pacer = Pacer(100.0, 10, sleep=slept.append)
-    for _ in range(3):
-        pacer.wait(10)
-    assert slept[0] == pytest.approx(0.1, abs=0.02)  # the burst goes at once, ten more queries take 0.1 s
-    assert slept[1] == pytest.approx(0.2, abs=0.02)  # nothing has really been waited for yet
-    Pacer(None, 1, sleep=slept.append).wait(1000)
-    assert len(slept) == 2

@@ -202,8 +202,8 @@ def test_what_cannot_be_probabilities_is_refused(rows, message):
 
 
 def test_sums_within_the_tolerance_pass():
-    check_probabilities(torch.tensor([[0.5, 0.508], [1.0, 0.0]]), 2, 2, tolerance=0.01)
-    check_probabilities(torch.zeros(0, 2), 0, 2, tolerance=0.01)
+    assert check_probabilities(torch.tensor([[0.5, 0.508], [1.0, 0.0]]), 2, 2, tolerance=0.01) is None
+    assert check_probabilities(torch.zeros(0, 2), 0, 2, tolerance=0.01) is None
 
 
 # ---- local teachers
