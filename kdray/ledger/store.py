@@ -195,7 +195,7 @@ class Ledger:
         self,
         n: int,
         *,
-        teacher: str,
+        teacher: str = "",
         purpose: str = "training",
         round: int = 0,
         owner: str = "",
