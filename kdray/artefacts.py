@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdray.errors import RunDirectoryError
 from kdray.files import read_json, write_bytes, write_json
-from kdray.images import ImageSet, decode_png, encode_png
+from kdray.images import ImageSet, decode_png, encode_png, give_back_memory
 from kdray.teachers.answers import Answers
 
 PHASES = ("choose", "query", "train", "evaluate")
@@ -175,6 +175,8 @@ class RunDirectory:
             "id": {"dtype": "int64", "_type": "Value"},
         }
         _write_table(self.artefact(number, "query"), _with_features(table, features))
+        del table
+        give_back_memory()
         self.publish(number)
 
     def publish(self, number: int) -> None:

@@ -86,7 +86,7 @@ def read_images(
     try:
         return _read(config, generator, field, with_labels)
     finally:
-        _give_back_memory()
+        give_back_memory()
 
 
 def _read(config, generator: np.random.Generator, field: str, with_labels: bool) -> ImageSet:
@@ -99,7 +99,7 @@ def _read(config, generator: np.random.Generator, field: str, with_labels: bool)
     return ImageSet(images=images, labels=labels, classes=source.classes)
 
 
-def _give_back_memory() -> None:
+def give_back_memory() -> None:
     """Return what Arrow keeps of a parquet file that has been read: as much as the file, for the rest of the run."""
     if "pyarrow" in sys.modules:
         sys.modules["pyarrow"].default_memory_pool().release_unused()
