@@ -139,6 +139,10 @@ def run(
         if recorded is None:
             directory.lock()
             stack.callback(directory.unlock)
+            if directory.config.exists():  # between the look above and the lock
+                raise RunDirectoryError(
+                    f"another process has just started a run in {directory.path}; choose another --out"
+                )
             for section, data in ((config.images, given and given.images), (config.test, given and given.test)):
                 if data is not None:
                     write_image_set(Path(section.path), data)

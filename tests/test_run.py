@@ -214,6 +214,21 @@ def test_a_second_process_is_kept_out(finished, make_config, tmp_path):
     assert not (tmp_path / "busy" / "config.yaml").exists()
 
 
+def test_a_run_that_another_process_started_meanwhile_is_not_overwritten(make_config, tmp_path):
+    class Rival(Observer):
+        """Starts a run of its own in the same directory while this one still trains its teacher."""
+
+        def note(self, text):
+            if not (tmp_path / "run" / "config.yaml").exists():
+                run(make_config(select__rounds=0, seed=8), RunDirectory(tmp_path / "run"), local=True)
+
+    recipe = {"images": {"source": "digits", "rows": "0:50", "size": 16}, "epochs": 1}
+    late = make_config(teacher__weights=str(tmp_path / "new.safetensors"), teacher__train=recipe)
+    with pytest.raises(RunDirectoryError, match="another process has just started"):
+        run(late, RunDirectory(tmp_path / "run"), local=True, observer=Rival())
+    assert load_config(tmp_path / "run" / "config.yaml").seed == 8
+
+
 class StopAt(Observer):
     """Interrupts a run as Ctrl-C would, at the n-th thing it hears."""
 
