@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ PHASES = ("choose", "query", "train", "evaluate")
 _ARTEFACTS = dict(
     zip(PHASES, ("candidates.parquet", "labelled.parquet", "student.safetensors", "metrics.json"), strict=True)
 )
+_ROW_GROUP = 2048  # rows of images encoded, or decoded, at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +136,11 @@ class RunDirectory:
         )
         table = pa.table(columns | candidates.columns)
         metadata = {"source": candidates.source, "evaluated": str(candidates.evaluated)}
-        _write_table(self.artefact(number, "choose"), table.replace_schema_metadata(metadata))
+        _write_tables(self.artefact(number, "choose"), [table.replace_schema_metadata(metadata)])
 
     def read_candidates(self, number: int) -> Candidates:
         """What `write_candidates` wrote."""
-        table = _read_table(self.artefact(number, "choose"))
+        table = pa.concat_tables(_read_tables(self.artefact(number, "choose")))
         scores = table.column("score")
         metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
         return Candidates(
@@ -153,20 +155,7 @@ class RunDirectory:
 
     def write_labelled(self, number: int, labelled: Labelled, classes: tuple[str, ...] | None) -> None:
         """rounds/NNN/labelled.parquet, and the same rows in labelled/."""
-        answers = labelled.answers
-        vectors = pa.list_(pa.float32())
-        table = pa.table(
-            {
-                "image": _image_column(labelled.images),
-                "probs": pa.nulls(len(labelled), vectors)
-                if answers.probs is None
-                else pa.array(list(answers.probs.numpy()), vectors),
-                "label": answers.labels.numpy(),
-                "source": list(labelled.source),
-                "id": labelled.ids,
-            }
-        )
-        names = list(classes) if classes else [str(k) for k in range(answers.num_classes)]
+        names = list(classes) if classes else [str(k) for k in range(labelled.answers.num_classes)]
         features = {
             "image": {"_type": "Image"},
             "probs": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
@@ -174,8 +163,8 @@ class RunDirectory:
             "source": {"dtype": "string", "_type": "Value"},
             "id": {"dtype": "int64", "_type": "Value"},
         }
-        _write_table(self.artefact(number, "query"), _with_features(table, features))
-        del table
+        parts = (_labelled_rows(labelled, rows) for rows in _slices(len(labelled)))
+        _write_tables(self.artefact(number, "query"), (_with_features(part, features) for part in parts))
         give_back_memory()
         self.publish(number)
 
@@ -195,24 +184,24 @@ class RunDirectory:
             shutil.copyfile(source, temporary)
             os.replace(temporary, target)
 
-    def read_labelled(self, number: int, num_classes: int) -> Labelled:
-        """What `write_labelled` wrote, to the bit."""
-        table = _read_table(self.artefact(number, "query"))
-        cells = table.column("image").to_pylist()
-        images = torch.from_numpy(np.stack([decode_png(cell["bytes"]) for cell in cells]))
-        probs = table.column("probs")
-        rows = None if probs.null_count else np.asarray(probs.to_pylist(), dtype=np.float32)
+    def read_labelled(self, number: int, num_classes: int, count: int | None = None) -> Labelled:
+        """What `write_labelled` wrote, to the bit; of it the first `count` rows."""
+        images, probs, labels, ids, source = [], [], [], [], []
+        for part in _read_tables(self.artefact(number, "query")):
+            part = part if count is None else part.slice(0, count - sum(map(len, ids)))
+            if len(part) == 0:
+                break
+            cells = part.column("image").to_pylist()
+            images.append(torch.from_numpy(np.stack([decode_png(cell["bytes"]) for cell in cells])))
+            if part.column("probs").null_count == 0:
+                probs.append(torch.tensor(part.column("probs").to_pylist(), dtype=torch.float32))
+            labels.append(torch.from_numpy(part.column("label").to_numpy().copy()))
+            ids.append(part.column("id").to_numpy().copy())
+            source.extend(part.column("source").to_pylist())
         answers = Answers(
-            probs=None if rows is None else torch.from_numpy(rows),
-            labels=torch.from_numpy(table.column("label").to_numpy().copy()),
-            num_classes=num_classes,
+            probs=torch.cat(probs) if probs else None, labels=torch.cat(labels), num_classes=num_classes
         )
-        return Labelled(
-            images=images,
-            answers=answers,
-            ids=table.column("id").to_numpy().copy(),
-            source=tuple(table.column("source").to_pylist()),
-        )
+        return Labelled(images=torch.cat(images), answers=answers, ids=np.concatenate(ids), source=tuple(source))
 
     def add_phase(self, number: int, phase: str, facts: dict[str, Any]) -> None:
         """Keep facts about a phase (its seconds, its losses) in rounds/NNN/phases.json, before its artefact appears."""
@@ -227,12 +216,36 @@ class RunDirectory:
 
 def write_image_set(path: Path, data: ImageSet) -> None:
     """An image set as Hugging Face style parquet, to the bit: for arrays a run was given from Python."""
-    columns = {"image": _image_column(data.images)}
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     if data.labels is not None:
-        columns["label"] = pa.array(data.labels.numpy())
         features["label"] = {"dtype": "int64", "_type": "Value"}
-    _write_table(path, _with_features(pa.table(columns), features))
+
+    def part(rows: slice) -> pa.Table:
+        columns = {"image": _image_column(data.images[rows])}
+        if data.labels is not None:
+            columns["label"] = pa.array(data.labels[rows].numpy())
+        return _with_features(pa.table(columns), features)
+
+    _write_tables(path, (part(rows) for rows in _slices(len(data))))
+
+
+def _labelled_rows(labelled: Labelled, rows: slice) -> pa.Table:
+    probs, labels = labelled.answers.probs, labelled.answers.labels[rows]
+    vectors = pa.list_(pa.float32())
+    return pa.table(
+        {
+            "image": _image_column(labelled.images[rows]),
+            "probs": pa.nulls(len(labels), vectors) if probs is None else pa.array(list(probs[rows].numpy()), vectors),
+            "label": labels.numpy(),
+            "source": list(labelled.source[rows]),
+            "id": labelled.ids[rows],
+        }
+    )
+
+
+def _slices(count: int) -> Iterator[slice]:
+    """Row groups; one empty one for a table without rows."""
+    return (slice(start, start + _ROW_GROUP) for start in range(0, max(count, 1), _ROW_GROUP))
 
 
 def _image_column(images: Tensor) -> pa.Array:
@@ -245,16 +258,25 @@ def _with_features(table: pa.Table, features: dict[str, Any]) -> pa.Table:
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_bytes(path, buffer.getvalue())
+def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    """One parquet file of tables with one schema, a row group each: only one of them is in memory at a time."""
+    buffer, writer = io.BytesIO(), None
+    for table in tables:
+        writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
+        writer.write_table(table)
+    writer.close()
+    write_bytes(path, buffer.getbuffer())
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_tables(path: Path) -> Iterator[pa.Table]:
+    """The row groups of a parquet file, one at a time."""
     try:
-        return pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
     except (pa.ArrowException, OSError) as error:
         raise RunDirectoryError(
             f"{path} cannot be read ({error}); move it away and resume: the ledger has the answers"
         ) from None
+    finally:
+        give_back_memory()

@@ -50,12 +50,12 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
 
 def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:
     """The first few images a round bought, as the teacher saw them, with what it said."""
-    labelled = directory.read_labelled(number, result.num_classes)
+    labelled = directory.read_labelled(number, result.num_classes, count=_SHOWN)
     candidates = directory.read_candidates(number)
     position = {int(key): k for k, key in enumerate(candidates.ids)}
     names = _class_names(result)
     shown = []
-    for k in range(min(_SHOWN, len(labelled))):
+    for k in range(len(labelled)):
         image = base64.b64encode(encode_png(labelled.images[k].numpy())).decode()
         row = position[int(labelled.ids[k])]
         said = names[int(labelled.answers.labels[k])]
