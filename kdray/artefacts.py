@@ -198,9 +198,7 @@ class RunDirectory:
             labels.append(torch.from_numpy(part.column("label").to_numpy().copy()))
             ids.append(part.column("id").to_numpy().copy())
             source.extend(part.column("source").to_pylist())
-        answers = Answers(
-            probs=torch.cat(probs) if probs else None, labels=torch.cat(labels), num_classes=num_classes
-        )
+        answers = Answers(probs=torch.cat(probs) if probs else None, labels=torch.cat(labels), num_classes=num_classes)
         return Labelled(images=torch.cat(images), answers=answers, ids=np.concatenate(ids), source=tuple(source))
 
     def add_phase(self, number: int, phase: str, facts: dict[str, Any]) -> None:
