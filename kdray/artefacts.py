@@ -187,8 +187,8 @@ class RunDirectory:
     def read_labelled(self, number: int, num_classes: int, count: int | None = None) -> Labelled:
         """What `write_labelled` wrote, to the bit; of it the first `count` rows."""
         images, probs, labels, ids, source = [], [], [], [], []
-        for part in _read_tables(self.artefact(number, "query")):
-            part = part if count is None else part.slice(0, count - sum(map(len, ids)))
+        for group in _read_tables(self.artefact(number, "query")):
+            part = group if count is None else group.slice(0, count - len(source))
             if len(part) == 0:
                 break
             cells = part.column("image").to_pylist()
