@@ -23,6 +23,9 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/figure4.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/ledger.py
+	$(BIN)/kdray teacher train --force examples/mnist.yaml
+	$(BIN)/python benchmarks/http_overhead.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,9 +1,11 @@
-"""The teacher pool on Ray: actors that ask, and one rate limit for all, kept where batches are handed out."""
+"""The teacher pool on Ray: actors that ask. What goes when, and what a failure means, is the purchase's to decide."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import numpy as np
 import ray
 import torch
@@ -11,9 +13,11 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from kdray.errors import TeacherError
 from kdray.teachers.answers import Answers, Teacher
-from kdray.teachers.pool import Pacer, Reply
+from kdray.teachers.http import HttpTeacher
+from kdray.teachers.pool import Fault, Reply
 
 _RESTART_POLL_S = 0.1
+Wired = tuple[np.ndarray | None, np.ndarray, dict[int, str]]
 
 
 class TeacherWorker:
@@ -30,106 +34,159 @@ class TeacherWorker:
         """Answers once the teacher is made."""
         return True
 
-    def answer(self, images: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """Answers to uint8 [B, C, H, W] as numpy (probs or None, labels): cheaper through the store than tensors."""
-        answers = self._teacher.answer(torch.from_numpy(images.copy()))
-        return None if answers.probs is None else answers.probs.numpy(), answers.labels.numpy()
+    def answer(self, images: np.ndarray) -> Wired | Fault:
+        """Answers to uint8 [B, C, H, W] as numpy (probs or None, labels, bad rows): cheaper than tensors."""
+        try:
+            return _wired(self._teacher.answer(torch.from_numpy(images.copy())))
+        except TeacherError as error:
+            return Fault(kind="failed", message=str(error))
+
+
+class HttpTeacherWorker:
+    """Keeps many requests to one server on their way: an async actor.
+
+    Args:
+        build: makes the teacher.
+    """
+
+    def __init__(self, build: Callable[[], HttpTeacher]) -> None:
+        self._teacher = build()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ready(self) -> bool:
+        """Answers once the worker is there."""
+        return True
+
+    async def answer(self, images: np.ndarray) -> Wired | Fault:
+        """One request; as `TeacherWorker.answer`."""
+        if self._session is None:  # here and not in `ready`: a worker that was killed comes back without being asked
+            self._session = self._teacher.session()
+        result = await self._teacher.ask(self._session, torch.from_numpy(images.copy()))
+        return result if isinstance(result, Fault) else _wired(result)
 
 
 class RayTeacherPool:
-    """Asks batches over several actors, one at a time each. A batch whose worker died is reported, never repeated here.
+    """Sends batches to several actors. A batch whose worker died is reported, never repeated here.
 
     Args:
         teacher: the same teacher in this process: who is asked, how many classes, metered or not.
         build: makes it in a worker.
         workers: how many actors.
-        pacer: the pool's rate limit.
+        slots: batches on their way at once, over all of them; an actor of a teacher that is not on HTTP does one.
         gpus: of each actor.
     """
 
     def __init__(
-        self, teacher: Teacher, build: Callable[[], Teacher], workers: int, pacer: Pacer, gpus: float = 0.0
+        self,
+        teacher: Teacher,
+        build: Callable[[], Teacher],
+        workers: int,
+        *,
+        slots: int | None = None,
+        gpus: float = 0.0,
     ) -> None:
         self.teacher = teacher
-        self._build, self._count, self._pacer, self._gpus = build, workers, pacer, gpus
+        self._build, self._count, self._gpus = build, workers, gpus
+        self._many = isinstance(teacher, HttpTeacher)
+        self.slots = (slots or workers) if self._many else workers
+        self._each = -(-self.slots // workers)
         self._actors: list[ray.actor.ActorHandle] = []
+        self._load: Counter[int] = Counter()
+        self._awake: set[int] = set()
+        self._waking: dict[ray.ObjectRef, int] = {}
+        self._running: dict[ray.ObjectRef, tuple[Any, int]] = {}
 
     def start(self) -> None:
         """Start the actors. They reserve no CPU: they work while the scoring workers, which do, stand still."""
-        actor = ray.remote(TeacherWorker).options(num_cpus=0, num_gpus=self._gpus, max_restarts=-1, max_task_retries=0)
+        options = {"num_cpus": 0, "num_gpus": self._gpus, "max_restarts": -1, "max_task_retries": 0}
+        worker: type = TeacherWorker
+        if self._many:
+            worker, options["max_concurrency"] = HttpTeacherWorker, self._each + 1
+        actor = ray.remote(worker).options(**options)
         self._actors = [actor.remote(self._build) for _ in range(self._count)]
+        for number in range(self._count):
+            self._wake(number)
 
     def close(self) -> None:
         """End the actors."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
+        self._awake.clear()
+        self._waking.clear()
+        self._running.clear()
 
-    def ask(self, batches: Iterable[tuple[Any, torch.Tensor]]) -> Iterator[Reply]:
-        """See `kdray.teachers.pool.TeacherPool`.
+    def send(self, key: Any, images: torch.Tensor) -> None:
+        """See `kdray.teachers.pool.TeacherPool`. Goes only to a worker that has said it is there: one that never came
+        up cannot have spent it.
 
         Raises:
             TeacherError: a worker cannot make its teacher; nothing was sent to it.
         """
         if not self._actors:
             self.start()
-        source = iter(batches)
-        idle: list[ray.actor.ActorHandle] = []
-        running: dict[ray.ObjectRef, tuple[Any, ray.actor.ActorHandle]] = {}
-        # A batch goes only to a worker that has just said it is there: one that never came up cannot have spent it.
-        waking = {actor.ready.remote(): actor for actor in self._actors}
-        more = True
-        while more or running:
-            while more and idle:
-                batch = next(source, None)
-                if batch is None:
-                    more = False
-                    break
-                key, images = batch
-                self._pacer.wait(len(images))
-                actor = idle.pop()
-                running[actor.answer.remote(images.numpy())] = (key, actor)
-            if not running and not more:
-                return
-            ready, _ = ray.wait([*running, *waking], num_returns=1)
-            if ready[0] in waking:
-                actor = waking.pop(ready[0])
-                if self._woken(ready[0]):
-                    idle.append(actor)
-                else:
-                    waking[actor.ready.remote()] = actor
-                continue
-            key, actor = running.pop(ready[0])
-            reply = self._reply(key, ready[0])
-            if reply.answers is None and not reply.fatal:
-                waking[actor.ready.remote()] = actor
-            else:
-                idle.insert(0, actor)
-            yield reply
+        if self._waking:
+            self._wait_for_workers(0)
+        while not (free := [n for n in self._awake if self._load[n] < self._each]):
+            self._wait_for_workers(None)
+        number = min(free, key=lambda n: (self._load[n], n))
+        self._load[number] += 1
+        self._running[self._actors[number].answer.remote(images.numpy())] = (key, number)
 
-    def _woken(self, call: ray.ObjectRef) -> bool:
-        """Whether a worker is there now; not yet while Ray restarts it."""
-        try:
-            return ray.get(call)
-        except ActorUnavailableError:
-            time.sleep(_RESTART_POLL_S)
-            return False
-        except (RayActorError, RayTaskError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise TeacherError(f"a teacher worker cannot start: {reason}") from None
+    def collect(self, timeout_s: float | None) -> list[Reply]:
+        """See `kdray.teachers.pool.TeacherPool`."""
+        if not self._running:
+            return []
+        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        return [self._reply(reference) for reference in ready]
 
-    def _reply(self, key: Any, reference: ray.ObjectRef) -> Reply:
+    def _wake(self, number: int) -> None:
+        self._awake.discard(number)
+        self._waking[self._actors[number].ready.remote()] = number
+
+    def _wait_for_workers(self, timeout_s: float | None) -> None:
+        """Note workers that have come up."""
+        ready, _ = ray.wait(list(self._waking), num_returns=1, timeout=timeout_s)
+        for call in ready:
+            number = self._waking.pop(call)
+            try:
+                ray.get(call)
+                self._awake.add(number)
+                self._load[number] = 0
+            except ActorUnavailableError:  # being restarted
+                time.sleep(_RESTART_POLL_S)
+                self._wake(number)
+            except (RayActorError, RayTaskError) as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise TeacherError(f"a teacher worker cannot start: {reason}") from None
+
+    def _reply(self, reference: ray.ObjectRef) -> Reply:
+        key, number = self._running.pop(reference)
+        self._load[number] = max(0, self._load[number] - 1)
         try:
-            probs, labels = ray.get(reference)
+            result = ray.get(reference)
         except (RayActorError, ActorUnavailableError) as error:
-            return Reply(key=key, error=f"a teacher worker died: {str(error).splitlines()[0]}", fatal=False)
-        except RayTaskError as error:
-            if not isinstance(error.cause, TeacherError):
-                raise
-            return Reply(key=key, error=str(error.cause))
+            if number in self._awake:
+                self._wake(number)
+            return Reply(
+                key=key, fault=Fault(kind="lost", message=f"a teacher worker died: {str(error).splitlines()[0]}")
+            )
+        except RayTaskError as error:  # a fault in the teacher's code; other replies must not be lost with it
+            reason = f"{type(error.cause).__name__}: {error.cause}"
+            return Reply(key=key, fault=Fault(kind="failed", message=f"a teacher worker failed: {reason}"))
+        if isinstance(result, Fault):
+            return Reply(key=key, fault=result)
+        probs, labels, bad = result
         answers = Answers(
             probs=None if probs is None else torch.from_numpy(probs.copy()),
             labels=torch.from_numpy(labels.copy()),
             num_classes=self.teacher.num_classes,
+            bad=bad,
         )
         return Reply(key=key, answers=answers)
+
+
+def _wired(answers: Answers) -> Wired:
+    return None if answers.probs is None else answers.probs.numpy(), answers.labels.numpy(), dict(answers.bad)

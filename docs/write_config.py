@@ -1,4 +1,4 @@
-"""Writes docs/config.md from kdray/config.py, where every default lives. Run it after a change there."""
+"""Writes docs/config.md from kdray/config*.py, where every default lives. Run it after a change there."""
 
 import types
 import typing
@@ -15,7 +15,7 @@ One YAML file an experiment. Any field can be set on the command line as `key.su
 `kdray run examples/digits.yaml select.rounds=5 'pool.lambdas=[0.4, 0.5, 0.6]'`. Unknown keys are refused. Paths are
 taken from the folder kdray is started in.
 
-Made by `python docs/write_config.py` from `kdray/config.py`; a test keeps the two alike.
+Made by `python docs/write_config.py` from `kdray/config*.py`; a test keeps the two alike.
 """
 
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def distil(
         classes: number or names of a function's classes. Where not given, the first image is asked to find out: a
             query like any other, charged and kept.
         teacher_options: further fields of a function's `teacher` section: `answers` ("hard" for one that gives labels;
-            needs `classes`), `batch_size`, `rate_per_s`, `metered`, `name`.
+            needs `classes`), `batch_size`, `limits`, `metered`, `name`.
         out: run directory; the same call with the same directory goes on where it stopped.
         local: all in this process, or on Ray. None takes Ray where this process is connected to it or
             RAY_ADDRESS is set.
@@ -146,26 +147,35 @@ def _function_sections(
             )
         form = AnswerFormat(options["answers"], options.get("decimals"))
         identity = f"python:{options.get('name') or qualified}:{form}"
-        options["classes"] = _discover(function, identity, form, directory, images, data["budget"].get("queries", 0))
+        ledger = Path((data.get("ledger") or {}).get("path") or directory.ledger)
+        budget = data["budget"].get("queries", 0)
+        options["classes"] = _discover(function, identity, form, directory, ledger, images.images[:1], budget)
     return options, dict(data.get("resources") or {}) | {"teacher_workers": 0}
 
 
 def _discover(
-    function: Callable, identity: str, form: AnswerFormat, directory: RunDirectory, images: ImageSet, budget: int
+    function: Callable,
+    identity: str,
+    form: AnswerFormat,
+    directory: RunDirectory,
+    path: Path,
+    first: torch.Tensor,
+    budget: int,
 ) -> int:
-    """Number of classes, from the ledger or, once, by asking for the first image.
+    """Number of classes, from the ledger at `path` or, once, by asking for the first image.
 
     Raises:
         TeacherError: the function fails, or gives labels, which do not tell how many classes there are.
     """
-    first, key = images.images[:1], hash_images(images.images[:1])
+    key = hash_images(first)
     directory.lock()
     try:
-        ledger = Ledger(directory.ledger, budget=budget)
+        owner, ledger = directory.owner(), Ledger(path)
         try:
             known = ledger.lookup(identity, key)
             if not known:
-                reservation = ledger.reserve(1, teacher=identity)
+                ledger.open_account(owner, {"training": budget})
+                reservation = ledger.reserve(1, teacher=identity, owner=owner)
                 try:
                     answers = _ask_once(function, identity, form, first)
                 except BaseException:  # it was asked, whatever came of it
@@ -192,7 +202,11 @@ def _ask_once(function: Callable, identity: str, form: AnswerFormat, image: torc
             "which does not tell how many classes there are: give classes=, and "
             'teacher_options={"answers": "hard"} if it gives labels'
         )
-    return FunctionTeacher(lambda _: reply, identity=identity, num_classes=reply.shape[1], form=form).answer(image)
+    return (
+        FunctionTeacher(lambda _: reply, identity=identity, num_classes=reply.shape[1], form=form)
+        .answer(image)
+        .believed()
+    )
 
 
 def _no_ray() -> bool:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,18 @@ class RunDirectory:
     def is_run(self) -> bool:
         """Whether kdray works or worked here: any folder may hold a config.yaml of its own."""
         return self.config.exists() and ((self.path / ".lock").exists() or self.ledger.exists())
+
+    def owner(self) -> str:
+        """The run's name in a ledger: made once, kept in RUN/id, so that a run that is moved keeps its account.
+
+        Runs made before there was such a file are the only owner of their ledger, and have no name in it.
+        """
+        path = self.path / "id"
+        if not path.exists():
+            if self.ledger.exists():
+                return ""
+            write_bytes(path, f"{self.path.name}-{uuid.uuid4().hex[:12]}\n".encode())
+        return path.read_text(encoding="utf-8").strip()
 
     def lock(self) -> None:
         """Keep other processes out until this one ends, however it ends. Locking again changes nothing.

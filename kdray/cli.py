@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from kdray.errors import KdrayError
+from kdray.cli_parts import ConfigArgument, Overrides, told
+from kdray.cli_teacher import teacher_app
 
 # Modules that bring torch or Ray are imported inside the commands: `kdray --help` answers at once.
 
@@ -19,11 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-teacher_app = typer.Typer(help="Local teachers to try kdray with.", no_args_is_help=True)
 app.add_typer(teacher_app, name="teacher")
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see examples/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Config fields to change.")]
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process: no Ray, the same selection.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -36,7 +34,7 @@ def run_command(
     local: Local = False,
 ) -> None:
     """Distil: query, train, choose, query again. Started again with the same config it goes on where it stopped."""
-    with _told():
+    with told():
         from kdray.artefacts import RunDirectory
         from kdray.config_file import load_config
         from kdray.display import make_display
@@ -51,7 +49,7 @@ def run_command(
 @app.command("resume")
 def resume_command(run: Run, local: Local = False) -> None:
     """Go on with a run that was stopped, killed or cut off."""
-    with _told():
+    with told():
         from kdray.artefacts import RunDirectory
         from kdray.display import make_display
         from kdray.run import resume
@@ -64,7 +62,7 @@ def resume_command(run: Run, local: Local = False) -> None:
 @app.command("plan")
 def plan_command(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Say what a run would do and cost: pool, queries, price, time, memory. Asks and spends nothing."""
-    with _told():
+    with told():
         from rich.console import Console
         from rich.table import Table
 
@@ -80,41 +78,32 @@ def plan_command(config: ConfigArgument, overrides: Overrides = None) -> None:
 @app.command("report")
 def report_command(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")]) -> None:
     """Write RUN/report.html, one self-contained page; of several runs the first one's page compares them all."""
-    with _told():
+    with told():
         from kdray.artefacts import RunDirectory
         from kdray.report.page import write_report
 
         print(write_report([RunDirectory(run) for run in runs]))
 
 
-@teacher_app.command("train")
-def teacher_train_command(
-    config: ConfigArgument,
-    overrides: Overrides = None,
-    force: Annotated[bool, typer.Option("--force", help="Train again and overwrite the weights.")] = False,
+@app.command("ledger")
+def ledger_command(
+    where: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run directory, or a ledger file.")],
+    export: Annotated[Path | None, typer.Option(help="Write all answers to this parquet file.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Set the cap of a shared ledger file.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a query; default: the run's.")] = None,
 ) -> None:
-    """Train the local teacher of a config by its recipe (teacher.train) and write teacher.weights."""
-    with _told():
-        from kdray.config_file import load_config
-        from kdray.display import make_display
-        from kdray.errors import TeacherError
-        from kdray.inputs import resolve
-        from kdray.teachers.build import measure_teacher, train_teacher
+    """The receipt: what was bought, for what, of whom, what it cost, what it saved, and what is left."""
+    with told():
+        from rich.console import Console
 
-        parsed = resolve(load_config(config, overrides or []))
-        teacher = parsed.teacher
-        if teacher.kind != "local":
-            raise TeacherError(f"teacher.kind is {teacher.kind!r}: only a local teacher can be trained here")
-        if Path(teacher.weights).exists() and not force:
-            raise TeacherError(f"teacher.weights: {teacher.weights} is there already; give --force to train it again")
-        display = make_display()
-        try:
-            train_teacher(teacher, lambda done, loss: display.progress(done, teacher.train.epochs))
-        finally:
-            display.close()
-        print(f"wrote {teacher.weights}")
-        if parsed.test is not None:
-            print(f"accuracy on the test set: {measure_teacher(teacher, parsed.test):.2%}")
+        from kdray.ledger_view import change_budget, find_book, show, write_parquet
+
+        book = find_book(where, price)
+        if budget is not None:
+            change_budget(book, budget)
+        show(book, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+        if export is not None:
+            print(f"wrote {write_parquet(book, export):,} answers to {export}")
 
 
 def main() -> None:
@@ -122,18 +111,6 @@ def main() -> None:
     # Also sent by 'ray job stop' and by schedulers: stop as cleanly as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turns an error made for users into its message and exit code 2."""
-    try:
-        yield
-    except KdrayError as error:
-        print(f"kdray: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except BrokenPipeError:  # the reader of our output has left: nothing to say, nobody to say it to
-        raise typer.Exit(1) from None
 
 
 @contextmanager
@@ -158,7 +135,9 @@ def _show(result) -> None:
     receipt = result.receipt
     console.print(result_table(result.history, receipt.budget))
     spent = f"{receipt.queries:,} of {receipt.budget:,} training queries"
-    spent += f" ({receipt.uncertain:,} sent and never answered)" if receipt.uncertain else ""
+    lost = [f"{receipt.uncertain:,} sent and never answered"] if receipt.uncertain else []
+    lost += [f"{receipt.rejected:,} with answers that make no sense"] if receipt.rejected else []
+    spent += f" ({', '.join(lost)})" if lost else ""
     spent += "" if receipt.cost is None else f" for {receipt.cost:,.2f} {receipt.currency}"
     spent += f"; apart from them {receipt.evaluation_queries:,} evaluation queries"
     spent += f" for {receipt.evaluation_cost:,.2f}" if receipt.evaluation_cost else ""

@@ -1,145 +1,68 @@
-"""The config: one YAML file an experiment, every field with its default and its meaning. Defaults live here alone."""
+"""The config: one YAML file an experiment, every field with its default and its meaning.
 
-import difflib
-import re
-from typing import Annotated, Any, Literal
+The teacher's sections are in `config_teacher.py`, what several sections share in `config_parts.py`; all are had here.
+"""
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from typing import Annotated, Literal
 
+from pydantic import Field, field_validator, model_validator
+
+from kdray.config_parts import (
+    AugmentConfig,
+    Classes,
+    DigitsImages,
+    EarlyStopConfig,
+    FolderImages,
+    ImagesConfig,
+    ParquetImages,
+    Section,
+    Threads,
+    TorchvisionImages,
+    TrainConfig,
+    known_model,
+)
+from kdray.config_teacher import (
+    HttpTeacher,
+    LimitsConfig,
+    LocalTeacher,
+    NormaliseConfig,
+    PythonTeacher,
+    RetryConfig,
+    TeacherConfig,
+    TeacherTrainConfig,
+)
 from kdray.errors import ConfigError
-from kdray.images import parse_rows
 from kdray.pools.mixup import check_lambdas
-from kdray.students.models import ZOO
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-Classes = Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)]
-Threads = Annotated[int, Field(ge=1)] | Literal["auto"]
-
-
-def _known_device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise ValueError(f"{value!r} is not a device; use auto, cpu, cuda or cuda:N")
-    return value
-
-
-def _square(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-class _Images(_Section):
-    rows: str | None = None
-    """Half-open range of rows, "start:stop", taken before `count` is drawn; null takes all."""
-    count: Annotated[int, Field(ge=1)] | None = None
-    """How many images to draw (seeded, without looking at labels); null takes all."""
-    size: (
-        Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_square)] | None
-    ) = None
-    """Resize to [height, width], or to one number squared; null leaves images as they are."""
-    colour: Literal["grey", "rgb"] | None = None
-    """Convert to this colour; null keeps grey grey and makes everything else RGB."""
-
-    @field_validator("rows", mode="before")
-    @classmethod
-    def _rows_is_a_range(cls, value: Any) -> Any:
-        if isinstance(value, int):  # YAML reads 10:50 without quotes as a number to base 60
-            raise ValueError(f'input should be a range in quotes, for example rows: "0:1000"; YAML gave {value!r}')
-        if isinstance(value, str):
-            parse_rows(value)
-        return value
-
-
-class ParquetImages(_Images):
-    """Hugging Face style parquet: struct column `image` or `img`, optional int64 `label`."""
-
-    source: Literal["parquet"]
-    path: str
-    """A parquet file, or a folder of them."""
-
-
-class FolderImages(_Images):
-    """A folder of image files; subfolders, where there are any, are the classes."""
-
-    source: Literal["folder"]
-    path: str
-    """The folder."""
-
-
-class TorchvisionImages(_Images):
-    """A torchvision data set."""
-
-    source: Literal["torchvision"]
-    name: str
-    """Class name in torchvision.datasets, for example FashionMNIST."""
-    root: str
-    """Where its files lie."""
-    split: Literal["train", "test", "val"] = "train"
-    """Which part of it."""
-    download: bool = False
-    """Let torchvision download what is missing under `root`."""
-
-
-class DigitsImages(_Images):
-    """scikit-learn's digits, in a fixed random order."""
-
-    source: Literal["digits"]
-
-
-ImagesConfig = Annotated[ParquetImages | FolderImages | TorchvisionImages | DigitsImages, Field(discriminator="source")]
-
-
-class AugmentConfig(_Section):
-    """Changes made to an image each time it is trained on. Its answer is kept: nothing is asked again."""
-
-    shift: Annotated[int, Field(ge=0)] = 0
-    """Largest shift in pixels, each way, in both directions (a random crop of the padded image)."""
-    flip: bool = False
-    """Mirror left-right half of the time. Leave off where left and right mean something, as in digits."""
-
-
-class EarlyStopConfig(_Section):
-    """Stop when a held-out part of the *labelled set* stops improving. Test labels are never looked at."""
-
-    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the labelled set held out."""
-    patience: Annotated[int, Field(ge=1)] = 10
-    """Epochs without a lower held-out loss before training stops; the best weights are kept."""
-
-
-class TrainConfig(_Section):
-    """How a network is trained: SGD with Nesterov momentum on soft-label cross entropy."""
-
-    epochs: Annotated[int, Field(ge=1)] = 40
-    """Passes over the labelled set."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images a step."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    """Peak learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Nesterov momentum."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """L2 penalty on weights; biases and normalisation layers are left out."""
-    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
-    """How the learning rate moves: up for a quarter and down to zero, or down from the start."""
-    augment: AugmentConfig = AugmentConfig()
-    """Random shifts and flips."""
-    early_stop: EarlyStopConfig | None = None
-    """Null trains all epochs."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."""
-
-    _device = field_validator("device")(_known_device)
-
-
-def _known_model(value: str) -> str:
-    if value not in ZOO:
-        near = difflib.get_close_matches(value, ZOO, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"no model named {value!r}{hint} There are: {', '.join(sorted(ZOO))}")
-    return value
+__all__ = [
+    "AugmentConfig",
+    "BudgetConfig",
+    "Classes",
+    "Config",
+    "DigitsImages",
+    "EarlyStopConfig",
+    "FolderImages",
+    "HttpTeacher",
+    "ImagesConfig",
+    "LambdaGrid",
+    "LedgerConfig",
+    "LimitsConfig",
+    "LocalTeacher",
+    "NormaliseConfig",
+    "ParquetImages",
+    "PoolConfig",
+    "PythonTeacher",
+    "ResourcesConfig",
+    "RetryConfig",
+    "SelectConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TeacherTrainConfig",
+    "TorchvisionImages",
+    "TrainConfig",
+    "TrainerConfig",
+    "schedule",
+]
 
 
 class StudentConfig(TrainConfig):
@@ -148,103 +71,10 @@ class StudentConfig(TrainConfig):
     model: Annotated[str, Field(validate_default=True)] = "lenet5"
     """A network of the zoo: see `kdray.students.models`."""
 
-    _model = field_validator("model")(_known_model)
+    _model = field_validator("model")(known_model)
 
 
-class TeacherTrainConfig(TrainConfig):
-    """How to make a local teacher that is not there yet. Uses labels: these images are the teacher's own."""
-
-    images: ImagesConfig
-    """Labelled images the teacher is trained on."""
-    threads: Threads = "auto"
-    """CPU threads of the teacher's training; auto as for the student."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the teacher, apart from the run's: runs with other seeds share one teacher."""
-
-
-class NormaliseConfig(_Section):
-    """What a model from elsewhere expects of its input: (pixel / 255 - mean) / std, one number a channel."""
-
-    mean: list[float]
-    """Mean of each channel, in [0, 1]."""
-    std: list[Annotated[float, Field(gt=0)]]
-    """Standard deviation of each channel."""
-
-
-class _Teacher(_Section):
-    answers: str = "soft"
-    """soft (all probabilities), hard (a label), or topK such as top5 (the K largest probabilities)."""
-    decimals: Annotated[int, Field(ge=0, le=10)] | None = None
-    """Round probabilities to so many decimals, as many APIs do; null does not."""
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    """Images sent at a time: the most that can be lost when the driver dies."""
-    rate_per_s: Annotated[float, Field(gt=0)] | None = None
-    """Most images a second, over all teacher workers together; null sets no limit."""
-    burst: Annotated[int, Field(ge=1)] | None = None
-    """Images that may go at once after a pause; null means one batch."""
-
-    @field_validator("answers")
-    @classmethod
-    def _known_answers(cls, value: str) -> str:
-        if not re.fullmatch(r"soft|hard|top[1-9]\d*", value):
-            raise ValueError(f"{value!r} is not a kind of answer; use soft, hard or topK (top5, for example)")
-        return value
-
-
-class LocalTeacher(_Teacher):
-    """A model on this machine, seen only through its answers."""
-
-    kind: Literal["local"]
-    weights: str
-    """safetensors for `model`; or, where `model` is null, a TorchScript or torch.export file."""
-    model: str | None = None
-    """A network of the zoo, or torchvision/NAME; null where `weights` is a whole program."""
-    classes: Classes | None = None
-    """Number or names of the classes; null reads them from weights that kdray saved."""
-    input: Literal["uint8", "unit"] = "unit"
-    """What a whole program takes: uint8 pixels, or floats in [0, 1] (then normalised, if `normalise` is set)."""
-    outputs: Literal["logits", "probabilities"] = "logits"
-    """What a whole program gives."""
-    normalise: NormaliseConfig | None = None
-    """Input normalisation of weights from elsewhere; kdray's own weights carry theirs."""
-    train: TeacherTrainConfig | None = None
-    """How to make `weights` when the file is not there."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-
-    _device = field_validator("device")(_known_device)
-
-    @field_validator("model")
-    @classmethod
-    def _model_is_known(cls, value: str | None) -> str | None:
-        return value if value is None or value.startswith("torchvision/") else _known_model(value)
-
-
-class PythonTeacher(_Teacher):
-    """A Python function: uint8 [B, C, H, W] numpy array in, probabilities [B, K] or labels [B] out."""
-
-    kind: Literal["python"]
-    function: str
-    """module:function, importable from where kdray runs."""
-    classes: Classes
-    """Number or names of the classes."""
-    name: str | None = None
-    """Who this is in the ledger; null uses `function`. Give a new name when the model behind it changes."""
-    metered: bool = True
-    """Somebody may bill for calls: a batch that was on its way when kdray died counts as charged."""
-
-    @field_validator("function")
-    @classmethod
-    def _module_and_function(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w.]+:[\w.<>]+", value):
-            raise ValueError(f"{value!r} is not of the form module:function")
-        return value
-
-
-TeacherConfig = Annotated[LocalTeacher | PythonTeacher, Field(discriminator="kind")]
-
-
-class BudgetConfig(_Section):
+class BudgetConfig(Section):
     """What may be spent. The ledger holds it as a hard cap."""
 
     queries: Annotated[int, Field(ge=1)]
@@ -258,10 +88,26 @@ class BudgetConfig(_Section):
     """Currency of the price."""
 
 
+class LedgerConfig(Section):
+    """The record of every answer bought. Runs that share one never pay twice for the same image."""
+
+    path: str | None = None
+    """The file; null keeps it in the run directory. Runs and trials that name the same file share it."""
+    queries: Annotated[int, Field(ge=1)] | None = None
+    """Hard cap on the training queries of all who share the file together, besides each one's `budget.queries`; null
+    sets none. The file keeps it: `kdray ledger FILE --budget N` changes it."""
+
+    @model_validator(mode="after")
+    def _a_cap_for_all_needs_a_file_for_all(self) -> "LedgerConfig":
+        if self.queries is not None and self.path is None:
+            raise ValueError("ledger.queries is set, but ledger.path is null; give the file that is shared")
+        return self
+
+
 _MAX_LAMBDAS = 10_000  # pixels have 256 values: a finer grid only repeats images
 
 
-class LambdaGrid(_Section):
+class LambdaGrid(Section):
     """λ from `min` to `max` in steps of `step`."""
 
     min: float
@@ -281,7 +127,7 @@ class LambdaGrid(_Section):
         return tuple(round(self.min + k * self.step, 10) for k in range(steps + 1)) if self.max >= self.min else ()
 
 
-class PoolConfig(_Section):
+class PoolConfig(Section):
     """The virtual pool of candidates."""
 
     kind: Literal["mixup"] = "mixup"
@@ -303,7 +149,7 @@ class PoolConfig(_Section):
         return self.lambdas.values() if isinstance(self.lambdas, LambdaGrid) else tuple(self.lambdas)
 
 
-class SelectConfig(_Section):
+class SelectConfig(Section):
     """Which candidates are worth paying for."""
 
     strategy: Literal["active-mixup", "vanilla", "random"] = "active-mixup"
@@ -315,7 +161,7 @@ class SelectConfig(_Section):
     """Candidates chosen a round; null spreads what round 0 leaves of the budget evenly."""
 
 
-class TrainerConfig(_Section):
+class TrainerConfig(Section):
     """Where the student is trained."""
 
     where: Literal["auto", "driver", "worker"] = "auto"
@@ -328,7 +174,7 @@ class TrainerConfig(_Section):
     """GPUs of a training worker; may be a fraction."""
 
 
-class ResourcesConfig(_Section):
+class ResourcesConfig(Section):
     """What Ray may use. None of it changes what is chosen, except `trainer.threads` in the last bits."""
 
     scoring_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -343,7 +189,7 @@ class ResourcesConfig(_Section):
     """Candidates a scoring task, about: what is lost when a worker dies."""
 
 
-class Config(_Section):
+class Config(Section):
     """One experiment."""
 
     seed: Annotated[int, Field(ge=0)] = 0
@@ -356,6 +202,8 @@ class Config(_Section):
     """Who answers queries."""
     budget: BudgetConfig
     """What may be spent."""
+    ledger: LedgerConfig = LedgerConfig()
+    """Where what was bought is kept."""
     pool: PoolConfig = PoolConfig()
     """The candidates."""
     select: SelectConfig = SelectConfig()

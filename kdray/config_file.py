@@ -41,10 +41,17 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder; give the YAML file itself, or use 'kdray resume' for a run") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from None
+        raise ConfigError(f"{path} is not readable YAML: {_where_yaml_broke(error)}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     return parse_config(apply_overrides(data, overrides), origin=str(path))
+
+
+def _where_yaml_broke(error: Exception) -> str:
+    """Reason and place, without the line itself: it may hold a key."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+    return str(error)
 
 
 def apply_overrides(data: Any, overrides: Iterable[str]) -> Any:
@@ -132,12 +139,14 @@ def _explain(problem: dict[str, Any]) -> str:
         text = str(problem["ctx"]["error"])
         return f"{path}: {text}" if path else text
     text = problem["msg"][0].lower() + problem["msg"][1:]
-    text = re.sub(r"a valid dictionary or (instance of \w+|object to extract fields from)", "a mapping", text)
-    return f"{path}: {text}" + ("" if isinstance(value, dict) else f", got {value!r}")
+    text = re.sub(r"a valid dictionary( or (instance of \w+|object to extract fields from))?", "a mapping", text)
+    # What was meant for these fields may be a key.
+    silent = isinstance(value, dict) or path.startswith(("teacher.headers", "teacher.url"))
+    return f"{path}: {text}" + ("" if silent else f", got {value!r}")
 
 
 def _tags(path: str) -> str:
-    return "'local', 'python'" if path == "teacher" else "'parquet', 'folder', 'torchvision', 'digits'"
+    return "'local', 'python', 'http'" if path == "teacher" else "'parquet', 'folder', 'torchvision', 'digits'"
 
 
 def _resolve(location: tuple) -> tuple[str, list[str]]:

@@ -1,37 +1,69 @@
 """The parts that work, in this process or on Ray. The only module of the library that knows there are two ways."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from kdray.config import Config
 from kdray.inputs import Inputs
+from kdray.ledger.limits import Limits
+from kdray.ledger.store import LEASE_S, Ledger
 from kdray.observers import Observer
+from kdray.purchase import Terms
 from kdray.rounds import Trainer
 from kdray.search import LocalSearcher, Searcher
 from kdray.students.fit import LocalTrainer
-from kdray.teachers.pool import LocalTeacherPool, Pacer, TeacherPool
+from kdray.teachers.http import HttpTeacher, HttpTeacherPool
+from kdray.teachers.pool import LocalTeacherPool, TeacherPool
+from kdray.teachers.retry import Patience, RetryPolicy
 
-Engine = tuple[Searcher, TeacherPool, Trainer]
+_LEASE_GRACE_S = 30.0  # after a request has timed out, for whoever sent it to say so
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The parts that work.
+
+    Attributes:
+        searcher, teachers, trainer: see their protocols.
+        open_ledger: the ledger at a path, made with a cap where one is given.
+    """
+
+    searcher: Searcher
+    teachers: TeacherPool
+    trainer: Trainer
+    open_ledger: Callable[[Path, int | None], Any]
 
 
 @contextmanager
 def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engine]:
     """The parts that work: all in this process where `local`, else on Ray actors."""
     config, resources = inputs.config, inputs.config.resources
-    burst = config.teacher.burst or teacher_batch(config)
-    pacer = Pacer(config.teacher.rate_per_s, burst)
-    in_process = LocalTeacherPool(inputs.teacher, pacer)
+    teachers: TeacherPool = LocalTeacherPool(inputs.teacher)
+    if isinstance(inputs.teacher, HttpTeacher):
+        teachers = HttpTeacherPool(inputs.teacher, config.teacher.limits.in_flight)
     if local:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        yield LocalSearcher(resources.chunk, device), in_process, LocalTrainer(inputs.spec)
+        try:
+            yield Engine(
+                searcher=LocalSearcher(resources.chunk, device),
+                teachers=teachers,
+                trainer=LocalTrainer(inputs.spec),
+                open_ledger=Ledger,
+            )
+        finally:
+            teachers.close()
         return
 
     from actors import environment
 
     environment.prepare()  # before the next line, which imports Ray
     from actors.cluster import connect, count_workers
+    from actors.ledger import RayLedger
     from actors.scoring import RaySearcher
     from actors.students import RayTrainer
     from actors.teachers import RayTeacherPool
@@ -45,11 +77,11 @@ def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engin
         asking = resources.teacher_workers
         if asking == "auto":
             asking = workers if config.teacher.kind == "local" else 1
-        teachers: TeacherPool = in_process
         if asking:
-            teachers = RayTeacherPool(inputs.teacher, inputs.build, asking, pacer)
-            stack.callback(teachers.close)
+            slots = config.teacher.limits.in_flight
+            teachers = RayTeacherPool(inputs.teacher, inputs.build, min(asking, slots), slots=slots)
             teachers.start()
+        stack.callback(teachers.close)
         where = resources.trainer.where
         if where == "auto":
             where = "worker" if resources.trainer.gpus or (cluster.gpus and not torch.cuda.is_available()) else "driver"
@@ -59,10 +91,18 @@ def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engin
         observer.note(
             f"Ray ({cluster.address}): {workers} scoring workers, {asking} teacher workers, training in the {where}"
         )
-        yield searcher, teachers, trainer
+        yield Engine(searcher=searcher, teachers=teachers, trainer=trainer, open_ledger=RayLedger)
 
 
-def teacher_batch(config: Config) -> int:
-    """Images a teacher batch: never more than may go at once."""
-    size = config.teacher.batch_size
-    return min(size, config.teacher.burst) if config.teacher.rate_per_s and config.teacher.burst else size
+def terms(config: Config, metered: bool) -> Terms:
+    """On what terms a config's teacher may be asked."""
+    teacher, limits = config.teacher, config.teacher.limits
+    http = teacher.kind == "http"
+    # A local model nobody set a limit for needs no counting.
+    free = not metered and limits == type(limits)()
+    return Terms(
+        limits=None if free else Limits(**limits.model_dump()),
+        patience=Patience(RetryPolicy(**teacher.retry.model_dump())),
+        lease_s=teacher.timeout_s + _LEASE_GRACE_S if http else LEASE_S,
+        probe=http and metered,
+    )

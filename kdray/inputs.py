@@ -18,8 +18,9 @@ from kdray.students.fit import StudentSpec
 from kdray.students.models import build_model, pixel_statistics
 from kdray.students.train import auto_threads, resolve_device
 from kdray.teachers.answers import Teacher
-from kdray.teachers.build import build_teacher, train_teacher
+from kdray.teachers.build import build_teacher, read_secrets, train_teacher
 from kdray.teachers.function import build_function_teacher
+from kdray.teachers.http import HttpTeacher
 from kdray.teachers.local import class_names
 
 
@@ -75,6 +76,10 @@ def resolve(config: Config, recorded: Config | None = None) -> Config:
                 section[key] = os.path.abspath(section[key])
     if data["teacher"].get("weights"):
         data["teacher"]["weights"] = os.path.abspath(data["teacher"]["weights"])
+    if data["ledger"]["path"]:
+        data["ledger"]["path"] = os.path.abspath(data["ledger"]["path"])
+    if data["teacher"].get("ca"):
+        data["teacher"]["ca"] = os.path.abspath(data["teacher"]["ca"])
     trainer = data["resources"]["trainer"]
     if trainer["threads"] == "auto":
         trainer["threads"] = recorded.resources.trainer.threads if recorded else auto_threads(config.student.model)
@@ -130,8 +135,11 @@ def read_inputs(config: Config, *, observer: Observer | None = None, given: Give
     if given.function is not None:
         build: Callable[[], Teacher] = partial(build_function_teacher, config.teacher, given.function)
     else:
-        build = partial(build_teacher, config.teacher, images.image_shape, os.getcwd())
+        secrets = read_secrets(config.teacher)
+        build = partial(build_teacher, config.teacher, images.image_shape, os.getcwd(), secrets)
     teacher = build()
+    if isinstance(teacher, HttpTeacher):
+        teacher.check()
     if test is not None and int(test.labels.max()) >= teacher.num_classes:
         raise ImageSetError(
             f"test: label {int(test.labels.max())} found, but the teacher has {teacher.num_classes} classes"

@@ -16,6 +16,7 @@ class RoundMetrics:
         bought: training queries charged in this round.
         reused: answers of this round that cost nothing.
         short: candidates chosen but not answered, because the budget ran out.
+        set_aside: candidates the teacher gave no answer to that one could believe.
         evaluated: candidates the student scored to choose this round's.
         student_accuracy, teacher_accuracy: on the labelled test set, or None.
         success_rate: their ratio (Active Mixup, section 4.1), on the images both were measured on.
@@ -39,6 +40,7 @@ class RoundMetrics:
     evaluation_queries: int
     loss: float
     seconds: dict[str, float] = field(default_factory=dict)
+    set_aside: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As a plain mapping."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from kdray.config import Config
 from kdray.errors import TeacherError
 from kdray.inputs import read_candidates, resolve
+from kdray.ledger.limits import Limits
 from kdray.pools.mixup import MixupPool
 from kdray.search import probe
 from kdray.students.export import read_card
@@ -32,6 +33,10 @@ class Plan:
         evaluation: queries on test images, counted apart; None where all test images are asked of a local teacher.
         cost: price of all training queries, or None.
         currency: of the cost.
+        requests: training requests to the teacher, of up to `batch` images each.
+        batch: images a request.
+        asking_s: seconds those take at least, by the limits on the rate; None where there are none.
+        asking_days: days they take at least, by the daily quota.
         scored: candidates the student scores, over all rounds.
         rate_per_s: candidates a second, all workers together, as probed.
         workers: scoring workers assumed.
@@ -46,6 +51,10 @@ class Plan:
     evaluation: int | None
     cost: float | None
     currency: str
+    requests: int
+    batch: int
+    asking_s: float | None
+    asking_days: int
     scored: int
     rate_per_s: float
     workers: int
@@ -76,6 +85,9 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     with ProcessPoolExecutor(at_once, mp_context=context) as executor:
         probes = [executor.submit(_probe, config, classes, probe_s) for _ in range(at_once)]
         results = [future.result() for future in probes]
+    limits = config.teacher.limits
+    rates = [bucket.rate_per_s for bucket in Limits(**limits.model_dump()).buckets().values()]
+    requests = sum(-(-queries // config.teacher.batch_size) for queries in schedule)
     price = config.budget.price_per_query
     local = config.teacher.kind == "local"
     evaluation = config.budget.evaluation
@@ -87,6 +99,10 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         evaluation=(None if local else 0) if evaluation == "auto" else evaluation,
         cost=None if price is None else price * sum(schedule),
         currency=config.budget.currency,
+        requests=requests,
+        batch=config.teacher.batch_size,
+        asking_s=max((requests - limits.burst) / rate for rate in rates) if rates else None,
+        asking_days=-(-sum(schedule) // limits.queries_per_day) if limits.queries_per_day else 1,
         scored=len(pool) * searches,
         rate_per_s=sum(rate for rate, _ in results) / at_once * workers,
         workers=workers,
@@ -137,10 +153,18 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
             else f"{plan.evaluation:,} queries, counted apart",
         ),
         ("cost", "unknown: set budget.price_per_query" if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}"),
+        ("asking", _asking(plan)),
         ("scoring", _duration(plan)),
         ("memory", f"{plan.worker_bytes / 2**20:,.0f} MiB a worker, measured; the same for any pool size"),
     ]
     return rows + ([("note", plan.note)] if plan.note else [])
+
+
+def _asking(plan: Plan) -> str:
+    text = f"{plan.requests:,} requests of up to {plan.batch:,} images"
+    if plan.asking_s is not None:
+        text += f"; at least {max(0.0, plan.asking_s):,.0f} s at the limits"
+    return text + (f"; {plan.asking_days:,} days by the daily quota" if plan.asking_days > 1 else "")
 
 
 def _rounds(schedule: list[int]) -> str:

@@ -17,9 +17,8 @@ from kdray.artefacts import Candidates, Labelled, RunDirectory
 from kdray.errors import BudgetExceeded, TeacherError
 from kdray.files import read_json, write_bytes, write_json
 from kdray.images import ImageSet
-from kdray.ledger.store import Ledger
 from kdray.observers import Observer, RoundMetrics
-from kdray.purchase import buy
+from kdray.purchase import Bought, Terms, buy
 from kdray.search import Scored, Searcher, SearchRequest
 from kdray.seeds import numpy_generator
 from kdray.select import select
@@ -56,6 +55,7 @@ class Parts:
         evaluation_queries: most teacher queries on test images.
         top: k of a teacher that shows the top k, or None.
         owner: names the run in the ledger.
+        terms: on which the teacher may be asked.
         threads: CPU threads of evaluation.
     """
 
@@ -65,7 +65,7 @@ class Parts:
     searcher: Searcher
     teachers: TeacherPool
     trainer: Trainer
-    ledger: Ledger
+    ledger: Any
     observer: Observer
     schedule: list[int]
     strategy: str
@@ -76,6 +76,7 @@ class Parts:
     evaluation_queries: int
     top: int | None
     owner: str
+    terms: Terms
     threads: int
 
 
@@ -147,23 +148,21 @@ class Rounds:
         parts, begin = self.parts, time.monotonic()
         candidates = self.directory.read_candidates(number)
         images = parts.images.images if number == 0 else parts.pool.render(torch.from_numpy(candidates.ids))
-        bought = buy(
-            images,
-            pool=parts.teachers,
-            ledger=parts.ledger,
-            batch_size=parts.batch_size,
-            round=number,
-            owner=parts.owner,
-            on_progress=lambda done, total: parts.observer.progress(done, total, spent=parts.ledger.spent()),
-        )
+        bought = self._buy(images, number, "training")
         if len(bought.positions) == 0:
             raise BudgetExceeded(
-                f"the budget is spent before round {number}: {parts.ledger.uncertain():,} queries were charged and "
+                f"the budget is spent before round {number}: {self._lost():,} queries were charged and "
                 "never answered; the run ends here"
             )
         if bought.short:
             parts.observer.note(
                 f"the budget ran out: {bought.short:,} of {len(images):,} candidates of round {number} were not asked"
+            )
+        if bought.set_aside:
+            reason = next(iter(bought.set_aside.values()))
+            parts.observer.note(
+                f"{len(bought.set_aside):,} of {len(images):,} images of round {number} were set aside: no answer to "
+                f"them could be believed (such as: {reason})"
             )
         rows = bought.positions.numpy()
         labelled = Labelled(
@@ -172,19 +171,35 @@ class Rounds:
             ids=candidates.ids[rows],
             source=(candidates.source,) * len(rows),
         )
-        answered, uncertain = parts.ledger.spent_in_round(number, owner=parts.owner)
-        self.directory.add_phase(
-            number,
-            "query",
-            {
-                "seconds": time.monotonic() - begin,
-                "charged": answered + uncertain,
-                "reused": len(rows) - answered,
-                "short": bought.short,
-            },
-        )
+        facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
+        facts |= {"short": bought.short, "set_aside": len(bought.set_aside)}
+        self.directory.add_phase(number, "query", facts)
         self.directory.write_labelled(number, labelled, parts.classes)
         self._labelled[number] = labelled
+
+    def _buy(self, images: Tensor, number: int, purpose: str) -> Bought:
+        parts = self.parts
+        return buy(
+            images,
+            pool=parts.teachers,
+            ledger=parts.ledger,
+            batch_size=parts.batch_size,
+            purpose=purpose,
+            round=number,
+            owner=parts.owner,
+            terms=parts.terms,
+            on_progress=lambda done, total: self._tell(done, total, purpose),
+            on_note=parts.observer.note,
+        )
+
+    def _tell(self, done: int, total: int, purpose: str) -> None:
+        spent = self.parts.ledger.spent("training", self.parts.owner) if purpose == "training" else None
+        self.parts.observer.progress(done, total, spent=spent)
+
+    def _lost(self) -> int:
+        """Training queries charged for which there is no answer."""
+        ledger, owner = self.parts.ledger, self.parts.owner
+        return ledger.uncertain("training", owner) + ledger.rejected("training", owner)
 
     def _train(self, number: int) -> None:
         begin = time.monotonic()
@@ -202,7 +217,7 @@ class Rounds:
     def _evaluate(self, number: int) -> None:
         parts, begin = self.parts, time.monotonic()
         path = self.directory.artefact(number, "train")
-        scores = self._measure(path) if parts.test is not None else {}
+        scores = self._measure(path, number) if parts.test is not None else {}
         write_bytes(self.directory.student, path.read_bytes())
         facts = self.directory.phases(number)
         seconds = {phase: facts[phase]["seconds"] for phase in ("choose", "query", "train")}
@@ -214,19 +229,20 @@ class Rounds:
             bought=facts["query"]["charged"],
             reused=facts["query"]["reused"],
             short=facts["query"]["short"],
+            set_aside=facts["query"].get("set_aside", 0),
             evaluated=self.directory.read_candidates(number).evaluated,
             student_accuracy=scores.get("student"),
             teacher_accuracy=scores.get("teacher"),
             success_rate=scores.get("success"),
             agreement=scores.get("agreement"),
-            evaluation_queries=parts.ledger.spent("evaluation"),
+            evaluation_queries=parts.ledger.spent("evaluation", parts.owner),
             loss=facts["train"]["losses"][-1],
             seconds=seconds | {"evaluate": time.monotonic() - begin},
         )
         write_json(self.directory.artefact(number, "evaluate"), metrics.to_json())
         parts.observer.round_done(metrics)
 
-    def _measure(self, path) -> dict[str, float]:
+    def _measure(self, path, number: int) -> dict[str, float]:
         """Accuracy on the test set and, on those images the teacher may be asked about, what it takes to compare."""
         parts = self.parts
         predictions = predict(load_student(path), parts.test.images, threads=parts.threads).argmax(dim=1)
@@ -236,15 +252,7 @@ class Rounds:
             return scores
         asked = parts.test.images[:allowed]
         try:
-            bought = buy(
-                asked,
-                pool=parts.teachers,
-                ledger=parts.ledger,
-                batch_size=parts.batch_size,
-                purpose="evaluation",
-                owner=parts.owner,
-                on_progress=parts.observer.progress,
-            )
+            bought = self._buy(asked, number, "evaluation")
         except TeacherError as error:
             parts.observer.note(f"the teacher could not be measured: {error}")
             return scores

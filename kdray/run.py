@@ -7,8 +7,8 @@ from pathlib import Path
 from kdray.artefacts import Labelled, RunDirectory, write_image_set
 from kdray.config import Config
 from kdray.config_file import differences, dump_config, load_config
-from kdray.engine import Engine, engine, teacher_batch
-from kdray.errors import BudgetExceeded, RunDirectoryError
+from kdray.engine import Engine, engine, terms
+from kdray.errors import BudgetExceeded, LedgerError, RunDirectoryError
 from kdray.events import EventWriter
 from kdray.files import read_json, write_bytes
 from kdray.inputs import Given, Inputs, read_inputs, resolve
@@ -29,6 +29,7 @@ class Receipt:
         teachers: identity of each teacher that was asked.
         queries: training queries charged, lost ones included.
         uncertain: of those, sent and never answered.
+        rejected: of those, answered with something that is no answer.
         reused: answers that cost nothing.
         evaluation_queries: queries on test images, counted apart.
         budget: the cap on training queries.
@@ -40,6 +41,7 @@ class Receipt:
     teachers: list[str]
     queries: int
     uncertain: int
+    rejected: int
     reused: int
     evaluation_queries: int
     budget: int
@@ -97,6 +99,14 @@ def _differences(recorded: Config, config: Config) -> list[str]:
         "resources.chunk",
         "resources.trainer.where",
         "resources.trainer.gpus",
+        # Where and how fast a teacher is asked; whether it is the same one, the ledger knows.
+        "teacher.url",
+        "teacher.headers",
+        "teacher.ca",
+        "teacher.timeout_s",
+        "teacher.limits",
+        "teacher.retry",
+        "ledger.queries",
     )
     return [line for line in differences(recorded, config) if not line.startswith(free)]
 
@@ -181,14 +191,15 @@ def read_result(directory: RunDirectory) -> Result:
             f"{directory.path} has not finished a round yet; go on with: kdray resume {directory.path}"
         )
     card = read_card(directory.student)
-    ledger = Ledger(directory.ledger)
+    owner, ledger = directory.owner(), Ledger(ledger_path(config, directory))
     try:
-        queries, evaluation = ledger.spent(), ledger.spent("evaluation")
+        queries, evaluation = ledger.spent("training", owner), ledger.spent("evaluation", owner)
         price = config.budget.price_per_query
         receipt = Receipt(
-            teachers=ledger.teachers(),
+            teachers=ledger.teachers(owner),
             queries=queries,
-            uncertain=ledger.uncertain(),
+            uncertain=ledger.uncertain("training", owner),
+            rejected=ledger.rejected("training", owner),
             reused=sum(metrics.reused for metrics in history),
             evaluation_queries=evaluation,
             budget=config.budget.queries,
@@ -218,7 +229,7 @@ def _check_directory(directory: RunDirectory, recorded: Config | None, config: C
         if not directory.path.is_dir():
             raise RunDirectoryError(f"{directory.path} is a file; choose another --out")
         # What a run that died before its config was written may leave: it is used again.
-        ours = {".lock", "inputs", *(directory.ledger.name + end for end in ("", "-wal", "-shm"))}
+        ours = {".lock", "id", "inputs", *(directory.ledger.name + end for end in ("", "-wal", "-shm"))}
         if any(entry.name not in ours for entry in directory.path.iterdir()):
             raise RunDirectoryError(f"{directory.path} is not empty and holds no run; choose another --out")
 
@@ -227,15 +238,19 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
     """Every phase that is missing, under the directory's lock."""
     config = inputs.config
     evaluation = _evaluation_queries(inputs)
-    ledger = Ledger(directory.ledger, budget=config.budget.queries, evaluation=evaluation)
+    owner, path = directory.owner(), ledger_path(config, directory)
+    ledger = parts.open_ledger(path, config.ledger.queries)
     try:
-        # The ledger belongs to this directory, and the lock is ours: whatever is reserved was left by a dead process.
-        uncertain, _ = ledger.recover(owner="")
+        _check_teacher(ledger, owner, inputs.teacher.identity, path, observer)
+        ledger.open_account(owner, {"training": config.budget.queries, "evaluation": evaluation})
+        # A run directory is worked in by one process, and the lock is ours: what this owner has reserved was left by
+        # a dead one.
+        uncertain, _ = ledger.recover(owner)
         if uncertain:
             observer.note(
-                f"{uncertain:,} queries were on their way when kdray died: counted as charged, their answers are lost"
+                f"{uncertain:,} queries were on their way when kdray died: they count as charged, their answers are "
+                "lost; they are asked again as far as the budget goes"
             )
-        searcher, teachers, trainer = parts
         with EventWriter(directory.events) as events:
             heard = Observers([observer, events])
             rounds = Rounds(
@@ -244,25 +259,29 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
                     images=inputs.images,
                     test=inputs.test,
                     pool=inputs.pool,
-                    searcher=searcher,
-                    teachers=teachers,
-                    trainer=trainer,
+                    searcher=parts.searcher,
+                    teachers=parts.teachers,
+                    trainer=parts.trainer,
                     ledger=ledger,
                     observer=heard,
                     schedule=inputs.schedule,
                     strategy=config.select.strategy,
                     seed=config.seed,
                     classes=inputs.classes,
-                    batch_size=teacher_batch(config),
+                    batch_size=config.teacher.batch_size,
                     epochs=config.student.epochs,
                     evaluation_queries=evaluation,
                     top=AnswerFormat(config.teacher.answers).top,
-                    owner="",
+                    owner=owner,
+                    terms=terms(config, inputs.teacher.metered),
                     threads=config.resources.trainer.threads,
                 ),
             )
             observer.begin(
-                rounds=rounds.last, budget=config.budget.queries, spent=ledger.spent(), title=str(directory.path)
+                rounds=rounds.last,
+                budget=config.budget.queries,
+                spent=ledger.spent("training", owner),
+                title=str(directory.path),
             )
             for metrics in rounds.history():
                 events.round_done(metrics)
@@ -275,6 +294,28 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
                 observer.note(str(error))
     finally:
         ledger.close()
+
+
+def ledger_path(config: Config, directory: RunDirectory) -> Path:
+    """Where a run's ledger is: its own, or one it shares."""
+    return Path(config.ledger.path) if config.ledger.path else directory.ledger
+
+
+def _check_teacher(ledger, owner: str, identity: str, path: Path, observer: Observer) -> None:
+    """One run has one teacher; a ledger may have several, and their answers are kept apart.
+
+    Raises:
+        LedgerError: this run has bought from another teacher.
+    """
+    mine = [name for name in ledger.teachers(owner) if name != identity]
+    if mine:
+        raise LedgerError(
+            f"{path}: this run has bought its answers from {mine[0]}, and the teacher is now {identity}; answers of "
+            "two teachers do not mix: bring the old one back, or start a new run"
+        )
+    others = [name for name in ledger.teachers() if name != identity]
+    if others and identity not in ledger.teachers():
+        observer.note(f"{path} holds answers of other teachers ({', '.join(others[:3])}); none of them is used")
 
 
 def _evaluation_queries(inputs: Inputs) -> int:

@@ -1,11 +1,16 @@
 """Parts that several tests share: a trained teacher, a small config, a Ray."""
 
+import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -93,6 +98,53 @@ def kdray(*arguments, cwd: Path, env: dict | None = None, timeout: float = 240) 
         text=True,
         timeout=timeout,
     )
+
+
+def ray_pids(title: str) -> list[int]:
+    """Workers of this process's own Ray, by what they are: nobody else's may be killed."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if f"ray::{title}" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+@contextlib.contextmanager
+def served(teacher, image_shape: tuple[int, int, int], *middlewares, **options) -> Iterator[str]:
+    """A teacher behind HTTP, in a thread of this process, on a free port; its address.
+
+    Args:
+        middlewares: of aiohttp, around every request.
+        options: of `kdray.teachers.serve.ServeOptions`.
+    """
+    from aiohttp import web
+
+    from kdray.teachers.serve import ServeOptions, make_app
+
+    app = make_app(teacher, image_shape, ServeOptions(**options))
+    app.middlewares.extend(middlewares)
+    ready, port, loop = threading.Event(), [], asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def main() -> None:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port.append(runner.addresses[0][1])
+        ready.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield f"http://127.0.0.1:{port[0]}"
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
 
 
 def shared_data(name: str) -> Path:

@@ -1,33 +1,42 @@
 """Real Ray actors in this process's cluster: the same results as without them, also when they are killed."""
 
+import asyncio
 import os
 import signal
 import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import digits_config
+from conftest import digits_config, ray_pids, served
 
 from actors.cluster import connect, count_workers
 from actors.scoring import RaySearcher
 from actors.students import RayTrainer
 from actors.teachers import RayTeacherPool
 from kdray.artefacts import RunDirectory
+from kdray.config import HttpTeacher as HttpConfig
 from kdray.config_file import parse_config
 from kdray.errors import ScoringError, TeacherError
 from kdray.ledger import Ledger
+from kdray.ledger.limits import Limits
 from kdray.observers import Observer
 from kdray.pools.mixup import MixupPool
-from kdray.purchase import buy
+from kdray.purchase import Terms, buy
 from kdray.run import run
 from kdray.search import LocalSearcher, SearchRequest
 from kdray.students.export import ModelCard
 from kdray.students.fit import LocalTrainer, StudentSpec
 from kdray.students.models import build_model
+from kdray.teachers import AnswerFormat, Answers
 from kdray.teachers.build import build_teacher
-from kdray.teachers.pool import Pacer
+from kdray.teachers.retry import Patience, RetryPolicy
 
 LAMBDAS = [0.3, 0.4, 0.5, 0.6, 0.7]
 
@@ -113,73 +122,308 @@ def teacher_parts(teacher_weights):
     return build, images
 
 
-def test_a_pool_of_teachers_answers_as_one_does(ray_local, teacher_parts):
-    build, images = teacher_parts
-    teachers = RayTeacherPool(build(), build, 2, Pacer(None, 1))
+@pytest.fixture
+def ledger():
     ledger = Ledger(":memory:", budget=100)
+    yield ledger
+    ledger.close()
+
+
+def test_a_pool_of_teachers_answers_as_one_does(ray_local, ledger, teacher_parts):
+    build, images = teacher_parts
+    pool = RayTeacherPool(build(), build, 2)
     try:
-        bought = buy(images, pool=teachers, ledger=ledger, batch_size=16)
-        direct = build().answer(images)
-        assert torch.equal(bought.answers.probs, direct.probs)
-        assert torch.equal(bought.answers.labels, direct.labels)
-        assert (ledger.spent(), bought.charged) == (100, 100)
+        bought = buy(images, pool=pool, ledger=ledger, batch_size=16)
     finally:
-        teachers.close()
-        ledger.close()
+        pool.close()
+    direct = build().answer(images)
+    assert torch.equal(bought.answers.probs, direct.probs)
+    assert torch.equal(bought.answers.labels, direct.labels)
+    assert (ledger.spent(), bought.charged) == (100, 100)
 
 
-class Mortal:
-    """A teacher that takes its process with it the first time it is asked, as a crash or the kernel would."""
+def brightness(images) -> Answers:
+    """Two classes, dark and bright; with one bad row where the first image is black."""
+    share = images.float().mean(dim=(1, 2, 3)) / 255
+    answers = AnswerFormat().apply(torch.stack([share, 1 - share], dim=1))
+    return replace(answers, bad={0: "it is black"}) if len(share) and share[0] == 0 else answers
 
-    identity, num_classes = "mortal", 2
 
-    def __init__(self, marker: str, metered: bool) -> None:
-        self.marker, self.metered = marker, metered
+class Playful:
+    """A teacher whose process does something else first, as the file `orders` says: wait, fail, break, or die."""
+
+    identity, num_classes = "playful", 2
+
+    def __init__(self, folder: str, metered: bool = True) -> None:
+        self.folder, self.metered = Path(folder), metered
 
     def answer(self, images):
-        from kdray.teachers import AnswerFormat
+        me = self.folder / f"working-{os.getpid()}"
+        me.touch(exist_ok=False)  # a worker does one batch at a time
+        try:
+            while (self.folder / "wait").exists():
+                time.sleep(0.01)
+            if len(images) == 13:
+                raise TeacherError("thirteen!")
+            if len(images) == 17:
+                raise ZeroDivisionError("seventeen!")
+            if (self.folder / "die").exists():
+                (self.folder / "die").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return brightness(images)
+        finally:
+            me.unlink()
 
-        if not os.path.exists(self.marker):
-            open(self.marker, "w").close()
-            os.kill(os.getpid(), signal.SIGKILL)
-        share = images.float().mean(dim=(1, 2, 3)) / 255
-        return AnswerFormat().apply(torch.stack([share, 1 - share], dim=1))
+
+@pytest.fixture(scope="module")
+def playground(ray_local, tmp_path_factory):
+    """A pool of two workers for several tests."""
+    ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
+    build = partial(Playful, str(tmp_path_factory.mktemp("playful")))
+    pool = RayTeacherPool(build(), build, 2, slots=8)
+    yield pool
+    pool.close()
 
 
-def test_a_worker_that_cannot_make_its_teacher_costs_nothing(ray_local, teacher_parts, tmp_path):
-    build, images = teacher_parts
+@pytest.fixture
+def playful(playground):
+    """The pool, with nothing ordered and nobody working; and the folder for orders."""
+    folder = playground.teacher.folder
+    playground.teacher = Playful(folder)
+    yield playground, folder
+    for left in folder.iterdir():
+        left.unlink()
+
+
+def until(condition) -> None:
+    """Waits for what is bound to come."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def grey(*shades: int) -> torch.Tensor:
+    return torch.tensor(shades, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
+
+
+def working(folder: Path) -> int:
+    return len(list(folder.glob("working-*")))
+
+
+def test_a_worker_has_one_batch_at_a_time_and_replies_come_as_they_are_ready(playful):
+    pool, folder = playful
+    assert (pool.slots, pool.teacher.identity) == (2, "playful"), "slots are for teachers on HTTP"
+    assert pool.collect(None) == [], "nothing was asked"
+    (folder / "wait").touch()
+    pool.send("a", grey(10, 20))
+    pool.send(("b", 2), grey(0, 255, 128))
+    until(lambda: working(folder) == 2)  # two processes at once
+    assert pool.collect(0) == pool.collect(0.05) == []
+    (folder / "wait").unlink()
+    answers = {reply.key: reply.answers for reply in (*pool.collect(None), *pool.collect(None))}
+    assert torch.equal(answers["a"].probs, brightness(grey(10, 20)).probs)
+    assert torch.equal(answers["b", 2].labels, brightness(grey(0, 255, 128)).labels)
+    assert (answers["a"].bad, answers["b", 2].bad) == ({}, {0: "it is black"})
+    assert pool.collect(None) == []
+
+
+@pytest.mark.parametrize(("count", "message"), [(13, "thirteen!"), (17, "ZeroDivisionError: seventeen!")])
+def test_what_goes_wrong_in_one_worker_takes_no_reply_of_another_with_it(count, message, playful):
+    pool, folder = playful
+    (folder / "wait").touch()
+    pool.send("wrong", grey(*range(count)))
+    pool.send("right", grey(7))
+    until(lambda: working(folder) == 2)
+    (folder / "wait").unlink()
+    until(lambda: working(folder) == 0)
+    replies = {reply.key: reply for reply in (*pool.collect(None), *pool.collect(None))}
+    assert (replies["wrong"].fault.kind, replies["wrong"].answers) == ("failed", None)
+    assert message in replies["wrong"].fault.message
+    assert torch.equal(replies["right"].answers.probs, brightness(grey(7)).probs)
+
+
+def test_dead_workers_are_reported_and_serve_again(playful):
+    pool, folder = playful
+    for word in ("a", "b"):
+        (folder / "die").touch()
+        pool.send(word, grey(1))
+        (reply,) = pool.collect(None)
+        assert (reply.key, reply.answers, reply.fault.kind) == (word, None, "lost")
+        assert reply.fault.message.startswith("a teacher worker died: ") and "\n" not in reply.fault.message
+    for left in folder.glob("working-*"):
+        left.unlink()
+    (folder / "wait").touch()
+    pool.send("c", grey(1))
+    pool.send("d", grey(2))
+    until(lambda: working(folder) == 2)
+    (folder / "wait").unlink()
+    answers = {reply.key: reply.answers for reply in (*pool.collect(None), *pool.collect(None))}
+    assert torch.equal(answers["c"].probs, brightness(grey(1)).probs)
+    assert torch.equal(answers["d"].probs, brightness(grey(2)).probs)
+
+
+def test_workers_that_die_between_two_rounds_are_there_for_the_next(playful, ledger):
+    pool, _ = playful
+    pool.teacher.metered = False
+    assert facts(buy(grey(*range(1, 21)), pool=pool, ledger=ledger, batch_size=5)) == (20, 0, 0)
+    victims = ray_pids("TeacherWorker")
+    assert len(victims) == 2
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    bought = buy(grey(*range(21, 51)), pool=pool, ledger=ledger, batch_size=5, round=1)
+    assert (facts(bought), ledger.spent()) == ((30, 0, 0), 50)
+    assert torch.equal(bought.answers.probs, brightness(grey(*range(21, 51))).probs)
+
+
+@pytest.mark.parametrize(("metered", "charged", "short"), [(False, 100, 0), (True, 100, 25)])
+def test_a_dead_teacher_workers_batch_is_asked_again_and_counted_honestly(metered, charged, short, playful, ledger):
+    pool, folder = playful
+    pool.teacher.metered = metered
+    (folder / "die").touch()
+    bought = buy(grey(*range(1, 101)), pool=pool, ledger=ledger, batch_size=25)
+    # What may have been billed counts as charged: the budget then ends one batch early.
+    assert (bought.charged, bought.short, ledger.spent()) == (charged, short, charged)
+    assert ledger.uncertain() == (25 if metered else 0)
+
+
+def facts(bought) -> tuple[int, int, int]:
+    return bought.charged, bought.reused, bought.short
+
+
+def test_a_worker_that_cannot_make_its_teacher_costs_nothing(ray_local, ledger, tmp_path):
+    ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
     def broken():
         raise ValueError("no such weights here")
 
-    teachers = RayTeacherPool(build(), broken, 1, Pacer(None, 1))
-    ledger = Ledger(":memory:", budget=100)
+    pool = RayTeacherPool(Playful(str(tmp_path)), broken, 1)
     try:
         with pytest.raises(TeacherError, match=r"cannot start: .*no such weights here"):
-            buy(images, pool=teachers, ledger=ledger, batch_size=25)
-        assert (ledger.spent(), ledger.remaining()) == (0, 100)
+            buy(grey(*range(1, 21)), pool=pool, ledger=ledger, batch_size=5)
     finally:
-        teachers.close()
-        ledger.close()
+        pool.close()
+    assert (ledger.spent(), ledger.remaining()) == (0, 100)
+    assert ledger.read("SELECT state, reason FROM reservations") == [("released", "never sent")]
 
 
-@pytest.mark.parametrize(("metered", "charged", "short"), [(False, 100, 0), (True, 100, 25)])
-def test_a_dead_teacher_workers_batch_is_asked_again_and_counted_honestly(
-    metered, charged, short, ray_local, teacher_parts, tmp_path
-):
-    ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-    _, images = teacher_parts
-    build = partial(Mortal, str(tmp_path / "died"), metered)
-    teachers = RayTeacherPool(build(), build, 1, Pacer(None, 1))
-    ledger = Ledger(":memory:", budget=100)
-    try:
-        bought = buy(images, pool=teachers, ledger=ledger, batch_size=25)
-        # What may have been billed counts as charged: the budget then ends one batch early.
-        assert (bought.charged, bought.short, ledger.spent()) == (charged, short, charged)
-        assert ledger.uncertain() == (25 if metered else 0)
-    finally:
-        teachers.close()
-        ledger.close()
+# ---- a teacher behind HTTP
+
+
+class Desk:
+    """Middleware of a server: counts the requests inside, and holds them back until so many are there."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = self.hold = 0
+
+    @property
+    def middleware(self):
+        from aiohttp import web
+
+        @web.middleware
+        async def count(request, handler):
+            if not request.path.endswith("/infer"):
+                return await handler(request)
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            try:
+                while self.inside < self.hold:
+                    await asyncio.sleep(0.005)
+                self.hold = 0
+                return await handler(request)
+            finally:
+                self.inside -= 1
+
+        return count
+
+
+class Counting:
+    """A teacher that counts the images it has answered; picture 77 is nonsense to it."""
+
+    identity, num_classes, metered = "counting", 2, True
+
+    def __init__(self) -> None:
+        self.asked: Counter[int] = Counter()
+
+    def answer(self, images):
+        self.asked.update(images[:, 0, 0, 0].tolist())
+        answers = brightness(images)
+        answers.probs[images[:, 0, 0, 0] == 77] = -1.0
+        return answers
+
+
+@pytest.fixture(scope="module")
+def office(ray_local):
+    """A server, and a pool of one worker that asks it, for several tests."""
+    desk, counting = Desk(), Counting()
+    with served(counting, (1, 4, 4), desk.middleware) as url:
+        section = HttpConfig(kind="http", url=url, model="teacher", classes=2, timeout_s=30)
+        build = partial(build_teacher, section, (1, 4, 4))
+        pool = RayTeacherPool(build(), build, 1, slots=4)
+        yield pool, desk, counting
+        pool.close()
+
+
+@pytest.fixture
+def http_parts(office):
+    """The same, with new counts."""
+    pool, desk, counting = office
+    desk.most, desk.hold = 0, 0
+    counting.asked.clear()
+    return pool, desk, counting
+
+
+def test_one_worker_keeps_many_requests_on_their_way(http_parts, ledger):
+    pool, desk, counting = http_parts
+    assert pool.slots == 4
+    images = grey(*range(1, 91))
+    terms = Terms(probe=True, limits=Limits(in_flight=4))
+    buy(images[:2], pool=pool, ledger=ledger, batch_size=2, terms=terms)
+    assert desk.most == 1, "it had never answered"
+    desk.hold = 4
+    bought = buy(images, pool=pool, ledger=ledger, batch_size=3, round=1, terms=terms)
+    assert desk.most == 4
+    assert (facts(bought), bought.set_aside.keys()) == ((87 + 5, 2, 0), {76})
+    assert torch.equal(bought.answers.probs, brightness(images[bought.positions]).probs)
+    # Each answered once, and the one that makes no sense as often as the policy tries.
+    assert counting.asked == Counter(range(1, 91)) + Counter({77: 4})
+    assert ledger.rejected() == 5
+
+
+def test_an_http_worker_killed_with_requests_on_their_way_loses_those_and_serves_again(http_parts, ledger):
+    """The server has four requests in hand when the worker that sent them is killed."""
+    pool, desk, counting = http_parts
+    terms = Terms(patience=Patience(RetryPolicy(backoff_s=0.01)))
+    buy(grey(1), pool=pool, ledger=ledger, batch_size=1, terms=terms)
+    desk.hold = 5  # which never come
+
+    def kill() -> None:
+        until(lambda: desk.inside == 4)
+        (victim,) = ray_pids("HttpTeacherWorker")
+        os.kill(victim, signal.SIGKILL)
+        desk.hold = 0
+
+    with ThreadPoolExecutor(1) as executor:
+        killed = executor.submit(kill)
+        bought = buy(grey(*range(2, 42)), pool=pool, ledger=ledger, batch_size=5, round=1, terms=terms)
+        killed.result()
+    assert facts(bought) == (40 + 20, 0, 0)
+    assert torch.equal(bought.answers.probs, brightness(grey(*range(2, 42))).probs)
+    assert (ledger.spent(), ledger.uncertain()) == (61, 20)
+    assert set(counting.asked) == set(range(1, 42)) and max(counting.asked.values()) <= 2
+    assert counting.asked.total() <= ledger.spent(), "never more than the ledger knows of"
+
+
+def test_an_http_worker_that_died_at_its_leisure_still_knows_how_to_ask(http_parts, ledger):
+    """Ray has started it again before anybody looked; what the server had told it must be asked for again."""
+    pool, _, _ = http_parts
+    buy(grey(1), pool=pool, ledger=ledger, batch_size=1)
+    (victim,) = ray_pids("HttpTeacherWorker")
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: any(pid != victim for pid in ray_pids("HttpTeacherWorker")))
+    bought = buy(grey(*range(2, 12)), pool=pool, ledger=ledger, batch_size=5, round=1)
+    assert bought.positions.tolist() == list(range(10))
+    assert ledger.rejected() == 0
 
 
 def test_a_student_trained_in_an_actor_is_the_one_trained_here(ray_local):
@@ -199,31 +443,27 @@ def test_a_student_trained_in_an_actor_is_the_one_trained_here(ray_local):
     assert result.losses == remote.losses
 
 
-class KillAWorker(Observer):
-    """Kills a scoring worker of the run it watches, once, in the middle of a search."""
+class KillWorkers(Observer):
+    """Kills workers of the run it watches, one of each kind, while they work for the first round."""
 
     def __init__(self) -> None:
-        self.killed = False
-        self._searching = False
+        self.victims = {"choose": {"ScoringWorker.score"}, "query": {"TeacherWorker", "LedgerService"}}
+        self._now: set[str] = set()
 
     def phase(self, round, name):
-        self._searching = round == 1 and name == "choose"
+        self._now = self.victims.get(name, set()) if round == 1 else set()
 
     def progress(self, done, total, *, spent=None):
-        if self._searching and not self.killed and done > total // 4:
-            import psutil
-
-            for process in psutil.process_iter(["cmdline"]):
-                if "ScoringWorker.score" in " ".join(process.info["cmdline"] or []):
-                    process.kill()
-                    self.killed = True
-                    return
+        for kind in list(self._now) if done > total // 4 else ():
+            for pid in ray_pids(kind)[:1]:
+                os.kill(pid, signal.SIGKILL)
+                self._now.remove(kind)
 
 
 def test_a_run_selects_alike_without_ray_on_one_worker_on_two_and_after_a_kill(ray_local, teacher_weights, tmp_path):
     changes = {"images__count": 60, "budget__queries": 200, "resources__chunk": 128}
     local = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "local"), local=True)
-    killer = KillAWorker()
+    killer = KillWorkers()
     for name, workers, observer in (("one", 1, None), ("two", 2, None), ("killed", 2, killer)):
         config = parse_config(digits_config(teacher_weights, **changes, resources__scoring_workers=workers))
         result = run(config, RunDirectory(tmp_path / name), observer=observer)
@@ -233,7 +473,7 @@ def test_a_run_selects_alike_without_ray_on_one_worker_on_two_and_after_a_kill(r
         student = (tmp_path / name / "student.safetensors").read_bytes()
         assert student == (tmp_path / "local/student.safetensors").read_bytes(), name
         assert result.receipt == local.receipt
-    assert killer.killed
+    assert killer.victims == {"choose": set(), "query": set()}, "all were killed"
 
 
 def test_a_function_of_the_users_own_module_is_asked_from_a_worker(ray_local, tmp_path, monkeypatch):

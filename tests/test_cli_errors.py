@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from aiohttp import web
 from conftest import digits_config, kdray
 from PIL import Image
 from safetensors.torch import save_file
+from test_http import answering, free_port, serving
 from typer.testing import CliRunner
 
 from kdray.cli import app
@@ -274,6 +276,130 @@ def test_several_problems_are_one_message(config_file):
     assert len(message.splitlines()) == 3
     for part in ("unknown key 'sed'", "images.count: ", "student.epochs: "):
         assert part in message
+
+
+# A teacher behind HTTP
+
+V2 = {"kind": "http", "model": "m", "classes": 10, "headers": {"Authorization": "Bearer ${KDRAY_TEST_KEY}"}}
+
+
+def metadata(inputs: dict | None = None, outputs: dict | None = None) -> dict:
+    """What a v2 server says of a model for 16x16 digits."""
+    entry = {"name": "image", "datatype": "UINT8", "shape": [-1, 1, 16, 16]} | (inputs or {})
+    given = {"name": "p", "datatype": "FP32", "shape": [-1, 10]} | (outputs or {})
+    return {"name": "m", "versions": ["1"], "platform": "x", "inputs": [entry], "outputs": [given]}
+
+
+@pytest.fixture
+def key(monkeypatch):
+    monkeypatch.setenv("KDRAY_TEST_KEY", "sk-4f9Zq7Tw2Xn8")
+
+
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize(
+    ("status", "body", "changes", "pattern"),
+    [
+        (401, {"error": "who is sk-4f9Zq7Tw2Xn8?"}, {}, "{model} refuses the key (401: who is "
+         "${KDRAY_TEST_KEY}?); check teacher.headers and the key"),
+        (403, {"error": "not you"}, {}, "{model} refuses the key (403: not you); check teacher.headers and the key"),
+        (404, {"error": "no m"}, {}, "{model} does not exist there (404: no m); check teacher.url and teacher.model"),
+        (200, "<p>Hello</p>", {}, "{model} replied text/html, not JSON: '<p>Hello</p>'; check teacher.url"),
+        (302, b"", {}, "{model} answers 302, not 200 (it points to elsewhere); set teacher.url to where the model is"),
+        (200, metadata(), {"classes": 9}, "output 'p' of the model has shape [-1, 10], teacher.classes says 9: check "
+         "teacher.classes and teacher.output"),
+        (200, metadata({"shape": [-1, 1, 28, 28]}), {}, "the model takes images of shape [-1, 1, 28, 28], kdray "
+         "would send [-1, 1, 16, 16]; set images.size, images.colour and teacher.input.layout to bring them together"),
+        (200, metadata({"datatype": "FP32"}), {}, "teacher.input.pixels: the model takes FP32, kdray would send "
+         "UINT8; set teacher.input.pixels to unit"),
+        (200, metadata(), {"input": {"name": "x"}}, "teacher.input.name: the model has no input 'x'; it has 'image'"),
+        (200, metadata(outputs={"datatype": "INT64", "shape": [-1]}), {}, "the teacher gives no probabilities; set "
+         "teacher.answers to hard for labels"),
+        (200, {"model_version_status": []}, {"protocol": "tensorflow"}, "the server has the model, but no version of "
+         "it is available now"),
+        (200, metadata(), {"answers": "top11"}, "teacher.answers: top11 of a teacher with 10 classes; use top10 at "
+         "most, or soft"),
+        (200, metadata(), {"ca": "no.pem"}, "teacher.ca: no file at */no.pem"),
+        (200, metadata(), {"headers": {"Authorization": "Bearer ${KDRAY_NO_SUCH_KEY}"}}, "teacher.headers or "
+         "teacher.url needs the environment variable KDRAY_NO_SUCH_KEY, which is not set; export KDRAY_NO_SUCH_KEY=... "
+         "and start again"),
+    ],
+)  # fmt: skip
+def test_a_server_that_does_not_fit_is_found_out_before_anything_is_paid(status, body, changes, pattern, config_file):
+    with serving(answering(status, body)) as server:
+        path = config_file(teacher=V2 | {"url": server.url} | changes)
+        message = refused("run", path, "--local", "--out", "out")
+        assert server.posts == []
+    assert matches(message, pattern.replace("{model}", f"{server.url}/v2/models/m")), message
+    assert "\n" not in message and not Path("out").exists()
+
+
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize(
+    ("url", "pattern"),
+    [
+        ("http://127.0.0.1:{port}", "nobody answers at http://127.0.0.1:{port}/v2/models/m (*Connect call failed*): is "
+         "the server up, is teacher.url right?"),
+        ("http://nowhere.invalid", "nobody answers at http://nowhere.invalid/v2/models/m (*): is the server up, is "
+         "teacher.url right?"),
+        ("http://nowhere..invalid", "teacher.url: http://nowhere..invalid/v2/models/m is not an address"),
+        ("nowhere:80", "{config}: teacher.url: 'nowhere:80' is not an address; write it as http://HOST:PORT or "
+         "https://HOST/PATH"),
+        ("http://127.0.0.1/?key=sk-4f9Zq7Tw2Xn8", "{config}: teacher.url: the address holds 'key' in clear; write "
+         "key=${VARIABLE} and export VARIABLE"),
+    ],
+)  # fmt: skip
+def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pattern, config_file):
+    port = str(free_port())
+    path = config_file(teacher=V2 | {"url": url.replace("{port}", port)})
+    message = refused("run", path, "--local", "--out", "out")
+    assert matches(message, pattern.replace("{port}", port).replace("{config}", str(path))), message
+    assert "\n" not in message and not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "charged", "pattern"),
+    [
+        (401, {"error": "who?"}, 0, "{url} refuses the key (401: who?); check teacher.headers and the key"),
+        (404, b"", 0, "{url} does not exist there (404); check teacher.url and teacher.model"),
+        (400, {"detail": "no"}, 0, "{url} does not take the request (400: no)"),
+        (307, b"", 0, "{url} answers 307, not 200 (it points to elsewhere); set teacher.url to where the model is"),
+        (None, b"", 0, "nobody answers at {url} (*): is the server up, is teacher.url right?"),
+        (200, "<p>Hello</p>", 1, "{url} replied text/html, not JSON: '<p>Hello</p>'; check teacher.url"),
+        (
+            200,
+            {"probabilities": [[0.5, 0.5]]},
+            1,
+            "the teacher answered 2 numbers for an image, teacher.classes says 10",
+        ),
+        (200, {"probabilities": [{"a": 1}]}, 1, "the teacher answered class 'a', which teacher.classes does not name"),
+        (
+            200,
+            {"scores": 3},
+            1,
+            "the teacher's reply has nothing at 'probabilities': {'scores': 3}; check teacher.reply",
+        ),
+    ],
+)
+def test_a_server_without_metadata_is_found_out_with_one_query_at_most(status, body, charged, pattern, config_file):
+    """And what it cost is in the ledger; with the right address the run goes on."""
+    with serving(answering(status or 200, body)) as server:
+        url = f"http://127.0.0.1:{free_port()}/p" if status is None else f"{server.url}/p"
+        teacher = {"kind": "http", "protocol": "json", "classes": 10, "name": "mine", "url": url}
+        path = config_file(teacher=teacher, select__rounds=0, budget__queries=41, student__epochs=1, test=None)
+        done = CliRunner().invoke(app, ["run", str(path), "--local", "--out", "out"])
+        assert len(server.requests) == (status is not None)
+    assert done.exit_code == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    message = only_message(done.stderr[done.stderr.index("kdray: ") :])
+    assert matches(message, pattern.replace("{url}", url)), message
+    assert "\n" not in message and spent(Path("out")) == charged
+
+    async def right(request: web.Request) -> web.Response:
+        return web.json_response({"probabilities": [[0.1] * 10] * len((await request.json())["images"])})
+
+    with serving(right) as server:
+        again = CliRunner().invoke(app, ["run", str(path), f"teacher.url={server.url}/p", "--local", "--out", "out"])
+    assert again.exit_code == 0, again.stderr
+    assert spent(Path("out")) == 40 + charged
 
 
 # Files that are no config

@@ -21,6 +21,7 @@ from kdray.config import (
     Config,
     DigitsImages,
     FolderImages,
+    HttpTeacher,
     LambdaGrid,
     LocalTeacher,
     ParquetImages,
@@ -44,6 +45,14 @@ MEMBERS = {
     TorchvisionImages: {"source": "torchvision", "name": "MNIST", "root": "x"},
     DigitsImages: {"source": "digits"},
     PythonTeacher: {"kind": "python", "function": "module:function", "classes": 10},
+    HttpTeacher: {
+        "kind": "http",
+        "url": "http://127.0.0.1:8080",
+        "model": "m",
+        "classes": 10,
+        "input": {"pixels": "unit", "normalise": {"mean": [0.5], "std": [0.5]}},
+        "reply": {"rows": "probabilities", "probabilities": ""},
+    },
     LocalTeacher: {
         "kind": "local",
         "weights": "x",
@@ -120,6 +129,7 @@ def case(path: str, data: dict, *rest: Any) -> Any:
 
 
 FIELDS = list(walk())
+HIDDEN = ("teacher.url", "teacher.headers")  # what is given there may be a key, and is not repeated
 LEAVES = [(path, field, data) for path, field, data, _ in FIELDS if not models_in(field.annotation)]
 
 
@@ -127,6 +137,8 @@ def test_the_walk_finds_the_fields_and_the_configs_it_makes_are_valid():
     paths = {path for path, *_ in FIELDS}
     assert {"seed", "images.root", "teacher.function", "teacher.train.images.split", "pool.lambdas.step"} <= paths
     assert {"student.early_stop.patience", "resources.trainer.gpus", "teacher.normalise.std"} <= paths
+    assert {"teacher.limits.in_flight", "teacher.retry.max_bad_share", "ledger.queries"} <= paths
+    assert {"teacher.url", "teacher.input.normalise.mean", "teacher.reply.score"} <= paths
     for _, _, data, _ in FIELDS:
         parse(data=data)
 
@@ -143,7 +155,11 @@ def test_a_value_out_of_range_is_told_field_limit_and_value(path, data, limit, v
 
 @pytest.mark.parametrize(
     ("path", "data", "value"),
-    [case(path, data, 3 if field.annotation in (str, str | None) else "abc") for path, field, data in LEAVES],
+    [
+        case(path, data, 3 if field.annotation in (str, str | None) else "abc")
+        for path, field, data in LEAVES
+        if field.annotation is not Any and path not in HIDDEN
+    ],
 )
 def test_a_value_of_the_wrong_type_is_told_field_and_value(path, data, value):
     message = refusal(f"{path}={value}", data=data)
@@ -184,7 +200,7 @@ def test_a_required_field_that_is_missing_is_named(path, data):
     ("override", "message"),
     [
         ("images.source=nope", "images.source: 'nope' is not one of 'parquet', 'folder', 'torchvision', 'digits'"),
-        ("teacher.kind=nope", "teacher.kind: 'nope' is not one of 'local', 'python'"),
+        ("teacher.kind=nope", "teacher.kind: 'nope' is not one of 'local', 'python', 'http'"),
         ("images={}", "images.source: is missing; give one of 'parquet', 'folder', 'torchvision', 'digits'"),
         ("images.colour=blue", "images.colour: input should be 'grey' or 'rgb', got 'blue'"),
         ("images.size=[8, 0]", "images.size.1: input should be greater than or equal to 1, got 0"),
@@ -224,6 +240,218 @@ def test_a_required_field_that_is_missing_is_named(path, data):
 )
 def test_what_a_wrong_field_is_told(override, message):
     assert refusal(override) == message
+
+
+# A teacher behind HTTP
+
+V2 = MINIMAL | {"teacher": {"kind": "http", "url": "http://127.0.0.1:8080", "model": "m", "classes": 3}}
+JSON = MINIMAL | {"teacher": {"kind": "http", "protocol": "json", "url": "http://127.0.0.1/predict", "classes": 3}}
+
+
+def test_a_teacher_behind_http_gets_the_documented_defaults():
+    teacher = parse(data=V2).teacher
+    assert (teacher.protocol, teacher.version, teacher.name, teacher.output, teacher.ca) == ("v2", *[None] * 4)
+    assert (teacher.headers, teacher.outputs, teacher.tolerance, teacher.request) == ({}, "probabilities", 0.02, None)
+    assert (teacher.batch_size, teacher.timeout_s, teacher.metered, teacher.answers) == (32, 60.0, True, "soft")
+    assert teacher.input.model_dump() == {
+        "name": None, "pixels": "uint8", "layout": None, "normalise": None, "encoding": "array",
+    }  # fmt: skip
+    assert teacher.reply.model_dump() == {
+        "rows": "probabilities", "probabilities": "", "items": None, "label": None, "score": None,
+    }  # fmt: skip
+    assert teacher.limits.model_dump() == {
+        "requests_per_s": None, "requests_per_minute": None, "burst": 1, "in_flight": 8, "queries_per_day": None,
+    }  # fmt: skip
+    assert teacher.retry.model_dump() == {
+        "tries": 5, "backoff_s": 0.5, "max_backoff_s": 60.0, "max_wait_s": 300.0, "max_bad_share": 0.05,
+    }  # fmt: skip
+    assert parse(data=V2).ledger.model_dump() == {"path": None, "queries": None}
+    # What a path of a reply leaves out is not taken from the default of the whole section.
+    assert parse("teacher.reply={probabilities: p}", "teacher.batch_size=1", data=JSON).teacher.reply.rows is None
+
+
+@pytest.mark.parametrize("url", ["x", "http:/host/x", "ftp://host", "http://", "http://:80", "http://host:99999",
+                                 "http://host:0", "http://[::1", "http://host:port", "host:8080", ""])  # fmt: skip
+def test_what_is_no_address_is_refused(url):
+    message = refusal(f"teacher.url={json.dumps(url)}", data=V2)
+    assert message == f"teacher.url: {url!r} is not an address; write it as http://HOST:PORT or https://HOST/PATH"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1", "https://host:8443/a/b?c=d", "http://[::1]:80/", "http://${HOST}:${PORT}/x",
+     "http://host/p?key=${KEY}&sig=${SIG}", "http://host/monkeys?sky=blue"],
+)  # fmt: skip
+def test_an_address_may_have_a_path_a_query_and_variables(url):
+    assert parse(f"teacher.url={json.dumps(url)}", data=V2).teacher.url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://joe:s3cret@host/", "the address holds a user name or password; send it as a header: see "
+         "teacher.headers"),
+        ("http://s3cret@host/", "the address holds a user name or password; send it as a header: see teacher.headers"),
+        ("http//joe:s3cret@host/", "this is not an address; write it as http://HOST:PORT or https://HOST/PATH"),
+        ("http:/host/?key=s3cret", "'http:/host/' is not an address; write it as http://HOST:PORT or https://HOST/PATH"),
+        ("http://host/#s3cret", "the address holds a '#'; what follows it is never sent, so leave it out"),
+        *[(f"http://host/?a=b&{name}=s3cret", f"the address holds {name!r} in clear; write {name}=${{VARIABLE}} and "
+           "export VARIABLE") for name in ("key", "api_key", "access_token", "apiKey", "sig", "code", "password")],
+    ],
+)  # fmt: skip
+def test_an_address_with_a_secret_in_clear_is_refused_without_repeating_it(url, message):
+    assert refusal(f"teacher.url={json.dumps(url)}", data=V2) == f"teacher.url: {message}"
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Authorization", "authorization", "Proxy-Authorization", "X-Api-Key", "api-key", "Ocp-Apim-Subscription-Key",
+     "X-Auth-Token", "Cookie", "X-Amz-Signature", "Client-Secret", "X-Password"],
+)  # fmt: skip
+def test_a_header_with_a_secret_in_clear_is_refused_without_repeating_it(name):
+    for value in ("s3cret", "Bearer s3cret", "$s3cret", "{s3cret}", "${}s3cret"):
+        message = refusal(f"teacher.headers={json.dumps({'Accept': 'x', name: value})}", data=V2)
+        assert message == (
+            f"teacher.headers: {name} is written in clear, and the config goes into the run directory; "
+            f'write {name}: "${{VARIABLE}}" and export VARIABLE'
+        )
+    for value in ("${MY_KEY}", "Bearer ${MY_KEY}", "key=${A};${B}"):
+        assert parse(f"teacher.headers={json.dumps({name: value})}", data=V2).teacher.headers == {name: value}
+
+
+def test_a_header_that_says_nothing_secret_may_be_in_clear():
+    headers = {"Accept": "application/json", "X-Region": "eu-1", "User-Agent": "kdray"}
+    assert parse(f"teacher.headers={json.dumps(headers)}", data=V2).teacher.headers == headers
+
+
+NO_HEADER = "is not a header: a name of letters, digits and '-', a value in one line"
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"a b": "s3cret"}, f"teacher.headers: 'a b' {NO_HEADER}"),
+        ({"A": "s3cret\nB: c"}, f"teacher.headers: 'A' {NO_HEADER}"),
+        ({"A": "s3cret\0"}, f"teacher.headers: 'A' {NO_HEADER}"),
+        ({"Authorization": ["s3cret"]}, "teacher.headers.Authorization: input should be a valid string"),
+        ("Authorization s3cret", "teacher.headers: input should be a mapping"),
+    ],
+)  # fmt: skip
+def test_what_is_no_header_is_refused_without_repeating_it(headers, message):
+    assert refusal(f"teacher.headers={json.dumps(headers)}", data=V2) == message
+
+
+def test_an_address_of_the_wrong_type_is_not_repeated_either():
+    assert refusal("teacher.url=[s3cret]", data=V2) == "teacher.url: input should be a valid string"
+
+
+def test_a_broken_file_is_told_the_place_and_not_what_stands_there(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 1\nteacher:\n  headers: {Authorization: Bearer: s3cret: x\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path} is not readable YAML: ") and "line 3" in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "overrides", "message"),
+    [
+        (V2, ["model=null"], "teacher: model is missing: the name of the model on the server, for v2"),
+        (
+            V2,
+            ["model=null", "protocol=tensorflow"],
+            "teacher: model is missing: the name of the model on the server, for tensorflow",
+        ),
+        (V2, ["request=$images"], "teacher: request and reply belong to json; v2 says itself how they look"),
+        (
+            V2,
+            ["reply={rows: a, label: b}", "protocol=tensorflow"],
+            "teacher: request and reply belong to json; tensorflow says itself how they look",
+        ),
+        (V2, ["input.encoding=png"], "teacher: input.encoding: png is for json; v2 and tensorflow take arrays"),
+        (V2, ["input.normalise={mean: [0.5], std: [1]}"], "teacher: input.normalise needs input.pixels: unit"),
+        (V2, ["classes=[a, b, a]"],
+         "teacher.classes: 'a' is given twice; a server may answer in these names, so they must differ"),
+        *[
+            (JSON, [f"{field}=x"],
+             "teacher: model, version and output belong to v2 and tensorflow; with json the url says it all")
+            for field in ("model", "version", "output")
+        ],
+        (JSON, ["input.name=x"],
+         "teacher: input.name belongs to v2 and tensorflow; with json the request says it all"),
+        (JSON, ["reply={rows: a, label: b}"], "teacher: the reply gives labels alone; set answers to hard"),
+        (JSON, ["reply={probabilities: a}"],
+         "teacher: without reply.rows a reply is about one image; set batch_size to 1"),
+        (JSON, ["reply={rows: a}"], "teacher.reply: say where the answer is: probabilities, or items with label and "
+         "score, or label alone"),
+        (JSON, ["reply={label: a, score: b}"], "teacher.reply: say where the answer is: probabilities, or items with "
+         "label and score, or label alone"),
+        (JSON, ["reply={items: a, label: b}"],
+         "teacher.reply: items needs label and score: where an item has its class and its probability"),
+        (JSON, ["reply={probabilities: a, items: b, label: c, score: d}"],
+         "teacher.reply: give probabilities alone, or items with label and score, or label alone"),
+        (JSON, ["request={a: 1}"],
+         'teacher: request holds no "$image", "$images" or {$each: ...}: where does the image belong?'),
+        (JSON, ["request={$images: 1}"],
+         'teacher: request holds no "$image", "$images" or {$each: ...}: where does the image belong?'),
+        (JSON, ["request={a: $image}"],
+         'teacher: request takes one "$image"; set batch_size to 1, or use "$images" or {$each: ...}'),
+        (JSON, ["request={$each: {a: 1}}"], 'teacher: request: {$each: ...} holds no "$image"'),
+        (JSON, ["request={$each: $image, a: 1}"],
+         "teacher: request: $each stands alone: {$each: ...} is a list, and can have no other keys"),
+        (JSON, ["request={a: '$images!'}"],
+         "teacher: request: '$images!' has text around an image; only \"$image\" with input.encoding: png may"),
+        (JSON, ["request={a: 'data:,$image'}", "batch_size=1"],
+         "teacher: request: 'data:,$image' has text around an image; only \"$image\" with input.encoding: png may"),
+        (JSON, ["request={a: $images, day: 2024-01-01}"], "teacher: request cannot be written as JSON (Object of type "
+         "date is not JSON serializable); put quotes around dates and the like"),
+        (JSON, ["request={a: $images, b: .nan}"], "teacher: request cannot be written as JSON (Out of range float "
+         "values are not JSON compliant); put quotes around dates and the like"),
+        *[
+            (JSON, [f"input={{encoding: png, {other}}}"],
+             "teacher: input.encoding: png sends the image as it is; leave input.pixels and input.layout out")
+            for other in ("pixels: unit", "layout: nhwc")
+        ],
+        (MINIMAL | {"ledger": {"queries": 5}}, [],
+         "ledger: ledger.queries is set, but ledger.path is null; give the file that is shared"),
+    ],
+)  # fmt: skip
+def test_fields_that_do_not_fit_each_other_are_refused(data, overrides, message):
+    told = refusal(*[f"teacher.{text}" for text in overrides], data=data)
+    assert told.replace("compliant: nan", "compliant") == message  # newer Pythons name the number
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["request={a: [{b: $images}], c: 1}"],
+        ["request={a: {$each: {b: $image, c: 1}}}"],
+        ["request={$each: $images}"],
+        ["request={a: $image}", "batch_size=1"],
+        ["request={a: 'data:image/png;base64,$image'}", "batch_size=1", "input.encoding=png"],
+        ["request={$each: {a: 'x,$image'}}", "input.encoding=png"],
+        ["reply={label: a}", "answers=hard", "batch_size=1"],
+        ["reply={rows: '', items: a.b, label: '0', score: '1'}"],
+    ],
+)
+def test_bodies_and_replies_that_make_sense_are_taken_and_dumped_whole(overrides, tmp_path):
+    config = parse(*[f"teacher.{text}" for text in overrides], data=JSON)
+    (tmp_path / "a.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "a.yaml") == config
+
+
+def test_a_run_config_from_before_the_limits_is_still_read():
+    for teacher in (MINIMAL["teacher"], MEMBERS[PythonTeacher]):
+        old = MINIMAL | {"teacher": teacher | {"rate_per_s": None, "burst": None}}
+        assert parse(data=old) == parse(data=MINIMAL | {"teacher": teacher})
+    for old in ({"rate_per_s": 5}, {"burst": 2}, {"rate_per_s": 5, "burst": None}):
+        message = refusal(data=MINIMAL | {"teacher": MINIMAL["teacher"] | old})
+        assert message == (
+            "teacher: rate_per_s and burst, in images, have become limits.requests_per_s and limits.burst, in requests "
+            "of batch_size images"
+        )
 
 
 @pytest.mark.parametrize("field", ["student.model", "teacher.model"])
@@ -267,7 +495,7 @@ def test_a_minimal_config_gets_the_documented_defaults():
     assert config.pool.kind == "mixup" and len(config.pool.grid()) == 11
     assert (config.select.strategy, config.select.rounds, config.select.per_round) == ("active-mixup", 1, None)
     assert (config.student.model, config.student.epochs, config.student.early_stop) == ("lenet5", 40, None)
-    assert (config.teacher.answers, config.teacher.decimals, config.teacher.rate_per_s) == ("soft", None, None)
+    assert (config.teacher.answers, config.teacher.decimals) == ("soft", None)
     assert (config.budget.evaluation, config.budget.price_per_query) == ("auto", None)
     resources = config.resources
     assert (resources.scoring_workers, resources.teacher_workers, resources.trainer.threads) == ("auto",) * 3

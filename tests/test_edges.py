@@ -1,20 +1,21 @@
 """Edges where things once went wrong: races, damaged files, odd replies, budgets that end in the middle of a loss."""
 
 import multiprocessing
+import resource
 import sqlite3
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import test_ledger as ledgers
 import test_purchase as purchases
 import test_students as students
 import test_teachers as teachers
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_purchase import make_ledger  # noqa: F401 - a fixture
+from test_purchase import clock, make_ledger  # noqa: F401 - fixtures
 
 from kdray.artefacts import RunDirectory
 from kdray.config import EarlyStopConfig, ParquetImages, TorchvisionImages, schedule
@@ -29,6 +30,35 @@ from kdray.students.train import train
 from kdray.teachers import Answers
 from kdray.teachers.answers import training_targets
 from kdray.teachers.local import build_local_teacher
+
+
+@contextmanager
+def opened(path, budget: int):
+    ledger = Ledger(path, budget)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def no_file_larger_than(size: int):
+    """A disk that is full at `size` bytes a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def keys(count: int) -> list[bytes]:
+    """Keys of so many images."""
+    return [number.to_bytes(16, "big") for number in range(count)]
+
+
+def any_answers(count: int) -> Answers:
+    return Answers(probs=torch.rand(count, 10), labels=torch.zeros(count, dtype=torch.int64), num_classes=10)
 
 
 def _open_together(path, start, results):
@@ -54,13 +84,27 @@ def test_several_processes_may_open_a_new_ledger_at_once(tmp_path):
     assert failures == []
 
 
-@pytest.mark.parametrize("window", [1, 8])
-def test_a_worker_that_dies_while_the_budget_ends_loses_nothing(window, make_ledger):  # noqa: F811
-    teacher, ledger = purchases.CountingTeacher(metered=False), make_ledger(10)
-    pool = purchases.LosingPool(teacher, {0: 1, 8: 1}, window)
-    bought = purchases.buy(purchases.pictures(*range(12)), pool=pool, ledger=ledger, batch_size=4)
-    assert bought.positions.tolist() == list(range(10))
+def dies_once(*first: int):
+    """The script of workers that die, each once, of the batches that start with these pictures."""
+    left = set(first)
+
+    def script(asked: list[int], number: int):
+        if asked[0] not in left:
+            return None
+        left.remove(asked[0])
+        return purchases.fault("lost")
+
+    return script
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_a_worker_that_dies_while_the_budget_ends_loses_nothing(slots, clock, make_ledger):  # noqa: F811
+    ledger, line = make_ledger(10), purchases.Line(clock, dies_once(0, 8), slots=slots, metered=False)
+    terms = purchases.Terms(patience=purchases.patient())
+    bought = purchases.buy(purchases.pictures(*range(12)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+    assert len(bought.positions) == 10
     assert (purchases.facts(bought), ledger.remaining()) == ((10, 0, 2), 0)
+    assert set(ledger.read("SELECT state FROM reservations")) == {("answered",), ("released",)}
 
 
 def test_a_foreign_database_is_left_as_it_is(tmp_path):
@@ -76,14 +120,13 @@ def test_a_foreign_database_is_left_as_it_is(tmp_path):
 
 def test_a_damaged_page_is_a_ledger_error(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    with ledgers.opened(path, 5000) as ledger:
-        answers = ledgers.soft(torch.rand(2000, 10).tolist())
-        ledger.commit(ledger.reserve(2000, teacher="t"), ledgers.keys(*range(2000)), answers)
+    with opened(path, 5000) as ledger:
+        ledger.commit(ledger.reserve(2000, teacher="t"), keys(2000), any_answers(2000))
     data = bytearray(path.read_bytes())
     data[8 * 4096 :] = b"\xa5" * (len(data) - 8 * 4096)
     path.write_bytes(data)
-    with pytest.raises(LedgerError), ledgers.opened(path, 5000) as ledger:
-        ledger.lookup("t", ledgers.keys(*range(2000)))
+    with pytest.raises(LedgerError), opened(path, 5000) as ledger:
+        ledger.lookup("t", keys(2000))
 
 
 def test_a_ledger_without_a_schema_entry_is_a_ledger_error(tmp_path):
@@ -99,19 +142,18 @@ def test_a_ledger_without_a_schema_entry_is_a_ledger_error(tmp_path):
 def test_a_closed_ledger_says_so(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite", 10)
     ledger.close()
-    for act in (lambda: ledger.lookup("t", ledgers.keys(1)), ledger.remaining, ledger.spent):
+    for act in (lambda: ledger.lookup("t", keys(1)), ledger.remaining, ledger.spent):
         with pytest.raises(LedgerError, match="is closed"):
             act()
 
 
 def test_a_full_disk_is_called_by_its_name(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    with ledgers.opened(path, 100_000) as ledger:
+    with opened(path, 100_000) as ledger:
         reservation = ledger.reserve(60_000, teacher="t")
-        answers = ledgers.soft(torch.rand(60_000, 10).tolist())
         limit = path.with_name("ledger.sqlite-wal").stat().st_size + 3_000_000
-        with ledgers.no_file_larger_than(limit), pytest.raises(LedgerError) as error:
-            ledger.commit(reservation, ledgers.keys(*range(60_000)), answers)
+        with no_file_larger_than(limit), pytest.raises(LedgerError) as error:
+            ledger.commit(reservation, keys(60_000), any_answers(60_000))
         assert "rollback" not in str(error.value)
 
 
@@ -120,7 +162,7 @@ def test_an_evaluation_cap_below_what_was_spent_buys_nothing(make_ledger):  # no
     purchases.purchase(purchases.pictures(1, 2, 3, 4), teacher, ledger, purpose="evaluation")
     lower = make_ledger(10, evaluation=2)
     assert lower.remaining("evaluation") == 0
-    bought = purchases.purchase(purchases.pictures(5, 6), teacher, lower, purpose="evaluation")
+    bought = purchases.purchase(purchases.pictures(5, 6), teacher, lower, purpose="evaluation", round=1)
     assert purchases.facts(bought) == (0, 0, 2)
 
 
@@ -132,7 +174,8 @@ def test_a_teacher_that_answers_too_few_leaves_no_reservation_open(make_ledger):
     ledger = make_ledger(100)
     with pytest.raises(TeacherError, match="2 answers to 3 images"):
         purchases.purchase(purchases.pictures(1, 2, 3), Short(), ledger)
-    assert purchases.nothing_is_open(ledger, 100)
+    assert ledger.read("SELECT state, rejected FROM reservations") == [("answered", 3)]
+    assert purchases.money(ledger) == (0, 3, 0, 0)
 
 
 def test_charged_reused_and_short_add_up(make_ledger):  # noqa: F811

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -15,12 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import kdray
+from conftest import copy_run, kdray
 
 import kdray as package
 from kdray.artefacts import RunDirectory
-from kdray.config_file import load_config
-from kdray.errors import RunDirectoryError, TeacherError
+from kdray.config_file import load_config, parse_config
+from kdray.errors import LedgerError, RunDirectoryError, TeacherError
+from kdray.images import ImageSet
+from kdray.inputs import Given
 from kdray.ledger import Ledger, hash_images
 from kdray.observers import Observer
 from kdray.run import choose_directory, read_result, resume, run
@@ -31,8 +34,6 @@ from kdray.teachers.build import build_teacher
 def finished(tmp_path_factory, teacher_weights):
     """A finished run, which tests read and copy, never change."""
     from conftest import digits_config
-
-    from kdray.config_file import parse_config
 
     directory = RunDirectory(tmp_path_factory.mktemp("finished") / "run")
     return run(parse_config(digits_config(teacher_weights)), directory, local=True)
@@ -351,6 +352,169 @@ def test_a_budget_lost_to_failures_ends_the_run_with_what_there_is(tmp_path):
     assert sum(asked) == result.receipt.queries == 20, "not asked again: it may have been billed"
     assert result.receipt.uncertain == 10
     assert [m.round for m in result.history] == [0]
+
+
+# ---- one ledger for several runs
+
+
+def student(directory: Path) -> bytes:
+    return (directory / "student.safetensors").read_bytes()
+
+
+def test_a_run_has_a_name_of_its_own_that_goes_where_it_goes(finished, tmp_path):
+    name = (finished.directory / "id").read_text().strip()
+    assert re.fullmatch(r"run-[0-9a-f]{12}", name)
+    ledger = Ledger(finished.directory / "ledger.sqlite")
+    accounts = ledger.read("SELECT owner, purpose, cap, answered FROM accounts ORDER BY owner, purpose DESC")
+    ledger.close()
+    assert accounts == [
+        ("", "training", None, 160), ("", "evaluation", None, 100),
+        (name, "training", 160, 160), (name, "evaluation", 100, 100),
+    ]  # fmt: skip
+    moved = copy_run(finished.directory, tmp_path / "elsewhere")
+    assert RunDirectory(moved).owner() == name
+    assert read_result(RunDirectory(moved)).receipt == finished.receipt
+
+
+def test_a_second_run_on_the_same_ledger_pays_nothing_and_is_the_same_to_the_bit(finished, make_config, tmp_path):
+    shared = tmp_path / "shared.sqlite"
+    config = make_config(ledger__path=str(shared))
+    first = run(config, RunDirectory(tmp_path / "first"), local=True)
+    second = run(config, RunDirectory(tmp_path / "second"), local=True)
+    assert student(first.directory) == student(second.directory) == student(finished.directory)
+    assert [m.bought for m in first.history] == [40, 60, 60] and [m.bought for m in second.history] == [0, 0, 0]
+    assert [m.reused for m in second.history] == [40, 60, 60]
+    one, two = first.receipt, second.receipt
+    assert (one.queries, one.reused, one.evaluation_queries) == (160, 0, 100)
+    assert (two.queries, two.reused, two.evaluation_queries) == (0, 160, 0)
+    assert not (tmp_path / "second" / "ledger.sqlite").exists()
+    ledger = Ledger(shared)
+    assert (ledger.spent(), ledger.spent("evaluation")) == (160, 100)
+    assert ledger.read("SELECT sum(images) FROM hits WHERE purpose = 'training'") == [(160,)]
+    ledger.close()
+    again = resume(RunDirectory(tmp_path / "second"), local=True)
+    assert again.receipt == two, "the finished run is shown as it was"
+
+
+def test_a_cap_on_the_ledger_holds_for_all_runs_together(make_config, tmp_path):
+    changes = {"ledger__path": str(tmp_path / "shared.sqlite"), "ledger__queries": 200}
+    heard = Notes()
+    first = run(make_config(**changes), RunDirectory(tmp_path / "first"), local=True)
+    second = run(make_config(**changes, seed=4), RunDirectory(tmp_path / "second"), local=True, observer=heard)
+    assert first.receipt.queries == 160
+    assert second.receipt.queries == 40 == 200 - 160
+    labelled = sum(len(part) for part in second.labelled)
+    assert labelled == 40 + second.receipt.reused < 160
+    assert any("the budget" in text for text in heard.texts)
+    ledger = Ledger(tmp_path / "shared.sqlite")
+    assert (ledger.spent(), ledger.remaining()) == (200, 0)
+    ledger.close()
+    with pytest.raises(LedgerError, match="was made for a budget of 200 queries, not 300"):
+        run(make_config(**changes | {"ledger__queries": 300}), RunDirectory(tmp_path / "third"), local=True)
+
+
+def test_a_teacher_that_was_replaced_is_found_out_before_anything_is_paid(finished, make_config, tmp_path):
+    weights, directory = tmp_path / "teacher.safetensors", RunDirectory(tmp_path / "run")
+    old = Path(finished.config.teacher.weights).read_bytes()
+    weights.write_bytes(old)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(teacher__weights=str(weights)), directory, local=True, observer=StopAt(12))
+    paid = bought(directory.path)
+    assert 0 < paid < 160
+    weights.write_bytes(student(finished.directory))  # a small-cnn too, and another one
+    for _ in range(2):
+        with pytest.raises(LedgerError) as error:
+            resume(directory, local=True)
+        assert re.fullmatch(
+            r"\S+ledger\.sqlite: this run has bought its answers from local:small-cnn:\w+:soft, and the teacher is now "
+            r"local:small-cnn:\w+:soft; answers of two teachers do not mix: bring the old one back, or start a new run",
+            str(error.value),
+        )
+        assert bought(directory.path) == paid
+    weights.write_bytes(old)
+    result = resume(directory, local=True)
+    assert student(directory.path) == student(finished.directory)
+    assert result.receipt.queries == 160
+
+
+# ---- a teacher that is not always to be believed
+
+
+class Notes(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text):
+        self.texts.append(text)
+
+
+def test_images_that_are_set_aside_do_not_stop_a_run(tmp_path):
+    """The teacher answers NaN to one of the user's images, and to nothing else."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    asked = []
+
+    def teacher(batch):
+        asked.extend(image.tobytes() for image in batch)
+        p = batch.mean(axis=(1, 2, 3)) / 255
+        p[[image.tobytes() == images[7].tobytes() for image in batch]] = np.nan
+        return np.stack([1 - p, p], axis=1).astype(np.float32)
+
+    call = {"teacher": teacher, "images": images, "budget": 100, "classes": 2, "out": tmp_path / "run", "local": True}
+    call |= {"progress": False, "student": {"model": "small-cnn", "epochs": 1}, "select": {"rounds": 1}}
+    call |= {"teacher_options": {"batch_size": 16, "retry": {"backoff_s": 0.001}}}
+    result = package.distil(**call)
+    assert [(m.images, m.bought, m.set_aside, m.short) for m in result.history] == [(39, 44, 1, 0), (95, 56, 0, 4)]
+    assert asked.count(images[7].tobytes()) == 5
+    written = json.loads((tmp_path / "run" / "rounds" / "000" / "metrics.json").read_text())
+    assert (written["set_aside"], written["images"]) == (1, 39)
+    assert (result.receipt.queries, result.receipt.rejected, result.receipt.uncertain) == (100, 5, 0)
+    first = result.labelled[0]
+    assert len(first) == 39 and images[7].tobytes() not in {image.numpy().tobytes() for image in first.images}
+    # The first round is asked for again, from the ledger: nothing is paid, and the image is not tried again.
+    count, metrics = len(asked), (tmp_path / "run" / "rounds" / "000" / "metrics.json").read_bytes()
+    for phase in ("query", "train", "evaluate"):
+        RunDirectory(tmp_path / "run").artefact(0, phase).unlink()
+    again = package.distil(**call)
+    assert (len(asked), again.receipt.queries) == (count, 100)
+    assert (again.history[0].set_aside, again.history[0].images) == (1, 39)
+    assert json.loads(metrics)["loss"] == again.history[0].loss
+
+
+def test_a_run_says_which_images_it_set_aside_and_stops_where_they_are_many(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    wrong = {image.tobytes() for image in images[:3]}
+
+    def teacher(batch):
+        p = batch.mean(axis=(1, 2, 3)) / 255
+        p[[image.tobytes() in wrong for image in batch]] = 3.0
+        return np.stack([1 - p, p], axis=1).astype(np.float32)
+
+    data = {
+        "images": {"source": "parquet", "path": str(tmp_path / "images.parquet")},
+        "teacher": {"kind": "python", "function": "x:y", "classes": 2, "batch_size": 16},
+        "budget": {"queries": 80},
+        "student": {"model": "small-cnn", "epochs": 1},
+        "select": {"rounds": 0},
+    }
+    data["teacher"]["retry"] = {"tries": 3, "backoff_s": 0.001}
+    given, directory = (
+        Given(images=ImageSet(images=torch.from_numpy(images[:, None])), function=teacher),
+        tmp_path / "run",
+    )
+    with pytest.raises(TeacherError, match=r"^3 of 40 images have no answer one can believe, more than .*negative"):
+        run(parse_config(data), RunDirectory(directory), local=True, given=given)
+    assert bought(directory) == 40 + 2 * 3
+    data["teacher"]["retry"]["max_bad_share"] = 0.1
+    heard = Notes()
+    result = run(parse_config(data), RunDirectory(directory), local=True, given=given, observer=heard)
+    assert bought(directory) == 46, "the tries of the first process count"
+    assert result.history[0].set_aside == 3
+    assert [text for text in heard.texts if "set aside" in text] == [
+        "3 of 40 images of round 0 were set aside: no answer to them could be believed "
+        "(such as: the teacher answered a negative probability (-2); does it give logits?)"
+    ]
 
 
 def test_distil_from_python(tmp_path):

@@ -1,8 +1,9 @@
-"""Teachers: forms of answers and their training targets, local models to the bit, programs, functions, rate limits."""
+"""Teachers: forms of answers and their training targets, local models to the bit, programs, functions, pool."""
 
 import math
 import shutil
 import sys
+import typing
 import warnings
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from kdray.errors import ModelError, TeacherError
 from kdray.students.export import ModelCard, save_model
 from kdray.students.models import build_model
 from kdray.teachers import AnswerFormat, Answers
-from kdray.teachers.answers import check_probabilities, training_targets
+from kdray.teachers.answers import check_labels, check_probabilities, training_targets
 from kdray.teachers.build import build_teacher
 from kdray.teachers.function import FunctionTeacher, build_function_teacher
 from kdray.teachers.local import LocalTeacher, build_local_teacher, class_names
-from kdray.teachers.pool import LocalTeacherPool, Pacer
+from kdray.teachers.pool import Fault, FaultKind, LocalTeacherPool
 
 SHAPE = (1, 12, 12)
 NORMALISE = {"mean": [0.4], "std": [0.3]}
@@ -190,20 +191,44 @@ def test_targets_are_probabilities_that_agree_with_the_label(classes, kind, deci
         ([[0.5, 0.5]], r"answered 2 images with an array of shape \[1, 2\]; expected \[2, 2\]"),
         ([[0.5, 0.3, 0.2]] * 2, r"shape \[2, 3\]; expected \[2, 2\]: check teacher.classes"),
         ([0.5, 0.5], r"shape \[2\]; expected \[2, 2\]"),
-        ([[0.5, 0.5], [math.nan, 0.5]], "answer to image 1 of a batch holds NaN or infinity"),
-        ([[math.inf, 0.5], [0.5, 0.5]], "answer to image 0 of a batch holds NaN or infinity"),
-        ([[0.5, 0.5], [1.5, -0.5]], r"a negative probability \(-0.5\); does it return logits"),
-        ([[0.5, 0.5], [0.5, 0.75]], "image 1 of a batch sum to 1.25, not 1; does it return logits"),
     ],
 )
-def test_what_cannot_be_probabilities_is_refused(rows, message):
+def test_probabilities_of_another_shape_are_refused_as_a_whole(rows, message):
     with pytest.raises(TeacherError, match=message):
         check_probabilities(torch.tensor(rows), 2, 2, tolerance=0.01)
 
 
+def test_rows_that_cannot_be_probabilities_are_named_and_the_others_are_not():
+    rows = [[0.5, 0.5], [math.nan, 0.5], [1, 0], [math.inf, 0.5], [1.5, -0.5], [0.5, 0.75], [0.25, 0.25], [0.3, 0.7]]
+    assert check_probabilities(torch.tensor(rows), 8, 2, tolerance=0.01) == {
+        1: "the teacher's probabilities hold NaN or infinity",
+        3: "the teacher's probabilities hold NaN or infinity",
+        4: "the teacher answered a negative probability (-0.5); does it give logits?",
+        5: "the teacher's probabilities sum to 1.25, not 1; does it give logits?",
+        6: "the teacher's probabilities sum to 0.5, not 1; does it give logits?",
+    }
+
+
 def test_sums_within_the_tolerance_pass():
-    assert check_probabilities(torch.tensor([[0.5, 0.508], [1.0, 0.0]]), 2, 2, tolerance=0.01) is None
-    assert check_probabilities(torch.zeros(0, 2), 0, 2, tolerance=0.01) is None
+    rows = torch.tensor([[0.5, 0.508], [1.0, 0.0], [0.5, 0.492], [0.5, 0.512], [0.5, 0.488]])
+    assert set(check_probabilities(rows, 5, 2, tolerance=0.01)) == {3, 4}
+    assert check_probabilities(torch.zeros(0, 2), 0, 2, tolerance=0.01) == {}
+
+
+def test_labels_that_name_no_class_are_named():
+    assert check_labels(np.array([0, -1, 2, 3]), 3) == {
+        1: "the teacher answered label -1; labels lie in 0..2: check teacher.classes",
+        3: "the teacher answered label 3; labels lie in 0..2: check teacher.classes",
+    }
+
+
+def test_answers_with_a_bad_row_can_be_believed_only_without_it():
+    form, bad = AnswerFormat("top2"), {1: "nonsense", 2: "more nonsense"}
+    answers = form.apply(PROBS, bad)
+    assert dict(answers.bad) == bad and form.apply(PROBS).believed().bad == {}
+    assert AnswerFormat("hard").apply(PROBS, bad).bad == bad
+    with pytest.raises(TeacherError, match=r"^nonsense$"):
+        answers.believed()
 
 
 # ---- local teachers
@@ -444,7 +469,7 @@ def test_misfits_show_when_a_program_is_built(tmp_path):
         build_local_teacher(local(path, input="uint8"), SHAPE)
     with pytest.raises(TeacherError, match=r"shape \[4, 3\]; expected \[4, 5\]: check teacher.classes"):
         build_local_teacher(local(path, classes=5), SHAPE)
-    with pytest.raises(TeacherError, match="does it return logits"):
+    with pytest.raises(TeacherError, match="does it give logits"):
         build_local_teacher(local(path, outputs="probabilities"), SHAPE)
     with pytest.raises(TeacherError, match="2 means and 2 standard deviations, but the images have 1 channel"):
         build_local_teacher(local(path, normalise={"mean": [0.1, 0.2], "std": [1.0, 1.0]}), SHAPE)
@@ -463,6 +488,9 @@ def test_a_config_section_gives_its_kind_of_teacher(tmp_path, monkeypatch):
 
 def function_teacher(function, kind: str = "soft", decimals: int | None = None) -> FunctionTeacher:
     return FunctionTeacher(function, identity="f", num_classes=3, form=AnswerFormat(kind, decimals))
+
+
+GOOD = [0.25, 0.5, 0.25]
 
 
 def brightness(data: np.ndarray) -> np.ndarray:
@@ -521,15 +549,9 @@ def test_labels_will_do_where_hard_answers_are_asked_for(convert):
 @pytest.mark.parametrize(
     ("reply", "kind", "message"),
     [
-        ([[2.0, -1.0, 0.0]] * 2, "soft", "a negative probability .* does it return logits"),
-        ([[3.0, 1.0, 2.0]] * 2, "soft", "sum to 6, not 1; does it return logits"),
-        ([[3.0, 1.0, 2.0]] * 2, "hard", "sum to 6, not 1; does it return logits"),
         ([[0.5, 0.5]] * 2, "soft", r"shape \[2, 2\]; expected \[2, 3\]: check teacher.classes"),
         ([[0.2, 0.3, 0.5]], "soft", r"shape \[1, 3\]; expected \[2, 3\]"),
         ([0.2, 0.8], "soft", r"shape \[2\]; expected \[2, 3\]"),
-        ([[math.nan, 0.5, 0.5], [0.2, 0.3, 0.5]], "soft", "image 0 of a batch holds NaN"),
-        ([0, 3], "hard", r"returned label 3; labels lie in 0..2: check teacher.classes"),
-        ([0, -1], "hard", r"returned label -1; labels lie in 0..2"),
         ([0, 1, 2], "hard", "returned 3 labels for 2 images"),
         (
             ["cat", "dog"],
@@ -539,11 +561,33 @@ def test_labels_will_do_where_hard_answers_are_asked_for(convert):
         ([[0], [1]], "hard", r"returned int64 of shape \[2, 1\]"),
         ([True, False], "hard", r"returned bool of shape \[2\]"),
         (None, "soft", r"returned object of shape \[\]"),
+        ([[0.5, 0.5], [1.0]], "soft", "returned something that is no array"),
     ],
 )
 def test_what_is_no_answer_is_refused(reply, kind, message):
     with pytest.raises(TeacherError, match=message):
         function_teacher(lambda x: reply, kind).answer(images(2))
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "bad"),
+    [
+        ([[2.0, -1.0, 0.0], GOOD], "soft", {0: "a negative probability (-1); does it give logits"}),
+        ([GOOD, [3.0, 1.0, 2.0]], "soft", {1: "sum to 6, not 1; does it give logits"}),
+        ([[3.0, 1.0, 2.0]] * 2, "hard", {0: "sum to 6", 1: "sum to 6"}),
+        ([[math.nan, 0.5, 0.5], GOOD], "soft", {0: "hold NaN"}),
+        ([[math.nan, 0.5, 0.5], GOOD], "hard", {0: "hold NaN"}),
+        ([1, 3], "hard", {1: "answered label 3; labels lie in 0..2: check teacher.classes"}),
+        ([-1, 1], "hard", {0: "answered label -1; labels lie in 0..2"}),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_named_and_costs_the_others_nothing(reply, kind, bad):
+    answers = function_teacher(lambda x: reply, kind).answer(images(2))
+    assert set(answers.bad) == set(bad)
+    assert all(bad[row] in answers.bad[row] for row in bad)
+    for row in {0, 1} - set(bad):
+        assert answers.labels[row] == 1
+        assert kind == "hard" or answers.probs[row].tolist() == GOOD
 
 
 def test_what_a_function_raises_is_told_and_what_stops_the_user_is_not_caught():
@@ -618,38 +662,40 @@ def test_a_function_cannot_show_more_than_all_classes():
 # ---- asking in this process
 
 
-def test_a_pacer_waits_as_long_as_the_rate_asks_and_not_at_all_without_one():
-    waits: list[float] = []
-    pacer = Pacer(10, 5, sleep=waits.append)
-    pacer.wait(5)
-    assert waits == []
-    pacer.wait(4)
-    assert waits == [pytest.approx(0.4, abs=0.1)]
-    free = Pacer(None, 1, sleep=waits.append)
-    for _ in range(100):
-        free.wait(1000)
-    assert len(waits) == 1
-
-
-def test_the_pool_of_this_process_asks_in_order_and_draws_a_batch_when_it_sends_it():
+def test_the_pool_of_this_process_asks_in_order_when_it_is_collected():
     events: list[str] = []
+    teacher = function_teacher(lambda x: events.append(f"asked {len(x)}") or brightness(x))
+    pool = LocalTeacherPool(teacher)
+    assert (pool.teacher, pool.slots, pool.collect(None)) == (teacher, 1, [])
+    for key, count in (("a", 2), ("b", 3)):
+        pool.send(key, images(count))
+    assert events == []
+    replies = [*pool.collect(None), *pool.collect(0.0)]
+    assert events == ["asked 2", "asked 3"]
+    assert [(reply.key, reply.fault, len(reply.answers)) for reply in replies] == [("a", None, 2), ("b", None, 3)]
+    assert torch.equal(replies[0].answers.probs, teacher.answer(images(2)).probs)
+    assert pool.collect(None) == []
+    pool.close()
 
-    def batches():
-        for key in "abc":
-            events.append(f"drawn {key}")
-            yield key, images(2)
 
-    pool = LocalTeacherPool(function_teacher(lambda x: events.append("asked") or brightness(x)), Pacer(None, 1))
-    replies = list(pool.ask(batches()))
-    assert events == ["drawn a", "asked", "drawn b", "asked", "drawn c", "asked"]
-    assert [reply.key for reply in replies] == ["a", "b", "c"]
-    assert all(
-        torch.equal(reply.answers.probs, function_teacher(brightness).answer(images(2)).probs) for reply in replies
-    )
+def test_what_a_teacher_here_refuses_has_failed_for_good():
+    pool = LocalTeacherPool(function_teacher(lambda x: [[0.5, 0.5]]))
+    pool.send("a", images(1))
+    (reply,) = pool.collect(None)
+    assert (reply.key, reply.answers, reply.fault.kind) == ("a", None, "failed")
+    assert reply.fault.final and reply.fault.charged and "check teacher.classes" in reply.fault.message
 
 
-def test_a_refusal_is_a_fatal_reply():
-    pool = LocalTeacherPool(function_teacher(lambda x: [[9.0, 9.0, 9.0]]), Pacer(None, 1))
-    (reply,) = pool.ask([("a", images(1))])
-    assert (reply.key, reply.answers, reply.fatal) == ("a", None, True)
-    assert "does it return logits" in reply.error
+def test_a_bad_row_is_no_fault_of_the_batch():
+    pool = LocalTeacherPool(function_teacher(lambda x: [[9.0, 9.0, 9.0], GOOD]))
+    pool.send("a", images(2))
+    (reply,) = pool.collect(None)
+    assert reply.fault is None and set(reply.answers.bad) == {0} and reply.answers.probs[1].tolist() == GOOD
+
+
+def test_what_a_fault_means_for_money_and_for_asking_again():
+    meaning = {kind: Fault(kind=kind, message="x") for kind in typing.get_args(FaultKind)}
+    charged = {kind for kind, fault in meaning.items() if fault.charged}
+    assert charged == {"lost", "malformed", "doubtful", "failed"}
+    assert {kind for kind, fault in meaning.items() if fault.final} == {"refused", "failed"}
+    assert set(meaning) - charged == {"refused", "throttled", "unsent", "declined"}

@@ -1,72 +1,42 @@
-"""Answers and charges in one SQLite file.
+"""Answers and charges in one SQLite file, shared by all runs, trials and workers that are given it.
 
-Every query is reserved before it is sent and committed, with its answer, before anything uses it. Reserved,
-answered and uncertain queries of a purpose together never pass its budget: one UPDATE checks and takes.
+Every query is reserved before it is sent and settled, with its answer, before anything uses it. Reserved, answered,
+rejected and uncertain queries of a purpose together never pass a cap: one transaction looks and takes.
 
-    reserve --> answered    commit: the answer is on disk
-            --> (returned)  release: it was never sent, or the teacher cannot bill
+    reserve --> answered    an answer came, and is on disk; rows of it that make no sense are kept as rejected
+            --> released    it was never sent, or the teacher refused it or cannot bill: given back
             --> uncertain   it was sent and no answer came: counts as charged
 
-A reservation carries its owner (the run). Only one process works in a run directory at a time, so what a run finds
-reserved by itself when it starts was left by a process that died; `recover` settles it.
+A reservation carries its owner (the run), whose own cap it counts against besides the file's. Only one process works in
+a run directory at a time, so what a run finds reserved by itself when it starts was left by a process that died:
+`recover` settles it. While it is open it holds a claim on each of its images, so no other run pays for them too; a
+claim ends with its reservation's lease, should its run never come back.
 """
 
-import hashlib
 import sqlite3
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kdray.errors import BudgetExceeded, LedgerError
+from kdray.ledger import grants
+from kdray.ledger.grants import LOOKUP_BATCH, Facts
+from kdray.ledger.limits import Limits, day_of
+from kdray.ledger.records import NEVER_SENT, Grant, Order, Outcome, Reservation, hash_images, to_answers
+from kdray.ledger.schema import prepare
 from kdray.teachers.answers import Answers
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE budgets (
-    purpose TEXT PRIMARY KEY, cap INTEGER NOT NULL,
-    reserved INTEGER NOT NULL DEFAULT 0, answered INTEGER NOT NULL DEFAULT 0, uncertain INTEGER NOT NULL DEFAULT 0,
-    CHECK (reserved >= 0 AND answered >= 0 AND uncertain >= 0)
-);
-CREATE TABLE teachers (id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE);
-CREATE TABLE reservations (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, teacher INTEGER NOT NULL REFERENCES teachers (id),
-    purpose TEXT NOT NULL REFERENCES budgets (purpose), round INTEGER NOT NULL, queries INTEGER NOT NULL,
-    metered INTEGER NOT NULL, state TEXT NOT NULL CHECK (state IN ('reserved', 'answered', 'released', 'uncertain')),
-    created REAL NOT NULL
-);
-CREATE TABLE answers (
-    teacher INTEGER NOT NULL REFERENCES teachers (id), hash BLOB NOT NULL,
-    reservation TEXT NOT NULL REFERENCES reservations (id), label INTEGER NOT NULL, probs BLOB,
-    PRIMARY KEY (teacher, hash)
-) WITHOUT ROWID;
-"""
+__all__ = ["LEASE_S", "Ledger", "Reservation", "hash_images", "to_answers"]
+
 _TIMEOUT_S = 60.0  # for other writers
-_LOOKUP_BATCH = 500  # SQLite's oldest limit on parameters is 999
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reservation:
-    """Queries taken from the budget and not yet settled."""
-
-    id: str
-    queries: int
-    teacher: str
-    purpose: str
-
-
-def hash_images(images: Tensor) -> list[bytes]:
-    """The ledger's key of each image: BLAKE2b (16 bytes) of its shape and its uint8 pixels [N, C, H, W]."""
-    shape = np.asarray(images.shape[1:], dtype=np.int64).tobytes()
-    flat = images.contiguous().flatten(1).numpy()
-    return [hashlib.blake2b(shape + row.tobytes(), digest_size=16).digest() for row in flat]
+_MOST = 2**63 - 1  # what SQLite can count
+LEASE_S = 3600.0
+"""How long a reservation counts as on its way, unless its sender knows better."""
 
 
 class Ledger:
@@ -74,21 +44,37 @@ class Ledger:
 
     Args:
         path: the SQLite file; ":memory:" for a throw-away one.
-        budget: hard cap on training queries; the file keeps it, and refuses another.
-        evaluation: hard cap on evaluation queries, counted apart; may be set anew at each opening.
+        budget: hard cap on the training queries of all who use the file; the file keeps it, and refuses another.
+        evaluation: hard cap on all evaluation queries, counted apart; may be set anew at each opening.
+        clock: seconds since 1970; limits and leases are measured by it.
 
     Raises:
         LedgerError: not a ledger, a newer schema, another budget, or a file that cannot be written.
     """
 
-    def __init__(self, path: str | Path, budget: int | None = None, evaluation: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        budget: int | None = None,
+        evaluation: int | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.path = str(path)
+        self._clock = clock
+        self._turn = threading.RLock()  # SQLite keeps connections apart, not the threads that share one
         self._db: sqlite3.Connection | None = None
         try:
-            self._db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None)
+            self._db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA synchronous = FULL")
+            # Answers lie in the order of their hashes, so each of a batch changes a page of its own: keep many at hand,
+            # and bring them from the log (40 MB at most) to the file seldom.
+            self._db.execute("PRAGMA cache_size = -16384")
+            self._db.execute("PRAGMA wal_autocheckpoint = 10000")
+            with self._transaction() as db:
+                prepare(db, self.path)
+                self._set_caps(db, "", {"training": budget, "evaluation": evaluation})
             self._db.execute("PRAGMA foreign_keys = ON")
-            self._open(budget, evaluation)
             self._write_ahead()  # last: it changes the file, which may have turned out to be somebody else's
         except sqlite3.Error as error:
             self.close()
@@ -104,92 +90,158 @@ class Ledger:
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 return
-            except sqlite3.OperationalError:
-                if time.monotonic() > deadline:
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
 
-    def _open(self, budget: int | None, evaluation: int | None) -> None:
-        with self._transaction() as db:
-            tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if not tables:
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
-            elif "meta" not in tables or "budgets" not in tables:
-                raise LedgerError(f"{self.path} is a SQLite file, but not a kdray ledger; it was left as it is")
-            row = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
-            if row is None:
-                raise LedgerError(f"{self.path} does not say which ledger schema it has; it was left as it is")
-            version = row[0]
-            if int(version) != SCHEMA_VERSION:
-                raise LedgerError(
-                    f"{self.path} has ledger schema {version}, this kdray reads {SCHEMA_VERSION}; "
-                    "use the kdray that wrote it"
-                )
-            known = db.execute("SELECT cap FROM budgets WHERE purpose = 'training'").fetchone()
-            if known and budget is not None and known[0] != budget:
-                raise LedgerError(
-                    f"{self.path} was made for a budget of {known[0]:,} queries, not {budget:,}; "
-                    "use another ledger or run directory"
-                )
-            if budget is not None:
-                db.execute("INSERT OR IGNORE INTO budgets (purpose, cap) VALUES ('training', ?)", (budget,))
-            if evaluation is not None:
-                db.execute(
-                    "INSERT INTO budgets (purpose, cap) VALUES ('evaluation', ?) "
-                    "ON CONFLICT (purpose) DO UPDATE SET cap = excluded.cap",
-                    (evaluation,),
-                )
-
     def close(self) -> None:
-        """Close the file. Everything committed is already on disk."""
+        """Close the file. Everything settled is already on disk."""
         if self._db is not None:
             self._db.close()
             self._db = None
 
     @contextmanager
-    def _transaction(self):
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: waits for other writers, rolls back on any error."""
         if self._db is None:
             raise LedgerError(f"the ledger {self.path} is closed")
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # SQLite rolls back by itself on a full disk
-                    self._db.execute("ROLLBACK")
-                raise
+            with self._turn:
+                try:  # BEGIN too: a Ctrl-C right after it must not leave it open
+                    self._db.execute("BEGIN IMMEDIATE")
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # SQLite rolls back by itself on a full disk
+                        self._db.execute("ROLLBACK")
+                    raise
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger {self.path} cannot be written: {error}; nothing more was spent") from None
 
-    def _read(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple]:
-        """All rows of a query."""
+    def read(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple]:
+        """All rows of a query; see `kdray.ledger.schema` for the tables."""
         if self._db is None:
             raise LedgerError(f"the ledger {self.path} is closed")
         try:
-            return self._db.execute(statement, parameters).fetchall()
+            with self._turn:
+                return self._db.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger {self.path} cannot be read: {error}; it was left as it is") from None
+
+    # Caps and counts
+
+    def open_account(self, owner: str, caps: Mapping[str, int]) -> None:
+        """Set the caps of `owner`, by purpose, besides those of the whole file.
+
+        Raises:
+            LedgerError: the owner's cap on training queries was another.
+        """
+        with self._transaction() as db:
+            self._set_caps(db, owner, caps)
+
+    def _set_caps(self, db: sqlite3.Connection, owner: str, caps: Mapping[str, int | None]) -> None:
+        for purpose, cap in caps.items():
+            if cap is None:
+                continue
+            row = db.execute("SELECT cap FROM accounts WHERE owner = ? AND purpose = ?", (owner, purpose)).fetchone()
+            if purpose == "training" and row and row[0] is not None and row[0] != cap:
+                change = "" if owner else ", or change the cap with 'kdray ledger --budget'"
+                raise LedgerError(
+                    f"{self.path} was made for a budget of {row[0]:,} queries, not {cap:,}; "
+                    f"use another ledger or run directory{change}"
+                )
+            self._put_cap(db, owner, purpose, cap)
+
+    def _put_cap(self, db: sqlite3.Connection, owner: str, purpose: str, cap: int) -> None:
+        if cap > _MOST:
+            raise LedgerError(f"a budget of {cap:,} queries is more than a ledger can count; {_MOST:,} is the most")
+        db.execute(
+            "INSERT INTO accounts (owner, purpose, cap) VALUES (?, ?, ?) "
+            "ON CONFLICT (owner, purpose) DO UPDATE SET cap = excluded.cap",
+            (owner, purpose, cap),
+        )
+
+    def change_budget(self, cap: int) -> None:
+        """Set another cap on the training queries of the whole file. Below what is spent it stops all buying."""
+        with self._transaction() as db:
+            self._put_cap(db, "", "training", cap)
+
+    def remaining(self, purpose: str = "training", owner: str = "") -> int:
+        """Queries that can still be reserved, for `owner` where one is given; 0 also where no cap was ever set."""
+        return self.read(grants.LEFT, (purpose, owner))[0][0] or 0
+
+    def spent(self, purpose: str = "training", owner: str = "") -> int:
+        """Queries charged, by everybody or by `owner`: answered, rejected and uncertain."""
+        return self._count("answered + rejected + uncertain", purpose, owner)
+
+    def uncertain(self, purpose: str = "training", owner: str = "") -> int:
+        """Queries charged whose answer never came."""
+        return self._count("uncertain", purpose, owner)
+
+    def rejected(self, purpose: str = "training", owner: str = "") -> int:
+        """Queries charged whose answer made no sense."""
+        return self._count("rejected", purpose, owner)
+
+    def _count(self, what: str, purpose: str, owner: str) -> int:
+        rows = self.read(f"SELECT {what} FROM accounts WHERE purpose = ? AND owner = ?", (purpose, owner))
+        return rows[0][0] if rows else 0
+
+    def spent_in_round(self, round: int, purpose: str = "training", owner: str = "") -> tuple[int, int]:
+        """(answered, lost) queries `owner` was charged for in `round`, by whichever of its processes; lost are those
+        whose answer never came or made no sense."""
+        rows = self.read(
+            "SELECT coalesce(sum(CASE state WHEN 'answered' THEN queries - rejected END), 0), "
+            "coalesce(sum(CASE state WHEN 'uncertain' THEN queries ELSE rejected END), 0) "
+            "FROM reservations WHERE owner = ? AND purpose = ? AND round = ?",
+            (owner, purpose, round),
+        )
+        return rows[0]
+
+    def teachers(self, owner: str | None = None) -> list[str]:
+        """Identity of every teacher that was asked by anybody; or whose answers `owner` has, bought or for nothing."""
+        if owner is None:
+            return [row[0] for row in self.read("SELECT identity FROM teachers ORDER BY id")]
+        return [
+            row[0]
+            for row in self.read(
+                "SELECT identity FROM teachers WHERE id IN (SELECT teacher FROM reservations "
+                "WHERE owner = ? AND state = 'answered' AND queries > rejected "
+                "UNION SELECT teacher FROM hits WHERE owner = ? AND images > 0) ORDER BY id",
+                (owner, owner),
+            )
+        ]
+
+    # Answers
 
     def lookup(self, teacher: str, hashes: Iterable[bytes]) -> dict[bytes, tuple[int, np.ndarray | None]]:
         """Answers already bought: hash -> (label, probs float32 [K] or None). Hashes without an answer are left out."""
         found: dict[bytes, tuple[int, np.ndarray | None]] = {}
-        ids = self._read("SELECT id FROM teachers WHERE identity = ?", (teacher,))
-        if not ids:
-            return found
-        wanted = list(dict.fromkeys(hashes))
-        for start in range(0, len(wanted), _LOOKUP_BATCH):
-            part = wanted[start : start + _LOOKUP_BATCH]
-            marks = ",".join("?" * len(part))
-            rows = self._read(
-                f"SELECT hash, label, probs FROM answers WHERE teacher = ? AND hash IN ({marks})", (ids[0][0], *part)
-            )
-            for key, label, probs in rows:
-                found[key] = (label, None if probs is None else np.frombuffer(probs, dtype="<f4"))
+        for key, label, probs in self._by_hash("hash, label, probs", "answers", teacher, hashes):
+            found[key] = (label, None if probs is None else np.frombuffer(probs, dtype="<f4"))
         return found
+
+    def refusals(self, teacher: str, hashes: Iterable[bytes]) -> dict[bytes, tuple[int, str]]:
+        """Images whose answers made no sense, and that have no other: hash -> (how often, the last reason)."""
+        wanted = set(hashes)
+        wanted.difference_update(row[0] for row in self._by_hash("hash", "answers", teacher, wanted))
+        found: dict[bytes, list[tuple[int, str]]] = {}
+        numbers = "(SELECT rowid FROM reservations WHERE id = reservation)"  # they grow with time
+        for key, number, reason in self._by_hash(f"hash, {numbers}, reason", "rejects", teacher, wanted):
+            found.setdefault(key, []).append((number, reason))
+        return {key: (len(times), max(times)[1]) for key, times in found.items()}
+
+    def _by_hash(self, columns: str, table: str, teacher: str, hashes: Iterable[bytes]) -> Iterator[tuple]:
+        ids = self.read("SELECT id FROM teachers WHERE identity = ?", (teacher,))
+        wanted = sorted(set(hashes)) if ids else []  # in the order of the file, so that no page is read twice
+        for start in range(0, len(wanted), LOOKUP_BATCH):
+            part = wanted[start : start + LOOKUP_BATCH]
+            marks = ",".join("?" * len(part))
+            yield from self.read(
+                f"SELECT {columns} FROM {table} WHERE teacher = ? AND hash IN ({marks})", (ids[0][0], *part)
+            )
+
+    # Reserving
 
     def reserve(
         self,
@@ -215,64 +267,147 @@ class Ledger:
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         with self._transaction() as db:
-            taken = db.execute(
-                "UPDATE budgets SET reserved = reserved + ? "
-                "WHERE purpose = ? AND cap - reserved - answered - uncertain >= ?",
-                (n, purpose, n),
-            )
-            if taken.rowcount != 1:
-                left = self.remaining(purpose)
+            left = grants.left(db, purpose, owner)
+            if left < n:
                 raise BudgetExceeded(
                     f"{n:,} {purpose} queries wanted, {left:,} of the budget are left; nothing was asked"
                 )
-            db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (teacher,))
-            reservation = Reservation(id=uuid.uuid4().hex, queries=n, teacher=teacher, purpose=purpose)
+            number, now = self._teacher(db, teacher), self._clock()
+            return grants.take(db, n, Facts(number, teacher, purpose, round, owner, metered, now, LEASE_S, ""), 1)
+
+    def grant(
+        self,
+        orders: Sequence[Order],
+        *,
+        teacher: str,
+        purpose: str = "training",
+        round: int = 0,
+        owner: str = "",
+        metered: bool = True,
+        limits: Limits | None = None,
+        lease_s: float = LEASE_S,
+        request: str | None = None,
+    ) -> Grant:
+        """Take queries for as many of `orders` as may be sent this moment, in order, in one transaction.
+
+        Images that have an answer by now are not paid for, nor those another run has on its way; the order that meets
+        a cap is cut to what it leaves.
+
+        Args:
+            limits: of the teacher; counted over all who ask it. With or without, one that rests is not asked.
+            lease_s: seconds after which a request that was sent is surely over.
+            request: names this call: repeated with the same name, it takes nothing a second time.
+        """
+        request = request or uuid.uuid4().hex
+        with self._transaction() as db:
+            # Said again, so the reply to the first call was lost: what it took was never sent.
+            for (key,) in db.execute(
+                "SELECT id FROM reservations WHERE request = ? AND state = 'reserved'", (request,)
+            ).fetchall():
+                self._close(db, key, "released", 0, NEVER_SENT)
+            number, now = self._teacher(db, teacher), self._clock()
+            facts = Facts(number, teacher, purpose, round, owner, metered, now, lease_s, request)
+            return grants.grant(db, orders, facts, limits or Limits())
+
+    def _teacher(self, db: sqlite3.Connection, identity: str) -> int:
+        db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
+        return db.execute("SELECT id FROM teachers WHERE identity = ?", (identity,)).fetchone()[0]
+
+    def rest(self, teacher: str, seconds: float) -> None:
+        """Let nobody ask `teacher` for so long: it said that it has had enough."""
+        with self._transaction() as db:
             db.execute(
-                "INSERT INTO reservations "
-                "VALUES (?, ?, (SELECT id FROM teachers WHERE identity = ?), ?, ?, ?, ?, 'reserved', ?)",
-                (reservation.id, owner, teacher, purpose, round, n, int(metered), time.time()),
+                "UPDATE teachers SET rests_until = max(rests_until, ?) WHERE id = ?",
+                (self._clock() + seconds, self._teacher(db, teacher)),
             )
-        return reservation
 
-    def commit(self, reservation: Reservation, hashes: Sequence[bytes], answers: Answers) -> None:
-        """Store the answers to all queries of `reservation`: charged, and on disk when this returns.
+    # Settling
 
-        Committing the same reservation again changes nothing. An image that has an answer keeps its first one.
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Settle reservations in one transaction: charged, and on disk when this returns.
+
+        Settling one again in the same way changes nothing. An image that has an answer keeps its first one.
 
         Raises:
-            LedgerError: the counts differ, or the reservation was released.
+            LedgerError: the counts differ, or a reservation was settled in another way. Then none of them is settled.
         """
-        if not len(hashes) == len(answers) == reservation.queries:
-            raise LedgerError(
-                f"{len(hashes)} hashes and {len(answers)} answers for a reservation of {reservation.queries}"
-            )
+        for outcome in outcomes:
+            rows = 0
+            if outcome.state == "answered":
+                counts = len(outcome.hashes), len(outcome.answers), outcome.reservation.queries
+                if len(set(counts)) != 1:
+                    raise LedgerError(f"{counts[0]} hashes and {counts[1]} answers for a reservation of {counts[2]}")
+                rows = counts[0]
+            for row in outcome.bad:
+                if not 0 <= row < rows:
+                    raise LedgerError(f"row {row} cannot be believed, but there are {rows} answers")
         with self._transaction() as db:
-            if not self._settle(db, reservation.id, "answered"):
-                return
-            (teacher,) = db.execute("SELECT id FROM teachers WHERE identity = ?", (reservation.teacher,)).fetchone()
-            labels = answers.labels.tolist()
-            rows = (
-                [None] * len(labels)
-                if answers.probs is None
-                else [r.astype("<f4").tobytes() for r in answers.probs.numpy()]
-            )
-            db.executemany(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)",
-                (
-                    (teacher, key, reservation.id, label, row)
-                    for key, label, row in zip(hashes, labels, rows, strict=True)
-                ),
-            )
+            for outcome in outcomes:
+                key, bad = outcome.reservation.id, outcome.bad
+                if self._close(db, key, outcome.state, len(bad), outcome.reason) and outcome.state == "answered":
+                    self._keep(db, outcome)
+
+    def commit(self, reservation: Reservation, hashes: Sequence[bytes], answers: Answers) -> None:
+        """Settle one reservation as answered; see `settle`."""
+        self.settle([Outcome(reservation=reservation, state="answered", hashes=hashes, answers=answers)])
 
     def release(self, reservation: Reservation) -> None:
         """Give the queries of `reservation` back: they were never sent, or cannot have been billed."""
-        with self._transaction() as db:
-            self._settle(db, reservation.id, "released")
+        self.settle([Outcome(reservation=reservation, state="released")])
 
     def mark_uncertain(self, reservation: Reservation) -> None:
         """The queries were sent and no answer came. They count as charged."""
-        with self._transaction() as db:
-            self._settle(db, reservation.id, "uncertain")
+        self.settle([Outcome(reservation=reservation, state="uncertain")])
+
+    def _keep(self, db: sqlite3.Connection, outcome: Outcome) -> None:
+        (teacher,) = db.execute("SELECT teacher FROM reservations WHERE id = ?", (outcome.reservation.id,)).fetchone()
+        answers, key = outcome.answers, outcome.reservation.id
+        labels = answers.labels.tolist()
+        rows: list[bytes | None] = [None] * len(labels)
+        if answers.probs is not None:
+            data, size = answers.probs.numpy().astype("<f4").tobytes(), 4 * answers.probs.shape[1]
+            rows = [data[size * k : size * (k + 1)] for k in range(len(labels))]
+        db.executemany(
+            "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)",
+            [(teacher, item, key, labels[k], rows[k]) for k, item in enumerate(outcome.hashes) if k not in outcome.bad],
+        )
+        db.executemany(
+            "INSERT OR IGNORE INTO rejects VALUES (?, ?, ?, ?)",
+            [(teacher, outcome.hashes[k], key, reason) for k, reason in outcome.bad.items()],
+        )
+
+    def _close(self, db: sqlite3.Connection, key: str, state: str, rejected: int, reason: str | None) -> bool:
+        """Move a reservation out of 'reserved', and its queries to their counters. False if it is there already."""
+        row = db.execute(
+            "SELECT state, purpose, queries, owner, teacher, created FROM reservations WHERE id = ?", (key,)
+        ).fetchone()
+        if row is None or row[0] != "reserved":
+            if row is not None and row[0] == state:
+                return False
+            raise LedgerError(f"reservation {key} is {row[0] if row else 'unknown'} and cannot become {state}")
+        _, purpose, queries, owner, teacher, created = row
+        db.execute(
+            "UPDATE reservations SET state = ?, rejected = ?, reason = ? WHERE id = ?", (state, rejected, reason, key)
+        )
+        db.execute("DELETE FROM claims WHERE reservation = ?", (key,))
+        db.execute(
+            "UPDATE accounts SET reserved = reserved - ?, answered = answered + ?, rejected = rejected + ?, "
+            "uncertain = uncertain + ? WHERE purpose = ? AND owner IN ('', ?)",
+            (
+                queries,
+                queries - rejected if state == "answered" else 0,
+                rejected,
+                queries if state == "uncertain" else 0,
+                purpose,
+                owner,
+            ),
+        )
+        if state == "released":
+            db.execute(
+                "UPDATE days SET queries = max(0, queries - ?) WHERE teacher = ? AND day = ?",
+                (queries, teacher, day_of(created)),
+            )
+        return True
 
     def recover(self, owner: str) -> tuple[int, int]:
         """Settle what a dead process of `owner` left reserved: metered queries become uncertain, others are given back.
@@ -286,57 +421,14 @@ class Ledger:
                 "SELECT id, queries, metered FROM reservations WHERE owner = ? AND state = 'reserved'", (owner,)
             ).fetchall()
             for key, queries, metered in left:
-                self._settle(db, key, "uncertain" if metered else "released")
+                self._close(db, key, "uncertain" if metered else "released", 0, "kdray died")
                 counts[0 if metered else 1] += queries
         return counts[0], counts[1]
 
-    def _settle(self, db: sqlite3.Connection, key: str, state: str) -> bool:
-        """Move a reservation out of 'reserved', and its queries to their counter. False if it is there already."""
-        row = db.execute("SELECT state, purpose, queries FROM reservations WHERE id = ?", (key,)).fetchone()
-        if row is None or row[0] != "reserved":
-            if row is not None and row[0] == state:
-                return False
-            raise LedgerError(f"reservation {key} is {row[0] if row else 'unknown'} and cannot become {state}")
-        db.execute("UPDATE reservations SET state = ? WHERE id = ?", (state, key))
-        extra = f", {state} = {state} + :n" if state in ("answered", "uncertain") else ""
-        db.execute(f"UPDATE budgets SET reserved = reserved - :n{extra} WHERE purpose = :p", {"n": row[2], "p": row[1]})
-        return True
-
-    def spent(self, purpose: str = "training") -> int:
-        """Queries charged: answered and uncertain."""
-        return self._count("SELECT answered + uncertain FROM budgets WHERE purpose = ?", (purpose,))
-
-    def uncertain(self, purpose: str = "training") -> int:
-        """Queries charged whose answer never came."""
-        return self._count("SELECT uncertain FROM budgets WHERE purpose = ?", (purpose,))
-
-    def remaining(self, purpose: str = "training") -> int:
-        """Queries that can still be reserved; 0 also where a cap was lowered below what is spent."""
-        return max(
-            0, self._count("SELECT cap - reserved - answered - uncertain FROM budgets WHERE purpose = ?", (purpose,))
-        )
-
-    def teachers(self) -> list[str]:
-        """Identity of every teacher that was asked."""
-        return [row[0] for row in self._read("SELECT identity FROM teachers ORDER BY id")]
-
-    def spent_in_round(self, round: int, purpose: str = "training", owner: str = "") -> tuple[int, int]:
-        """(answered, uncertain) queries `owner` was charged for in `round`, by whichever of its processes."""
-        rows = self._read(
-            "SELECT state, sum(queries) FROM reservations WHERE round = ? AND purpose = ? AND owner = ? GROUP BY state",
-            (round, purpose, owner),
-        )
-        queries = dict(rows)
-        return queries.get("answered", 0), queries.get("uncertain", 0)
-
-    def _count(self, statement: str, parameters: Sequence[object]) -> int:
-        rows = self._read(statement, parameters)
-        return rows[0][0] if rows else 0
-
-
-def to_answers(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> Answers:
-    """Rows of `Ledger.lookup` as one batch of answers."""
-    labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
-    soft = bool(rows) and rows[0][1] is not None
-    probs = torch.from_numpy(np.stack([probs for _, probs in rows])) if soft else None
-    return Answers(probs=probs, labels=labels, num_classes=num_classes)
+    def record_hits(self, teacher: str, images: int, *, purpose: str, round: int, owner: str) -> None:
+        """Note how many images of a round cost nothing. The last count holds: a resumed round counts again."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO hits VALUES (?, ?, ?, ?, ?)",
+                (owner, self._teacher(db, teacher), purpose, round, images),
+            )

@@ -1,6 +1,7 @@
 """Answers of a teacher, and the ways an API may cut them short: a label alone, the top k, rounded numbers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,11 +19,13 @@ class Answers:
         probs: float32 [B, K] as the teacher gave them (rounded, or zero outside the top k), or None for labels alone.
         labels: int64 [B], the class the teacher finds most likely.
         num_classes: K.
+        bad: row -> why it cannot be believed; what else is in such a row means nothing.
     """
 
     probs: Tensor | None
     labels: Tensor
     num_classes: int
+    bad: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.probs is not None and tuple(self.probs.shape) != (len(self.labels), self.num_classes):
@@ -33,6 +36,16 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def believed(self) -> "Answers":
+        """These answers, where all of them can be believed.
+
+        Raises:
+            TeacherError: the reason why one cannot.
+        """
+        if self.bad:
+            raise TeacherError(next(iter(self.bad.values())))
+        return self
 
     def __getitem__(self, positions: Tensor) -> "Answers":
         probs = None if self.probs is None else self.probs[positions]
@@ -49,7 +62,7 @@ class Teacher(Protocol):
     """Somebody may bill for a call: one that was sent and never answered counts as charged."""
 
     def answer(self, images: Tensor) -> Answers:
-        """Answers to uint8 images [B, C, H, W]."""
+        """Answers to uint8 images [B, C, H, W]; rows that make no sense are named in `bad`, not raised."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +85,20 @@ class AnswerFormat:
     def __str__(self) -> str:
         return self.kind + ("" if self.decimals is None or self.kind == "hard" else f",decimals={self.decimals}")
 
-    def apply(self, probs: Tensor) -> Answers:
+    def apply(self, probs: Tensor, bad: Mapping[int, str] | None = None) -> Answers:
         """Cut full probabilities float [B, K] down to this form; ties at the k-th place go to the lower class, and
         decimals round half to even.
+
+        Args:
+            bad: rows that cannot be believed, as `check_probabilities` found them; passed on.
 
         Raises:
             TeacherError: top k of fewer than k classes.
         """
-        count = probs.shape[1]
+        count, bad = probs.shape[1], bad or {}
         labels = probs.argmax(dim=1)
         if self.kind == "hard":
-            return Answers(probs=None, labels=labels, num_classes=count)
+            return Answers(probs=None, labels=labels, num_classes=count, bad=bad)
         shown = probs.to(torch.float32)
         if self.top is not None:
             if self.top > count:
@@ -92,7 +108,7 @@ class AnswerFormat:
         if self.decimals is not None:
             # Through float64: the float32 nearest to the decimal, as a client reading JSON would get.
             shown = torch.from_numpy(np.round(shown.double().numpy(), self.decimals).astype(np.float32))
-        return Answers(probs=shown, labels=labels, num_classes=count)
+        return Answers(probs=shown, labels=labels, num_classes=count, bad=bad)
 
 
 def training_targets(answers: Answers, top: int | None = None) -> Tensor:
@@ -118,27 +134,44 @@ def training_targets(answers: Answers, top: int | None = None) -> Tensor:
     return scaled.to(torch.float32)
 
 
-def check_probabilities(probs: Tensor, batch: int, num_classes: int, tolerance: float) -> None:
-    """Refuse answers that cannot be probabilities.
+def check_probabilities(probs: Tensor, batch: int, num_classes: int, tolerance: float) -> dict[int, str]:
+    """Which rows of float [B, K] cannot be probabilities, and why: NaN or infinite, negative, or not summing to 1
+    within `tolerance`.
 
     Raises:
-        TeacherError: wrong shape, NaN or infinite, negative, or a row that does not sum to 1 within `tolerance`.
+        TeacherError: the shape is wrong, so no row can be told from another.
+    """
+    check_shape(probs, batch, num_classes)
+    totals, lowest = probs.double().sum(dim=1), probs.amin(dim=1)
+    finite = torch.isfinite(probs).all(dim=1)
+    wrong = ~finite | (lowest < 0) | ((totals - 1).abs() > tolerance)
+    reasons: dict[int, str] = {}
+    for row in wrong.nonzero().flatten().tolist():
+        if not finite[row]:
+            reasons[row] = "the teacher's probabilities hold NaN or infinity"
+        elif lowest[row] < 0:
+            reasons[row] = f"the teacher answered a negative probability ({float(lowest[row]):g}); does it give logits?"
+        else:
+            reasons[row] = f"the teacher's probabilities sum to {float(totals[row]):g}, not 1; does it give logits?"
+    return reasons
+
+
+def check_shape(probs: Tensor, batch: int, num_classes: int) -> None:
+    """Refuse what is not [B, K].
+
+    Raises:
+        TeacherError: it is of another shape.
     """
     if tuple(probs.shape) != (batch, num_classes):
         raise TeacherError(
             f"the teacher answered {batch} images with an array of shape {list(probs.shape)}; "
             f"expected [{batch}, {num_classes}]: check teacher.classes"
         )
-    bad = ~torch.isfinite(probs).all(dim=1)
-    if bool(bad.any()):
-        raise TeacherError(f"the teacher's answer to image {int(bad.nonzero()[0])} of a batch holds NaN or infinity")
-    if bool((probs < 0).any()):
-        raise TeacherError(
-            f"the teacher answered a negative probability ({float(probs.min()):g}); does it return logits?"
-        )
-    off = (probs.double().sum(dim=1) - 1).abs()
-    if batch and float(off.max()) > tolerance:
-        raise TeacherError(
-            f"the teacher's probabilities for image {int(off.argmax())} of a batch sum to "
-            f"{float(probs[int(off.argmax())].sum()):g}, not 1; does it return logits?"
-        )
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> dict[int, str]:
+    """Which of int [B] labels name no class, and why."""
+    return {
+        row: f"the teacher answered label {labels[row]}; labels lie in 0..{num_classes - 1}: check teacher.classes"
+        for row in np.flatnonzero((labels < 0) | (labels >= num_classes)).tolist()
+    }

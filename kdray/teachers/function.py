@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdray.errors import TeacherError
-from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities
+from kdray.teachers.answers import AnswerFormat, Answers, check_labels, check_probabilities
 
 
 class FunctionTeacher:
@@ -36,7 +36,7 @@ class FunctionTeacher:
         """Answers to uint8 images [B, C, H, W].
 
         Raises:
-            TeacherError: the function raised, or returned something that is no answer.
+            TeacherError: the function raised, or returned something that is no answer at all.
         """
         try:
             reply = self._function(images.numpy())
@@ -51,8 +51,7 @@ class FunctionTeacher:
                 f"expected probabilities [{len(images)}, {self.num_classes}] or integer labels [{len(images)}]"
             )
         probs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-        check_probabilities(probs, len(images), self.num_classes, tolerance=0.05)
-        return self._form.apply(probs)
+        return self._form.apply(probs, check_probabilities(probs, len(images), self.num_classes, tolerance=0.05))
 
     def _labels(self, array: np.ndarray, batch: int) -> Answers:
         if self._form.kind != "hard":
@@ -62,12 +61,10 @@ class FunctionTeacher:
             )
         if len(array) != batch:
             raise TeacherError(f"the teacher function returned {len(array)} labels for {batch} images")
-        if batch and not (int(array.min()) >= 0 and int(array.max()) < self.num_classes):
-            raise TeacherError(
-                f"the teacher function returned label {int(array.min()) if array.min() < 0 else int(array.max())}; "
-                f"labels lie in 0..{self.num_classes - 1}: check teacher.classes"
-            )
-        return Answers(probs=None, labels=torch.from_numpy(array.astype(np.int64)), num_classes=self.num_classes)
+        bad = check_labels(array, self.num_classes)
+        return Answers(
+            probs=None, labels=torch.from_numpy(array.astype(np.int64)), num_classes=self.num_classes, bad=bad
+        )
 
 
 def to_array(reply: object) -> np.ndarray:

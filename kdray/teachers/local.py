@@ -13,7 +13,7 @@ from kdray.errors import ModelError, TeacherError
 from kdray.students.export import load_weights, read_card
 from kdray.students.models import ZOO, ImageClassifier
 from kdray.students.train import cpu_threads, resolve_device
-from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities
+from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, check_shape
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -60,13 +60,13 @@ class LocalTeacher:
         """Answers to uint8 images [B, C, H, W].
 
         Raises:
-            TeacherError: the model cannot take the images, or what it gives are not [B, K] probabilities.
+            TeacherError: the model cannot take the images, or what it gives is not of shape [B, K].
         """
         if len(images) == 0:
             return self._form.apply(torch.zeros(0, self.num_classes))
         with cpu_threads(1), torch.inference_mode():
-            parts = [self._forward(batch) for batch in images.split(self._batch_size)]
-        return self._form.apply(torch.cat(parts))
+            probs = torch.cat([self._forward(batch) for batch in images.split(self._batch_size)])
+        return self._form.apply(probs, check_probabilities(probs, len(images), self.num_classes, tolerance=1e-3))
 
     def _forward(self, batch: Tensor) -> Tensor:
         padded = torch.cat([batch, batch[-1:].expand(self._batch_size - len(batch), -1, -1, -1)])
@@ -79,7 +79,7 @@ class LocalTeacher:
                 f"{reason}. (A program exported for one batch size needs teacher.batch_size set to it.)"
             ) from None
         probs = output.softmax(dim=1) if self._outputs == "logits" and output.ndim == 2 else output
-        check_probabilities(probs, self._batch_size, self.num_classes, tolerance=1e-3)
+        check_shape(probs, self._batch_size, self.num_classes)
         return probs[: len(batch)]
 
 
@@ -125,7 +125,8 @@ def build_local_teacher(config, image_shape: tuple[int, int, int]) -> LocalTeach
         batch_size=config.batch_size,
         device=config.device,
     )
-    teacher.answer(torch.zeros(1, *image_shape, dtype=torch.uint8))  # a misfit shows now, not after the first round
+    # A misfit shows now, not after the first round.
+    teacher.answer(torch.zeros(1, *image_shape, dtype=torch.uint8)).believed()
     return teacher
 
 
@@ -160,7 +161,7 @@ def _zoo(path: Path, config, count: int | None, image_shape: tuple[int, int, int
     mean, std = (
         (config.normalise.mean, config.normalise.std) if config.normalise else ([0.5] * channels, [0.25] * channels)
     )
-    _check_channels(mean, std, channels)
+    check_channels(mean, std, channels)
     model = ImageClassifier(network, shape, mean, std)
     tensors = load_file(path)
     load_weights(model if card else network, tensors, f"teacher.weights {path}")
@@ -181,7 +182,7 @@ def _torchvision(path: Path, config, count: int, image_shape: tuple[int, int, in
             f"teacher.model: {config.model} takes RGB images, the images are grey; set images.colour to rgb"
         )
     mean, std = (config.normalise.mean, config.normalise.std) if config.normalise else _IMAGENET
-    _check_channels(mean, std, image_shape[0])
+    check_channels(mean, std, image_shape[0])
     card = read_card(path)
     if card is not None:
         raise ModelError(f"teacher.model is {config.model!r}, but {path} holds a kdray {card.model!r}")
@@ -189,10 +190,15 @@ def _torchvision(path: Path, config, count: int, image_shape: tuple[int, int, in
     return ImageClassifier(network, image_shape, list(mean), list(std)).eval()
 
 
-def _check_channels(mean: list[float], std: list[float], channels: int) -> None:
+def check_channels(mean: list[float], std: list[float], channels: int, field: str = "teacher.normalise") -> None:
+    """Refuse a normalisation for images with another number of channels.
+
+    Raises:
+        TeacherError: it is one.
+    """
     if len(mean) != channels or len(std) != channels:
         raise TeacherError(
-            f"teacher.normalise has {len(mean)} means and {len(std)} standard deviations, "
+            f"{field} has {len(mean)} means and {len(std)} standard deviations, "
             f"but the images have {channels} channels; give one number a channel"
         )
 
@@ -214,7 +220,7 @@ class _Program(nn.Module):
 def _program(path: Path, config, image_shape: tuple[int, int, int]) -> nn.Module:
     """A TorchScript file or a torch.export file, whichever `path` turns out to be."""
     if config.normalise:
-        _check_channels(config.normalise.mean, config.normalise.std, image_shape[0])
+        check_channels(config.normalise.mean, config.normalise.std, image_shape[0])
     try:
         if path.suffix == ".pt2":
             program = torch.export.load(path).module()

@@ -1,0 +1,165 @@
+"""The ledger behind one named actor, so that drivers and trials on any node of a cluster share one file.
+
+All state is in the file: an actor that is killed is started again by Ray, opens it again, and repeats the call it died
+in. Every call may be repeated: settling twice changes nothing, and a grant that is asked for again by its name gives
+back what the first one took, for its reply never arrived. So an actor that is ended too early costs nothing but the
+time to start another.
+"""
+
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.cluster import NAMESPACE, unwrap
+from kdray.errors import LedgerError
+from kdray.ledger.store import Ledger
+
+_CALLS = frozenset(
+    {
+        "grant",
+        "lookup",
+        "open_account",
+        "record_hits",
+        "recover",
+        "refusals",
+        "rejected",
+        "remaining",
+        "rest",
+        "settle",
+        "spent",
+        "spent_in_round",
+        "teachers",
+        "uncertain",
+    }
+)
+_MAX_TRIES = 5
+_POLL_S = 0.1
+_FORGET_S = 3600.0  # a user that has said nothing for so long was killed, or will start another actor when it needs one
+
+
+class LedgerService:
+    """Holds the one connection of a cluster to a ledger file.
+
+    Args:
+        path: of the file, on the actor's node.
+        budget: see `Ledger`.
+        clock: seconds, for who has not been heard of.
+    """
+
+    def __init__(self, path: str, budget: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._ledger, self._clock = path, Ledger(path, budget), clock
+        self._file = _identity(path)
+        self._seen: dict[str, float] = {}
+
+    def enter(self, user: str, budget: int | None) -> None:
+        """Note that `user` works with it; refuses another budget than the file has."""
+        if _identity(self._path) != self._file:
+            # Deleted and made anew: Ray starts this actor again, on the new file. The old one is not closed, for SQLite
+            # would delete the new one's log with it.
+            os._exit(1)
+        if budget is not None:
+            self._ledger.open_account("", {"training": budget})
+        self._seen[user] = self._clock()
+
+    def leave(self, user: str) -> bool:
+        """Forget `user`; whether nobody is left."""
+        self._seen.pop(user, None)
+        return all(self._clock() - seen > _FORGET_S for seen in self._seen.values())
+
+    def call(self, user: str, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """A method of the ledger."""
+        self._seen[user] = self._clock()
+        return getattr(self._ledger, name)(*args, **kwargs)
+
+
+class RayLedger:
+    """The methods of `kdray.ledger.store.Ledger` that a run needs, answered by the cluster's actor for this file.
+
+    Args:
+        path: of the file, on this node.
+        budget: see `Ledger`.
+    """
+
+    def __init__(self, path: str | os.PathLike, budget: int | None = None) -> None:
+        self.path, self._budget, self._user = os.path.realpath(path), budget, uuid.uuid4().hex
+        node = ray.get_runtime_context().get_node_id()
+        # Another node's file of the same name is another file.
+        self._name = f"ledger-{hashlib.blake2b(f'{node}:{self.path}'.encode(), digest_size=8).hexdigest()}"
+        self._node = node
+        self._enter()
+
+    def _enter(self) -> None:
+        """Find the actor or start it.
+
+        Raises:
+            LedgerError: the file cannot be used; or the actor keeps dying.
+        """
+        # Opened here first: what is wrong with the file is said by this process, before an actor dies of it.
+        Ledger(self.path, self._budget).close()
+        actor = ray.remote(LedgerService).options(
+            name=self._name,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self._node, soft=False),
+        )
+        for _ in range(_MAX_TRIES):
+            self._actor = actor.remote(self.path, self._budget)
+            try:
+                self._get(lambda: self._actor.enter.remote(self._user, self._budget))
+                return
+            except ActorDiedError:  # ended by the last of its other users, just as this one came
+                time.sleep(_POLL_S)
+        raise self._dying()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in _CALLS:
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if name == "grant":
+                kwargs.setdefault("request", uuid.uuid4().hex)
+            for _ in range(_MAX_TRIES):
+                try:
+                    return self._get(lambda: self._actor.call.remote(self._user, name, args, kwargs))
+                except ActorDiedError:
+                    self._enter()
+            raise self._dying()
+
+        return call
+
+    def _dying(self) -> LedgerError:
+        return LedgerError(f"the ledger actor of {self.path} keeps dying; look at 'ray status', then 'kdray resume'")
+
+    def _get(self, send: Callable[[], ray.ObjectRef]) -> Any:
+        try:
+            return ray.get(send())
+        except RayTaskError as error:
+            raise unwrap(error) from None
+
+    def close(self) -> None:
+        """Leave; the last to leave ends the actor."""
+        try:
+            if self._get(lambda: self._actor.leave.remote(self._user)):
+                ray.kill(self._actor)
+        except (ray.exceptions.RayError, LedgerError):
+            pass  # the cluster is going away, and the actor with it
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file lies at `path` now."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,189 @@
+"""Who may ask now: caps, claims and limits, looked at and taken in the caller's one transaction."""
+
+import sqlite3
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdray.ledger.limits import Limits, TokenBucket, day_of, seconds_left_today
+from kdray.ledger.records import Grant, Order, Part, Reservation
+
+LOOKUP_BATCH = 500  # SQLite's oldest limit on parameters is 999
+_POLL_S = 0.2  # until another run's request may be over
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the reservations of one call have in common."""
+
+    number: int
+    teacher: str
+    purpose: str
+    round: int
+    owner: str
+    metered: bool
+    now: float
+    lease_s: float
+    request: str
+
+
+@dataclass
+class _Room:
+    """Requests and queries that may still go."""
+
+    requests: int
+    queries: int
+    day_is_tighter: bool = False
+
+
+LEFT = (
+    "SELECT max(0, min(cap - reserved - answered - uncertain - rejected)) FROM accounts "
+    "WHERE purpose = ? AND owner IN ('', ?) AND cap IS NOT NULL"
+)
+"""Queries of a purpose below every cap that counts for an owner; null where there is no cap at all."""
+
+
+def left(db: sqlite3.Connection, purpose: str, owner: str) -> int:
+    """Queries `owner` may still take; 0 where there is no cap at all."""
+    return db.execute(LEFT, (purpose, owner)).fetchone()[0] or 0
+
+
+def grant(db: sqlite3.Connection, orders: Sequence[Order], facts: Facts, limits: Limits) -> Grant:
+    """See `kdray.ledger.store.Ledger.grant`."""
+    room = _Room(len(orders), left(db, facts.purpose, facts.owner))
+    blocked, wait, room = _room(db, facts.number, limits, facts.now, room)
+    parts: list[Part] = []
+    for order in orders:
+        if room.requests == 0 or room.queries == 0:
+            break
+        parts.append(_part(db, order, facts, room))
+    _use_tokens(db, facts.number, limits, facts.now, sum(part.reservation is not None for part in parts))
+    cut = bool(parts) and bool(parts[-1].left)
+    if len(parts) == len(orders) and not cut:
+        busy = bool(parts) and all(part.busy and part.reservation is None for part in parts)
+        return Grant(parts=parts, blocked="busy" if busy else None, wait_s=_POLL_S if busy else 0.0)
+    if room.queries == 0 and blocked != "resting":
+        if room.day_is_tighter:
+            return Grant(parts=parts, blocked="day", wait_s=seconds_left_today(facts.now))
+        return Grant(parts=parts, blocked="budget")
+    return Grant(parts=parts, blocked=blocked, wait_s=wait)
+
+
+def _room(
+    db: sqlite3.Connection, teacher: int, limits: Limits, now: float, room: _Room
+) -> tuple[str | None, float, _Room]:
+    """What the limits leave of `room`, with what blocks the rest and for how long."""
+    (rests_until,) = db.execute("SELECT rests_until FROM teachers WHERE id = ?", (teacher,)).fetchone()
+    if rests_until > now:
+        room.requests = 0
+        return "resting", rests_until - now, room
+    blocked, wait = None, 0.0
+    if limits.in_flight is not None:
+        (open_now,) = db.execute(
+            "SELECT count(*) FROM reservations WHERE teacher = ? AND state = 'reserved' AND expires > ?",
+            (teacher, now),
+        ).fetchone()
+        if limits.in_flight - open_now < room.requests:
+            room.requests, blocked, wait = max(0, limits.in_flight - open_now), "in flight", _POLL_S
+    for name, bucket in limits.buckets().items():
+        level = _level(db, teacher, name, bucket, now)
+        if bucket.tokens(level) < room.requests:
+            room.requests, blocked = bucket.tokens(level), "rate"
+            wait = bucket.wait_s(level - room.requests)
+    if limits.queries_per_day is not None:
+        row = db.execute("SELECT queries FROM days WHERE teacher = ? AND day = ?", (teacher, day_of(now))).fetchone()
+        today = max(0, limits.queries_per_day - (row[0] if row else 0))
+        if today < room.queries:
+            room.queries, room.day_is_tighter = today, True
+    return blocked, wait, room
+
+
+def _part(db: sqlite3.Connection, order: Order, facts: Facts, room: _Room) -> Part:
+    """Take queries for what of `order` may be sent, and claim its images."""
+    known = _among(db, order.hashes, "answers WHERE teacher = ?", facts.number)
+    busy = _among(db, order.hashes, "claims WHERE teacher = ? AND expires > ?", facts.number, facts.now)
+    free = [item for item in order.hashes if item not in known and item not in busy]
+    send, left = free[: room.queries], free[room.queries :]
+    reservation = None
+    if send:
+        reservation = take(db, len(send), facts, order.attempt)
+        room.requests -= 1
+        room.queries -= len(send)
+        if facts.metered:
+            db.executemany(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)",
+                ((facts.number, item, reservation.id, facts.now + facts.lease_s) for item in send),
+            )
+    return Part(
+        reservation=reservation,
+        send=send,
+        known=[item for item in order.hashes if item in known],
+        busy=[item for item in order.hashes if item in busy and item not in known],
+        left=left,
+    )
+
+
+def _among(db: sqlite3.Connection, hashes: Sequence[bytes], rows: str, *parameters: object) -> set[bytes]:
+    """Those of `hashes` that `rows` hold."""
+    found: set[bytes] = set()
+    for start in range(0, len(hashes), LOOKUP_BATCH):
+        part = hashes[start : start + LOOKUP_BATCH]
+        marks = ",".join("?" * len(part))
+        found.update(
+            row[0] for row in db.execute(f"SELECT hash FROM {rows} AND hash IN ({marks})", (*parameters, *part))
+        )
+    return found
+
+
+def take(db: sqlite3.Connection, n: int, facts: Facts, attempt: int) -> Reservation:
+    """Reserve `n` queries, whatever the caps say: the caller has looked."""
+    key = uuid.uuid4().hex
+    for owner in {"", facts.owner}:
+        db.execute(
+            "INSERT INTO accounts (owner, purpose, reserved) VALUES (?, ?, ?) "
+            "ON CONFLICT (owner, purpose) DO UPDATE SET reserved = reserved + excluded.reserved",
+            (owner, facts.purpose, n),
+        )
+    db.execute(
+        "INSERT INTO reservations "
+        "(id, owner, teacher, purpose, round, queries, metered, attempt, state, created, expires, request) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'reserved', ?, ?, ?)",
+        (
+            key,
+            facts.owner,
+            facts.number,
+            facts.purpose,
+            facts.round,
+            n,
+            int(facts.metered),
+            attempt,
+            facts.now,
+            facts.now + facts.lease_s,
+            facts.request,
+        ),
+    )
+    _use_day(db, facts.number, facts.now, n)
+    return Reservation(id=key, queries=n, teacher=facts.teacher, purpose=facts.purpose)
+
+
+def _level(db: sqlite3.Connection, teacher: int, name: str, bucket: TokenBucket, now: float) -> float:
+    row = db.execute("SELECT level, since FROM buckets WHERE teacher = ? AND name = ?", (teacher, name)).fetchone()
+    if row and row[1] > now:  # the clock was set back: fill from here, or nothing goes until it has caught up
+        db.execute("UPDATE buckets SET since = ? WHERE teacher = ? AND name = ?", (now, teacher, name))
+    return bucket.level(*(row or (None, now)), now)
+
+
+def _use_tokens(db: sqlite3.Connection, teacher: int, limits: Limits, now: float, requests: int) -> None:
+    if requests:
+        for name, bucket in limits.buckets().items():
+            level = _level(db, teacher, name, bucket, now) - requests
+            db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, ?, ?)", (teacher, name, level, now))
+
+
+def _use_day(db: sqlite3.Connection, teacher: int, now: float, queries: int) -> None:
+    """Count for the daily quota, whoever asks and whether or not they have one: another run may."""
+    db.execute(
+        "INSERT INTO days VALUES (?, ?, ?) "
+        "ON CONFLICT (teacher, day) DO UPDATE SET queries = queries + excluded.queries",
+        (teacher, day_of(now), queries),
+    )

@@ -1,0 +1,181 @@
+"""Patience: when to ask again, how long to rest, when to give up; with hand-made times and no sleeping."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdray.teachers.pool import Fault
+from kdray.teachers.retry import Patience, RetryPolicy
+
+KINDS = ("refused", "throttled", "unsent", "lost", "malformed", "doubtful", "declined", "failed")
+ALONE = ("lost", "malformed", "doubtful")  # may be the accident of one request
+
+
+def fault(kind: str, wait_s: float | None = None) -> Fault:
+    return Fault(kind=kind, message=f"it was {kind}", wait_s=wait_s)
+
+
+class Longest(random.Random):
+    """Jitter that shortens nothing."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+class Shortest(random.Random):
+    """Jitter that shortens as much as it may."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return a
+
+
+def proven(policy: RetryPolicy | None = None, jitter: random.Random | None = None) -> Patience:
+    patience = Patience(policy or RetryPolicy(), jitter or Longest())
+    patience.succeeded()
+    return patience
+
+
+# ---- money and meaning of each fault
+
+
+def test_every_kind_of_fault_says_whether_it_may_be_billed_and_whether_asking_again_can_help():
+    assert {kind for kind in KINDS if fault(kind).charged} == {"lost", "malformed", "doubtful", "failed"}
+    assert {kind for kind in KINDS if fault(kind).final} == {"refused", "failed"}
+
+
+# ---- requests on their way
+
+
+def test_one_request_until_it_has_answered_and_one_while_it_fails():
+    patience = Patience(RetryPolicy(), Longest())
+    assert [patience.slots(n) for n in (1, 8)] == [1, 1]
+    patience.failed(fault("throttled"), 0, 1)
+    assert patience.slots(8) == 1
+    patience.succeeded()
+    assert [patience.slots(n) for n in (1, 8)] == [1, 8]
+    patience.failed(fault("lost"), 2, 3)
+    assert patience.slots(8) == 1
+    patience.succeeded()
+    assert patience.slots(8) == 8
+
+
+# ---- rests
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(ALONE)))
+def test_the_rest_doubles_with_each_failure_and_is_capped(kind):
+    patience = proven(RetryPolicy(backoff_s=0.5, max_backoff_s=10, tries=100))
+    rests = [patience.failed(fault(kind), 10 * k, 10 * k + 1) for k in range(7)]
+    assert rests == [0.5, 1, 2, 4, 8, 10, 10]
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_the_first_accident_of_one_request_gives_nobody_else_a_rest(kind):
+    patience = proven(RetryPolicy(backoff_s=0.5, tries=100))
+    assert [patience.failed(fault(kind), 10 * k, 10 * k + 1) for k in range(4)] == [0, 1, 2, 4]
+
+
+def test_failures_of_requests_on_their_way_together_count_once():
+    patience = proven(RetryPolicy(backoff_s=1, tries=3))
+    together = [(0.0, 3.0), (1.0, 3.5), (2.9, 9.0)]  # all sent before the first of them failed
+    assert [patience.failed(fault("throttled"), *times) for times in together] == [1, 1, 1]
+    assert patience.verdict(fault("throttled")) is None
+    # Sent after it: the teacher has failed again.
+    assert [patience.failed(fault("throttled"), *times) for times in [(3.0, 9.5), (9.4, 9.6)]] == [2, 2]
+    assert patience.verdict(fault("throttled")) is None
+    assert patience.failed(fault("throttled"), 9.5, 10) == 4
+    assert patience.verdict(fault("throttled")) == "the teacher failed 3 times in a row; last: it was throttled"
+
+
+def test_an_answer_ends_the_row():
+    patience = proven(RetryPolicy(backoff_s=1, tries=3))
+    for start in (0, 10, 20):
+        assert [patience.failed(fault("throttled"), start + k, start + k + 1) for k in range(2)] == [1, 2]
+        assert patience.verdict(fault("throttled")) is None
+        patience.succeeded()
+
+
+@pytest.mark.parametrize(("kind", "rest"), [("throttled", 1), ("unsent", 1), *((kind, 0) for kind in ALONE)])
+def test_a_late_failure_of_an_earlier_wave_says_nothing_new(kind, rest):
+    """Two requests were sent together; one failed, the teacher has answered since, and now the other one fails."""
+    patience = proven(RetryPolicy(backoff_s=1))
+    patience.failed(fault("lost"), 0, 1)
+    patience.succeeded()
+    assert patience.failed(fault(kind), 0.5, 2) == rest
+    assert patience.slots(8) == 8
+
+
+def test_a_rest_that_the_teacher_asks_for_is_the_least():
+    patience = proven(RetryPolicy(backoff_s=4, max_backoff_s=60))
+    assert patience.failed(fault("throttled", wait_s=3), 0, 1) == 4
+    assert patience.failed(fault("throttled", wait_s=30), 2, 3) == 30
+    patience.succeeded()
+    assert patience.failed(fault("lost", wait_s=7), 4, 5) == 7
+
+
+@given(
+    st.lists(st.sampled_from(["ok", *KINDS]), max_size=40), st.floats(0.001, 100), st.floats(0.001, 1000),
+    st.integers(0, 2**32),
+)  # fmt: skip
+def test_rests_lie_within_half_and_the_whole_of_what_the_row_gives(events, backoff, longest, seed):
+    policy = RetryPolicy(backoff_s=backoff, max_backoff_s=longest, tries=1000)
+    patience, row = proven(policy, random.Random(seed)), 0
+    for time, event in enumerate(events):
+        if event == "ok":
+            patience.succeeded()
+            row = 0
+            continue
+        row += 1
+        rest = patience.failed(fault(event), time, time + 0.5)
+        whole = min(longest, backoff * 2.0 ** (row - 1))
+        if row == 1 and event in ALONE:
+            assert rest == 0
+        else:
+            assert whole / 2 <= rest <= whole
+        assert patience.slots(5) == 1
+
+
+def test_the_jitter_is_by_itself_random_and_both_ends_are_within_bounds():
+    rests = {proven(RetryPolicy(), random.SystemRandom()).failed(fault("throttled"), 0, 1) for _ in range(20)}
+    assert len({Patience(RetryPolicy()).failed(fault("throttled"), 0, 1) for _ in range(20)} | rests) == 40
+    assert proven(jitter=Shortest()).failed(fault("throttled"), 0, 1) == 0.25
+    assert proven(jitter=Longest()).failed(fault("throttled"), 0, 1) == 0.5
+
+
+def test_a_row_of_any_length_has_a_rest():
+    patience = proven(RetryPolicy(tries=10**6, backoff_s=1e-3, max_backoff_s=1e-2))
+    assert [patience.failed(fault("throttled"), k, k + 1) for k in range(2000)][-1] == 1e-2
+
+
+# ---- verdicts
+
+
+@pytest.mark.parametrize("is_proven", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stops_at_once_before_and_after_the_first_answer(kind, is_proven):
+    patience = proven() if is_proven else Patience(RetryPolicy(), Longest())
+    patience.failed(fault(kind), 0, 1)
+    stops = kind in ("refused", "failed") or (not is_proven and kind in ("unsent", "malformed", "declined"))
+    assert patience.verdict(fault(kind)) == (f"it was {kind}" if stops else None)
+
+
+@pytest.mark.parametrize(("wait", "stops"), [(None, False), (0, False), (300, False), (300.1, True), (86400, True)])
+def test_a_rest_longer_than_the_run_will_wait_stops_it(wait, stops):
+    patience = proven(RetryPolicy(max_wait_s=300))
+    patience.failed(fault("throttled", wait), 0, 1)
+    verdict = patience.verdict(fault("throttled", wait))
+    if stops:
+        assert verdict == f"it was throttled; it wants to be left alone for {wait:,.0f} s (teacher.retry.max_wait_s)"
+    else:
+        assert verdict is None
+
+
+@pytest.mark.parametrize("tries", [1, 2, 5])
+def test_so_many_failures_in_a_row_are_the_end(tries):
+    patience = proven(RetryPolicy(tries=tries))
+    for k in range(tries):
+        assert patience.verdict(fault("lost")) is None
+        patience.failed(fault("lost"), 2 * k, 2 * k + 1)
+    assert patience.verdict(fault("lost")) == f"the teacher failed {tries} times in a row; last: it was lost"
