@@ -1,0 +1,215 @@
+"""Money under fire: a server that fails in every way, and processes killed at random moments.
+
+Whatever happens: the server never bills for more than the budget, the ledger never knows of less than the server bills
+for, no good answer that arrived is lost, and an image is billed for again only where a charge was in doubt or the
+answer was rubbish, and the ledger says so.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import fault_driver
+import numpy as np
+import psutil
+import pytest
+from fault_server import BILLED, name, probabilities
+
+from kdray.ledger.store import Ledger, hash_images
+from kdray.teachers.build import build_teacher
+
+HERE = Path(__file__).parent
+_STARTS = 25  # of one driver, before a run counts as stuck
+
+
+@pytest.fixture(scope="module")
+def spawn() -> multiprocessing.context.BaseContext:
+    """Makes processes quickly: the heavy imports are done once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fault_driver", "actors.ledger", "actors.teachers"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[str]:
+    """Address of a cluster of this test's own, whose actors it may kill."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@dataclass
+class Run:
+    """One purchase through all its deaths, with its own server and ledger."""
+
+    number: int
+    folder: Path
+    ledger: str
+    context: multiprocessing.context.BaseContext
+    address: str | None
+    count: int = 160
+    starts: int = 0
+    deaths: int = 0
+    done: bool = False
+    process: multiprocessing.process.BaseProcess | None = None
+    server: subprocess.Popen | None = None
+    url: str = ""
+    budget: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.budget = random.Random(self.number).choice([120, 200, 400])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(HERE / "fault_server.py"), str(self.number), str(self.folder / "log")]
+        self.server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.url = f"http://127.0.0.1:{int(self.server.stdout.readline())}"
+
+    def start(self) -> None:
+        """Start the driver, again or for the first time."""
+        self.starts += 1
+        arguments = (self.url, self.ledger, self.budget, self.count, self.number, self.address)
+        self.process = self.context.Process(target=fault_driver.drive, args=arguments)
+        self.process.start()
+
+    def look(self) -> None:
+        """Start the driver again where it has ended without being done."""
+        if self.done or self.process.is_alive():
+            return
+        assert self.process.exitcode in (fault_driver.DONE, fault_driver.AGAIN, -signal.SIGKILL)
+        self.deaths += self.process.exitcode == -signal.SIGKILL
+        if self.process.exitcode == fault_driver.DONE:
+            self.done = True
+        else:
+            assert self.starts < _STARTS, f"run {self.number} never ends"
+            self.start()
+
+    def stop(self) -> None:
+        """End the server, and the driver if it is there."""
+        if self.process is not None and self.process.is_alive():
+            self.process.kill()
+        self.server.kill()
+        self.server.wait()
+
+    def check(self) -> Counter:
+        """Hold the server's book against the ledger; what the run went through."""
+        images = fault_driver.images(self.count, self.number)
+        fates: dict[str, Counter] = {}
+        for line in (self.folder / "log").read_text().splitlines():
+            image, fate = line.split()
+            fates.setdefault(image, Counter())[fate] += 1
+        ledger, owner = Ledger(self.ledger), fault_driver.owner(self.number)
+        teacher = build_teacher(fault_driver.config(self.url, self.number), fault_driver.SHAPE)
+        keys = hash_images(images)
+        known = ledger.lookup(teacher.identity, keys)
+        (number,) = ledger.read("SELECT id FROM teachers WHERE identity = ?", (teacher.identity,))
+        refused = dict(ledger.read("SELECT hash, count(*) FROM rejects WHERE teacher = ? GROUP BY hash", number))
+        charged = ledger.spent("training", owner)
+        uncertain = ledger.uncertain("training", owner)
+        rejected = ledger.rejected("training", owner)
+        billed = {image: sum(count[fate] for fate in BILLED) for image, count in fates.items()}
+        again = 0
+        for image, key in zip(images.numpy(), keys, strict=True):
+            times = billed.get(name(image), 0)
+            again += max(0, times - 1 - refused.get(key, 0))
+            if key in known:
+                assert times >= 1
+                assert np.array_equal(known[key][1], np.float32(probabilities(image)))
+        assert charged == len(known) + rejected + uncertain <= self.budget
+        assert sum(billed.values()) <= charged, "the server bills for more than the ledger knows of"
+        assert again <= uncertain, "an image was paid for again, and no charge was in doubt"
+        answered = sum(count["answered"] > 0 for count in fates.values())
+        assert answered - len(known) <= uncertain, "a good answer was lost without a trace"
+        assert sum(refused.values()) == rejected
+        assert ledger.read("SELECT count(*) FROM reservations WHERE state = 'reserved'") == [(0,)]
+        assert ledger.read("SELECT count(*) FROM claims") == [(0,)]
+        if len(known) < self.count and not any(times >= 8 for times in refused.values()):
+            assert charged == self.budget, "it stopped early"
+        ledger.close()
+        return Counter(
+            images=self.count, known=len(known), uncertain=uncertain, rejected=rejected, billed=sum(billed.values())
+        )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[list[Run]]:
+    made: list[Run] = []
+    yield made
+    for run in made:
+        run.stop()
+
+
+def test_killed_drivers_on_a_failing_server(runs, spawn, tmp_path):
+    generator = random.Random(5)
+    for number in range(20):
+        runs.append(Run(number, tmp_path / str(number), str(tmp_path / f"{number}.sqlite"), spawn, None))
+    for some in (runs[:10], runs[10:]):
+        for run in some:
+            run.start()
+        _fire(some, generator, partial(_drivers, some), (0.02, 0.12))
+    totals = sum((run.check() for run in runs), Counter())
+    assert sum(run.deaths for run in runs) >= 20
+    assert totals["uncertain"] > 0 and totals["rejected"] > 0
+
+
+def test_killed_drivers_workers_and_ledger_actors_on_ray(runs, spawn, tmp_path, ray_cluster):
+    generator, killed = random.Random(6), Counter()
+
+    def victims() -> list[int]:
+        # An actor process takes seconds to come up; one that has just done so is left to do some work first.
+        kind = min(("driver", "HttpTeacherWorker", "LedgerService"), key=lambda k: (killed[k], k))
+        if killed.total() >= 3 * allowed:
+            return []
+        if kind == "driver":
+            found = [run.process.pid for run in some if not run.done]
+        else:
+            found = [process.pid for process in psutil.process_iter() if _is_at_work(process, f"ray::{kind}")]
+        killed[kind] += bool(found)
+        return found
+
+    for number in range(100, 120):
+        runs.append(Run(number, tmp_path / str(number), str(tmp_path / "shared.sqlite"), spawn, ray_cluster))
+    for allowed, some in enumerate((runs[k : k + 5] for k in range(0, 20, 5)), start=1):
+        allowed *= 3  # noqa: PLW2901 - so many of each kind, up to and with this group
+        for run in some:
+            run.start()
+        _fire(some, generator, victims, (0.4, 1.2))
+    totals = sum((run.check() for run in runs), Counter())
+    assert min(killed[kind] for kind in ("driver", "HttpTeacherWorker", "LedgerService")) >= 8, killed
+    assert totals["known"] > 0 and totals["uncertain"] > 0
+
+
+def _drivers(some: list[Run]) -> list[int]:
+    return [run.process.pid for run in some if not run.done and run.deaths < 4]
+
+
+def _is_at_work(process: psutil.Process, title: str) -> bool:
+    try:
+        return title in " ".join(process.cmdline()) and sum(process.cpu_times()[:2]) > 0 and not process.children()
+    except psutil.Error:
+        return False
+
+
+def _fire(some: list[Run], generator: random.Random, victims, pause_s: tuple[float, float]) -> None:
+    """Kill random victims until all runs are done."""
+    deadline = time.monotonic() + 120
+    while not all(run.done for run in some):
+        assert time.monotonic() < deadline, [(run.number, run.starts, run.deaths, run.done) for run in some]
+        time.sleep(generator.uniform(*pause_s))
+        found = sorted(victims())
+        if found:
+            victim = generator.choice(found)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(victim, signal.SIGKILL)
+        for run in some:
+            run.look()

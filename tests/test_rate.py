@@ -1,0 +1,113 @@
+"""The rate limit as the server sees it, with many who ask at once."""
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import fault_driver
+import numpy as np
+import pytest
+from aiohttp import web
+from fault_server import CLASSES, probabilities
+
+from kdray.ledger.limits import Limits
+from kdray.ledger.store import Ledger
+from kdray.purchase import Terms, buy
+from kdray.teachers.build import build_teacher
+from kdray.teachers.http import HttpTeacherPool
+
+RATE, BURST, WORKERS = 10.0, 5, 4
+LIMITS = Limits(requests_per_s=RATE, burst=BURST, in_flight=8)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[float]]]:
+    """Address of a teacher, and the moments at which requests reached it."""
+    arrivals: list[float] = []
+
+    async def infer(request: web.Request) -> web.Response:
+        arrivals.append(time.monotonic())
+        tensor = (await request.json())["inputs"][0]
+        images = np.array(tensor["data"], np.uint8).reshape(tensor["shape"])
+        data = [number for image in images for number in probabilities(image)]
+        output = {"name": "p", "datatype": "FP32", "shape": [len(images), CLASSES], "data": data}
+        return web.json_response({"outputs": [output]})
+
+    async def about(request: web.Request) -> web.Response:
+        return web.json_response({"name": "m", "inputs": [], "outputs": []})
+
+    async def start() -> web.AppRunner:
+        app = web.Application()
+        app.router.add_get("/v2/models/m", about)
+        app.router.add_post("/v2/models/m/infer", infer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}", arrivals
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+def ask(url: str, path: str, owner: str, seed: int, count: int) -> None:
+    """One run of several on a ledger: buys, one image a request."""
+    ledger = Ledger(path)
+    ledger.open_account(owner, {"training": count})
+    pool = HttpTeacherPool(build_teacher(fault_driver.config(url, 0), fault_driver.SHAPE), 4)
+    images = fault_driver.images(count, seed)
+    bought = buy(images, pool=pool, ledger=ledger, batch_size=1, owner=owner, terms=Terms(limits=LIMITS))
+    assert len(bought.positions) == count
+    pool.close()
+    ledger.close()
+
+
+def check(arrivals: list[float], count: int) -> None:
+    """At most rate + burst in any second, and not much below the rate over all."""
+    times = np.sort(np.array(arrivals))
+    assert len(times) == count
+    in_a_second = np.searchsorted(times, times + 1.0, side="right") - np.arange(count)
+    assert in_a_second.max() <= RATE + BURST
+    # The burst goes at once; what follows takes its time.
+    sustained = (count - BURST) / (times[-1] - times[0])
+    assert sustained >= 9.5
+
+
+def test_four_runs_on_one_ledger_keep_to_one_rate(server, tmp_path: Path):
+    url, arrivals = server
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fault_driver", "test_rate"])
+    path = str(tmp_path / "ledger.sqlite")
+    Ledger(path).close()
+    processes = [context.Process(target=ask, args=(url, path, f"run-{n}", n, 15)) for n in range(WORKERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * WORKERS
+    check(arrivals, 15 * WORKERS)
+
+
+def test_four_workers_on_ray_keep_to_one_rate(server, tmp_path: Path, ray_local):
+    from actors.teachers import RayTeacherPool
+
+    url, arrivals = server
+    section = fault_driver.config(url, 0)
+    build = partial(build_teacher, section, fault_driver.SHAPE)
+    pool = RayTeacherPool(build(), build, WORKERS, slots=8)
+    ledger = Ledger(tmp_path / "ledger.sqlite", budget=60)
+    images = fault_driver.images(60, 1)
+    buy(images[:1], pool=pool, ledger=ledger, batch_size=1)  # a worker is up, and time passes: the bucket is full again
+    arrivals.clear()
+    buy(images[1:], pool=pool, ledger=ledger, batch_size=1, terms=Terms(limits=LIMITS))
+    pool.close()
+    check(arrivals, 59)
