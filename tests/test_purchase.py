@@ -1015,17 +1015,21 @@ def test_processes_share_a_ledger_and_what_a_killed_one_had_asked_for_is_asked_a
 def test_what_another_run_has_on_its_way_is_waited_for_and_asked_when_its_lease_is_over(clock, make_ledger):
     """While A waits for its reply, B wants the same images and more. A never says anything again."""
     a, b = make_ledger(100), make_ledger(100)
-    second = Line(clock)
+    second, notes = Line(clock), []
 
     def script(asked: list[int], number: int) -> None:
         nonlocal bought
-        bought = buy(pictures(*range(8)), pool=second, ledger=b, batch_size=4, owner="b", terms=Terms(lease_s=50.0))
+        bought = buy(
+            pictures(*range(8)), pool=second, ledger=b, batch_size=4, owner="b", terms=Terms(lease_s=50.0),
+            on_note=notes.append,
+        )  # fmt: skip
 
     bought, begin = None, clock.now
     buy(pictures(2, 3, 4), pool=Line(clock, script), ledger=a, batch_size=4, owner="a", terms=Terms(lease_s=50.0))
     assert second.batches[:2] == [[0, 1], [5, 6, 7]]
     assert sorted(second.batches[2:]) == [[2, 3], [4]]
     assert second.sent[1][0] - begin < 10 and 50 <= second.sent[2][0] - begin <= 52
+    assert len(notes) == 1 and "another run on this ledger has 3 of the images on their way" in notes[0]
     assert facts(bought) == (8, 0, 0) and answers_are_right(bought, pictures(*range(8)))
     # A's reply came after all, and was paid: charges are honest, and the first answer stays.
     assert money(a) == (11, 0, 0, 0)
