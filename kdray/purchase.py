@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from kdray.errors import LedgerError, TeacherError
-from kdray.ledger.limits import Limits
 from kdray.ledger.records import NEVER_SENT, Order, Outcome, Reservation, hash_images, to_answers
 from kdray.teachers.answers import Answers
 from kdray.teachers.pool import Fault, Reply, TeacherPool
@@ -174,7 +173,7 @@ class _Purchase:
             round=self._round,
             owner=self._owner,
             metered=self._teacher.metered,
-            limits=self._terms.limits or Limits(),
+            limits=self._terms.limits,
             lease_s=self._terms.lease_s,
         )
         fresh: list[int] = []

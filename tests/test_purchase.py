@@ -850,6 +850,12 @@ def test_a_run_that_goes_on_with_nothing_but_such_images_sets_them_aside(clock, 
     assert line.asked == Counter(dict.fromkeys(wrong, 4))
 
 
+def test_a_purchase_of_nothing_but_such_images_is_no_reason_to_doubt_a_teacher_that_has_answered(clock, make_ledger):
+    line, terms = Line(clock, never_believed(1, 2, 3)), Terms(patience=patient(tries=3, max_bad_share=1.0))
+    bought = buy(pictures(1, 2, 3), pool=line, ledger=make_ledger(100), batch_size=2, terms=terms)
+    assert (len(bought.positions), sorted(bought.set_aside), facts(bought)) == (0, [0, 1, 2], (9, 0, 0))
+
+
 def test_a_teacher_that_never_made_sense_costs_one_batch_each_time_it_is_tried(clock, make_ledger):
     """It answers logits, say. The user starts the run again, and has not seen to it."""
     ledger, line = make_ledger(1000), Line(clock, lambda asked, number: dict.fromkeys(range(len(asked)), "logits?"))
