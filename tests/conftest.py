@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_ADDRESS"] = ""
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all they start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

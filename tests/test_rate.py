@@ -63,7 +63,9 @@ def ask(url: str, path: str, owner: str, seed: int, count: int) -> None:
     """One run of several on a ledger: buys, one image a request."""
     ledger = Ledger(path)
     ledger.open_account(owner, {"training": count})
-    pool = HttpTeacherPool(build_teacher(fault_driver.config(url, 0), fault_driver.SHAPE), 4)
+    teacher = build_teacher(fault_driver.config(url, 0), fault_driver.SHAPE)
+    teacher.check()  # as a run does before it buys
+    pool = HttpTeacherPool(teacher, 4)
     images = fault_driver.images(count, seed)
     bought = buy(images, pool=pool, ledger=ledger, batch_size=1, owner=owner, terms=Terms(limits=LIMITS))
     assert len(bought.positions) == count
