@@ -70,7 +70,7 @@ class HttpTeacher:
 
     def session(self) -> aiohttp.ClientSession:
         """A session for `ask`, to be closed by the caller; must be made inside the event loop that uses it."""
-        # Reading the authorities takes a tenth of a second; a first request would wait that long with its permit in hand.
+        # Reading the authorities takes a tenth of a second, which a first request would wait with its permit in hand.
         context = ssl.create_default_context(cafile=self._ca) if self._wire.url.startswith("https") else True
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S, ssl=context),
