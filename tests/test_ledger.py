@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 
 from kdray.errors import BudgetExceeded, LedgerError
 from kdray.ledger import Ledger, Reservation, hash_images
-from kdray.ledger.limits import Limits, TokenBucket, day_of, seconds_left_today
+from kdray.ledger.limits import Fill, Limits, TokenBucket, day_of, seconds_left_today
 from kdray.ledger.receipt import accounts, lines, total
 from kdray.ledger.records import Grant, Order, Outcome
 from kdray.ledger.schema import prepare
@@ -622,14 +622,54 @@ def settle_and_count(ledger: Ledger, grant: Grant) -> int:
 
 def test_the_bucket_by_hand():
     bucket = TokenBucket(10, 5)
-    assert bucket.level(None, 100.0, 100.0) == 5  # never used: full
-    assert bucket.level(0.0, 100.0, 100.3) == pytest.approx(3)
-    assert bucket.level(0.0, 100.0, 200.0) == 5  # never more than full
-    assert bucket.level(2.0, 100.0, 40.0) == 2  # a clock set back adds none
-    assert [bucket.tokens(level) for level in (0.0, 0.99, 1.0, 1 - 1e-12, 4.7)] == [0, 0, 1, 1, 4]
-    assert bucket.wait_s(0.0) == pytest.approx(0.1, abs=1e-5)
-    assert bucket.wait_s(0.75) == pytest.approx(0.025, abs=1e-5)
-    assert bucket.wait_s(3.0) == 0
+    assert bucket.fill(None, 100.0) == Fill(5, 100.0)  # never used: full
+    assert bucket.fill(Fill(0.0, 100.0), 100.3) == Fill(pytest.approx(3), 100.3)
+    assert bucket.fill(Fill(0.0, 100.0), 200.0) == Fill(5, 200.0)  # never more than full
+    assert bucket.fill(Fill(2.0, 100.0), 40.0) == Fill(2, 40.0)  # a clock set back adds none, and holds nothing up
+    assert [bucket.tokens(Fill(level, 0)) for level in (0.0, 0.99, 1.0, 1 - 1e-12, 4.7)] == [0, 0, 1, 1, 4]
+    assert bucket.wait_s(Fill(0.0, 7.0), 7.0) == pytest.approx(0.1, abs=1e-5)
+    assert bucket.wait_s(Fill(0.75, 7.0), 7.0) == pytest.approx(0.025, abs=1e-5)
+    assert bucket.wait_s(Fill(3.0, 7.0), 7.0) == 0
+
+
+def test_after_a_pause_the_refill_comes_one_slack_late():
+    bucket = TokenBucket(10, 6)
+    assert bucket.slack_s == 0.2
+    after = bucket.take(Fill(6.0, 100.0), 2, 100.0)
+    assert after == Fill(4.0, 100.2)
+    assert bucket.fill(after, 100.1) == after  # nothing comes in for a fifth of a second
+    later = bucket.take(bucket.fill(after, 100.1), 4, 100.1)  # it was not full in between: no second delay
+    assert later == Fill(0.0, 100.2)
+    assert bucket.wait_s(later, 100.1) == pytest.approx(0.2, abs=1e-5)
+    assert bucket.fill(later, 100.5) == Fill(pytest.approx(3), 100.5)
+    # Four, and two that came in within the last fifth of a second: full since this moment.
+    assert bucket.take(Fill(4.0, 100.5), 3, 100.5) == Fill(1.0, pytest.approx(100.5))
+    assert bucket.take(Fill(5.0, 100.6), 3, 100.6) == Fill(2.0, pytest.approx(100.7))  # full for a tenth of a second
+    # One of six went, so it is full again a tenth of a second later, and another twentieth passes.
+    assert bucket.take(Fill(5.0, 100.2), 1, 100.15) == Fill(4.0, pytest.approx(100.25))
+    assert bucket.take(Fill(6.0, 100.0), 0, 100.0) == Fill(6.0, 100.0)
+    assert [TokenBucket(10, burst).slack_s for burst in (1, 2, 5, 100)] == [0, 0, 0.15, 0.25]
+    assert TokenBucket(10, 1).take(Fill(1.0, 100.0), 1, 100.0) == Fill(0.0, 100.0)  # one at a time is never late
+
+
+@given(
+    st.sampled_from([(10.0, 5), (10.0, 2), (100.0, 7), (0.5, 3), (3.0, 1)]),
+    st.lists(
+        st.tuples(st.integers(1, 8), st.floats(0, 3), st.lists(st.floats(0, 1), min_size=8, max_size=8)), max_size=50
+    ),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_arrives_keeps_to_the_rate_though_requests_are_held_up(kind, steps):
+    """Each request is on its way for anything up to the slack; pauses are in units of a token."""
+    rate, burst = kind
+    bucket, fill, now, arrivals = TokenBucket(rate, burst), None, 1000.0, []
+    for wanted, pause, delays in steps:
+        fill = bucket.fill(fill, now)
+        going = min(wanted, bucket.tokens(fill))
+        fill = bucket.take(fill, going, now)
+        arrivals += [now - 1000.0 + delay * bucket.slack_s for delay in delays[:going]]
+        now += pause / rate
+    assert within(sorted(arrivals), rate, burst)
 
 
 def test_the_buckets_in_force():
@@ -667,7 +707,7 @@ def test_no_window_holds_more_than_the_rate_and_the_burst(steps):
         grant = ask(ledger, *orders, owner="ab"[number % 2], limits=limits)
         times += [clock.now - NOON] * sent(grant)
         assert grant.blocked == (None if sent(grant) == wanted else "rate")
-        assert 0 <= grant.wait_s <= 0.1 + 1e-5
+        assert 0 <= grant.wait_s <= 0.15 + 0.1 + 1e-5  # one slack, and a token
         if grant.blocked:
             now = clock.now
             if grant.wait_s > 0.001:  # not a moment sooner
@@ -737,7 +777,7 @@ def test_a_restarted_run_does_not_get_its_burst_again(path, clock):
     with opened(path, 100, clock=clock) as ledger:
         assert sent(ask(ledger, keys(9), owner="b", limits=limits)) == 0
         assert sent(ask(ledger, keys(9), teacher="u", limits=limits)) == 1  # another teacher's bucket
-        clock.now += 1
+        clock.now += 1.25
         assert sent(ask(ledger, keys(9), keys(10), limits=limits)) == 1
 
 

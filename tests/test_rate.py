@@ -20,6 +20,8 @@ from kdray.purchase import Terms, buy
 from kdray.teachers.build import build_teacher
 from kdray.teachers.http import HttpTeacherPool
 
+pytestmark = pytest.mark.alone
+
 RATE, BURST, WORKERS = 10.0, 5, 4
 LIMITS = Limits(requests_per_s=RATE, burst=BURST, in_flight=8)
 
@@ -77,8 +79,7 @@ def check(arrivals: list[float], count: int) -> None:
     """At most rate + burst in any second, and not much below the rate."""
     times = np.sort(np.array(arrivals))
     assert len(times) == count
-    # Requests leave no faster than that; a busy machine may hold some up by a tenth of a second on their way.
-    in_a_second = np.searchsorted(times, times + 0.9, side="right") - np.arange(count)
+    in_a_second = np.searchsorted(times, times + 1.0, side="right") - np.arange(count)
     assert in_a_second.max() <= RATE + BURST
     # The burst goes at once, the rest takes its time. The best stretch of half the requests is looked at: what the
     # machine is busy with otherwise must not decide.

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdray.ledger.limits import Limits, TokenBucket, day_of, seconds_left_today
+from kdray.ledger.limits import Fill, Limits, TokenBucket, day_of, seconds_left_today
 from kdray.ledger.records import Grant, Order, Part, Reservation
 
 LOOKUP_BATCH = 500  # SQLite's oldest limit on parameters is 999
@@ -86,10 +86,10 @@ def _room(
         if limits.in_flight - open_now < room.requests:
             room.requests, blocked, wait = max(0, limits.in_flight - open_now), "in flight", _POLL_S
     for name, bucket in limits.buckets().items():
-        level = _level(db, teacher, name, bucket, now)
-        if bucket.tokens(level) < room.requests:
-            room.requests, blocked = bucket.tokens(level), "rate"
-            wait = bucket.wait_s(level - room.requests)
+        fill = _fill(db, teacher, name, bucket, now)
+        if bucket.tokens(fill) < room.requests:
+            room.requests, blocked = bucket.tokens(fill), "rate"
+            wait = bucket.wait_s(bucket.take(fill, room.requests, now), now)
     if limits.queries_per_day is not None:
         row = db.execute("SELECT queries FROM days WHERE teacher = ? AND day = ?", (teacher, day_of(now))).fetchone()
         today = max(0, limits.queries_per_day - (row[0] if row else 0))
@@ -166,18 +166,24 @@ def take(db: sqlite3.Connection, n: int, facts: Facts, attempt: int) -> Reservat
     return Reservation(id=key, queries=n, teacher=facts.teacher, purpose=facts.purpose)
 
 
-def _level(db: sqlite3.Connection, teacher: int, name: str, bucket: TokenBucket, now: float) -> float:
+def _fill(db: sqlite3.Connection, teacher: int, name: str, bucket: TokenBucket, now: float) -> Fill:
     row = db.execute("SELECT level, since FROM buckets WHERE teacher = ? AND name = ?", (teacher, name)).fetchone()
-    if row and row[1] > now:  # the clock was set back: fill from here, or nothing goes until it has caught up
-        db.execute("UPDATE buckets SET since = ? WHERE teacher = ? AND name = ?", (now, teacher, name))
-    return bucket.level(*(row or (None, now)), now)
+    last = None if row is None else Fill(*row)
+    fill = bucket.fill(last, now)
+    if last is not None and fill.since < last.since:  # the clock was set back: remember, or it stays so
+        _put_fill(db, teacher, name, fill)
+    return fill
+
+
+def _put_fill(db: sqlite3.Connection, teacher: int, name: str, fill: Fill) -> None:
+    db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, ?, ?)", (teacher, name, fill.level, fill.since))
 
 
 def _use_tokens(db: sqlite3.Connection, teacher: int, limits: Limits, now: float, requests: int) -> None:
     if requests:
         for name, bucket in limits.buckets().items():
-            level = _level(db, teacher, name, bucket, now) - requests
-            db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, ?, ?)", (teacher, name, level, now))
+            fill = bucket.take(_fill(db, teacher, name, bucket, now), requests, now)
+            _put_fill(db, teacher, name, fill)
 
 
 def _use_day(db: sqlite3.Connection, teacher: int, now: float, queries: int) -> None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 _TINY = 1e-9  # a level of 0.9999999999 is a token
 _TICK_S = 1e-6  # seconds since 1970 are no finer: who waits to the last bit must not find it a bit too early
+_SLACK_S = 0.25  # a busy machine or network holds a request up for so long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,27 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Fill:
+    """What is in a bucket.
+
+    Attributes:
+        level: tokens that may be used, at `since`.
+        since: when that was, seconds; in the future while the refill pauses.
+    """
+
+    level: float
+    since: float
+
+
+@dataclass(frozen=True)
 class TokenBucket:
     """At most `rate_per_s` requests a second in the long run, and `burst` at once: in any t seconds at most
     burst + rate_per_s * t.
+
+    That holds where they leave, and where they arrive, though no two are equally long on their way: what arrives in t
+    seconds left within t + `slack_s`, so no more may leave in those than may arrive in t. It is so when a token may be
+    used one slack after it came in. In a bucket that is in use tokens come in all the time, and this slows nobody
+    down; in a full one none do, so after a pause the first come one slack late.
 
     Attributes:
         rate_per_s: refill.
@@ -48,19 +67,38 @@ class TokenBucket:
     rate_per_s: float
     burst: int
 
-    def level(self, level: float | None, since: float, now: float) -> float:
-        """Tokens at `now`, of `level` at `since`; a bucket never used before is full. A clock set back adds none."""
-        if level is None:
-            return float(self.burst)
-        return min(float(self.burst), level + max(0.0, now - since) * self.rate_per_s)
+    @property
+    def slack_s(self) -> float:
+        """How much longer than another a request may be on its way. At most half of what a burst makes up for beyond
+        the token in use, so that who looks late by as much still gets the whole rate."""
+        return min(_SLACK_S, max(0, self.burst - 2) / (2 * self.rate_per_s))
 
-    def tokens(self, level: float) -> int:
+    def fill(self, last: Fill | None, now: float) -> Fill:
+        """What is in it at `now`, of what was there `last`; a new one is full. A clock set back adds none."""
+        if last is None:
+            return Fill(float(self.burst), now)
+        if now < last.since:
+            # Further away than any pause: the clock was set back. Fill from here, or nothing goes until it caught up.
+            return Fill(last.level, last.since if last.since <= now + self.slack_s else now)
+        return Fill(min(float(self.burst), last.level + (now - last.since) * self.rate_per_s), now)
+
+    def take(self, fill: Fill, requests: int, now: float) -> Fill:
+        """What is left of `fill` when so many go at `now`."""
+        since = max(fill.since, now)
+        # With those that have come in and may not yet be used it was full for this long, and none came in.
+        late = fill.level - (since - now) * self.rate_per_s + self.slack_s * self.rate_per_s - self.burst
+        pause = max(0.0, late / self.rate_per_s) if requests else 0.0
+        return Fill(fill.level - requests, since + pause)
+
+    def tokens(self, fill: Fill) -> int:
         """Requests that may go at once."""
-        return math.floor(level + _TINY)
+        return math.floor(fill.level + _TINY)
 
-    def wait_s(self, level: float) -> float:
-        """Seconds until the next request may go."""
-        return (1.0 - level) / self.rate_per_s + _TICK_S if level < 1.0 else 0.0
+    def wait_s(self, fill: Fill, now: float) -> float:
+        """Seconds from `now` until the next request may go."""
+        if self.tokens(fill):
+            return 0.0
+        return max(0.0, fill.since - now) + (1.0 - fill.level) / self.rate_per_s + _TICK_S
 
 
 def day_of(now: float) -> str:
