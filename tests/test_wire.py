@@ -18,8 +18,9 @@ from kdray.errors import TeacherError
 from kdray.images import decode_png
 from kdray.teachers import AnswerFormat, Answers
 from kdray.teachers.build import build_teacher
+from kdray.teachers.json_wire import JsonWire, follow
 from kdray.teachers.reader import MalformedReply, Reader
-from kdray.teachers.wire import JsonWire, TensorFlowWire, V2Wire, Writer, follow
+from kdray.teachers.wire import TensorFlowWire, V2Wire, Writer
 
 BASE = "http://host:1"
 GREY, RGB = (1, 2, 3), (3, 2, 2)

@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from kdray.errors import BudgetExceeded, LedgerError
-from kdray.ledger import grants
+from kdray.ledger import grants, settlement
 from kdray.ledger.grants import LOOKUP_BATCH, Facts
-from kdray.ledger.limits import Limits, day_of
+from kdray.ledger.limits import Limits
 from kdray.ledger.records import NEVER_SENT, Grant, Order, Outcome, Reservation, hash_images, to_answers
 from kdray.ledger.schema import prepare
 from kdray.teachers.answers import Answers
@@ -304,7 +304,7 @@ class Ledger:
             for (key,) in db.execute(
                 "SELECT id FROM reservations WHERE request = ? AND state = 'reserved'", (request,)
             ).fetchall():
-                self._close(db, key, "released", 0, NEVER_SENT)
+                settlement.close(db, key, "released", reason=NEVER_SENT)
             number, now = self._teacher(db, teacher), self._clock()
             facts = Facts(number, teacher, purpose, round, owner, metered, now, lease_s, request)
             return grants.grant(db, orders, facts, limits or Limits())
@@ -332,20 +332,10 @@ class Ledger:
             LedgerError: the counts differ, or a reservation was settled in another way. Then none of them is settled.
         """
         for outcome in outcomes:
-            rows = 0
-            if outcome.state == "answered":
-                counts = len(outcome.hashes), len(outcome.answers), outcome.reservation.queries
-                if len(set(counts)) != 1:
-                    raise LedgerError(f"{counts[0]} hashes and {counts[1]} answers for a reservation of {counts[2]}")
-                rows = counts[0]
-            for row in outcome.bad:
-                if not 0 <= row < rows:
-                    raise LedgerError(f"row {row} cannot be believed, but there are {rows} answers")
+            settlement.check(outcome)
         with self._transaction() as db:
             for outcome in outcomes:
-                key, bad = outcome.reservation.id, outcome.bad
-                if self._close(db, key, outcome.state, len(bad), outcome.reason) and outcome.state == "answered":
-                    self._keep(db, outcome)
+                settlement.settle(db, outcome)
 
     def commit(self, reservation: Reservation, hashes: Sequence[bytes], answers: Answers) -> None:
         """Settle one reservation as answered; see `settle`."""
@@ -359,71 +349,14 @@ class Ledger:
         """The queries were sent and no answer came. They count as charged."""
         self.settle([Outcome(reservation=reservation, state="uncertain")])
 
-    def _keep(self, db: sqlite3.Connection, outcome: Outcome) -> None:
-        (teacher,) = db.execute("SELECT teacher FROM reservations WHERE id = ?", (outcome.reservation.id,)).fetchone()
-        answers, key = outcome.answers, outcome.reservation.id
-        labels = answers.labels.tolist()
-        rows: list[bytes | None] = [None] * len(labels)
-        if answers.probs is not None:
-            data, size = answers.probs.numpy().astype("<f4").tobytes(), 4 * answers.probs.shape[1]
-            rows = [data[size * k : size * (k + 1)] for k in range(len(labels))]
-        db.executemany(
-            "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)",
-            [(teacher, item, key, labels[k], rows[k]) for k, item in enumerate(outcome.hashes) if k not in outcome.bad],
-        )
-        db.executemany(
-            "INSERT OR IGNORE INTO rejects VALUES (?, ?, ?, ?)",
-            [(teacher, outcome.hashes[k], key, reason) for k, reason in outcome.bad.items()],
-        )
-
-    def _close(self, db: sqlite3.Connection, key: str, state: str, rejected: int, reason: str | None) -> bool:
-        """Move a reservation out of 'reserved', and its queries to their counters. False if it is there already."""
-        row = db.execute(
-            "SELECT state, purpose, queries, owner, teacher, created FROM reservations WHERE id = ?", (key,)
-        ).fetchone()
-        if row is None or row[0] != "reserved":
-            if row is not None and row[0] == state:
-                return False
-            raise LedgerError(f"reservation {key} is {row[0] if row else 'unknown'} and cannot become {state}")
-        _, purpose, queries, owner, teacher, created = row
-        db.execute(
-            "UPDATE reservations SET state = ?, rejected = ?, reason = ? WHERE id = ?", (state, rejected, reason, key)
-        )
-        db.execute("DELETE FROM claims WHERE reservation = ?", (key,))
-        db.execute(
-            "UPDATE accounts SET reserved = reserved - ?, answered = answered + ?, rejected = rejected + ?, "
-            "uncertain = uncertain + ? WHERE purpose = ? AND owner IN ('', ?)",
-            (
-                queries,
-                queries - rejected if state == "answered" else 0,
-                rejected,
-                queries if state == "uncertain" else 0,
-                purpose,
-                owner,
-            ),
-        )
-        if state == "released":
-            db.execute(
-                "UPDATE days SET queries = max(0, queries - ?) WHERE teacher = ? AND day = ?",
-                (queries, teacher, day_of(created)),
-            )
-        return True
-
     def recover(self, owner: str) -> tuple[int, int]:
         """Settle what a dead process of `owner` left reserved: metered queries become uncertain, others are given back.
 
         Returns:
             (uncertain, released) queries.
         """
-        counts = [0, 0]
         with self._transaction() as db:
-            left = db.execute(
-                "SELECT id, queries, metered FROM reservations WHERE owner = ? AND state = 'reserved'", (owner,)
-            ).fetchall()
-            for key, queries, metered in left:
-                self._close(db, key, "uncertain" if metered else "released", 0, "kdray died")
-                counts[0 if metered else 1] += queries
-        return counts[0], counts[1]
+            return settlement.recover(db, owner)
 
     def record_hits(self, teacher: str, images: int, *, purpose: str, round: int, owner: str) -> None:
         """Note how many images of a round cost nothing. The last count holds: a resumed round counts again."""

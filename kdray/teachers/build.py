@@ -22,10 +22,11 @@ from kdray.students.train import auto_threads
 from kdray.teachers.answers import AnswerFormat, Teacher
 from kdray.teachers.function import build_function_teacher
 from kdray.teachers.http import HttpTeacher
+from kdray.teachers.json_wire import JsonWire
 from kdray.teachers.local import build_local_teacher, check_channels
 from kdray.teachers.reader import Reader
 from kdray.teachers.secrets import Secrets
-from kdray.teachers.wire import JsonWire, TensorFlowWire, V2Wire, Wire, Writer
+from kdray.teachers.wire import TensorFlowWire, V2Wire, Wire, Writer
 
 
 def build_teacher(

@@ -1,0 +1,100 @@
+"""What became of queries that were reserved: charges moved, answers kept, in the caller's one transaction."""
+
+import sqlite3
+
+from kdray.errors import LedgerError
+from kdray.ledger.limits import day_of
+from kdray.ledger.records import Outcome
+
+
+def check(outcome: Outcome) -> None:
+    """Refuse an outcome that does not add up.
+
+    Raises:
+        LedgerError: as many hashes, answers and reserved queries are not there, or a bad row is none of them.
+    """
+    rows = 0
+    if outcome.state == "answered":
+        counts = len(outcome.hashes), len(outcome.answers), outcome.reservation.queries
+        if len(set(counts)) != 1:
+            raise LedgerError(f"{counts[0]} hashes and {counts[1]} answers for a reservation of {counts[2]}")
+        rows = counts[0]
+    for row in outcome.bad:
+        if not 0 <= row < rows:
+            raise LedgerError(f"row {row} cannot be believed, but there are {rows} answers")
+
+
+def settle(db: sqlite3.Connection, outcome: Outcome) -> None:
+    """Charge or give back, and keep what was answered. Nothing happens where it was settled in this way before.
+
+    Raises:
+        LedgerError: it was settled in another way, or there is no such reservation.
+    """
+    key = outcome.reservation.id
+    new = close(db, key, outcome.state, rejected=len(outcome.bad), reason=outcome.reason)
+    if new and outcome.state == "answered":
+        _keep(db, outcome)
+
+
+def _keep(db: sqlite3.Connection, outcome: Outcome) -> None:
+    (teacher,) = db.execute("SELECT teacher FROM reservations WHERE id = ?", (outcome.reservation.id,)).fetchone()
+    answers, key = outcome.answers, outcome.reservation.id
+    labels = answers.labels.tolist()
+    rows: list[bytes | None] = [None] * len(labels)
+    if answers.probs is not None:
+        data, size = answers.probs.numpy().astype("<f4").tobytes(), 4 * answers.probs.shape[1]
+        rows = [data[size * k : size * (k + 1)] for k in range(len(labels))]
+    db.executemany(
+        "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)",
+        [(teacher, item, key, labels[k], rows[k]) for k, item in enumerate(outcome.hashes) if k not in outcome.bad],
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO rejects VALUES (?, ?, ?, ?)",
+        [(teacher, outcome.hashes[k], key, reason) for k, reason in outcome.bad.items()],
+    )
+
+
+def close(db: sqlite3.Connection, key: str, state: str, *, rejected: int = 0, reason: str | None = None) -> bool:
+    """Move a reservation out of 'reserved', and its queries to their counters. False if it is there already."""
+    row = db.execute(
+        "SELECT state, purpose, queries, owner, teacher, created FROM reservations WHERE id = ?", (key,)
+    ).fetchone()
+    if row is None or row[0] != "reserved":
+        if row is not None and row[0] == state:
+            return False
+        raise LedgerError(f"reservation {key} is {row[0] if row else 'unknown'} and cannot become {state}")
+    _, purpose, queries, owner, teacher, created = row
+    db.execute(
+        "UPDATE reservations SET state = ?, rejected = ?, reason = ? WHERE id = ?", (state, rejected, reason, key)
+    )
+    db.execute("DELETE FROM claims WHERE reservation = ?", (key,))
+    db.execute(
+        "UPDATE accounts SET reserved = reserved - ?, answered = answered + ?, rejected = rejected + ?, "
+        "uncertain = uncertain + ? WHERE purpose = ? AND owner IN ('', ?)",
+        (
+            queries,
+            queries - rejected if state == "answered" else 0,
+            rejected,
+            queries if state == "uncertain" else 0,
+            purpose,
+            owner,
+        ),
+    )
+    if state == "released":
+        db.execute(
+            "UPDATE days SET queries = max(0, queries - ?) WHERE teacher = ? AND day = ?",
+            (queries, teacher, day_of(created)),
+        )
+    return True
+
+
+def recover(db: sqlite3.Connection, owner: str) -> tuple[int, int]:
+    """See `kdray.ledger.store.Ledger.recover`."""
+    counts = [0, 0]
+    left = db.execute(
+        "SELECT id, queries, metered FROM reservations WHERE owner = ? AND state = 'reserved'", (owner,)
+    ).fetchall()
+    for key, queries, metered in left:
+        close(db, key, "uncertain" if metered else "released", reason="kdray died")
+        counts[0 if metered else 1] += queries
+    return counts[0], counts[1]
