@@ -13,7 +13,8 @@ demo: .venv/ready
 	$(BIN)/kdray run examples/digits.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 3 --dist worksteal
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_ADDRESS"] = ""
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112  (idle workers no test uses cost seconds)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,7 +38,7 @@ def digits_config(weights: Path, **changes) -> dict:
         "budget": {"queries": 160},
         "pool": {"lambdas": [0.3, 0.5, 0.7]},
         "select": {"strategy": "active-mixup", "rounds": 2},
-        "student": {"model": "small-cnn", "epochs": 4, "augment": {"shift": 1}},
+        "student": {"model": "small-cnn", "epochs": 6, "lr": 0.02, "augment": {"shift": 1}},
         "resources": {"chunk": 256, "trainer": {"threads": 1}},
     }
     for key, value in changes.items():

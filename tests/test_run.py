@@ -45,7 +45,11 @@ def finished(tmp_path_factory, teacher_weights):
 
 
 def bought(directory: Path) -> int:
-    ledger = Ledger(directory / "ledger.sqlite")
+    return spent(directory / "ledger.sqlite")
+
+
+def spent(path: Path) -> int:
+    ledger = Ledger(path)
     try:
         return ledger.spent()
     finally:
@@ -141,7 +145,7 @@ def test_running_a_finished_run_again_asks_nothing(finished, make_config):
 
 
 def test_another_config_is_refused_by_the_directory_but_other_workers_are_not(finished, make_config):
-    with pytest.raises(RunDirectoryError, match=r"another config \(student.epochs: 4 -> 5\)"):
+    with pytest.raises(RunDirectoryError, match=r"another config \(student.epochs: 6 -> 5\)"):
         run(make_config(student__epochs=5), RunDirectory(finished.directory), local=True)
     run(make_config(resources__scoring_workers=7, resources__chunk=99), RunDirectory(finished.directory), local=True)
 
@@ -392,6 +396,7 @@ def test_a_second_run_on_the_same_ledger_pays_nothing_and_is_the_same_to_the_bit
     one, two = first.receipt, second.receipt
     assert (one.queries, one.reused, one.evaluation_queries) == (160, 0, 100)
     assert (two.queries, two.reused, two.evaluation_queries) == (0, 160, 0)
+    assert two.teachers == one.teachers != []
     assert not (tmp_path / "second" / "ledger.sqlite").exists()
     ledger = Ledger(shared)
     assert (ledger.spent(), ledger.spent("evaluation")) == (160, 100)
@@ -472,6 +477,21 @@ def test_a_teacher_that_was_replaced_is_found_out_before_anything_is_paid(finish
     result = resume(directory, local=True)
     assert student(directory.path) == student(finished.directory)
     assert result.receipt.queries == 160
+
+
+def test_a_replaced_teacher_is_found_out_also_by_a_run_that_has_paid_nothing(finished, make_config, tmp_path):
+    weights = tmp_path / "teacher.safetensors"
+    weights.write_bytes(Path(finished.config.teacher.weights).read_bytes())
+    config = make_config(teacher__weights=str(weights), ledger__path=str(tmp_path / "shared.sqlite"))
+    run(config, RunDirectory(tmp_path / "first"), local=True)
+    second = RunDirectory(tmp_path / "second")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, second, local=True, observer=StopAt(14))
+    assert second.artefact(0, "query").exists() and not second.artefact(2, "query").exists()
+    weights.write_bytes(student(finished.directory))
+    with pytest.raises(LedgerError, match="answers of two teachers do not mix"):
+        resume(second, local=True)
+    assert spent(tmp_path / "shared.sqlite") == 160
 
 
 # ---- a teacher that is not always to be believed
