@@ -20,7 +20,6 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_ADDRESS"] = ""
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112  (idle workers no test uses cost seconds)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
