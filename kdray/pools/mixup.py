@@ -1,15 +1,17 @@
-"""The mixup pool of Active Mixup: every pair of real images, at every coefficient of a grid.
+"""The mixup pool of Active Mixup: every pair of real images, or a sample of them, at every coefficient of a grid.
 
-Candidate id = pair * len(lambdas) + lambda_index. A group is a pair: all its λ. Nothing is stored but the images.
+Candidate id = group * len(lambdas) + lambda_index. A group is a pair with all its λ: pair number `group`, or, of a
+sample, the pair at that place of a random order. Nothing is stored but the images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from kdray.errors import ConfigError, ImageSetError
-from kdray.pools.pairs import count_pairs, unrank_pairs
+from kdray.pools.order import RandomOrder
+from kdray.pools.pairs import check_range, count_pairs, unrank_pairs
 
 # Fixed point with 22 fractional bits: 255 * 2^22 still fits int32, so one int32 multiplication mixes a pixel.
 _SHIFT = 22
@@ -29,13 +31,18 @@ class MixupPool:
     Args:
         images: uint8 [N, C, H, W], N >= 2; the pool lives on their device.
         lambdas: the grid of coefficients, each in [0, 1], none twice.
+        pairs: how many pairs to sample, without replacement; None takes all, in row-major order.
+        seed: of the sample. A larger sample of the same seed begins with the smaller one.
 
     Raises:
         ImageSetError: fewer than two images, or not uint8 [N, C, H, W].
-        ConfigError: an empty grid, a λ outside [0, 1], or one given twice.
+        ConfigError: an empty grid, a λ outside [0, 1], or one given twice; more pairs than there are.
     """
 
-    def __init__(self, images: Tensor, lambdas: Sequence[float]) -> None:
+    linear = True
+    """The candidates of a group lie on the straight line between two images."""
+
+    def __init__(self, images: Tensor, lambdas: Sequence[float], pairs: int | None = None, seed: int = 0) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ImageSetError(
                 f"a mixup pool needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}"
@@ -47,14 +54,21 @@ class MixupPool:
         self._weights = torch.tensor(
             [round(value * (1 << _SHIFT)) for value in self.lambdas], dtype=torch.int32, device=images.device
         )
+        every = count_pairs(len(images))
+        if pairs is not None and not 1 <= pairs <= every:
+            raise ConfigError(
+                f"pool.pairs: {pairs:,} pairs wanted, {len(images):,} images make {every:,}; lower it, or set it to all"
+            )
+        self._pairs, self._seed = pairs, seed
+        self._order = None if pairs is None else RandomOrder(every, seed)
 
     def __len__(self) -> int:
         return self.num_groups * self.group_size
 
     @property
     def num_groups(self) -> int:
-        """Number of pairs."""
-        return count_pairs(len(self.images))
+        """Number of pairs, or of those in the sample."""
+        return count_pairs(len(self.images)) if self._pairs is None else self._pairs
 
     @property
     def group_size(self) -> int:
@@ -68,10 +82,19 @@ class MixupPool:
 
     def to(self, device: str | torch.device) -> "MixupPool":
         """The same pool with its images on `device`; itself where they are there."""
-        return self if self.images.device == torch.device(device) else MixupPool(self.images.to(device), self.lambdas)
+        if self.images.device == torch.device(device):
+            return self
+        return MixupPool(self.images.to(device), self.lambdas, self._pairs, self._seed)
 
     def pair(self, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Groups int64 [B] to the image numbers (i, j) they mix, int64 [B] each, i < j."""
+        """Groups int64 [B] to the image numbers (i, j) they mix, int64 [B] each, i < j.
+
+        Raises:
+            IndexError: a group is negative or not below num_groups.
+        """
+        if self._order is not None:
+            check_range(groups, self.num_groups, "groups")
+            groups = self._order(groups)
         return unrank_pairs(groups, len(self.images))
 
     def render(self, ids: Tensor) -> Tensor:
@@ -89,15 +112,22 @@ class MixupPool:
             out.copy_(_mix(self.images[i], self.images[j], weights))
         return rendered
 
-    def render_groups(self, start: int, stop: int) -> Tensor:
-        """All candidates of the groups [start, stop), uint8 [(stop - start) * group_size, C, H, W].
+    def batches(self, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Candidates of `groups` int64 [G], `step` groups at a time: uint8 [B * len(indices), C, H, W] each, those of a
+        group together.
 
-        Equals `render` of their ids; faster, because each pair is gathered once for all its λ.
+        Equals `render` of their ids; faster, because pairs are found for all groups at once, and each is gathered
+        once for all its λ.
+
+        Args:
+            indices: which λ of the grid; all of them where None.
         """
-        i, j = self.pair(torch.arange(start, stop, device=self.images.device))
-        weights = self._weights.view(1, -1, 1, 1, 1)
-        mixed = _mix(self.images[i].unsqueeze(1), self.images[j].unsqueeze(1), weights)  # [G, L, C, H, W]
-        return mixed.flatten(0, 1)
+        i, j = self.pair(groups.to(self.images.device))
+        weights = self._weights if indices is None else self._weights[list(indices)]
+        weights = weights.view(1, -1, 1, 1, 1)
+        for one, other in zip(i.split(step), j.split(step), strict=True):
+            mixed = _mix(self.images[one].unsqueeze(1), self.images[other].unsqueeze(1), weights)  # [B, L, C, H, W]
+            yield mixed.flatten(0, 1)
 
     def describe(self, ids: Tensor) -> dict[str, list]:
         """Columns for the record of what was chosen: image numbers `i`, `j` and coefficient `lambda`."""

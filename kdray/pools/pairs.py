@@ -26,8 +26,7 @@ def unrank_pairs(pairs: Tensor, n: int) -> tuple[Tensor, Tensor]:
     Raises:
         IndexError: a pair number is negative or not below n (n - 1) / 2.
     """
-    if pairs.numel() and (int(pairs.min()) < 0 or int(pairs.max()) >= count_pairs(n)):
-        raise IndexError(f"pair numbers must lie in [0, {count_pairs(n)}), got {int(pairs.min())}..{int(pairs.max())}")
+    check_range(pairs, count_pairs(n), "pair numbers")
     b = 2 * n - 1
     root = (float(b) * float(b) - 8.0 * pairs.to(torch.float64)).clamp_min(0.0).sqrt()
     i = ((b - root) / 2).floor().to(torch.int64).clamp_(0, max(n - 2, 0))
@@ -42,3 +41,13 @@ def unrank_pairs(pairs: Tensor, n: int) -> tuple[Tensor, Tensor]:
             break
         i = i - too_far.to(torch.int64) + too_short.to(torch.int64)
     return i, pairs - row_start(i) + i + 1
+
+
+def check_range(numbers: Tensor, end: int, what: str) -> None:
+    """Refuse numbers outside [0, end).
+
+    Raises:
+        IndexError: naming `what` they are.
+    """
+    if numbers.numel() and (int(numbers.min()) < 0 or int(numbers.max()) >= end):
+        raise IndexError(f"{what} must lie in [0, {end}), got {int(numbers.min())}..{int(numbers.max())}")
