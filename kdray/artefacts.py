@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,14 @@ class Candidates:
         scores: float32 [k], or None.
         source: "image" or the pool's kind.
         columns: more about each, as the pool describes it.
-        evaluated: candidates scored to find them.
+        search: what finding them took (`kdray.search.Found.facts`); empty where nothing was searched.
     """
 
     ids: np.ndarray
     scores: np.ndarray | None
     source: str
     columns: dict[str, list]
-    evaluated: int = 0
+    search: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class RunDirectory:
             candidates.scores if candidates.scores is not None else pa.nulls(len(candidates.ids), pa.float32())
         )
         table = pa.table(columns | candidates.columns)
-        metadata = {"source": candidates.source, "evaluated": str(candidates.evaluated)}
+        metadata = {"source": candidates.source, "search": json.dumps(candidates.search)}
         _write_tables(self.artefact(number, "choose"), [table.replace_schema_metadata(metadata)])
 
     def read_candidates(self, number: int) -> Candidates:
@@ -163,7 +163,7 @@ class RunDirectory:
             columns={
                 name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "score")
             },
-            evaluated=int(metadata["evaluated"]),
+            search=json.loads(metadata.get("search", "{}")),
         )
 
     def write_labelled(self, number: int, labelled: Labelled, classes: tuple[str, ...] | None) -> None:

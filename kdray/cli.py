@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kdray.cli_bench import bench_app
 from kdray.cli_parts import ConfigArgument, Overrides, told
 from kdray.cli_teacher import teacher_app
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(teacher_app, name="teacher")
+app.add_typer(bench_app, name="bench")
 
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process: no Ray, the same selection.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

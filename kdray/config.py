@@ -131,9 +131,21 @@ class PoolConfig(Section):
     """The virtual pool of candidates."""
 
     kind: Literal["mixup"] = "mixup"
-    """mixup: all pairs of the images, at every λ."""
+    """mixup: pairs of the images, at every λ."""
     lambdas: LambdaGrid | list[float] = LambdaGrid(min=0.30, max=0.70, step=0.04)
     """The λ grid: {min, max, step}, or a list."""
+    pairs: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """all, or how many pairs to sample (seeded, without replacement, never listed)."""
+    search: Literal["interpolated", "exhaustive"] = "interpolated"
+    """exhaustive: score every λ of every pair. interpolated: score one λ of every pair, guess the others from it and
+    from the pair's two images, and score the pairs that look best exactly; where that at least halves the work."""
+    keep: Annotated[float, Field(ge=1)] = 4.0
+    """interpolated: score so many times as many pairs exactly as are chosen."""
+    min_recall: Annotated[float, Field(ge=0, lt=1)] = 0.97
+    """interpolated: where fewer of the truly best are found, by an estimate, double `keep` until they are."""
+    audit: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """interpolated: estimate that by scoring a sample of the other pairs, so large a share of the pairs scored exactly
+    (200 at least); 0 estimates nothing."""
 
     @field_validator("lambdas")
     @classmethod
@@ -155,6 +167,9 @@ class SelectConfig(Section):
     strategy: Literal["active-mixup", "vanilla", "random"] = "active-mixup"
     """active-mixup: lowest C2, one candidate a pair (eq. 3). vanilla: lowest C1, no such rule (eq. 2). random: random
     pairs at the λ nearest 0.5."""
+    score: Literal["confidence", "margin", "entropy"] = "confidence"
+    """What makes a candidate worth asking about: lowest confidence C1 (the paper), smallest margin, or highest entropy
+    of the student's probabilities."""
     rounds: Annotated[int, Field(ge=0)] = 1
     """T: selection rounds after round 0. 0 trains on the real images alone."""
     per_round: Annotated[int, Field(ge=1)] | None = None
@@ -175,18 +190,22 @@ class TrainerConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What Ray may use. None of it changes what is chosen, except `trainer.threads` in the last bits."""
+    """What Ray may use. None of it changes what is chosen, except where it says so."""
 
     scoring_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Scoring actors, one CPU each; auto: one for each free CPU of the cluster."""
     scoring_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one scoring actor; may be a fraction."""
+    scoring_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of scoring; auto: float32 on CPUs, bfloat16 or float16 on GPUs. Changes scores in the last bits."""
+    scoring_compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the student for scoring; auto: on GPUs only. Changes scores in the last bits."""
     teacher_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Teacher actors; auto: as many as scoring workers for a local teacher, else one. 0 asks from the driver."""
     trainer: TrainerConfig = TrainerConfig()
     """Where and with how many threads the student is trained."""
-    chunk: Annotated[int, Field(ge=1)] = 8192
-    """Candidates a scoring task, about: what is lost when a worker dies."""
+    chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Images a scoring task, about: what is lost when a worker dies. auto: about a second's work."""
 
 
 class Config(Section):

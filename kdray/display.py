@@ -76,8 +76,9 @@ class PlainDisplay(_State):
     def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
         self._spent = self._spent if spent is None else spent
         if time.monotonic() - self._spoke >= _QUIET_S:
-            unit = _UNITS.get(self._phase, "epochs")
-            self._say(f"{self._head()}: {done:,}/{total:,} {unit}, {self._rate(done):,.0f}/s  {self._status()}")
+            unit, rate = _UNITS.get(self._phase, "epochs"), self._rate(done)
+            left = f", {_duration((total - done) / rate)} left" if rate and total > done else ""
+            self._say(f"{self._head()}: {done:,}/{total:,} {unit}, {rate:,.0f}/s{left}  {self._status()}")
 
     def round_done(self, metrics: RoundMetrics) -> None:
         super().round_done(metrics)
@@ -87,6 +88,10 @@ class PlainDisplay(_State):
 
     def note(self, text: str) -> None:
         self._say(text)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
 
 
 class LiveDisplay(_State):

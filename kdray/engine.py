@@ -15,7 +15,7 @@ from kdray.ledger.store import LEASE_S, Ledger
 from kdray.observers import Observer
 from kdray.purchase import Terms
 from kdray.rounds import Trainer
-from kdray.search import LocalSearcher, Searcher
+from kdray.search import LocalSearcher, Method, Searcher
 from kdray.students.fit import LocalTrainer
 from kdray.teachers.http import HttpTeacher, HttpTeacherPool
 from kdray.teachers.pool import LocalTeacherPool, TeacherPool
@@ -43,6 +43,7 @@ class Engine:
 def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engine]:
     """The parts that work: all in this process where `local`, else on Ray actors."""
     config, resources = inputs.config, inputs.config.resources
+    chunk = None if resources.chunk == "auto" else resources.chunk
     teachers: TeacherPool = LocalTeacherPool(inputs.teacher)
     if isinstance(inputs.teacher, HttpTeacher):
         teachers = HttpTeacherPool(inputs.teacher, config.teacher.limits.in_flight)
@@ -50,7 +51,7 @@ def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engin
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             yield Engine(
-                searcher=LocalSearcher(resources.chunk, device),
+                searcher=LocalSearcher(chunk, device, method(config), **forward_options(config)),
                 teachers=teachers,
                 trainer=LocalTrainer(inputs.spec),
                 open_ledger=Ledger,
@@ -70,7 +71,14 @@ def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engin
 
     with connect() as cluster, ExitStack() as stack:
         workers = count_workers(resources.scoring_workers, cluster.cpus)
-        searcher = RaySearcher(workers, gpus=resources.scoring_gpus, chunk=resources.chunk)
+        searcher = RaySearcher(
+            workers,
+            gpus=resources.scoring_gpus,
+            chunk=chunk,
+            method=method(config),
+            options=forward_options(config),
+            grow=resources.scoring_workers == "auto",
+        )
         stack.callback(searcher.close)
         if len(inputs.schedule) > 1 and config.select.strategy != "random":
             searcher.start()
@@ -92,6 +100,17 @@ def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engin
             f"Ray ({cluster.address}): {workers} scoring workers, {asking} teacher workers, training in the {where}"
         )
         yield Engine(searcher=searcher, teachers=teachers, trainer=trainer, open_ledger=RayLedger)
+
+
+def method(config: Config) -> Method:
+    """How a config's pool is searched."""
+    pool = config.pool
+    return Method(search=pool.search, keep=pool.keep, min_recall=pool.min_recall, audit=pool.audit)
+
+
+def forward_options(config: Config) -> dict[str, str]:
+    """How a config's student is scored with; see `kdray.search.forward.Forward`."""
+    return {"precision": config.resources.scoring_precision, "compile": config.resources.scoring_compile}
 
 
 def terms(config: Config, metered: bool) -> Terms:

@@ -33,5 +33,8 @@ class EventWriter(Observer):
                 self._writer.add_scalar(name, value, metrics.queries)
         for phase, seconds in metrics.seconds.items():
             self._writer.add_scalar(f"seconds/{phase}", seconds, metrics.queries)
+        for name in ("passes", "recall"):
+            if metrics.search.get(name) is not None:
+                self._writer.add_scalar(f"search/{name}", metrics.search[name], metrics.queries)
         self._writer.add_scalar("images", metrics.images, metrics.queries)
         self._writer.flush()

@@ -11,7 +11,7 @@ from kdray.errors import ConfigError, ImageSetError
 from kdray.images import ImageSet, read_images
 from kdray.observers import Observer
 from kdray.pools.mixup import MixupPool
-from kdray.seeds import numpy_generator
+from kdray.seeds import numpy_generator, torch_seed
 from kdray.select import capacity
 from kdray.students.export import ModelCard
 from kdray.students.fit import StudentSpec
@@ -95,7 +95,7 @@ def read_candidates(config: Config, given: ImageSet | None = None) -> tuple[Imag
     """
     images = given or read_images(config.images, generator=numpy_generator(config.seed, "images"))
     queries = schedule(config.budget.queries, len(images), config.select.rounds, config.select.per_round)
-    pool = MixupPool(images.images, config.pool.grid())
+    pool = make_pool(config, images)
     room = capacity(config.select.strategy, pool)
     if sum(queries[1:]) > room:
         raise ConfigError(
@@ -104,6 +104,12 @@ def read_candidates(config: Config, given: ImageSet | None = None) -> tuple[Imag
             f"lower budget.queries to {queries[0] + room:,} or raise images.count"
         )
     return images, pool, queries
+
+
+def make_pool(config: Config, images: ImageSet) -> MixupPool:
+    """The pool a config describes over `images`."""
+    pairs = None if config.pool.pairs == "all" else config.pool.pairs
+    return MixupPool(images.images, config.pool.grid(), pairs, torch_seed(config.seed, "pairs"))
 
 
 def read_inputs(config: Config, *, observer: Observer | None = None, given: Given | None = None) -> Inputs:

@@ -17,7 +17,8 @@ class RoundMetrics:
         reused: answers of this round that cost nothing.
         short: candidates chosen but not answered, because the budget ran out.
         set_aside: candidates the teacher gave no answer to that one could believe.
-        evaluated: candidates the student scored to choose this round's.
+        evaluated: forward passes of the student to choose this round's candidates.
+        search: what those found, see `kdray.search.Found.facts`; empty where the choice does not look at the student.
         student_accuracy, teacher_accuracy: on the labelled test set, or None.
         success_rate: their ratio (Active Mixup, section 4.1), on the images both were measured on.
         agreement: share of test images on which student and teacher name the same class, or None.
@@ -41,6 +42,7 @@ class RoundMetrics:
     loss: float
     seconds: dict[str, float] = field(default_factory=dict)
     set_aside: int = 0
+    search: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As a plain mapping."""

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdray.config import Config
+from kdray.engine import forward_options, method
 from kdray.errors import TeacherError
-from kdray.inputs import read_candidates, resolve
+from kdray.inputs import make_pool, read_candidates, resolve
 from kdray.ledger.limits import Limits
 from kdray.pools.mixup import MixupPool
-from kdray.search import probe
+from kdray.search import SearchRequest, probe
+from kdray.search.method import Outlook, look_ahead
 from kdray.students.export import read_card
 from kdray.students.models import build_model, pixel_statistics
 from kdray.teachers.build import build_teacher
@@ -37,7 +39,8 @@ class Plan:
         batch: images a request.
         asking_s: seconds those take at least, by the limits on the rate; None where there are none.
         asking_days: days they take at least, by the daily quota.
-        scored: candidates the student scores, over all rounds.
+        scored: forward passes of the student to choose, over all rounds, in images.
+        exhaustive: what they would be were every candidate scored.
         rate_per_s: candidates a second, all workers together, as probed.
         workers: scoring workers assumed.
         worker_bytes: peak resident memory of one probed worker.
@@ -56,6 +59,7 @@ class Plan:
     asking_s: float | None
     asking_days: int
     scored: int
+    exhaustive: int
     rate_per_s: float
     workers: int
     worker_bytes: int
@@ -80,7 +84,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else cores
     at_once = min(workers, cores)
-    searches = config.select.rounds if config.select.strategy != "random" else 0
+    outlooks = _outlooks(config, pool, schedule)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, mp_context=context) as executor:
         probes = [executor.submit(_probe, config, classes, probe_s) for _ in range(at_once)]
@@ -103,12 +107,21 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         batch=config.teacher.batch_size,
         asking_s=max((requests - limits.burst) / rate for rate in rates) if rates else None,
         asking_days=-(-sum(schedule) // limits.queries_per_day) if limits.queries_per_day else 1,
-        scored=len(pool) * searches,
+        scored=sum(outlook.passes for outlook in outlooks),
+        exhaustive=sum(outlook.exhaustive for outlook in outlooks),
         rate_per_s=sum(rate for rate, _ in results) / at_once * workers,
         workers=workers,
         worker_bytes=max(peak for _, peak in results),
         note=note,
     )
+
+
+def _outlooks(config: Config, pool: MixupPool, schedule: list[int]) -> list[Outlook]:
+    """What the search of each round will take, unless a list has to be widened."""
+    if config.select.strategy == "random":
+        return []
+    per = "candidate" if config.select.strategy == "vanilla" else "group"
+    return [look_ahead(pool, SearchRequest(k=queries, per=per), method(config)) for queries in schedule[1:]]
 
 
 def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | None]:
@@ -133,10 +146,10 @@ def _probe(config: Config, classes: int, seconds: float) -> tuple[float, int]:
 
     torch.set_num_threads(1)
     images, _, _ = read_candidates(config)
-    pool = MixupPool(images.images, config.pool.grid())
+    pool = make_pool(config, images)
     mean, std = pixel_statistics(images.images)
     model = build_model(config.student.model, images.image_shape, classes, seed=config.seed, mean=mean, std=std)
-    rate = probe(pool, model, seconds, time.monotonic)
+    rate = probe(pool, model, seconds, time.monotonic, **forward_options(config))
     return rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -185,7 +198,8 @@ def _duration(plan: Plan) -> str:
         if seconds < 36_000
         else f"{seconds / 3600:,.1f} h"
     )
+    fewer = f", {plan.exhaustive / plan.scored:.1f} times fewer than all" if plan.scored < plan.exhaustive else ""
     return (
-        f"about {text} for {plan.scored:,} forward passes with {plan.workers} workers "
+        f"about {text} for {plan.scored:,} forward passes{fewer}, with {plan.workers} workers "
         f"({plan.rate_per_s:,.0f} candidates/s, from a {PROBE_S:.0f}-second probe here)"
     )

@@ -6,7 +6,7 @@ state is on disk, so a run that is killed and started again goes on as if nothin
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +19,8 @@ from kdray.files import read_json, write_bytes, write_json
 from kdray.images import ImageSet
 from kdray.observers import Observer, RoundMetrics
 from kdray.purchase import Bought, Terms, buy
-from kdray.search import Scored, Searcher, SearchRequest
-from kdray.seeds import numpy_generator
+from kdray.search import Found, Searcher, SearchRequest
+from kdray.seeds import numpy_generator, torch_seed
 from kdray.select import select
 from kdray.students.evaluate import accuracy, predict
 from kdray.students.export import load_student
@@ -48,6 +48,7 @@ class Parts:
         pool: the candidates.
         schedule: queries of each round, round 0 first.
         strategy: name of the selection.
+        score: what makes a candidate informative, a key of `kdray.scores.INFORMATIVE`.
         seed: root of all randomness.
         classes: class names for the labelled set, or None.
         batch_size: images a teacher batch.
@@ -69,6 +70,7 @@ class Parts:
     observer: Observer
     schedule: list[int]
     strategy: str
+    score: str
     seed: int
     classes: tuple[str, ...] | None
     batch_size: int
@@ -129,20 +131,24 @@ class Rounds:
                 numpy_generator(parts.seed, "selection", number),
                 lambda request: self._search(number - 1, request),
             )
+            if chosen.search is not None:
+                parts.observer.note(chosen.search.summary())
             candidates = Candidates(
                 ids=chosen.ids,
                 scores=chosen.scores,
                 source="mixup",
                 columns=parts.pool.describe(torch.from_numpy(chosen.ids)),
-                evaluated=chosen.evaluated,
+                search={} if chosen.search is None else chosen.search.facts(),
             )
         self.directory.add_phase(number, "choose", {"seconds": time.monotonic() - begin})
         self.directory.write_candidates(number, candidates)
 
-    def _search(self, student_round: int, request: SearchRequest) -> Scored:
+    def _search(self, student_round: int, request: SearchRequest) -> Found:
         """Score the pool with the student of an earlier round, always as it is on disk."""
+        parts = self.parts
         model = load_student(self.directory.artefact(student_round, "train"))
-        return self.parts.searcher.search(self.parts.pool, model, request, self.parts.observer.progress)
+        request = replace(request, score=parts.score, seed=torch_seed(parts.seed, "search", student_round + 1))
+        return parts.searcher.search(parts.pool, model, request, parts.observer.progress, parts.observer.note)
 
     def _query(self, number: int) -> None:
         parts, begin = self.parts, time.monotonic()
@@ -222,6 +228,7 @@ class Rounds:
         facts = self.directory.phases(number)
         seconds = {phase: facts[phase]["seconds"] for phase in ("choose", "query", "train")}
         charged = sum(self.directory.phases(earlier)["query"]["charged"] for earlier in range(number + 1))
+        searched = self.directory.read_candidates(number).search
         metrics = RoundMetrics(
             round=number,
             images=facts["train"]["images"],
@@ -230,7 +237,8 @@ class Rounds:
             reused=facts["query"]["reused"],
             short=facts["query"]["short"],
             set_aside=facts["query"].get("set_aside", 0),
-            evaluated=self.directory.read_candidates(number).evaluated,
+            evaluated=searched.get("passes", 0),
+            search=searched,
             student_accuracy=scores.get("student"),
             teacher_accuracy=scores.get("teacher"),
             success_rate=scores.get("success"),

@@ -266,6 +266,7 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
                     observer=heard,
                     schedule=inputs.schedule,
                     strategy=config.select.strategy,
+                    score=config.select.score,
                     seed=config.seed,
                     classes=inputs.classes,
                     batch_size=config.teacher.batch_size,

@@ -24,3 +24,7 @@ def margin(probs: Tensor) -> Tensor:
 def entropy(probs: Tensor) -> Tensor:
     """Shannon entropy in nats. In [0, ln K]; a probability of zero adds nothing."""
     return torch.special.entr(probs).sum(dim=1)
+
+
+INFORMATIVE = {"confidence": confidence, "margin": margin, "entropy": lambda probs: -entropy(probs)}
+"""What may be searched for, by name, each so that low means informative."""

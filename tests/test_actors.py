@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,7 +31,8 @@ from kdray.observers import Observer
 from kdray.pools.mixup import MixupPool
 from kdray.purchase import Terms, buy
 from kdray.run import run
-from kdray.search import LocalSearcher, SearchRequest
+from kdray.search import LocalSearcher, Method, SearchRequest
+from kdray.search.method import look_ahead
 from kdray.students.export import ModelCard
 from kdray.students.fit import LocalTrainer, StudentSpec
 from kdray.students.models import build_model
@@ -77,6 +79,37 @@ def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, ray_local,
         assert same(searcher.search(pool, other, request), LocalSearcher(512).search(pool, other, request))
     finally:
         searcher.close()
+
+
+def test_workers_guess_as_one_process_does_bit_for_bit(ray_local, pool, model):
+    method, request = Method(search="interpolated", min_recall=0.0), SearchRequest(k=40, seed=7)
+    assert look_ahead(pool, request, method).guess
+    reference = LocalSearcher(512, method=method).search(pool, model, request)
+    searcher = RaySearcher(2, chunk=300, method=method)
+    try:
+        found = searcher.search(pool, model, request)
+    finally:
+        searcher.close()
+    assert same(found, reference)
+    assert found.facts() == reference.facts()
+    assert found.recall.sampled == 200 and found.evaluated < found.exhaustive / 2
+
+
+def test_what_is_scored_shows_in_rays_metrics(ray_local, pool, model):
+    searcher = RaySearcher(1, chunk=2048)
+    try:
+        searcher.search(pool, model, SearchRequest(k=5))
+        port, deadline, text = ray_local.nodes()[0]["MetricsExportPort"], time.monotonic() + 120, ""
+        while "kdray_candidates_scored" not in text:  # workers report every few seconds
+            assert time.monotonic() < deadline, "no metric of kdray's at the metrics port"
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+                text = reply.read().decode()
+            time.sleep(0.5)
+    finally:
+        searcher.close()
+    counts = [line.rpartition(" ")[2] for line in text.splitlines() if "kdray_candidates_scored" in line.split("{")[0]]
+    assert max(float(count) for count in counts if count.replace(".", "").isdigit()) >= len(pool)
+    assert "kdray_chunk_seconds_bucket" in text
 
 
 def test_a_worker_killed_in_mid_search_changes_nothing(ray_local, pool, model, reference):
@@ -447,7 +480,7 @@ class KillWorkers(Observer):
     """Kills workers of the run it watches, one of each kind, while they work for the first round."""
 
     def __init__(self) -> None:
-        self.victims = {"choose": {"ScoringWorker.score"}, "query": {"TeacherWorker", "LedgerService"}}
+        self.victims = {"choose": {"ScoringWorker.work"}, "query": {"TeacherWorker", "LedgerService"}}
         self._now: set[str] = set()
 
     def phase(self, round, name):
@@ -461,8 +494,10 @@ class KillWorkers(Observer):
 
 
 def test_a_run_selects_alike_without_ray_on_one_worker_on_two_and_after_a_kill(ray_local, teacher_weights, tmp_path):
-    changes = {"images__count": 60, "budget__queries": 200, "resources__chunk": 128}
+    grid = [0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70]
+    changes = {"images__count": 60, "budget__queries": 140, "resources__chunk": 128, "pool__lambdas": grid}
     local = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "local"), local=True)
+    assert all(metrics.search["keep"] >= 4 for metrics in local.history[1:]), "it guessed"
     killer = KillWorkers()
     for name, workers, observer in (("one", 1, None), ("two", 2, None), ("killed", 2, killer)):
         config = parse_config(digits_config(teacher_weights, **changes, resources__scoring_workers=workers))

@@ -627,7 +627,7 @@ def test_a_dumped_config_holds_every_field_as_plain_yaml():
     config = parse(data=WHOLE)
     data = yaml.safe_load(dump_config(config))
     assert data == config.model_dump(mode="json")
-    assert data["resources"]["chunk"] == 8192 and data["images"]["count"] is None
+    assert data["resources"]["chunk"] == "auto" and data["images"]["count"] is None
     assert list(data)[:3] == ["seed", "images", "test"]
 
 

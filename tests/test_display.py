@@ -59,8 +59,8 @@ def test_a_long_phase_speaks_now_and_then_with_rate_and_money(monkeypatch):
         display.progress(second, 60, spent=40 + second)
     said = stream.getvalue().splitlines()[2:]
     assert said == [
-        "round 1/2 asking: 10/60 images, 1/s  queries 50/160",
-        "round 1/2 asking: 20/60 images, 1/s  queries 60/160",
+        "round 1/2 asking: 10/60 images, 1/s, 50 s left  queries 50/160",
+        "round 1/2 asking: 20/60 images, 1/s, 40 s left  queries 60/160",
     ]
 
 

@@ -26,7 +26,7 @@ from conftest import copy_run, kdray, served
 import kdray as package
 from kdray.artefacts import RunDirectory
 from kdray.config_file import load_config, parse_config
-from kdray.errors import LedgerError, RunDirectoryError, TeacherError
+from kdray.errors import ConfigError, LedgerError, RunDirectoryError, TeacherError
 from kdray.images import ImageSet
 from kdray.inputs import Given
 from kdray.ledger import Ledger, hash_images
@@ -93,6 +93,65 @@ def test_chosen_pairs_leave_the_pool_and_images_are_what_the_ids_say(finished):
     assert torch.equal(labelled[1].images, pool.render(torch.from_numpy(first.ids)))
     assert first.columns["lambda"] == [(0.3, 0.5, 0.7)[k] for k in (first.ids % 3).tolist()]
     assert np.all(np.diff(first.scores) >= 0)
+
+
+GRID = {"pool__lambdas": {"min": 0.3, "max": 0.7, "step": 0.04}}
+
+
+def test_a_search_by_guesses_is_told_recorded_and_resumed_to_the_same_bits(make_config, tmp_path):
+    config = make_config(**GRID, images__count=60, budget__queries=100)
+    notes = Notes()
+    result = run(config, RunDirectory(tmp_path / "run"), local=True, observer=notes)
+    first = result.history[1].search
+    # 60 images, one λ of each of 1,770 pairs; 80 pairs exactly and 200 others as a check, at eleven λ.
+    assert result.history[1].evaluated == first["passes"] >= 60 + 1770 + 280 * 11
+    assert first["exhaustive"] == 1770 * 11
+    assert 0 <= first["recall_low"] <= first["recall"] <= first["recall_high"] <= 1
+    line = r"search: [\d,]+ forward passes, \d\.\d times fewer than all; found .* \(.* to .*\)"
+    assert sum(bool(re.fullmatch(line, note)) for note in notes.texts) == 2
+    assert result.history[0].search == {}
+    with pytest.raises(KeyboardInterrupt):
+        run(config, RunDirectory(tmp_path / "again"), local=True, observer=StopAt(10))
+    resumed = resume(RunDirectory(tmp_path / "again"), local=True)
+    assert [m.search for m in resumed.history] == [m.search for m in result.history]
+    assert student(tmp_path / "again") == student(tmp_path / "run")
+    from kdray.report.page import write_report
+
+    page = write_report([RunDirectory(tmp_path / "run")]).read_text()
+    assert f"{100 * first['recall']:.1f} % ({100 * first['recall_low']:.1f} to" in page
+    # All of it gives the same round 0, and is not the same config.
+    every = run(
+        make_config(**GRID, images__count=60, budget__queries=100, pool__search="exhaustive"),
+        RunDirectory(tmp_path / "every"),
+        local=True,
+    )
+    assert every.history[1].evaluated == 1770 * 11 and every.history[1].search["recall"] is None
+
+
+def test_a_sample_of_the_pairs_is_what_is_chosen_from(make_config, tmp_path):
+    result = run(make_config(pool__pairs=150), RunDirectory(tmp_path / "run"), local=True)
+    assert [m.evaluated for m in result.history] == [0, 450, 450]
+    chosen = RunDirectory(tmp_path / "run").read_candidates(1)
+    from kdray.inputs import read_candidates
+
+    _, pool, _ = read_candidates(result.config)
+    assert pool.num_groups == 150
+    pairs = set(zip(*(part.tolist() for part in pool.pair(torch.arange(150))), strict=True))
+    assert set(zip(chosen.columns["i"], chosen.columns["j"], strict=True)) <= pairs
+    with pytest.raises(
+        ConfigError, match="781 pairs wanted, 40 images make 780; lower it, or"
+    ):
+        run(make_config(pool__pairs=781), RunDirectory(tmp_path / "more"), local=True)
+    with pytest.raises(ConfigError, match="give only 100 for active-mixup"):
+        run(make_config(pool__pairs=100), RunDirectory(tmp_path / "few"), local=True)
+
+
+@pytest.mark.parametrize("score", ["margin", "entropy"])
+def test_another_score_chooses_other_candidates(score, finished, make_config, tmp_path):
+    result = run(make_config(select__score=score), RunDirectory(tmp_path / "run"), local=True)
+    ours, theirs = (RunDirectory(r.directory).read_candidates(1) for r in (result, finished))
+    assert ours.ids.tolist() != theirs.ids.tolist()
+    assert (ours.scores < 0).all() if score == "entropy" else (ours.scores >= 0).all()
 
 
 def test_answers_in_the_labelled_set_are_the_teachers_own(finished):

@@ -1,7 +1,5 @@
 """Scores and the search: equal to a naive triple loop, whatever the chunks, the order and the ties."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,13 @@ from torch import nn
 from kdray.errors import ScoringError
 from kdray.pools.mixup import MixupPool
 from kdray.scores import confidence, entropy, margin
-from kdray.search import Chunks, LocalSearcher, LowestK, SearchRequest, groups_per_batch, probe, score_chunk
+from kdray.search import LocalSearcher, LowestK, Method, SearchRequest, probe
+from kdray.search.forward import CPU_BATCH, Forward
+from kdray.search.method import look_ahead, run_search
+from kdray.search.stages import Cuts, Ends, Guess, ScoreGroups
 from kdray.students.models import build_model
+
+SCORES = {"confidence": confidence, "margin": margin, "entropy": lambda probs: -entropy(probs)}
 
 
 class Quantised(nn.Module):
@@ -39,7 +42,7 @@ def naive(pool: MixupPool, model: nn.Module, request: SearchRequest) -> list[tup
             for k in range(pool.group_size):
                 number = group * pool.group_size + k
                 probs = model(pool.render(torch.tensor([number]))).softmax(dim=1)
-                scores.append((float(probs.max()), number))
+                scores.append((float(SCORES[request.score](probs)), number))
             if request.per == "group":
                 best += [min(scores)] if group not in taken else []
             else:
@@ -66,22 +69,24 @@ def test_scores_by_hand():
     lambdas=st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]), min_size=1, max_size=4, unique=True),
     k=st.integers(1, 150),
     per=st.sampled_from(["group", "candidate"]),
+    score=st.sampled_from(sorted(SCORES)),
     levels=st.sampled_from([1, 4, 1000]),
     chunk=st.integers(1, 300),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_search_equals_a_naive_triple_loop(n, lambdas, k, per, levels, chunk, seed):
+def test_search_equals_a_naive_triple_loop(n, lambdas, k, per, score, levels, chunk, seed):
     pool, model = small_pool(n, lambdas, seed), Quantised(seed, levels)
     rng = np.random.default_rng(seed)
     size = pool.num_groups if per == "group" else len(pool)
     taken = np.sort(rng.choice(size, size=rng.integers(0, size), replace=False)).astype(np.int64)
-    request = SearchRequest(k=k, per=per, taken=taken)
+    request = SearchRequest(k=k, per=per, taken=taken, score=score)
     found = LocalSearcher(chunk).search(pool, model, request)
     expected = naive(pool, model, request)
     assert found.ids.tolist() == [number for _, number in expected]
     assert found.scores.tolist() == [score for score, _ in expected]
-    assert found.evaluated == len(pool)
+    assert found.evaluated == found.exhaustive == len(pool)
+    assert found.recall is None
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=200), st.integers(1, 50), st.randoms(use_true_random=False))
@@ -92,7 +97,7 @@ def test_merging_does_not_depend_on_the_order_of_chunks(values, k, random):
     for start in order:
         part = slice(start, start + 7)
         near = scores[part] <= merged.bound  # as a worker that was told the bound leaves them out
-        merged.add(type(merged.result())(scores=scores[part][near], ids=ids[part][near], evaluated=7))
+        merged.add(start, type(merged.result())(scores=scores[part][near], ids=ids[part][near], evaluated=7))
     expected = sorted(zip(values, range(len(values)), strict=True))[:k]
     assert merged.result().ids.tolist() == [number for _, number in expected]
 
@@ -120,16 +125,16 @@ def test_nan_is_an_error_that_names_the_candidate():
         LocalSearcher().search(pool, Broken(), SearchRequest(k=1))
 
 
-def test_chunks_cover_the_pool_once_in_whole_batches():
-    pool = small_pool(60, [0.3, 0.5, 0.7], 0)
-    chunks = Chunks(pool, 1000)
-    assert len(chunks) == len(list(chunks)) > 1
-    assert chunks[0][0] == 0
-    assert chunks[len(chunks) - 1][1] == pool.num_groups
-    assert all(stop == start for (_, stop), (start, _) in pairwise(chunks))
-    assert all(start % groups_per_batch(pool) == 0 for start, _ in chunks)
+@given(count=st.integers(0, 500), each=st.integers(1, 400), batch=st.integers(1, 300), wanted=st.integers(1, 2000))
+def test_cuts_cover_everything_once_in_whole_passes(count, each, batch, wanted):
+    cuts = Cuts(count, each, batch, wanted)
+    bounds = list(cuts)
+    assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds[:-1])][: len(bounds)]
+    assert all(stop > start and start % cuts.step == 0 for start, stop in bounds)
+    assert (bounds[-1][1] if bounds else 0) == count
+    assert cuts.step == 1 or cuts.step * each <= batch
     with pytest.raises(IndexError):
-        chunks[len(chunks)]
+        cuts[len(cuts)]
 
 
 @pytest.mark.parametrize("chunk", [1, 700, 10**6])
@@ -145,16 +150,205 @@ def test_a_real_students_scores_do_not_depend_on_the_chunk_size(chunk):
 
 
 def test_a_bound_never_changes_the_result():
-    pool, model = small_pool(14, [0.3, 0.6], 2), Quantised(2, 3)
-    request = SearchRequest(k=5)
-    free = score_chunk(pool, model, 0, pool.num_groups, request)
-    bound = score_chunk(pool, model, 0, pool.num_groups, request, bound=float(free.scores[-1]))
-    assert bound.ids.tolist() == free.ids.tolist()
-    assert len(score_chunk(pool, model, 0, pool.num_groups, request, bound=-1.0).ids) == 0
+    pool, model = small_pool(14, [0.3, 0.6], 2), Forward(Quantised(2, 3))
+    stage = ScoreGroups(count=pool.num_groups, group_size=2, k=5)
+    free = stage.run(pool, model, 0)
+    assert stage.run(pool, model, 0, bound=float(free.scores[-1])).ids.tolist() == free.ids.tolist()
+    assert len(stage.run(pool, model, 0, bound=-1.0).ids) == 0
 
 
 def test_the_probe_counts_candidates_by_the_clock():
     ticks = iter(range(1000))  # a clock that moves one second a look
-    rate = probe(small_pool(30, [0.5], 0), Quantised(0, 10), 3.0, lambda: float(next(ticks)))
-    # 30 images make 435 groups: passes of 256 groups; three looks until three seconds are over.
-    assert rate == pytest.approx(256 * 2 / 3)
+    rate = probe(small_pool(60, [0.5], 0), Quantised(0, 10), 3.0, lambda: float(next(ticks)))
+    # 60 images make 1,770 groups: tasks of four passes of 256 groups; two of them until three seconds are over.
+    assert rate == pytest.approx(4 * 256 * 2 / 3)
+
+
+# ---- guessing
+
+
+GRID = [0.30, 0.34, 0.38, 0.42, 0.46, 0.50, 0.54, 0.58, 0.62, 0.66, 0.70]
+
+
+class Rough(nn.Module):
+    """A network of one hidden layer: piecewise linear, and not linear."""
+
+    def __init__(self, seed: int, scale: float = 6.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first = nn.Parameter(torch.randn(12, 16, generator=generator))
+        self.second = nn.Parameter(torch.randn(16, 4, generator=generator) * scale / 16)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images.flatten(1).float() / 255 - 0.5) @ self.first).relu() @ self.second
+
+
+def guessing(**changes) -> Method:
+    return Method(search="interpolated", **changes)
+
+
+def true_recall(found, exact) -> float:
+    return len(set(found.ids.tolist()) & set(exact.ids.tolist())) / len(exact.ids)
+
+
+@pytest.mark.parametrize("per", ["group", "candidate"])
+@pytest.mark.parametrize("score", ["confidence", "entropy"])
+def test_guessing_finds_nearly_all_for_a_fraction_of_the_passes(per, score):
+    pool, model = small_pool(60, GRID, 4), Rough(4)
+    request = SearchRequest(k=60, per=per, score=score, seed=1)
+    exact = LocalSearcher().search(pool, model, request)
+    found = LocalSearcher(method=guessing()).search(pool, model, request)
+    assert true_recall(found, exact) >= 0.9
+    assert found.evaluated * 2 <= found.exhaustive == exact.evaluated == len(pool)
+    # What is chosen is chosen on exact scores.
+    known = dict(zip(exact.ids.tolist(), exact.scores.tolist(), strict=True))
+    both = [(known[n], s) for n, s in zip(found.ids.tolist(), found.scores.tolist(), strict=True) if n in known]
+    assert all(one == pytest.approx(other, abs=1e-6) for one, other in both)
+    assert found.recall.low <= found.recall.value <= found.recall.high
+    assert found.recall.sampled == 200
+
+
+def test_margins_are_hard_to_guess_and_the_search_notices():
+    """On a line that crosses a decision boundary the margin is small only right beside it: the crossing has to be known
+    to a fraction of the grid's step."""
+    pool, request, notes = small_pool(60, GRID, 4), SearchRequest(k=60, score="margin", seed=1), []
+    exact = LocalSearcher().search(pool, Rough(4), request)
+    assert true_recall(LocalSearcher(method=guessing(min_recall=0.0)).search(pool, Rough(4), request), exact) < 0.7
+    found = LocalSearcher(method=guessing()).search(pool, Rough(4), request, on_note=notes.append)
+    assert found.ids.tolist() == exact.ids.tolist()
+    assert "scoring the whole pool" in notes[-1]
+
+
+def test_the_passes_are_those_that_were_announced():
+    pool, request = small_pool(60, GRID, 4), SearchRequest(k=60)
+    outlook = look_ahead(pool, request, guessing())
+    # 60 images, one mix of each of the 1,770 pairs, 240 pairs exactly, 200 to audit.
+    assert (outlook.shortlist, outlook.audit, outlook.passes) == (240, 200, 60 + 1770 + 440 * 11)
+    assert outlook.exhaustive == 1770 * 11
+    seen = []
+    found = LocalSearcher(method=guessing()).search(pool, Rough(4), request, lambda *done: seen.append(done))
+    assert found.evaluated == outlook.passes
+    assert seen[-1] == (outlook.passes, outlook.passes)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_where_guessing_saves_little_all_is_scored():
+    pool = small_pool(20, GRID, 0)
+    exact = LocalSearcher().search(pool, Rough(1), SearchRequest(k=60))
+    found = LocalSearcher(method=guessing()).search(pool, Rough(1), SearchRequest(k=60))
+    assert found.ids.tolist() == exact.ids.tolist()
+    assert (found.evaluated, found.keep, found.recall) == (exact.evaluated, None, None)
+    one = look_ahead(small_pool(200, [0.5], 0), SearchRequest(k=5), guessing())
+    assert not one.guess  # one λ: nothing to guess
+    assert not look_ahead(pool, SearchRequest(k=0), guessing()).guess
+    assert look_ahead(small_pool(200, GRID, 0), SearchRequest(k=5), guessing()).guess
+    assert not look_ahead(small_pool(200, GRID, 0), SearchRequest(k=5), Method(search="exhaustive")).guess
+
+
+class Misleading(nn.Module):
+    """Sure of itself at both ends and in the middle of any pair of one bright and one dark pixel, unsure elsewhere."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = images.flatten(1).float().mean(dim=1)
+        unsure = ((level - 77).abs() < 2).float()  # λ = 0.3 of black and white
+        return torch.stack([8 - 8 * unsure + level / 1000, torch.zeros_like(level)], dim=1)
+
+
+def test_a_list_that_misses_too_much_is_widened_and_in_the_end_given_up():
+    images = torch.zeros(80, 1, 1, 1, dtype=torch.uint8)
+    images[40:] = 255  # 1,600 mixed pairs, all unsure at λ = 0.7 of the first, which is black; the rest at none
+    pool, notes = MixupPool(images, GRID), []
+    request = SearchRequest(k=50, seed=3)
+    found = LocalSearcher(method=guessing(keep=1.0, min_recall=0.9)).search(
+        pool, Misleading(), request, on_note=notes.append
+    )
+    exact = LocalSearcher().search(pool, Misleading(), request)
+    assert found.ids.tolist() == exact.ids.tolist()
+    assert found.keep is None
+    assert "scoring 2 times as many exactly instead of 1" in notes[0]
+    assert "scoring the whole pool" in notes[-1]
+    assert all("less than pool.min_recall = 0.9" in note for note in notes)
+    # Nobody wants to know: it stays as it is.
+    told = []
+    cheap = LocalSearcher(method=guessing(keep=1.0, audit=0.0)).search(pool, Misleading(), request, on_note=told.append)
+    assert cheap.recall is None and cheap.keep == 1.0 and told == []
+    asked = LocalSearcher(method=guessing(keep=1.0, min_recall=0.0)).search(pool, Misleading(), request)
+    assert asked.recall.value < 0.5 and asked.keep == 1.0
+
+
+@given(
+    chunk=st.sampled_from([1, 300, 5000]),
+    taken=st.sets(st.integers(0, 1769), max_size=300),
+    per=st.sampled_from(["group", "candidate"]),
+    seed=st.integers(0, 50),
+)
+@settings(max_examples=15, deadline=None)
+def test_a_guessing_search_does_not_depend_on_chunks_and_their_order(chunk, taken, per, seed):
+    pool, forward = small_pool(60, GRID, 4), Forward(Rough(4))
+    request = SearchRequest(k=40, per=per, taken=np.array(sorted(taken), dtype=np.int64), seed=seed)
+    rng = np.random.default_rng(seed)
+
+    def backwards(stage, merge):
+        for number in rng.permutation(len(stage)):
+            merge.add(int(number), stage.run(pool, forward, int(number), merge.bound))
+
+    found = run_search(pool, request, guessing(), backwards, chunk=chunk)
+    reference = LocalSearcher(700, method=guessing()).search(pool, Rough(4), request)
+    assert found.ids.tolist() == reference.ids.tolist()
+    assert found.scores.tobytes() == reference.scores.tobytes()
+    assert found.recall == reference.recall
+    gone = taken if per == "group" else {number // 11 for number in ()}
+    assert not gone & set((found.ids // 11).tolist())
+    assert per == "group" or not taken & set(found.ids.tolist())
+
+
+def test_nan_among_the_guesses_is_an_error_too():
+    class Broken(Rough):
+        def forward(self, images):
+            return super().forward(images) * torch.where(images.flatten(1).sum(dim=1) == 0, float("nan"), 1.0)[:, None]
+
+    pool = small_pool(60, GRID, 4)
+    pool.images[7] = 0
+    with pytest.raises(ScoringError, match="is not a number"):
+        LocalSearcher(method=guessing()).search(pool, Broken(4), SearchRequest(k=5))
+
+
+@given(st.integers(2, 12), st.integers(0, 30), st.sampled_from(["confidence", "margin", "entropy"]))
+@settings(max_examples=30, deadline=None)
+def test_the_guess_of_a_group_by_the_definition(n, seed, score):
+    """A loop over groups and λ: between the two nearest known logits, linearly."""
+    pool, model = small_pool(n, [0.1, 0.4, 0.5, 0.9], seed), Rough(seed)
+    forward, knots = Forward(model), (1, 3)
+    ends = Ends(count=n).run(pool, forward, 0).rows
+    stage = Guess(count=pool.num_groups, k=pool.num_groups, knots=knots, ends=ends, score=score)
+    found = stage.run(pool, forward, 0)
+    assert found.evaluated == 2 * pool.num_groups
+    with torch.no_grad():
+        for group, guess in zip(found.ids.tolist(), found.scores.tolist(), strict=True):
+            i, j = (int(x) for x in pool.pair(torch.tensor([group])))
+            known = {0.0: model(pool.images[j][None])[0], 1.0: model(pool.images[i][None])[0]}
+            known |= {pool.lambdas[k]: model(pool.render(torch.tensor([group * 4 + k])))[0] for k in knots}
+            guesses = []
+            for value in pool.lambdas:
+                low, high = max(x for x in known if x <= value), min(x for x in known if x >= value)
+                share = 0.0 if low == high else (value - low) / (high - low)
+                logits = (1 - share) * known[low] + share * known[high]
+                guesses.append(float(SCORES[score](logits.softmax(dim=0)[None])))
+            assert guess == pytest.approx(min(guesses), abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_student_is_scored_alike_with_every_option(precision, compile):
+    model = build_model("lenet5", (1, 28, 28), 10, seed=1)
+    images = torch.randint(
+        0, 256, (CPU_BATCH + 7, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        plain = model.eval()(images)
+    forward = Forward(build_model("lenet5", (1, 28, 28), 10, seed=1), precision=precision, compile=compile)
+    parts = [forward(part) for part in images.split(CPU_BATCH)]  # the last is filled up where there is one shape only
+    assert [len(part) for part in parts] == [CPU_BATCH, 7]
+    assert all(part.dtype == torch.float32 for part in parts)
+    tolerance = 1e-5 if precision == "float32" else 0.05
+    assert torch.allclose(torch.cat(parts), plain, atol=tolerance)

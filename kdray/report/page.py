@@ -11,6 +11,7 @@ from kdray.config_file import dump_config
 from kdray.errors import RunDirectoryError
 from kdray.files import write_bytes
 from kdray.images import encode_png
+from kdray.observers import RoundMetrics
 from kdray.report.figures import accuracy_figure, time_figure
 from kdray.run import Result, read_result
 from kdray.students.export import read_card
@@ -38,6 +39,7 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
         result=first,
         money=lambda cost: "–" if cost is None else f"{cost:,.2f} {first.receipt.currency}",
         last=first.history[-1],
+        found=_found,
         others=results[1:],
         accuracy=accuracy_figure(runs),
         time=time_figure(first.history),
@@ -46,6 +48,18 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
     )
     write_bytes(directory.report, html.encode())
     return directory.report
+
+
+def _found(metrics: RoundMetrics) -> str:
+    """The share of the truly lowest that a round's search found."""
+    search = metrics.search
+    if not search:
+        return "–"
+    if search["keep"] is None:
+        return "all"
+    if search["recall"] is None:
+        return "not estimated"
+    return f"{100 * search['recall']:.1f} % ({100 * search['recall_low']:.1f} to {100 * search['recall_high']:.1f})"
 
 
 def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:

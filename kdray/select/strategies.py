@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdray.errors import PoolExhausted
-from kdray.search import Scored, SearchRequest
+from kdray.pools.order import sample_without
+from kdray.search import Found, SearchRequest
 
-Search = Callable[[SearchRequest], Scored]
+Search = Callable[[SearchRequest], Found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,12 @@ class Selection:
     Attributes:
         ids: int64 [k], distinct candidate ids, none of them taken; most informative first where there are scores.
         scores: float32 [k], or None where the choice does not look at the student.
-        evaluated: forward passes of the student, in candidates.
+        search: what looking for them took, or None where the choice does not look at the student.
     """
 
     ids: np.ndarray
     scores: np.ndarray | None = None
-    evaluated: int = 0
+    search: Found | None = None
 
 
 def active_mixup(pool, k: int, taken: np.ndarray, generator: np.random.Generator, search: Search) -> Selection:
@@ -42,7 +43,8 @@ def vanilla(pool, k: int, taken: np.ndarray, generator: np.random.Generator, sea
 
 def random_pairs(pool, k: int, taken: np.ndarray, generator: np.random.Generator, search: Search) -> Selection:
     """k pairs drawn uniformly, each at the λ of the grid nearest 0.5 (section 4.2.2). Chosen pairs leave the pool."""
-    groups = sample_without(pool.num_groups, k, np.unique(taken // pool.group_size), generator)
+    gone = np.unique(taken // pool.group_size)
+    groups = sample_without(pool.num_groups, k, gone, generator)
     return Selection(ids=groups * pool.group_size + pool.middle())
 
 
@@ -77,24 +79,5 @@ def select(strategy: str, pool, k: int, taken: np.ndarray, generator: np.random.
     return chosen
 
 
-def sample_without(n: int, k: int, taken: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """k distinct numbers of [0, n), none of `taken` (sorted, distinct), uniformly, without listing [0, n).
-
-    Draws ranks among the free numbers, then shifts each past the taken numbers at or before it.
-
-    Raises:
-        PoolExhausted: fewer than `k` are free.
-    """
-    free = n - len(taken)
-    if k > free:
-        raise PoolExhausted(
-            f"{k:,} pairs wanted, {free:,} of {n:,} are left; lower budget.queries or raise images.count"
-        )
-    ranks = generator.choice(free, size=k, replace=False, shuffle=True).astype(np.int64) if k else np.empty(0, np.int64)
-    # The free number of rank r is r + t, where t counts taken numbers below it: taken[t] - t is the rank at which
-    # the t-th taken number is passed.
-    return ranks + np.searchsorted(taken - np.arange(len(taken)), ranks, side="right")
-
-
-def _searched(found: Scored) -> Selection:
-    return Selection(ids=found.ids, scores=found.scores, evaluated=found.evaluated)
+def _searched(found: Found) -> Selection:
+    return Selection(ids=found.ids, scores=found.scores, search=found)

@@ -140,6 +140,37 @@ def _resnet(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
     return make
 
 
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut without weights: every other pixel, new channels empty (option A)."""
+
+    def __init__(self, narrow: int, wide: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(narrow, wide, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(),
+            nn.Conv2d(wide, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide),
+        )  # fmt: skip
+        self.stride, self.missing = stride, wide - narrow
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x[..., :: self.stride, :: self.stride]
+        if self.missing:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2))
+        return F.relu(self.body(x) + shortcut)
+
+
+def resnet20(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The residual network for CIFAR-10 (He et al., 2016, section 4.2): 20 layers, 16-32-64 channels, 0.27 million
+    parameters."""
+    _need(shape, 8, "resnet20")
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    channels = 16
+    for width in (16, 32, 64):
+        for number in range(3):
+            layers.append(_Block(channels, width, 2 if number == 0 and width > 16 else 1))
+            channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
 def mobilenetv2(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """torchvision's MobileNetV2 with the first two strides removed, as usual for 32x32 images."""
     import torchvision
@@ -156,6 +187,7 @@ ZOO: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "small-cnn": small_cnn,
     "alexnet": alexnet,
     "vgg16": vgg16,
+    "resnet20": resnet20,
     "resnet18": _resnet("resnet18"),
     "resnet34": _resnet("resnet34"),
     "mobilenetv2": mobilenetv2,

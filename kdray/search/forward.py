@@ -1,0 +1,89 @@
+"""A student as it is scored with: its device, its precision, its memory layout, and passes of one size."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Compile = Literal["auto", "on", "off"]
+
+# Images in one forward pass: on a CPU small enough for its caches (design, section 8), on a GPU enough to fill it.
+CPU_BATCH, GPU_BATCH = 256, 4096
+
+
+_LEAST, _MOST = 256, 1 << 20  # images a task
+_GPU_PASSES = 32  # a task of a GPU: it may be on another machine, where nobody can time it from here
+
+
+def batch_on(device: str) -> int:
+    """Images in one forward pass on `device`. A property of the kind of device alone, so that bits are."""
+    return CPU_BATCH if torch.device(device).type == "cpu" else GPU_BATCH
+
+
+class Forward:
+    """Runs a student on uint8 images.
+
+    Args:
+        model: uint8 [B, C, H, W] to logits [B, K]; moved to `device` and set to eval mode.
+        device: cpu, cuda or cuda:N.
+        precision: of the network's arithmetic; auto is float32 on a CPU, and on a GPU bfloat16 where it has it, else
+            float16. Logits come as float32 in any case.
+        compile: compile the network (on a GPU into a CUDA graph); auto does on a GPU: on a CPU it takes longer to
+            compile than it ever saves on networks of this size.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: str = "cpu", precision: Precision = "auto", compile: Compile = "auto"
+    ) -> None:
+        self.device = torch.device(device)
+        gpu = self.device.type == "cuda"
+        self._model = model.to(device=self.device, memory_format=torch.channels_last).eval()
+        if precision == "auto":
+            precision = "float32" if not gpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        self._dtype = getattr(torch, precision)
+        # A compiled network is made for one shape: a smaller last batch is filled up.
+        self._fill = batch_on(device) if compile == "on" or (compile == "auto" and gpu) else 0
+        if self._fill:
+            self._model = torch.compile(self._model, dynamic=False, mode="reduce-overhead" if gpu else None)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to logits float32 [B, K]."""
+        count = len(images)
+        if count < self._fill:
+            images = torch.cat([images, images.new_zeros(self._fill - count, *images.shape[1:])])
+        lower = self._dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=lower):
+            logits = self._model(images.to(self.device).contiguous(memory_format=torch.channels_last))
+        return logits[:count].float().clone() if self._fill else logits.float()
+
+
+def a_seconds_work(model: nn.Module, image_shape: tuple[int, int, int], device: str, options: dict[str, str]) -> int:
+    """Images one worker scores in about a second: a good size of a task, for what a dead worker costs is one task.
+
+    Timed here for a CPU, on a small batch. It changes nothing that is found.
+    """
+    if torch.device(device).type != "cpu":
+        return _GPU_PASSES * GPU_BATCH
+    with one_thread():
+        forward = Forward(model, device, options.get("precision", "auto"), "off")
+        images = torch.zeros(16, *image_shape, dtype=torch.uint8)
+        forward(images)  # pays for set-up
+        begin = time.perf_counter()
+        forward(images)
+        rate = len(images) / (time.perf_counter() - begin)
+    return max(_LEAST, min(_MOST, round(rate)))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch's own work: what a worker has, so the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,301 @@
+"""How a pool is searched: all of it, or by guesses that are then made exact.
+
+The search by guesses asks the student about the images that are mixed and about one mix of each pair, guesses the rest
+(`kdray.search.interpolation`), and scores the `keep` times k groups that look best exactly. What is chosen is chosen on
+exact scores; what may be missed is estimated from a sample of the groups that were left out (`kdray.search.audit`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal, Protocol
+
+import numpy as np
+from torch import nn
+
+from kdray.pools.order import sample_without
+from kdray.search.audit import Recall, Stratum, estimate
+from kdray.search.forward import CPU_BATCH
+from kdray.search.interpolation import spread
+from kdray.search.lowest import LowestK, Scored
+from kdray.search.stages import Ends, GroupedPool, Guess, Merge, Rows, ScoreGroups, Stage
+from kdray.seeds import numpy_generator
+
+_WORTH = 2  # guess where it takes at most one forward pass in so many: it finds a little less
+_RESERVE = (
+    4  # groups the heap holds for each that is shortlisted: to widen the list, and to look closely beyond its end
+)
+_LEAST_AUDIT = 200  # groups; fewer say nothing
+_NEAR = 0.25  # of the audit goes to the groups just beyond the list, where most of what is missed lies
+
+Sweep = Callable[[Stage, Merge], None]
+"""Does all tasks of a stage and merges what they give."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """What to look for.
+
+    Attributes:
+        k: how many.
+        per: "group": at most one candidate a group, its lowest (Active Mixup, eq. 3);
+            "candidate": no such rule (eq. 2).
+        taken: int64, sorted: groups, or candidate ids, that have left the pool.
+        score: what makes a candidate informative, a key of `kdray.scores.INFORMATIVE`.
+        seed: of the sample by which recall is estimated.
+    """
+
+    k: int
+    per: Literal["group", "candidate"] = "group"
+    taken: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    score: str = "confidence"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How to look for it; see `kdray.config.PoolConfig`."""
+
+    search: Literal["exhaustive", "interpolated"] = "exhaustive"
+    keep: float = 4.0
+    knots: int = 1
+    min_recall: float = 0.97
+    audit: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found(Scored):
+    """What a search found, and what it took.
+
+    Attributes:
+        exhaustive: forward passes that scoring every candidate takes.
+        keep: how many times k groups were scored exactly; None where all were.
+        recall: the estimated share of the truly lowest among them; None where all were scored, or no audit was made.
+    """
+
+    exhaustive: int
+    keep: float | None = None
+    recall: Recall | None = None
+
+    def facts(self) -> dict[str, float | None]:
+        """What the search took, for the run's record: passes, exhaustive, keep, and of the recall that was estimated
+        value, low, high and the number of groups sampled."""
+        recall = self.recall
+        return {
+            "passes": self.evaluated,
+            "exhaustive": self.exhaustive,
+            "keep": self.keep,
+            "recall": recall and recall.value,
+            "recall_low": recall and recall.low,
+            "recall_high": recall and recall.high,
+            "audited": recall and recall.sampled,
+        }
+
+    def summary(self) -> str:
+        """What it took, in a line."""
+        text = f"search: {self.evaluated:,} forward passes"
+        if self.keep is not None:
+            text += f", {self.exhaustive / self.evaluated:.1f} times fewer than all"
+        if self.recall is not None:
+            found = self.recall
+            text += f"; found {found.value:.1%} of what all would have shown ({found.low:.1%} to {found.high:.1%})"
+        return text
+
+
+class Searcher(Protocol):
+    """Finds the k lowest of a pool; in this process or on Ray."""
+
+    def search(
+        self,
+        pool,
+        model: nn.Module,
+        request: SearchRequest,
+        on_progress: Callable[[int, int], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> Found:
+        """The `request.k` lowest of `pool` under `model`.
+
+        Args:
+            on_progress: gets (forward passes done, forward passes expected in all).
+            on_note: told what the user should know.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a search will take.
+
+    Attributes:
+        guess: whether it guesses.
+        shortlist: groups scored exactly.
+        audit: groups scored to estimate recall.
+        passes: forward passes, unless the list has to be widened.
+        exhaustive: forward passes without guessing.
+    """
+
+    guess: bool
+    shortlist: int
+    audit: int
+    passes: int
+    exhaustive: int
+
+
+def look_ahead(pool: GroupedPool, request: SearchRequest, method: Method) -> Outlook:
+    """What a search will take. It guesses where that at least halves the forward passes."""
+    size, total = pool.group_size, pool.num_groups
+    per_group = request.per == "group"
+    # Where candidates leave the pool and not groups, a group may be on the list for one that has left.
+    spent = 0 if per_group else len(np.unique(request.taken // size))
+    free = total - len(request.taken) if per_group else total
+    shortlist = min(free, ceil(method.keep * request.k) + spent)
+    audit = min(free - shortlist, max(_LEAST_AUDIT, ceil(method.audit * shortlist))) if method.audit else 0
+    exhaustive = total * size
+    if method.search == "interpolated" and getattr(pool, "linear", False) and request.k > 0:
+        passes = len(pool.images) + total * min(method.knots, size) + (shortlist + audit) * size
+        if passes * _WORTH <= exhaustive:
+            return Outlook(guess=True, shortlist=shortlist, audit=audit, passes=passes, exhaustive=exhaustive)
+    return Outlook(guess=False, shortlist=total, audit=0, passes=exhaustive, exhaustive=exhaustive)
+
+
+def run_search(
+    pool: GroupedPool,
+    request: SearchRequest,
+    method: Method,
+    sweep: Sweep,
+    *,
+    chunk: int = 8192,
+    batch: int = CPU_BATCH,
+    on_note: Callable[[str], None] | None = None,
+) -> Found:
+    """Find the k lowest.
+
+    Args:
+        sweep: does the tasks of a stage, here or elsewhere.
+        chunk, batch: images a task, and a forward pass, about.
+        on_note: told what the user should know.
+    """
+    outlook = look_ahead(pool, request, method)
+    search = _Search(pool, request, method, sweep, chunk, batch)
+    if not outlook.guess:
+        return search.all_of_it(outlook)
+    return search.by_guesses(outlook, on_note or (lambda text: None))
+
+
+class _Search:
+    def __init__(
+        self, pool: GroupedPool, request: SearchRequest, method: Method, sweep: Sweep, chunk: int, batch: int
+    ) -> None:
+        self._pool, self._request, self._method, self._sweep = pool, request, method, sweep
+        self._cut = {"chunk": chunk, "batch": batch}
+        self._passes = 0
+
+    def all_of_it(self, outlook: Outlook) -> Found:
+        merged = LowestK(self._request.k)
+        self._score(merged, None, self._request.k)
+        return self._found(merged, outlook)
+
+    def by_guesses(self, outlook: Outlook, note: Callable[[str], None]) -> Found:
+        request, listed = self._request, outlook.shortlist
+        ranked = self._rank(min(_RESERVE * listed, self._pool.num_groups))
+        merged, done, attempt = LowestK(request.k), 0, 0
+        while True:
+            self._score(merged, np.sort(ranked[done:listed]), request.k)
+            done = min(listed, len(ranked))
+            recall = self._audit(merged.result().scores, ranked, done, outlook.audit, attempt)
+            keep = done / request.k
+            if recall is None or recall.value >= self._method.min_recall:
+                return self._found(merged, outlook, keep, recall)
+            missed = (
+                f"an estimated {recall.value:.1%} of the {request.k:,} lowest were found, less than "
+                f"pool.min_recall = {self._method.min_recall:g}"
+            )
+            listed = min(2 * done, len(ranked))
+            if done == listed or (listed - done + outlook.audit) * self._pool.group_size >= outlook.exhaustive:
+                note(f"{missed}: scoring the whole pool; raise pool.keep above {keep:.3g} to be done sooner")
+                return self.all_of_it(outlook)
+            attempt += 1
+            note(f"{missed}: scoring {listed / request.k:.3g} times as many exactly instead of {keep:.3g}")
+
+    def _rank(self, count: int) -> np.ndarray:
+        """The `count` groups that look best, best first."""
+        ends, guessed = Rows(), LowestK(count)
+        self._run(Ends(count=len(self._pool.images), **self._cut), ends)
+        knots = tuple(spread(self._pool.group_size, self._method.knots))
+        taken = self._request.taken if self._request.per == "group" else np.empty(0, dtype=np.int64)
+        stage = Guess(
+            count=self._pool.num_groups,
+            k=count,
+            knots=knots,
+            ends=ends.result(),
+            taken=taken,
+            score=self._request.score,
+            **self._cut,
+        )
+        self._run(stage, guessed)
+        return guessed.result().ids
+
+    def _score(self, merged: LowestK, groups: np.ndarray | None, k: int) -> None:
+        """Score groups exactly; all of the pool where None."""
+        request = self._request
+        stage = ScoreGroups(
+            count=self._pool.num_groups,
+            group_size=self._pool.group_size,
+            k=k,
+            per=request.per,
+            taken=request.taken,
+            score=request.score,
+            groups=groups,
+            **self._cut,
+        )
+        self._run(stage, merged)
+
+    def _audit(self, chosen: np.ndarray, ranked: np.ndarray, done: int, count: int, attempt: int) -> Recall | None:
+        """Score a sample of the groups that are not on the list, some of those next to it and some of all others."""
+        near = ranked[done:]
+        left = self._request.taken if self._request.per == "group" else np.empty(0, dtype=np.int64)
+        gone = np.union1d(ranked, left)
+        far = self._pool.num_groups - len(gone)
+        if count == 0 or len(near) + far == 0:
+            return None
+        generator = numpy_generator(self._request.seed, "audit", attempt)
+        some = min(len(near), max(ceil(_NEAR * count), count - far))
+        samples = [
+            np.sort(generator.choice(near, some, replace=False)),
+            np.sort(sample_without(self._pool.num_groups, min(far, count - some), gone, generator)),
+        ]
+        strata = [
+            Stratum(size=size, scores=self._sampled(sample))
+            for size, sample in zip((len(near), far), samples, strict=True)
+        ]
+        return estimate(chosen, [stratum for stratum in strata if len(stratum.scores)])
+
+    def _sampled(self, groups: np.ndarray) -> np.ndarray:
+        """Exact scores of some groups: [n, 1], or [n, L] where candidates of one group may all be chosen."""
+        one = self._request.per == "group"
+        size = 1 if one else self._pool.group_size
+        merged = LowestK(len(groups) * size)
+        if len(groups):
+            self._score(merged, groups, len(groups) * size)
+        found = merged.result()
+        table = np.full((len(groups), size), np.inf, dtype=np.float32)  # what has left the pool is no miss
+        row = np.searchsorted(groups, found.ids // self._pool.group_size)
+        table[row, 0 if one else found.ids % size] = found.scores
+        return table
+
+    def _run(self, stage: Stage, merge: Merge) -> None:
+        before = merge.evaluated
+        self._sweep(stage, merge)
+        self._passes += merge.evaluated - before
+
+    def _found(
+        self, merged: LowestK, outlook: Outlook, keep: float | None = None, recall: Recall | None = None
+    ) -> Found:
+        result = merged.result()
+        return Found(
+            scores=result.scores,
+            ids=result.ids,
+            evaluated=self._passes,
+            exhaustive=outlook.exhaustive,
+            keep=keep,
+            recall=recall,
+        )

@@ -1,0 +1,284 @@
+"""The work of a search in numbered tasks, each a pure function of the pool and the student.
+
+Tasks are cut by number alone, and so are the forward passes in them: an image is always scored in the same batch,
+whoever does it and in whatever order, and the result is the same for any number of workers. Bits may depend on the size
+of a pass, so that is a property of the kind of device (`kdray.search.forward`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdray.errors import ScoringError
+from kdray.scores import INFORMATIVE
+from kdray.search.forward import CPU_BATCH, Forward
+from kdray.search.interpolation import proxy, weights
+from kdray.search.lowest import Scored, contains, lowest
+
+_NOTHING = np.empty(0, dtype=np.int64)
+
+
+class GroupedPool(Protocol):
+    """What searching needs of a pool."""
+
+    num_groups: int
+    group_size: int
+    linear: bool
+    """The candidates of a group lie on the straight line between two images, see `SegmentPool`."""
+
+    def batches(self, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Candidates of `groups`, those at `indices` in each, `step` groups at a time: uint8 [B, C, H, W]."""
+
+
+class SegmentPool(GroupedPool, Protocol):
+    """A pool whose groups are mixes of two images, at all λ of a grid."""
+
+    images: Tensor
+    lambdas: tuple[float, ...]
+
+    def pair(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Groups int64 [B] to the image numbers mixed in them, at λ = 1 and at λ = 0, int64 [B] each."""
+
+
+class Stage(Protocol):
+    """One sweep: tasks 0 to len - 1, in any order, anywhere."""
+
+    def __len__(self) -> int: ...
+
+    def run(self, pool: Any, forward: Forward, number: int, bound: float) -> Any:
+        """Do one task. Scores above `bound` may be left out."""
+
+
+class Merge(Protocol):
+    """Takes in what tasks give, in any order."""
+
+    bound: float
+    evaluated: int
+
+    def add(self, number: int, part: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Cuts(Sequence[tuple[int, int]]):
+    """[start, stop) of about `wanted` images each: whole forward passes of `batch` images, of `each` for an item.
+
+    Nothing is listed: a pool of billions has millions of them.
+    """
+
+    items: int
+    each: int
+    batch: int
+    wanted: int
+
+    @property
+    def step(self) -> int:
+        """Items in one forward pass."""
+        return max(1, self.batch // self.each)
+
+    @property
+    def size(self) -> int:
+        """Items in a cut."""
+        return self.step * max(1, round(self.wanted / (self.step * self.each)))
+
+    def __len__(self) -> int:
+        return (self.items + self.size - 1) // self.size
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"cut {number} of {len(self)}")
+        return number * self.size, min((number + 1) * self.size, self.items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sized:
+    """How work is cut.
+
+    Attributes:
+        chunk: images a task, about.
+        batch: images a forward pass, about.
+    """
+
+    chunk: int = 8192
+    batch: int = CPU_BATCH
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreGroups(_Sized):
+    """Every candidate of some groups, exactly; of each task those of the k lowest it can hold.
+
+    Attributes:
+        count: of groups: 0 to count - 1, where `groups` is None.
+        group_size: of the pool.
+        k: how many are wanted.
+        per: "group": at most one candidate a group, its lowest; "candidate": no such rule.
+        taken: int64, sorted: groups, or candidate ids, that have left the pool.
+        score: a key of `kdray.scores.INFORMATIVE`.
+        groups: int64, sorted: these ones alone.
+    """
+
+    count: int
+    group_size: int
+    k: int
+    per: Literal["group", "candidate"] = "group"
+    taken: np.ndarray = field(default_factory=lambda: _NOTHING)
+    score: str = "confidence"
+    groups: np.ndarray | None = None
+
+    @property
+    def cuts(self) -> Cuts:
+        """The groups of each task."""
+        count = self.count if self.groups is None else len(self.groups)
+        return Cuts(count, self.group_size, self.batch, self.chunk)
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def run(self, pool: GroupedPool, forward: Forward, number: int, bound: float = float("inf")) -> Scored:
+        """Candidate ids and their scores.
+
+        Raises:
+            ScoringError: the student gives NaN for a candidate.
+        """
+        start, stop = self.cuts[number]
+        groups = np.arange(start, stop, dtype=np.int64) if self.groups is None else self.groups[start:stop]
+        score, parts = INFORMATIVE[self.score], []
+        for images in pool.batches(torch.from_numpy(groups), self.cuts.step):
+            parts.append(score(forward(images).softmax(dim=1)))
+        table = torch.cat(parts).cpu().numpy().reshape(len(groups), self.group_size)
+        _refuse_nan(table, groups, self.group_size)
+        if self.per == "group":
+            best = table.argmin(axis=1)  # the first on a tie: the lowest id
+            scores, ids = table[np.arange(len(table)), best], groups * self.group_size + best
+            free = ~contains(self.taken, groups)
+        else:
+            scores = table.reshape(-1)
+            ids = (groups[:, None] * self.group_size + np.arange(self.group_size)).reshape(-1)
+            free = ~contains(self.taken, ids)
+        keep = free & (scores <= bound)
+        scores, ids = lowest(scores[keep], ids[keep], self.k)
+        return Scored(scores=scores, ids=ids, evaluated=table.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends(_Sized):
+    """Logits of the images a pool mixes, float32 [B, K] of each task.
+
+    Attributes:
+        count: of images.
+    """
+
+    count: int
+
+    @property
+    def cuts(self) -> Cuts:
+        """The images of each task."""
+        return Cuts(self.count, 1, self.batch, self.chunk)
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> "Part":
+        """See `Stage`."""
+        start, stop = self.cuts[number]
+        parts = [forward(images) for images in pool.images[start:stop].split(self.cuts.step)]
+        return Part(rows=torch.cat(parts).cpu().numpy(), evaluated=stop - start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess(_Sized):
+    """The guessed score of every group: see `kdray.search.interpolation`. Ids are groups.
+
+    Attributes:
+        count: of groups: 0 to count - 1, where `groups` is None.
+        k: how many of the lowest are wanted.
+        knots: indices of the λ at which the student is asked.
+        ends: logits of the pool's images, float32 [N, K].
+        taken: int64, sorted: groups that have left the pool.
+        score: a key of `kdray.scores.INFORMATIVE`.
+        groups: int64, sorted: these ones alone.
+    """
+
+    count: int
+    k: int
+    knots: tuple[int, ...]
+    ends: np.ndarray
+    taken: np.ndarray = field(default_factory=lambda: _NOTHING)
+    score: str = "confidence"
+    groups: np.ndarray | None = None
+
+    @property
+    def cuts(self) -> Cuts:
+        """The groups of each task."""
+        count = self.count if self.groups is None else len(self.groups)
+        return Cuts(count, len(self.knots), self.batch, self.chunk)
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> Scored:
+        """Groups and their guessed scores.
+
+        Raises:
+            ScoringError: the student gives NaN for a candidate.
+        """
+        start, stop = self.cuts[number]
+        groups = np.arange(start, stop, dtype=np.int64) if self.groups is None else self.groups[start:stop]
+        asked, knots = torch.from_numpy(groups), len(self.knots)
+        logits = torch.cat([forward(images) for images in pool.batches(asked, self.cuts.step, self.knots)])
+        logits = logits.view(len(groups), knots, -1)
+        first, second = pool.pair(asked.to(logits.device))
+        ends = torch.from_numpy(self.ends).to(logits.device)
+        known = torch.cat([ends[second].unsqueeze(1), logits, ends[first].unsqueeze(1)], dim=1)  # [G, M + 2, K]
+        matrix = weights(pool.lambdas, self.knots).to(logits.device)
+        scores = torch.cat([proxy(part, matrix, self.score) for part in known.split(1024)]).cpu().numpy()
+        _refuse_nan(scores[:, None], groups, pool.group_size)
+        keep = ~contains(self.taken, groups) & (scores <= bound)
+        scores, ids = lowest(scores[keep], groups[keep], self.k)
+        return Scored(scores=scores, ids=ids, evaluated=len(groups) * knots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows of one task.
+
+    Attributes:
+        rows: [B, ...].
+        evaluated: forward passes they took, in images.
+    """
+
+    rows: np.ndarray
+    evaluated: int
+
+
+class Rows:
+    """Puts the rows that tasks give in order."""
+
+    bound = float("inf")
+
+    def __init__(self) -> None:
+        self._parts: dict[int, np.ndarray] = {}
+        self.evaluated = 0
+        """Forward passes so far."""
+
+    def add(self, number: int, part: Part) -> None:
+        """Take in the rows of one task."""
+        self._parts[number] = part.rows
+        self.evaluated += part.evaluated
+
+    def result(self) -> np.ndarray:
+        """All rows."""
+        return np.concatenate([self._parts[number] for number in sorted(self._parts)])
+
+
+def _refuse_nan(table: np.ndarray, groups: np.ndarray, group_size: int) -> None:
+    if np.isnan(table).any():
+        row, column = np.argwhere(np.isnan(table))[0]
+        candidate = int(groups[row]) * group_size + int(column)
+        raise ScoringError(
+            f"the student's output for candidate {candidate} is not a number: its training has diverged; "
+            "lower student.lr"
+        )
