@@ -1,0 +1,230 @@
+"""Scoring: how near the bare forward pass, how many forward passes fewer, and beside what a user would write instead.
+
+    python benchmarks/score.py ceiling   whole exhaustive searches on Ray against as many bare loops: LeNet-5, ResNet-18
+    python benchmarks/score.py mnist     guessing against scoring all, LeNet-5, all 1,999,000 pairs of 2,000 images
+    python benchmarks/score.py cifar10   the same, ResNet-20, a sample of the pairs
+    python benchmarks/score.py peers     a script in the paper's style and Ray Data, over the same candidates
+
+Each writes results/score_NAME.json. The students are real: made as round 0 makes them, from 2,000 images.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import keep
+
+from kdray.artefacts import RunDirectory
+from kdray.bench import Setting, measure
+from kdray.config import PoolConfig
+from kdray.config_file import load_config
+from kdray.images import read_images
+from kdray.inputs import make_pool
+from kdray.pools.mixup import MixupPool
+from kdray.run import run
+from kdray.search import Method, SearchRequest
+from kdray.search.lowest import LowestK
+from kdray.search.stages import Ends, Guess, Rows
+from kdray.seeds import numpy_generator
+from kdray.students.export import load_student
+
+KEEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+WORKERS = 2
+
+
+def ceiling(repeats: int) -> dict:
+    """Exhaustive searches, end to end, as a share of the bare forward pass."""
+    settings = (
+        Setting(model="lenet5", workers=WORKERS, seconds=8.0, repeats=repeats),
+        Setting(
+            model="resnet18", images=500, shape=(3, 32, 32), workers=WORKERS, seconds=60.0, repeats=max(1, repeats // 2)
+        ),
+    )
+    figures = {}
+    for setting in settings:
+        speeds = measure(setting, print)
+        figures[setting.model] = {
+            "shape": setting.shape,
+            "repeats": setting.repeats,
+            "seconds_each": setting.seconds,
+            "speeds": [dataclasses.asdict(speed) for speed in speeds],
+            "scaling": speeds[-1].candidates_per_s / speeds[0].candidates_per_s,
+        }
+    return figures
+
+
+def round_0(config_file: str, out: Path, *overrides: str):
+    """The config, and the student that round 0 makes of its images; made once, into `out`."""
+    config = load_config(config_file, ["select.rounds=0", *overrides])
+    directory = RunDirectory(out)
+    if directory.next_phase(0) is not None:
+        run(config, directory, local=True)
+    return config, load_student(directory.artefact(0, "train"))
+
+
+class Timed:
+    """A searcher on Ray, its workers up and warm."""
+
+    def __init__(self) -> None:
+        from actors.cluster import connect
+        from actors.scoring import RaySearcher
+
+        self._make, self._cluster = RaySearcher, connect()
+
+    def __enter__(self) -> "Timed":
+        self._cluster.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._cluster.__exit__(*exception)
+
+    def __call__(self, pool: MixupPool, model, request: SearchRequest, method: Method):
+        """(what was found, seconds, notes)."""
+        searcher, notes = self._make(WORKERS, method=method), []
+        searcher.start()
+        small = MixupPool(pool.images[:30], pool.lambdas)
+        searcher.search(small, model, SearchRequest(k=10))
+        begin = time.perf_counter()
+        found = searcher.search(pool, model, request, on_note=notes.append)
+        seconds = time.perf_counter() - begin
+        searcher.close()
+        return found, seconds, notes
+
+    def sweep(self, pool: MixupPool, model, knots: tuple[int, ...], k: int) -> np.ndarray:
+        """The k groups that look best by those knots, best first."""
+        searcher, ranked, ends = self._make(WORKERS), LowestK(k), Rows()
+        sweep = searcher.sweeper(pool, model)
+        sweep(Ends(count=len(pool.images)), ends)
+        sweep(Guess(count=pool.num_groups, k=k, knots=knots, ends=ends.result()), ranked)
+        searcher.close()
+        return ranked.result().ids
+
+
+def compare(pool: MixupPool, model, ks: tuple[int, ...]) -> dict:
+    """Guessing against scoring all: real searches at the default settings, and the curve over `keep`."""
+    with Timed() as search:
+        exact, exact_s, _ = search(pool, model, SearchRequest(k=max(ks)), Method())
+        truth = exact.ids // pool.group_size
+        print(f"exhaustive: {exact.evaluated:,} passes, {exact_s:.1f} s", flush=True)
+        runs = []
+        for k in ks:
+            method = Method(search="interpolated", min_recall=0.0)
+            found, seconds, _ = search(pool, model, SearchRequest(k=k, seed=1), method)
+            chosen = dict(zip(exact.ids[:k].tolist(), exact.scores[:k].tolist(), strict=True))
+            runs.append(
+                {
+                    "k": k,
+                    "passes": found.evaluated,
+                    "times_fewer_passes": exact.evaluated / found.evaluated,
+                    "seconds": seconds,
+                    "times_less_time": exact_s / seconds,
+                    "recall": len(set(found.ids.tolist()) & set(chosen)) / k,
+                    "estimated": dataclasses.asdict(found.recall) if found.recall else None,
+                    "mean_score": float(found.scores.mean()),
+                    "mean_score_exhaustive": float(exact.scores[:k].mean()),
+                    "same_bits": all(
+                        chosen.get(number, score) == score
+                        for number, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True)
+                    ),
+                }
+            )
+            print(runs[-1], flush=True)
+        curves = []
+        for knots in ((pool.group_size // 2,), (0, pool.group_size // 2, pool.group_size - 1)):
+            most = min(pool.num_groups, int(max(KEEPS) * max(ks)))
+            ranked = search.sweep(pool, model, knots, most)
+            place = {group: number for number, group in enumerate(ranked.tolist())}
+            for k in ks:
+                places = np.sort([place.get(group, pool.num_groups) for group in truth[:k].tolist()])
+                for keep_times in KEEPS:
+                    listed = int(keep_times * k)
+                    passes = len(pool.images) + pool.num_groups * len(knots) + listed * pool.group_size
+                    curves.append(
+                        {
+                            "knots": len(knots),
+                            "k": k,
+                            "keep": keep_times,
+                            "recall": float(np.searchsorted(places, listed)) / k,
+                            "times_fewer_passes": len(pool) / passes,
+                        }
+                    )
+    return {
+        "candidates": len(pool),
+        "exhaustive_s": exact_s,
+        "exhaustive_per_s": exact.evaluated / exact_s,
+        "searches": runs,
+        "curves": curves,
+    }
+
+
+def mnist() -> dict:
+    """LeNet-5, the whole pool of examples/mnist.yaml."""
+    config, student = round_0("examples/mnist.yaml", Path("runs/bench-mnist"), "budget.queries=2000")
+    images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
+    return compare(make_pool(config, images), student, (1_000, 5_000, 22_000))
+
+
+def cifar10(pairs: int) -> dict:
+    """ResNet-20, a sample of the pairs of 2,000 images."""
+    config, student = round_0(str(Path(__file__).with_name("cifar10.yaml")), Path("runs/bench-cifar10"))
+    images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
+    pool = MixupPool(images.images, config.pool.grid(), pairs=pairs, seed=0)
+    return compare(pool, student, (pairs // 2000, pairs // 400, pairs // 90))
+
+
+def peers(repeats: int, seconds: float = 30.0) -> dict:
+    """What a user would write instead, and kdray, in turn, over the same pairs."""
+    import tempfile
+
+    from peers import paper_script, ray_data
+
+    config, student = round_0("examples/mnist.yaml", Path("runs/bench-mnist"), "budget.queries=2000")
+    images = read_images(config.images, generator=numpy_generator(config.seed, "images")).images
+    lambdas = PoolConfig().grid()
+    figures: dict[str, list] = {"kdray": [], "paper_script": [], "ray_data": []}
+    sizes = {"kdray": 60_000, "paper_script": 4_000, "ray_data": 60_000}  # pairs: about half a minute each
+    with Timed() as search, tempfile.TemporaryDirectory() as folder:
+        paper_script.write_images(images, Path(folder))
+        for number in range(repeats):
+            for name, count in sizes.items():
+                pool = MixupPool(images, lambdas, pairs=count, seed=number)
+                pairs = torch.stack(pool.pair(torch.arange(count)), dim=1).numpy()
+                k = count // 90
+                if name == "kdray":
+                    found, taken, _ = search(pool, student, SearchRequest(k=k), Method())
+                    rate = found.evaluated / taken
+                elif name == "paper_script":
+                    rate = paper_script.score(Path(folder), len(images), lambdas, student, pairs, k, WORKERS)[1]
+                else:
+                    rate = ray_data.score(images, lambdas, student, pairs, k, WORKERS)[1]
+                figures[name].append(rate)
+                print(f"{name}: {rate:,.0f} candidates/s", flush=True)
+    times = {
+        name: statistics.median(ours / theirs for ours, theirs in zip(figures["kdray"], rates, strict=True))
+        for name, rates in figures.items()
+    }
+    return {"candidates_per_s": figures, "kdray_times_as_fast": times, "pairs": sizes, "repeats": repeats}
+
+
+def main() -> None:
+    """The part that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("ceiling", "mnist", "cifar10", "peers"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=20_000, help="of cifar10")
+    options = parser.parse_args()
+    figures = {
+        "ceiling": lambda: ceiling(options.repeats),
+        "mnist": mnist,
+        "cifar10": lambda: cifar10(options.pairs),
+        "peers": lambda: peers(options.repeats),
+    }[options.part]()
+    keep(f"score_{options.part}", figures)
+
+
+if __name__ == "__main__":
+    main()
