@@ -27,6 +27,8 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/kdray teacher train --force examples/mnist.yaml
 	$(BIN)/python benchmarks/http_overhead.py
+	for part in ceiling mnist cifar10 peers; do $(BIN)/python benchmarks/score.py $$part || exit 1; done
+	$(BIN)/python benchmarks/elastic.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,7 +1,8 @@
-"""Peak memory of the driver and of a scoring worker, for pools that differ by a factor of 400 in candidates.
+"""Peak memory of the driver and of a scoring worker, for pools of a million to ten thousand million candidates.
 
-Each pool is searched whole, on two Ray workers, in a process of its own. The images are 28x28 and the student one
-linear layer, so that 100 million candidates take minutes: memory is measured here, not speed.
+Each pool is searched on two Ray workers, in a process of its own: the smallest whole, the others over a sample of their
+pairs. The images are 6x6, so that what grows is the pool and not the images it mixes, and the student is one linear
+layer, so that it takes minutes: memory is measured here, not speed.
 
     python benchmarks/memory.py
 """
@@ -11,76 +12,72 @@ import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
-IMAGES = (500, 2_000, 10_000)
-LAMBDAS = (0.35, 0.65)
-K = 10_000
+IMAGES = (427, 4_265, 42_641)  # 1.0e6, 1.0e8 and 1.0e10 candidates
+LAMBDAS = tuple(round(0.3 + 0.04 * k, 2) for k in range(11))
+K = 2_000
+PAIRS = 2_000_000  # of the sample
 
 
-def measure(count: int) -> dict[str, float]:
+def measure(count: int, search: str) -> dict[str, float | str]:
     """Search a pool over `count` random images; peaks in MiB."""
-    import psutil
     import ray
     import torch
 
     from actors.scoring import RaySearcher
+    from kdray.bench import peak_mib
     from kdray.pools.mixup import MixupPool
-    from kdray.search import SearchRequest
+    from kdray.search import Method, SearchRequest
 
-    images = torch.randint(0, 256, (count, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    pool = MixupPool(images, LAMBDAS)
+    images = torch.randint(0, 256, (count, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    whole = MixupPool(images, LAMBDAS)
+    pool = whole if whole.num_groups <= PAIRS else MixupPool(images, LAMBDAS, pairs=PAIRS)
 
     class Linear(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = torch.nn.Linear(784, 10)
+            self.layer = torch.nn.Linear(36, 10)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(x.flatten(1).float() / 255)
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    searcher = RaySearcher(2)
+    searcher = RaySearcher(2, chunk=8192, method=Method(search=search, min_recall=0.0))
     searcher.start()
-    workers = [psutil.Process(pid) for pid in searcher.pids()]
+    workers = searcher.pids()
     searcher.search(pool, Linear(), SearchRequest(k=K))
-    peaks = [_peak(worker.pid) for worker in workers]
+    peaks = [peak_mib(pid) for pid in workers]
     searcher.close()
     ray.shutdown()
     return {
+        "search": search,
         "images": count,
-        "candidates": len(pool),
-        "image_mib": round(images.numel() / 2**20, 1),
+        "candidates": len(whole),
+        "searched": len(pool),
+        "image_mib": round(images.numel() / 2**20, 2),
         "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "worker_peak_mib": round(max(peaks), 1),
     }
-
-
-def _peak(pid: int) -> float:
-    """Peak resident memory of a process, in MiB, as the kernel counts it."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no VmHWM")
 
 
 def main() -> None:
     """Every pool in a fresh process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", type=int, help="measure one pool and print it as JSON")
+    parser.add_argument("--search", choices=("exhaustive", "interpolated"), default="exhaustive")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one)))
+        print(json.dumps(measure(options.one, options.search)))
         return
     from machine import keep
 
     rows = []
-    for count in IMAGES:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", str(count)], capture_output=True, text=True, check=True
-        )
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
+    for search in ("exhaustive", "interpolated"):
+        for count in IMAGES:
+            command = [sys.executable, __file__, "--one", str(count), "--search", search]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
     keep("memory", {"k": K, "runs_each": 1, "pools": rows})
 
 

@@ -138,9 +138,7 @@ def test_a_sample_of_the_pairs_is_what_is_chosen_from(make_config, tmp_path):
     assert pool.num_groups == 150
     pairs = set(zip(*(part.tolist() for part in pool.pair(torch.arange(150))), strict=True))
     assert set(zip(chosen.columns["i"], chosen.columns["j"], strict=True)) <= pairs
-    with pytest.raises(
-        ConfigError, match="781 pairs wanted, 40 images make 780; lower it, or"
-    ):
+    with pytest.raises(ConfigError, match="781 pairs wanted, 40 images make 780; lower it, or"):
         run(make_config(pool__pairs=781), RunDirectory(tmp_path / "more"), local=True)
     with pytest.raises(ConfigError, match="give only 100 for active-mixup"):
         run(make_config(pool__pairs=100), RunDirectory(tmp_path / "few"), local=True)
