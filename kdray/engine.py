@@ -110,7 +110,9 @@ def method(config: Config) -> Method:
 
 def forward_options(config: Config) -> dict[str, str]:
     """How a config's student is scored with; see `kdray.search.forward.Forward`."""
-    return {"precision": config.resources.scoring_precision, "compile": config.resources.scoring_compile}
+    resources = config.resources
+    options = {"precision": resources.scoring_precision, "compile": resources.scoring_compile}
+    return options | {"mixing": config.pool.mixing}
 
 
 def terms(config: Config, metered: bool) -> Terms:

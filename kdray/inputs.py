@@ -11,6 +11,7 @@ from kdray.errors import ConfigError, ImageSetError
 from kdray.images import ImageSet, read_images
 from kdray.observers import Observer
 from kdray.pools.mixup import MixupPool
+from kdray.search.first_layer import split
 from kdray.seeds import numpy_generator, torch_seed
 from kdray.select import capacity
 from kdray.students.export import ModelCard
@@ -178,7 +179,12 @@ def _check_student(config: Config, image_shape: tuple[int, int, int]) -> None:
             f"images of {image_shape[1]}x{image_shape[2]}"
         )
     resolve_device(config.student.device, "student.device")
-    build_model(config.student.model, image_shape, 2, seed=0)  # refuses images too small for it
+    student = build_model(config.student.model, image_shape, 2, seed=0)  # refuses images too small for it
+    if config.pool.mixing == "first-layer" and split(student) is None:
+        raise ConfigError(
+            f"pool.mixing: the first layer of {config.student.model} cannot be taken apart from the rest; "
+            "set it to auto or pixels"
+        )
 
 
 def _train_missing_teacher(config, image_shape: tuple[int, int, int], observer: Observer) -> None:

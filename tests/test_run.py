@@ -140,6 +140,12 @@ def test_a_sample_of_the_pairs_is_what_is_chosen_from(make_config, tmp_path):
     assert set(zip(chosen.columns["i"], chosen.columns["j"], strict=True)) <= pairs
     with pytest.raises(ConfigError, match="781 pairs wanted, 40 images make 780; lower it, or"):
         run(make_config(pool__pairs=781), RunDirectory(tmp_path / "more"), local=True)
+    with pytest.raises(
+        ConfigError, match="'first-layer' needs a student whose first layer can be taken apart; resnet18 is"
+    ):
+        run(
+            make_config(pool__mixing="first-layer", student__model="resnet18"), RunDirectory(tmp_path / "x"), local=True
+        )
     with pytest.raises(ConfigError, match="give only 100 for active-mixup"):
         run(make_config(pool__pairs=100), RunDirectory(tmp_path / "few"), local=True)
 

@@ -1,15 +1,18 @@
 """A student as it is scored with: its device, its precision, its memory layout, and passes of one size."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdray.search import first_layer
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Compile = Literal["auto", "on", "off"]
+Mixing = Literal["auto", "pixels", "first-layer"]
 
 # Images in one forward pass: on a CPU small enough for its caches (design, section 8), on a GPU enough to fill it.
 CPU_BATCH, GPU_BATCH = 256, 4096
@@ -34,10 +37,17 @@ class Forward:
             float16. Logits come as float32 in any case.
         compile: compile the network (on a GPU into a CUDA graph); auto does on a GPU: on a CPU it takes longer to
             compile than it ever saves on networks of this size.
+        mixing: where candidates are mixed: as pixels, or behind the first layer (`kdray.search.first_layer`); auto does
+            the latter on a CPU, in float32, where it pays.
     """
 
     def __init__(
-        self, model: nn.Module, device: str = "cpu", precision: Precision = "auto", compile: Compile = "auto"
+        self,
+        model: nn.Module,
+        device: str = "cpu",
+        precision: Precision = "auto",
+        compile: Compile = "auto",
+        mixing: Mixing = "auto",
     ) -> None:
         self.device = torch.device(device)
         gpu = self.device.type == "cuda"
@@ -45,6 +55,8 @@ class Forward:
         if precision == "auto":
             precision = "float32" if not gpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         self._dtype = getattr(torch, precision)
+        self._plain, self._mixing = self._model, mixing
+        self._mixed: tuple[Any, Tensor, nn.Module] | None = None
         # A compiled network is made for one shape: a smaller last batch is filled up.
         self._fill = batch_on(device) if compile == "on" or (compile == "auto" and gpu) else 0
         if self._fill:
@@ -55,10 +67,57 @@ class Forward:
         count = len(images)
         if count < self._fill:
             images = torch.cat([images, images.new_zeros(self._fill - count, *images.shape[1:])])
-        lower = self._dtype != torch.float32
-        with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=lower):
+        with self._arithmetic():
             logits = self._model(images.to(self.device).contiguous(memory_format=torch.channels_last))
         return logits[:count].float().clone() if self._fill else logits.float()
+
+    def candidates(self, pool, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Logits of the candidates of `groups` int64 [G], `step` groups at a time, those of a group together.
+
+        Args:
+            pool: on this device; see `kdray.search.stages.GroupedPool`.
+            indices: which λ of the grid; all of them where None.
+
+        Yields:
+            float32 [B * len(indices), K].
+        """
+        table, rest = self._behind_first_layer(pool)
+        if table is None:
+            yield from (self(images) for images in pool.batches(groups, step, indices))
+            return
+        i, j = pool.pair(groups.to(self.device))
+        lambdas = [pool.lambdas[k] for k in indices or range(pool.group_size)]
+        for pairs in zip(i.split(step), j.split(step), strict=True):
+            with self._arithmetic():
+                logits = rest(first_layer.mix(table, pairs, lambdas))
+            yield logits.float()
+
+    def _behind_first_layer(self, pool) -> tuple[Tensor | None, nn.Module | None]:
+        """The first layer's outputs for the pool's images, and the rest of the network; None where pixels are mixed."""
+        if self._mixed is None or self._mixed[0] is not pool:
+            table = rest = None
+            if self._mixes_features(pool):
+                first, rest = first_layer.split(self._plain)
+                with self._arithmetic():
+                    table = torch.cat([first(part) for part in pool.images.split(CPU_BATCH)])
+                if table.ndim == 4:
+                    table = table.contiguous(memory_format=torch.channels_last)
+            self._mixed = (pool, table, rest)
+        return self._mixed[1:]
+
+    def _mixes_features(self, pool) -> bool:
+        if self._mixing == "pixels" or not getattr(pool, "linear", False):
+            return False
+        if self._mixing == "first-layer":
+            return first_layer.split(self._plain) is not None
+        plain = self.device.type == "cpu" and self._dtype == torch.float32 and not self._fill
+        return plain and first_layer.pays(self._plain, pool.image_shape, len(pool.images))
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        lower = self._dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=lower):
+            yield
 
 
 def a_seconds_work(model: nn.Module, image_shape: tuple[int, int, int], device: str, options: dict[str, str]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from kdray.search.forward import Compile, Forward, Precision, a_seconds_work, batch_on, one_thread
+from kdray.search.forward import Compile, Forward, Mixing, Precision, a_seconds_work, batch_on, one_thread
 from kdray.search.method import Found, Method, SearchRequest, look_ahead, run_search
 from kdray.search.stages import Merge, ScoreGroups, Stage
 
@@ -16,7 +16,7 @@ class LocalSearcher:
         chunk: images a task, about; None: about a second's work.
         device: cpu or cuda.
         method: how to search.
-        precision, compile: see `Forward`.
+        precision, compile, mixing: see `Forward`.
     """
 
     def __init__(
@@ -26,9 +26,10 @@ class LocalSearcher:
         method: Method | None = None,
         precision: Precision = "auto",
         compile: Compile = "auto",
+        mixing: Mixing = "auto",
     ) -> None:
         self._chunk, self._device, self._method = chunk, device, method or Method()
-        self._options = {"precision": precision, "compile": compile}
+        self._options = {"precision": precision, "compile": compile, "mixing": mixing}
 
     def search(
         self,
@@ -66,9 +67,10 @@ def probe(
     device: str = "cpu",
     precision: Precision = "auto",
     compile: Compile = "auto",
+    mixing: Mixing = "auto",
 ) -> float:
     """Candidates a second that one worker scores exactly, measured for about `seconds` on the pool's first groups."""
-    forward, pool = Forward(model, device, precision, compile), pool.to(device)
+    forward, pool = Forward(model, device, precision, compile, mixing), pool.to(device)
     batch = batch_on(device)
     stage = ScoreGroups(count=pool.num_groups, group_size=pool.group_size, k=1, chunk=4 * batch, batch=batch)
     stage.run(pool, forward, 0)  # the first pass pays for set-up

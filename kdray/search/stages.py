@@ -146,8 +146,8 @@ class ScoreGroups(_Sized):
         start, stop = self.cuts[number]
         groups = np.arange(start, stop, dtype=np.int64) if self.groups is None else self.groups[start:stop]
         score, parts = INFORMATIVE[self.score], []
-        for images in pool.batches(torch.from_numpy(groups), self.cuts.step):
-            parts.append(score(forward(images).softmax(dim=1)))
+        for logits in forward.candidates(pool, torch.from_numpy(groups), self.cuts.step):
+            parts.append(score(logits.softmax(dim=1)))
         table = torch.cat(parts).cpu().numpy().reshape(len(groups), self.group_size)
         _refuse_nan(table, groups, self.group_size)
         if self.per == "group":
@@ -228,7 +228,7 @@ class Guess(_Sized):
         start, stop = self.cuts[number]
         groups = np.arange(start, stop, dtype=np.int64) if self.groups is None else self.groups[start:stop]
         asked, knots = torch.from_numpy(groups), len(self.knots)
-        logits = torch.cat([forward(images) for images in pool.batches(asked, self.cuts.step, self.knots)])
+        logits = torch.cat(list(forward.candidates(pool, asked, self.cuts.step, self.knots)))
         logits = logits.view(len(groups), knots, -1)
         first, second = pool.pair(asked.to(logits.device))
         ends = torch.from_numpy(self.ends).to(logits.device)

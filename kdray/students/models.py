@@ -35,8 +35,12 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[1:]) != self.image_shape:
             raise ModelError(f"the model takes images of shape {self.image_shape}, got {tuple(images.shape[1:])}")
+        return self.network(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels uint8 [B, C, H, W] as the network takes them: (pixel / 255 - mean) / std."""
         scale, offset = 1.0 / (255.0 * self.std), self.mean / self.std
-        return self.network(torch.addcmul(-offset, images.to(self.mean.dtype), scale))
+        return torch.addcmul(-offset, images.to(self.mean.dtype), scale)
 
 
 class MaxPool2x2(nn.Module):

@@ -1,0 +1,88 @@
+"""Mixing behind the first layer: what mixing pixels gives, but for their rounding."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdray.pools.mixup import MixupPool
+from kdray.search import LocalSearcher, SearchRequest
+from kdray.search.first_layer import mix, pays, split
+from kdray.search.forward import Forward
+from kdray.students.models import ImageClassifier, build_model
+
+GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def images(n: int, shape: tuple[int, int, int] = (1, 28, 28)) -> torch.Tensor:
+    return torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "small-cnn", "alexnet", "resnet20"])
+def test_the_two_parts_are_the_student(name):
+    model = build_model(name, (3, 32, 32), 10, seed=1).eval()
+    first, rest = split(model)
+    with torch.no_grad():
+        assert torch.equal(rest(first(images(5, (3, 32, 32)))), model(images(5, (3, 32, 32))))
+
+
+def test_what_cannot_be_split_is_left_alone():
+    assert split(build_model("resnet18", (3, 32, 32), 10, seed=0)) is None
+    assert split(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))) is None  # no classifier of uint8 images
+
+    def wrapped(*layers: nn.Module) -> ImageClassifier:
+        return ImageClassifier(nn.Sequential(*layers), (1, 4, 4), [0.5], [0.2])
+
+    assert split(wrapped()) is None
+    assert split(wrapped(nn.ReLU(), nn.Conv2d(1, 2, 3))) is None  # not linear
+    assert split(wrapped(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"))) is None
+    assert split(wrapped(nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3)), nn.ReLU()), nn.Flatten())) is not None
+
+
+def test_mixing_by_hand():
+    table = torch.tensor([[0.0, 10.0], [8.0, 20.0]])
+    mixed = mix(table, (torch.tensor([0]), torch.tensor([1])), [0.25, 1.0])
+    assert mixed.tolist() == [[6.0, 17.5], [0.0, 10.0]]  # a quarter of the first; all of it
+
+
+def test_it_pays_where_the_first_layer_is_much_of_the_work_and_its_outputs_fit():
+    lenet = build_model("lenet5", (1, 28, 28), 10, seed=0).train()
+    # 117,600 of 416,520 multiplications; 4,704 outputs an image, of four bytes.
+    assert pays(lenet, (1, 28, 28), 2000)
+    assert pays(lenet, (1, 28, 28), (256 << 20) // (4 * 4704))
+    assert not pays(lenet, (1, 28, 28), (256 << 20) // (4 * 4704) + 1)
+    assert lenet.training
+    for name in ("small-cnn", "resnet20", "alexnet", "resnet18"):
+        assert not pays(build_model(name, (3, 32, 32), 10, seed=0), (3, 32, 32), 10)
+
+
+@pytest.mark.parametrize("indices", [None, (2,), (4, 0)])
+def test_logits_are_those_of_mixed_pixels_but_for_their_rounding(indices):
+    model = build_model("lenet5", (1, 28, 28), 10, seed=3)
+    pool, groups = MixupPool(images(9), GRID), torch.tensor([0, 7, 35, 20])
+    pixels, features = (Forward(model, mixing=mixing) for mixing in ("pixels", "first-layer"))
+    one, other = (torch.cat(list(f.candidates(pool, groups, 3, indices))) for f in (pixels, features))
+    assert one.shape == other.shape == (4 * len(indices or GRID), 10)
+    assert torch.allclose(one, other, atol=0.01)
+    assert not torch.equal(one, other)
+    plain = torch.cat([Forward(model)(part) for part in pool.batches(groups, 3, indices)])
+    assert torch.allclose(one, plain, atol=1e-6)
+
+
+def test_a_search_finds_what_mixed_pixels_would_and_auto_takes_the_faster_way():
+    pool, request = MixupPool(images(40), GRID), SearchRequest(k=100)
+    model = build_model("lenet5", (1, 28, 28), 10, seed=3)
+    found = {way: LocalSearcher(mixing=way).search(pool, model, request) for way in ("pixels", "first-layer", "auto")}
+    assert len(set(found["pixels"].ids.tolist()) & set(found["first-layer"].ids.tolist())) >= 90
+    assert found["auto"].scores.tobytes() == found["first-layer"].scores.tobytes()
+    other = build_model("small-cnn", (1, 28, 28), 10, seed=3)
+    both = [LocalSearcher(mixing=way).search(pool, other, request).scores.tobytes() for way in ("pixels", "auto")]
+    assert both[0] == both[1]
+
+
+def test_a_forward_pass_serves_one_pool_after_another():
+    model = build_model("lenet5", (1, 28, 28), 10, seed=3)
+    shared = Forward(model, mixing="first-layer")
+    for count in (5, 9, 5):
+        pool = MixupPool(images(count), GRID)
+        fresh = next(Forward(model, mixing="first-layer").candidates(pool, torch.tensor([3]), 1))
+        assert torch.equal(next(shared.candidates(pool, torch.tensor([3]), 1)), fresh)
