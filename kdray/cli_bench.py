@@ -26,6 +26,9 @@ def score_command(
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the student's arithmetic.")
     ] = "auto",
     compile: Annotated[Literal["auto", "on", "off"], typer.Option(help="Compile the student.")] = "auto",
+    mixing: Annotated[
+        Literal["auto", "pixels", "first-layer"], typer.Option(help="Where candidates are mixed, as pool.mixing.")
+    ] = "auto",
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement, about.")] = 5.0,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each kind.")] = 3,
 ) -> None:
@@ -44,7 +47,7 @@ def score_command(
             seconds=seconds,
             repeats=repeats,
             gpus=gpus,
-            options=(("precision", precision), ("compile", compile)),
+            options=(("precision", precision), ("compile", compile), ("mixing", mixing)),
         )
         table = Table(show_header=False, box=None)
         for name, value in lines(setting, measure(setting, lambda text: print(text, file=sys.stderr, flush=True))):

@@ -137,9 +137,9 @@ class PoolConfig(Section):
     pairs: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
     """all, or how many pairs to sample (seeded, without replacement, never listed)."""
     search: Literal["interpolated", "exhaustive"] = "interpolated"
-    """exhaustive: score every λ of every pair. interpolated: score one λ of every pair, guess the others from it and
+    """exhaustive: score every λ of every pair. interpolated: score two λ of every pair, guess the others from them and
     from the pair's two images, and score the pairs that look best exactly; where that at least halves the work."""
-    keep: Annotated[float, Field(ge=1)] = 4.0
+    keep: Annotated[float, Field(ge=1)] = 5.0
     """interpolated: score so many times as many pairs exactly as are chosen."""
     min_recall: Annotated[float, Field(ge=0, lt=1)] = 0.97
     """interpolated: where fewer of the truly best are found, by an estimate, double `keep` until they are."""

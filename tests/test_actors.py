@@ -82,7 +82,7 @@ def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, ray_local,
 
 
 def test_workers_guess_as_one_process_does_bit_for_bit(ray_local, pool, model):
-    method, request = Method(search="interpolated", min_recall=0.0), SearchRequest(k=40, seed=7)
+    method, request = Method(search="interpolated", min_recall=0.0), SearchRequest(k=10, seed=7)
     assert look_ahead(pool, request, method).guess
     reference = LocalSearcher(512, method=method).search(pool, model, request)
     searcher = RaySearcher(2, chunk=300, method=method)
@@ -92,7 +92,7 @@ def test_workers_guess_as_one_process_does_bit_for_bit(ray_local, pool, model):
         searcher.close()
     assert same(found, reference)
     assert found.facts() == reference.facts()
-    assert found.recall.sampled == 200 and found.evaluated < found.exhaustive / 2
+    assert found.recall.sampled == 200 and found.evaluated <= found.exhaustive / 2
 
 
 def test_what_is_scored_shows_in_rays_metrics(ray_local, pool, model):
@@ -495,7 +495,7 @@ class KillWorkers(Observer):
 
 def test_a_run_selects_alike_without_ray_on_one_worker_on_two_and_after_a_kill(ray_local, teacher_weights, tmp_path):
     grid = [0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70]
-    changes = {"images__count": 60, "budget__queries": 140, "resources__chunk": 128, "pool__lambdas": grid}
+    changes = {"images__count": 70, "budget__queries": 90, "resources__chunk": 128, "pool__lambdas": grid}
     local = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "local"), local=True)
     assert all(metrics.search["keep"] >= 4 for metrics in local.history[1:]), "it guessed"
     killer = KillWorkers()

@@ -99,12 +99,13 @@ GRID = {"pool__lambdas": {"min": 0.3, "max": 0.7, "step": 0.04}}
 
 
 def test_a_search_by_guesses_is_told_recorded_and_resumed_to_the_same_bits(make_config, tmp_path):
-    config = make_config(**GRID, images__count=60, budget__queries=100)
+    config = make_config(**GRID, images__count=60, budget__queries=80)
     notes = Notes()
     result = run(config, RunDirectory(tmp_path / "run"), local=True, observer=notes)
     first = result.history[1].search
-    # 60 images, one λ of each of 1,770 pairs; 80 pairs exactly and 200 others as a check, at eleven λ.
-    assert result.history[1].evaluated == first["passes"] >= 60 + 1770 + 280 * 11
+    # 60 images, two λ of each of 1,770 pairs, three more of 250; at eleven λ 35 pairs to learn to guess, 50 exactly,
+    # and 200 others as a check.
+    assert result.history[1].evaluated == first["passes"] >= 60 + 2 * 1770 + 3 * 250 + (35 + 50 + 200) * 11
     assert first["exhaustive"] == 1770 * 11
     assert 0 <= first["recall_low"] <= first["recall"] <= first["recall_high"] <= 1
     line = r"search: [\d,]+ forward passes, \d\.\d times fewer than all; found .* \(.* to .*\)"
@@ -121,7 +122,7 @@ def test_a_search_by_guesses_is_told_recorded_and_resumed_to_the_same_bits(make_
     assert f"{100 * first['recall']:.1f} % ({100 * first['recall_low']:.1f} to" in page
     # All of it gives the same round 0, and is not the same config.
     every = run(
-        make_config(**GRID, images__count=60, budget__queries=100, pool__search="exhaustive"),
+        make_config(**GRID, images__count=60, budget__queries=80, pool__search="exhaustive"),
         RunDirectory(tmp_path / "every"),
         local=True,
     )

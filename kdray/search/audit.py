@@ -30,12 +30,14 @@ class Recall:
         value: the estimate.
         low, high: 95 % interval, conservative (Clopper and Pearson's for each stratum, added up).
         sampled: groups that were scored for it.
+        missed: the share that each stratum holds of what was missed, in the order given.
     """
 
     value: float
     low: float
     high: float
     sampled: int
+    missed: tuple[float, ...]
 
 
 def estimate(chosen: np.ndarray, strata: Sequence[Stratum]) -> Recall:
@@ -48,16 +50,18 @@ def estimate(chosen: np.ndarray, strata: Sequence[Stratum]) -> Recall:
         chosen: scores of the k chosen, float32 [k], k >= 1.
         strata: what was left out; each with a sample, unless it is empty.
     """
-    k = len(chosen)
-    strata = [stratum for stratum in strata if stratum.size]
+    k, given = len(chosen), strata
+    strata = [stratum for stratum in given if stratum.size]
     scores = np.concatenate([chosen, *(stratum.scores.ravel() for stratum in strata)])
     each = [np.full(s.scores.size, s.size / len(s.scores)) for s in strata]
     weight = np.concatenate([np.ones(k), *each])
-    left_out = np.arange(len(scores)) >= k
+    origin = np.repeat(np.arange(-1, len(strata)), [k, *(stratum.scores.size for stratum in strata)])
+    left_out = origin >= 0
     order = np.lexsort((left_out, scores))  # what was chosen first: a tie is no miss
     before = np.cumsum(weight[order]) - weight[order]
     counted = np.clip(k - before, 0.0, weight[order])
-    missed = float(counted[left_out[order]].sum())
+    by_stratum = [float(counted[origin[order] == number].sum()) for number in range(len(strata))]
+    missed = sum(by_stratum)
     last = scores[order][np.searchsorted(before, k) - 1]
     low, high = _interval(strata, float(last), missed)
     return Recall(
@@ -65,6 +69,7 @@ def estimate(chosen: np.ndarray, strata: Sequence[Stratum]) -> Recall:
         low=max(0.0, 1.0 - high / k),
         high=min(1.0, 1.0 - low / k),
         sampled=sum(len(stratum.scores) for stratum in strata),
+        missed=tuple(by_stratum.pop(0) / k if stratum.size else 0.0 for stratum in given),
     )
 
 
@@ -81,6 +86,6 @@ def _interval(strata: Sequence[Stratum], last: float, missed: float) -> tuple[fl
         if n == size:
             low, high = low + hits * candidates, high + hits * candidates
             continue
-        low += size * candidates * (beta.ppf(tail, hits, n - hits + 1) if hits else 0.0)
-        high += size * candidates * (beta.ppf(1 - tail, hits + 1, n - hits) if hits < n else 1.0)
+        low += size * candidates * (float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0)
+        high += size * candidates * (float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0)
     return min(low, missed), max(high, missed)

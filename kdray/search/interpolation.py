@@ -1,57 +1,89 @@
 """What a student thinks of the candidates between two images, guessed from a few of them.
 
-A network of ReLUs is piecewise linear along the straight line between two images, and the pieces are long: logits known
-at both ends and at a few λ between them, interpolated linearly, rank pairs almost as the logits themselves would.
+A network of ReLUs is piecewise linear along the straight line between two images, so its logits at one λ are nearly a
+linear combination of those at a few others and at both ends. Linear interpolation is such a combination. A better one
+is fitted by least squares to a sample of pairs of which the student has seen every λ: a few dozen numbers, the same for
+all pairs and classes, which put the kinks that nobody can know of where they are on average.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdray.scores import INFORMATIVE
 
-
-def spread(size: int, count: int) -> list[int]:
-    """`count` indices of a grid of `size` λ, spread evenly; one is the middle, more include both ends of the grid."""
-    if count >= size:
-        return list(range(size))
-    if count == 1:
-        return [size // 2]
-    return [round(k * (size - 1) / (count - 1)) for k in range(count)]
+_SHRINK = 1e-4  # towards linear interpolation, as a share of the data's own scale: matters for tiny samples alone
 
 
-def weights(lambdas: Sequence[float], knots: Sequence[int]) -> Tensor:
-    """Linear interpolation as a matrix, float32 [L, M + 2].
+def first_knots(size: int) -> tuple[int, ...]:
+    """The λ every group is asked about, as indices of a grid of `size`: where most minima are near one."""
+    return _at(size, (0.3, 0.7))
 
-    Columns stand for the logits at λ = 0 (the pair's second image), at the M knots in the order given, and at λ = 1
-    (its first); row k makes of them the logits at lambdas[k]. Rows sum to 1.
+
+def second_knots(size: int) -> tuple[int, ...]:
+    """The λ that groups of the longer list are asked about, the first ones among them."""
+    return tuple(sorted({*first_knots(size), *_at(size, (0.1, 0.5, 0.9))}))
+
+
+def _at(size: int, shares: Sequence[float]) -> tuple[int, ...]:
+    return tuple(sorted({round(share * (size - 1)) for share in shares}))
+
+
+def linear(lambdas: Sequence[float], knots: Sequence[int]) -> np.ndarray:
+    """Linear interpolation as a matrix, float64 [L, M + 2].
+
+    Columns stand for the logits at λ = 0 (the pair's second image), at the M knots in order, and at λ = 1 (its first);
+    row k makes of them the logits at lambdas[k]. Rows sum to 1.
 
     Args:
         lambdas: the grid, L values in [0, 1].
         knots: M distinct indices of it.
     """
     points = [0.0, *(lambdas[k] for k in knots), 1.0]
-    order = sorted(range(len(points)), key=lambda k: points[k])
-    matrix = torch.zeros(len(lambdas), len(points))
+    matrix = np.zeros((len(lambdas), len(points)))
     for row, value in enumerate(lambdas):
         if row in knots:
             matrix[row, 1 + list(knots).index(row)] = 1.0
             continue
-        low = max((k for k in order if points[k] <= value), key=lambda k: points[k])
-        high = min((k for k in order if points[k] >= value), key=lambda k: points[k])
+        low = max((k for k, point in enumerate(points) if point <= value), key=lambda k: points[k])
+        high = min((k for k, point in enumerate(points) if point >= value), key=lambda k: points[k])
         share = (value - points[low]) / (points[high] - points[low]) if points[high] > points[low] else 0.0
         matrix[row, low] += 1.0 - share
         matrix[row, high] += share
     return matrix
 
 
-def proxy(known: Tensor, matrix: Tensor, score: str) -> Tensor:
+def fit(lambdas: Sequence[float], knots: Sequence[int], ends: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """The combination that comes nearest to what a sample shows, as `linear` gives it: float32 [L, M + 2].
+
+    Least squares over all groups and classes of the sample, logits less their mean over the classes (which no
+    probability depends on). Where the sample says nothing it is linear interpolation.
+
+    Args:
+        ends: logits of the sample's second and first images, [G, 2, K].
+        logits: at every λ, [G, L, K].
+    """
+    ends, logits = (x.astype(np.float64) - x.mean(axis=2, keepdims=True, dtype=np.float64) for x in (ends, logits))
+    known = np.concatenate([ends[:, :1], logits[:, list(knots)], ends[:, 1:]], axis=1)  # [G, M + 2, K]
+    data = known.transpose(0, 2, 1).reshape(-1, known.shape[1])  # [G K, M + 2]
+    square = data.T @ data
+    square += (_SHRINK * np.trace(square) / len(square) + 1e-9) * np.eye(len(square))
+    matrix = linear(lambdas, knots)
+    for row in range(len(lambdas)):
+        if row not in knots:
+            rest = logits[:, row].reshape(-1) - data @ matrix[row]
+            matrix[row] += np.linalg.solve(square, data.T @ rest)
+    return matrix.astype(np.float32)
+
+
+def guess(known: Tensor, matrix: Tensor, score: str) -> Tensor:
     """The guessed score of each group: the lowest over its λ.
 
     Args:
         known: logits float32 [G, M + 2, K], in the order of the columns of `matrix`.
-        matrix: float32 [L, M + 2], see `weights`.
+        matrix: float32 [L, M + 2], see `fit`.
         score: a key of `kdray.scores.INFORMATIVE`.
 
     Returns:

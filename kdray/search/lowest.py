@@ -1,6 +1,6 @@
 """The k lowest of many scores that come in parts, in any order, with bounded memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,11 +13,13 @@ class Scored:
         scores: float32 [M].
         ids: int64 [M].
         evaluated: forward passes it took, in images.
+        extra: [M, ...], what goes with each; or None.
     """
 
     scores: np.ndarray
     ids: np.ndarray
     evaluated: int
+    extra: np.ndarray | None = None
 
 
 class LowestK:
@@ -25,8 +27,7 @@ class LowestK:
 
     def __init__(self, k: int) -> None:
         self._k = k
-        self._scores: list[np.ndarray] = []
-        self._ids: list[np.ndarray] = []
+        self._parts: list[Scored] = []
         self._held = 0
         self.evaluated = 0
         """Forward passes so far."""
@@ -35,25 +36,29 @@ class LowestK:
 
     def add(self, number: int, part: Scored) -> None:
         """Take in one part; its `number` does not matter."""
-        self._scores.append(part.scores)
-        self._ids.append(part.ids)
+        self._parts.append(part)
         self._held += len(part.ids)
         self.evaluated += part.evaluated
         if self._held > 2 * self._k:
             self._shrink()
 
     def _shrink(self) -> None:
-        scores, ids = lowest(np.concatenate(self._scores), np.concatenate(self._ids), self._k)
-        self._scores, self._ids, self._held = [scores], [ids], len(ids)
-        if len(ids) == self._k and self._k:
-            self.bound = float(scores[-1])
+        scores, ids = (np.concatenate([getattr(part, name) for part in self._parts]) for name in ("scores", "ids"))
+        rows = lowest(scores, ids, self._k)
+        extra = None
+        if self._parts[0].extra is not None:
+            extra = np.concatenate([part.extra for part in self._parts])[rows]
+        self._parts = [Scored(scores=scores[rows], ids=ids[rows], evaluated=0, extra=extra)]
+        self._held = len(rows)
+        if len(rows) == self._k and self._k:
+            self.bound = float(self._parts[0].scores[-1])
 
     def result(self) -> Scored:
         """The k lowest so far (fewer if there were fewer)."""
-        if not self._ids:
+        if not self._parts:
             return Scored(scores=np.empty(0, np.float32), ids=np.empty(0, np.int64), evaluated=self.evaluated)
         self._shrink()
-        return Scored(scores=self._scores[0], ids=self._ids[0], evaluated=self.evaluated)
+        return replace(self._parts[0], evaluated=self.evaluated)
 
 
 def contains(taken: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -64,12 +69,11 @@ def contains(taken: np.ndarray, values: np.ndarray) -> np.ndarray:
     return taken[np.minimum(position, len(taken) - 1)] == values
 
 
-def lowest(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k lowest by (score, id), in that order. All of them when there are fewer."""
+def lowest(scores: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k lowest by (score, id), in that order. All of them when there are fewer."""
+    rows = np.arange(len(scores))
     if k < len(scores):
         # Everything at or below the k-th score; ties there are decided by id in the sort.
         limit = np.partition(scores, k - 1)[k - 1] if k else -np.inf
-        near = scores <= limit
-        scores, ids = scores[near], ids[near]
-    order = np.lexsort((ids, scores))[:k]
-    return scores[order], ids[order]
+        rows = np.flatnonzero(scores <= limit)
+    return rows[np.lexsort((ids[rows], scores[rows]))[:k]]

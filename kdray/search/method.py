@@ -1,8 +1,9 @@
 """How a pool is searched: all of it, or by guesses that are then made exact.
 
-The search by guesses asks the student about the images that are mixed and about one mix of each pair, guesses the rest
-(`kdray.search.interpolation`), and scores the `keep` times k groups that look best exactly. What is chosen is chosen on
-exact scores; what may be missed is estimated from a sample of the groups that were left out (`kdray.search.audit`).
+The search by guesses asks the student about the images that are mixed and about two λ of each pair, and guesses the
+others (`kdray.search.interpolation`). The pairs that look best are asked about three more λ and guessed again; the best
+`keep` times k of those are scored exactly, and the choice is made on exact scores. What may be missed is estimated
+from a sample of the groups that were left out (`kdray.search.audit`).
 """
 
 from collections.abc import Callable
@@ -11,20 +12,23 @@ from math import ceil
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
 from kdray.pools.order import sample_without
 from kdray.search.audit import Recall, Stratum, estimate
 from kdray.search.forward import CPU_BATCH
-from kdray.search.interpolation import spread
+from kdray.search.interpolation import first_knots, fit, second_knots
 from kdray.search.lowest import LowestK, Scored
-from kdray.search.stages import Ends, GroupedPool, Guess, Merge, Rows, ScoreGroups, Stage
+from kdray.search.stages import Ends, GroupedPool, Guess, Merge, Rows, Sample, ScoreGroups, Stage
 from kdray.seeds import numpy_generator
 
 _WORTH = 2  # guess where it takes at most one forward pass in so many: it finds a little less
-_RESERVE = (
-    4  # groups the heap holds for each that is shortlisted: to widen the list, and to look closely beyond its end
-)
+_WIDE = 5  # groups that are guessed twice for each that is scored exactly,
+_LEAST_WIDE = 50_000  # and at least so many, or an eighth of the pool: a small k is far out in the tail
+_SAMPLE = 1000  # groups the guess is fitted to, or a fiftieth of the pool, or as many as a few million logits are
+_LEAST_SAMPLE, _MOST_LOGITS = 20, 4_000_000
+_MOST_CARRIED = 64 << 20  # bytes of logits handed from the first guess to the second; if more, they are asked again
 _LEAST_AUDIT = 200  # groups; fewer say nothing
 _NEAR = 0.25  # of the audit goes to the groups just beyond the list, where most of what is missed lies
 
@@ -57,8 +61,7 @@ class Method:
     """How to look for it; see `kdray.config.PoolConfig`."""
 
     search: Literal["exhaustive", "interpolated"] = "exhaustive"
-    keep: float = 4.0
-    knots: int = 1
+    keep: float = 5.0
     min_recall: float = 0.97
     audit: float = 0.1
 
@@ -128,6 +131,8 @@ class Outlook:
     Attributes:
         guess: whether it guesses.
         shortlist: groups scored exactly.
+        wide: groups guessed twice.
+        sample: groups the guess is fitted to.
         audit: groups scored to estimate recall.
         passes: forward passes, unless the list has to be widened.
         exhaustive: forward passes without guessing.
@@ -135,7 +140,9 @@ class Outlook:
 
     guess: bool
     shortlist: int
-    audit: int
+    wide: int = 0
+    sample: int = 0
+    audit: int = 0
     passes: int
     exhaustive: int
 
@@ -148,13 +155,25 @@ def look_ahead(pool: GroupedPool, request: SearchRequest, method: Method) -> Out
     spent = 0 if per_group else len(np.unique(request.taken // size))
     free = total - len(request.taken) if per_group else total
     shortlist = min(free, ceil(method.keep * request.k) + spent)
+    wide = min(free, max(_WIDE * shortlist, min(_LEAST_WIDE, free // 8)))
+    sample = min(total, max(_LEAST_SAMPLE, min(_SAMPLE, total // 50)))
     audit = min(free - shortlist, max(_LEAST_AUDIT, ceil(method.audit * shortlist))) if method.audit else 0
     exhaustive = total * size
     if method.search == "interpolated" and getattr(pool, "linear", False) and request.k > 0:
-        passes = len(pool.images) + total * min(method.knots, size) + (shortlist + audit) * size
+        first, second = len(first_knots(size)), len(second_knots(size))
+        passes = len(pool.images) + sample * size + total * first + wide * (second - first)
+        passes += (shortlist + audit) * size
         if passes * _WORTH <= exhaustive:
-            return Outlook(guess=True, shortlist=shortlist, audit=audit, passes=passes, exhaustive=exhaustive)
-    return Outlook(guess=False, shortlist=total, audit=0, passes=exhaustive, exhaustive=exhaustive)
+            return Outlook(
+                guess=True,
+                shortlist=shortlist,
+                wide=wide,
+                sample=sample,
+                audit=audit,
+                passes=passes,
+                exhaustive=exhaustive,
+            )
+    return Outlook(guess=False, shortlist=total, passes=exhaustive, exhaustive=exhaustive)
 
 
 def run_search(
@@ -195,8 +214,8 @@ class _Search:
         return self._found(merged, outlook)
 
     def by_guesses(self, outlook: Outlook, note: Callable[[str], None]) -> Found:
-        request, listed = self._request, outlook.shortlist
-        ranked = self._rank(min(_RESERVE * listed, self._pool.num_groups))
+        request, listed, size = self._request, outlook.shortlist, self._pool.group_size
+        ranked = self._rank(outlook)
         merged, done, attempt = LowestK(request.k), 0, 0
         while True:
             self._score(merged, np.sort(ranked[done:listed]), request.k)
@@ -209,30 +228,45 @@ class _Search:
                 f"an estimated {recall.value:.1%} of the {request.k:,} lowest were found, less than "
                 f"pool.min_recall = {self._method.min_recall:g}"
             )
-            listed = min(2 * done, len(ranked))
-            if done == listed or (listed - done + outlook.audit) * self._pool.group_size >= outlook.exhaustive:
-                note(f"{missed}: scoring the whole pool; raise pool.keep above {keep:.3g} to be done sooner")
+            listed, attempt = min(2 * done, len(ranked)), attempt + 1
+            # A longer list brings in what lies just beyond its end, and no more.
+            hopeless = 1.0 - recall.missed[-1] < self._method.min_recall
+            if hopeless or done == listed or (listed - done + outlook.audit) * size >= outlook.exhaustive:
+                note(f"{missed}: scoring the whole pool; with pool.keep above {keep:.3g} less is missed")
                 return self.all_of_it(outlook)
-            attempt += 1
             note(f"{missed}: scoring {listed / request.k:.3g} times as many exactly instead of {keep:.3g}")
 
-    def _rank(self, count: int) -> np.ndarray:
-        """The `count` groups that look best, best first."""
-        ends, guessed = Rows(), LowestK(count)
-        self._run(Ends(count=len(self._pool.images), **self._cut), ends)
-        knots = tuple(spread(self._pool.group_size, self._method.knots))
-        taken = self._request.taken if self._request.per == "group" else np.empty(0, dtype=np.int64)
-        stage = Guess(
-            count=self._pool.num_groups,
-            k=count,
-            knots=knots,
-            ends=ends.result(),
-            taken=taken,
-            score=self._request.score,
-            **self._cut,
-        )
-        self._run(stage, guessed)
-        return guessed.result().ids
+    def _rank(self, outlook: Outlook) -> np.ndarray:
+        """The groups that look best, best first."""
+        request, size, total = self._request, self._pool.group_size, self._pool.num_groups
+        rows = Rows()
+        self._run(Ends(count=len(self._pool.images), **self._cut), rows)
+        ends = rows.result()
+        few, more = first_knots(size), second_knots(size)
+        least, most = self._fit(ends, outlook.sample, few, more)
+        taken = request.taken if request.per == "group" else np.empty(0, dtype=np.int64)
+        carry = 2 * outlook.wide * len(few) * ends.shape[1] <= _MOST_CARRIED
+        common = {"count": total, "k": outlook.wide, "ends": ends, "score": request.score, **self._cut}
+        first = LowestK(outlook.wide)
+        self._run(Guess(knots=few, matrix=least, taken=taken, hand_on=carry, **common), first)
+        found = first.result()
+        order = np.argsort(found.ids)
+        known = {"known": found.extra[order], "have": few} if carry and len(order) else {}
+        second = LowestK(outlook.wide)
+        self._run(Guess(knots=more, matrix=most, groups=found.ids[order], **known, **common), second)
+        return second.result().ids
+
+    def _fit(self, ends: np.ndarray, count: int, *knots: tuple[int, ...]) -> list[np.ndarray]:
+        """How to guess from each of these knots, by a sample of groups."""
+        pool = self._pool
+        count = max(1, min(count, _MOST_LOGITS // (pool.group_size * ends.shape[1])))
+        generator = numpy_generator(self._request.seed, "fit")
+        groups = np.sort(sample_without(pool.num_groups, count, np.empty(0, dtype=np.int64), generator))
+        rows = Rows()
+        self._run(Sample(group_size=pool.group_size, groups=groups, **self._cut), rows)
+        i, j = (part.cpu().numpy() for part in pool.pair(torch.from_numpy(groups)))
+        sides = np.stack([ends[j], ends[i]], axis=1)
+        return [fit(pool.lambdas, some, sides, rows.result()) for some in knots]
 
     def _score(self, merged: LowestK, groups: np.ndarray | None, k: int) -> None:
         """Score groups exactly; all of the pool where None."""
@@ -267,7 +301,7 @@ class _Search:
             Stratum(size=size, scores=self._sampled(sample))
             for size, sample in zip((len(near), far), samples, strict=True)
         ]
-        return estimate(chosen, [stratum for stratum in strata if len(stratum.scores)])
+        return estimate(chosen, strata)
 
     def _sampled(self, groups: np.ndarray) -> np.ndarray:
         """Exact scores of some groups: [n, 1], or [n, L] where candidates of one group may all be chosen."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from kdray.errors import ScoringError
 from kdray.scores import INFORMATIVE
 from kdray.search.forward import CPU_BATCH, Forward
-from kdray.search.interpolation import proxy, weights
+from kdray.search.interpolation import guess
 from kdray.search.lowest import Scored, contains, lowest
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -159,8 +159,9 @@ class ScoreGroups(_Sized):
             ids = (groups[:, None] * self.group_size + np.arange(self.group_size)).reshape(-1)
             free = ~contains(self.taken, ids)
         keep = free & (scores <= bound)
-        scores, ids = lowest(scores[keep], ids[keep], self.k)
-        return Scored(scores=scores, ids=ids, evaluated=table.size)
+        scores, ids = scores[keep], ids[keep]
+        rows = lowest(scores, ids, self.k)
+        return Scored(scores=scores[rows], ids=ids[rows], evaluated=table.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,32 +190,75 @@ class Ends(_Sized):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample(_Sized):
+    """Logits at every λ of some groups, float32 [B, L, K] of each task.
+
+    Attributes:
+        group_size: of the pool.
+        groups: int64, sorted.
+    """
+
+    group_size: int
+    groups: np.ndarray
+
+    @property
+    def cuts(self) -> Cuts:
+        """The groups of each task."""
+        return Cuts(len(self.groups), self.group_size, self.batch, self.chunk)
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> "Part":
+        """See `Stage`."""
+        start, stop = self.cuts[number]
+        groups = torch.from_numpy(self.groups[start:stop])
+        logits = torch.cat(list(forward.candidates(pool, groups, self.cuts.step)))
+        rows = logits.view(len(groups), self.group_size, -1).cpu().numpy()
+        return Part(rows=rows, evaluated=len(groups) * self.group_size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guess(_Sized):
-    """The guessed score of every group: see `kdray.search.interpolation`. Ids are groups.
+    """The guessed score of groups: see `kdray.search.interpolation`. Ids are groups.
 
     Attributes:
         count: of groups: 0 to count - 1, where `groups` is None.
         k: how many of the lowest are wanted.
-        knots: indices of the λ at which the student is asked.
+        knots: indices of the λ whose logits the guess is made from, in order.
+        matrix: how, float32 [L, M + 2].
         ends: logits of the pool's images, float32 [N, K].
         taken: int64, sorted: groups that have left the pool.
         score: a key of `kdray.scores.INFORMATIVE`.
         groups: int64, sorted: these ones alone.
+        known: logits of `groups` at the knots `have`, float16 [G, H, K], of an earlier guess; the student is asked
+            about the others. None: about all.
+        have: those knots, in order.
+        hand_on: give the logits at all knots with the groups, for a later guess.
     """
 
     count: int
     k: int
     knots: tuple[int, ...]
+    matrix: np.ndarray
     ends: np.ndarray
     taken: np.ndarray = field(default_factory=lambda: _NOTHING)
     score: str = "confidence"
     groups: np.ndarray | None = None
+    known: np.ndarray | None = None
+    have: tuple[int, ...] = ()
+    hand_on: bool = False
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The λ the student is asked about."""
+        return self.knots if self.known is None else tuple(knot for knot in self.knots if knot not in self.have)
 
     @property
     def cuts(self) -> Cuts:
         """The groups of each task."""
         count = self.count if self.groups is None else len(self.groups)
-        return Cuts(count, len(self.knots), self.batch, self.chunk)
+        return Cuts(count, len(self.asked), self.batch, self.chunk)
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -227,18 +271,26 @@ class Guess(_Sized):
         """
         start, stop = self.cuts[number]
         groups = np.arange(start, stop, dtype=np.int64) if self.groups is None else self.groups[start:stop]
-        asked, knots = torch.from_numpy(groups), len(self.knots)
-        logits = torch.cat(list(forward.candidates(pool, asked, self.cuts.step, self.knots)))
-        logits = logits.view(len(groups), knots, -1)
-        first, second = pool.pair(asked.to(logits.device))
+        asked, these = self.asked, torch.from_numpy(groups)
+        logits = torch.cat(list(forward.candidates(pool, these, self.cuts.step, asked)))
+        logits = logits.view(len(groups), len(asked), -1)
+        at = dict(zip(asked, logits.unbind(dim=1), strict=True))
+        if self.known is not None:
+            known = torch.from_numpy(self.known[start:stop]).to(logits.device, torch.float32)
+            at |= dict(zip(self.have, known.unbind(dim=1), strict=True))
+        first, second = pool.pair(these.to(logits.device))
         ends = torch.from_numpy(self.ends).to(logits.device)
-        known = torch.cat([ends[second].unsqueeze(1), logits, ends[first].unsqueeze(1)], dim=1)  # [G, M + 2, K]
-        matrix = weights(pool.lambdas, self.knots).to(logits.device)
-        scores = torch.cat([proxy(part, matrix, self.score) for part in known.split(1024)]).cpu().numpy()
+        columns = torch.stack([ends[second], *(at[knot] for knot in self.knots), ends[first]], dim=1)  # [G, M + 2, K]
+        matrix = torch.from_numpy(self.matrix).to(logits.device)
+        scores = torch.cat([guess(part, matrix, self.score) for part in columns.split(1024)]).cpu().numpy()
         _refuse_nan(scores[:, None], groups, pool.group_size)
-        keep = ~contains(self.taken, groups) & (scores <= bound)
-        scores, ids = lowest(scores[keep], groups[keep], self.k)
-        return Scored(scores=scores, ids=ids, evaluated=len(groups) * knots)
+        keep = np.flatnonzero(~contains(self.taken, groups) & (scores <= bound))
+        rows = keep[lowest(scores[keep], groups[keep], self.k)]
+        extra = None
+        if self.hand_on:
+            most = float(np.finfo(np.float16).max)
+            extra = columns[torch.from_numpy(rows), 1:-1].clamp(-most, most).to(torch.float16).cpu().numpy()
+        return Scored(scores=scores[rows], ids=groups[rows], evaluated=len(groups) * len(asked), extra=extra)
 
 
 @dataclass(frozen=True, kw_only=True)
