@@ -29,7 +29,7 @@ from kdray.search import Method, SearchRequest
 from kdray.seeds import numpy_generator
 from kdray.students.export import load_student
 
-KEEPS = (2.0, 5.0, 10.0)
+KEEPS = (2.0, 5.0)
 WORKERS = 2
 PEER_PAIRS = 60_000
 

@@ -25,7 +25,7 @@ from kdray.seeds import numpy_generator
 
 _WORTH = 2  # guess where it takes at most one forward pass in so many: it finds a little less
 _WIDE = 5  # groups that are guessed twice for each that is scored exactly,
-_LEAST_WIDE = 50_000  # and at least so many, or an eighth of the pool: a small k is far out in the tail
+_LEAST_WIDE = 200_000  # and at least so many, or an eighth of the pool: a small k is far out in the tail
 _SAMPLE = 1000  # groups the guess is fitted to, or a fiftieth of the pool, or as many as a few million logits are
 _LEAST_SAMPLE, _MOST_LOGITS = 20, 4_000_000
 _MOST_CARRIED = 64 << 20  # bytes of logits handed from the first guess to the second; if more, they are asked again
