@@ -68,13 +68,14 @@ def fit(lambdas: Sequence[float], knots: Sequence[int], ends: np.ndarray, logits
     ends, logits = (x.astype(np.float64) - x.mean(axis=2, keepdims=True, dtype=np.float64) for x in (ends, logits))
     known = np.concatenate([ends[:, :1], logits[:, list(knots)], ends[:, 1:]], axis=1)  # [G, M + 2, K]
     data = known.transpose(0, 2, 1).reshape(-1, known.shape[1])  # [G K, M + 2]
-    square = data.T @ data
+    # Not by BLAS, whose sums may depend on the number of threads: every process must guess alike.
+    square = np.einsum("ni,nj->ij", data, data)
     square += (_SHRINK * np.trace(square) / len(square) + 1e-9) * np.eye(len(square))
     matrix = linear(lambdas, knots)
     for row in range(len(lambdas)):
         if row not in knots:
-            rest = logits[:, row].reshape(-1) - data @ matrix[row]
-            matrix[row] += np.linalg.solve(square, data.T @ rest)
+            rest = logits[:, row].reshape(-1) - np.einsum("ni,i->n", data, matrix[row])
+            matrix[row] += np.linalg.solve(square, np.einsum("ni,n->i", data, rest))
     return matrix.astype(np.float32)
 
 
