@@ -82,6 +82,7 @@ def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, ray_local,
 
 
 def test_workers_guess_as_one_process_does_bit_for_bit(ray_local, pool, model):
+    pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
     method, request = Method(search="interpolated", min_recall=0.0), SearchRequest(k=10, seed=7)
     assert look_ahead(pool, request, method).guess
     reference = LocalSearcher(512, method=method).search(pool, model, request)
