@@ -142,7 +142,7 @@ def test_a_sample_of_the_pairs_is_what_is_chosen_from(make_config, tmp_path):
     with pytest.raises(ConfigError, match="781 pairs wanted, 40 images make 780; lower it, or"):
         run(make_config(pool__pairs=781), RunDirectory(tmp_path / "more"), local=True)
     with pytest.raises(
-        ConfigError, match="pool.mixing: the first layer of resnet18 cannot be taken apart from the rest"
+        ConfigError, match=r"pool.mixing: the first layer of resnet18 cannot be taken apart from the rest"
     ):
         run(
             make_config(pool__mixing="first-layer", student__model="resnet18"), RunDirectory(tmp_path / "x"), local=True
