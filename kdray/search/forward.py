@@ -23,7 +23,7 @@ _GPU_PASSES = 32  # a task of a GPU: it may be on another machine, where nobody 
 
 
 def batch_on(device: str) -> int:
-    """Images in one forward pass on `device`. A property of the kind of device alone, so that bits are."""
+    """Images in one forward pass on `device`. A property of the kind of device alone, as bits are to be."""
     return CPU_BATCH if torch.device(device).type == "cpu" else GPU_BATCH
 
 

@@ -46,7 +46,7 @@ class SearchRequest:
             "candidate": no such rule (eq. 2).
         taken: int64, sorted: groups, or candidate ids, that have left the pool.
         score: what makes a candidate informative, a key of `kdray.scores.INFORMATIVE`.
-        seed: of the sample by which recall is estimated.
+        seed: of the samples: the one the guess is fitted to, and those by which recall is estimated.
     """
 
     k: int
