@@ -25,6 +25,7 @@ _CALLS = frozenset(
     {
         "grant",
         "lookup",
+        "on_their_way",
         "open_account",
         "record_hits",
         "recover",

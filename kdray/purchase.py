@@ -22,6 +22,7 @@ from kdray.teachers.pool import Fault, Reply, TeacherPool
 from kdray.terms import Bought, LedgerLike, Terms
 
 _GRACE_S = 10.0  # for replies on their way when the user stops the run
+_LOOK_S = 0.2  # between two looks at what others have bought
 _NAP_S = 1.0  # the longest sleep between two looks at the limits: another run may have changed them
 _LONG_REST_S = 5.0  # worth telling
 _NUMBERS = itertools.count()  # of requests: a late reply must not be taken for one to another purchase
@@ -112,9 +113,9 @@ class _Purchase:
                 blocked, wait = self._send()
                 if self._waiting:
                     self._receive(wait)
+                elif blocked in ("budget", "day") and self._others_answer():
+                    time.sleep(_LOOK_S)
                 elif blocked == "budget":
-                    # Another run may have bought some of it meanwhile.
-                    self._look_up(self._hashes[p] for batch in self._queue for p in batch.positions)
                     break
                 elif blocked == "day":
                     raise TeacherError(
@@ -132,10 +133,30 @@ class _Purchase:
         return self._bought()
 
     def _tell_of(self, blocked: str | None) -> None:
-        if blocked == "busy" and not self._told:
+        if blocked == "busy":
+            self._tell_of_others(sum(len(batch.positions) for batch in self._queue))
+
+    def _tell_of_others(self, images: int) -> None:
+        if not self._told:
             self._told = True
-            images = sum(len(batch.positions) for batch in self._queue)
             self._note(f"another run on this ledger has {images:,} of the images on their way: waiting for its answers")
+
+    def _others_answer(self) -> bool:
+        """Where no more may be bought: take off the queue what others have bought; whether to look again."""
+        keys = [self._hashes[p] for batch in self._queue for p in batch.positions]
+        # In this order: an answer that comes in between is seen.
+        busy = self._ledger.on_their_way(self._teacher.identity, keys)
+        self._look_up(keys)
+        left = [
+            _Batch(positions=positions, attempt=batch.attempt)
+            for batch in self._queue
+            if (positions := [p for p in batch.positions if self._hashes[p] not in self._known])
+        ]
+        self._queue = deque(left)
+        busy -= self._known.keys()
+        if busy:
+            self._tell_of_others(len(busy))
+        return bool(busy) or not left
 
     def _bought(self) -> Bought:
         positions = [position for position, key in enumerate(self._hashes) if key in self._known]

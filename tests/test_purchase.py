@@ -19,6 +19,7 @@ import kdray.purchase
 from kdray.errors import LedgerError, TeacherError
 from kdray.ledger import Ledger, hash_images
 from kdray.ledger.limits import Limits
+from kdray.ledger.records import Order, Outcome
 from kdray.purchase import Bought, Terms, buy
 from kdray.teachers import Answers
 from kdray.teachers.pool import Fault, LocalTeacherPool, Reply
@@ -1039,6 +1040,44 @@ def test_what_another_run_has_on_its_way_is_waited_for_and_asked_when_its_lease_
     assert facts(bought) == (8, 0, 0) and answers_are_right(bought, pictures(*range(8)))
     # A's reply came after all, and was paid: charges are honest, and the first answer stays.
     assert money(a) == (11, 0, 0, 0)
+
+
+@pytest.mark.parametrize("cap", ["budget", "day"])
+@pytest.mark.parametrize(
+    ("state", "money_after", "bought_after"),
+    [("answered", (8, 0, 0, 0), (5, 3, 0)), ("released", (8, 0, 0, 0), (8, 0, 0)), (None, (5, 0, 0, 3), (5, 0, 3))],
+)
+def test_who_may_buy_no_more_waits_for_what_others_have_on_their_way(
+    cap, state, money_after, bought_after, clock, make_ledger
+):
+    """Eight queries in all. A has three images on their way, B wants these and five more; B then hears of A's end."""
+    ledger, images, line, notes = make_ledger(8 if cap == "budget" else 100), pictures(*range(8)), Line(clock), []
+    theirs = hash_images(images)[5:]
+    identity, limits = line.teacher.identity, Limits(queries_per_day=8 if cap == "day" else None)
+    order = Order(hashes=theirs)
+    (part,) = ledger.grant([order], teacher=identity, owner="a", lease_s=50.0, limits=limits).parts
+
+    def end_of_a(note: str) -> None:
+        notes.append(note)
+        if state is not None:
+            answers = line.teacher.answer(images[5:]) if state == "answered" else None
+            hashes = theirs if state == "answered" else ()
+            ledger.settle([Outcome(reservation=part.reservation, state=state, hashes=hashes, answers=answers)])
+
+    def b() -> Bought:
+        terms = Terms(limits=limits, lease_s=50.0)
+        return buy(images, pool=line, ledger=ledger, batch_size=4, owner="b", terms=terms, on_note=end_of_a)
+
+    begin = clock.now
+    if cap == "day" and state is None:
+        with pytest.raises(TeacherError, match="daily quota"):
+            b()
+    else:
+        bought = b()
+        assert facts(bought) == bought_after and answers_are_right(bought, images)
+    assert money(ledger) == money_after
+    assert notes == ["another run on this ledger has 3 of the images on their way: waiting for its answers"]
+    assert 50 <= clock.now - begin < 60 if state is None else clock.now - begin < 10
 
 
 # ---- interruptions

@@ -231,6 +231,11 @@ class Ledger:
             found.setdefault(key, []).append((number, reason))
         return {key: (len(times), max(times)[1]) for key, times in found.items()}
 
+    def on_their_way(self, teacher: str, hashes: Iterable[bytes]) -> set[bytes]:
+        """Images somebody has asked for and has no answer to yet; their lease is not over."""
+        now = self._clock()
+        return {key for key, expires in self._by_hash("hash, expires", "claims", teacher, hashes) if expires > now}
+
     def _by_hash(self, columns: str, table: str, teacher: str, hashes: Iterable[bytes]) -> Iterator[tuple]:
         ids = self.read("SELECT id FROM teachers WHERE identity = ?", (teacher,))
         wanted = sorted(set(hashes)) if ids else []  # in the order of the file, so that no page is read twice
