@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kdray.errors import RunDirectoryError
 from kdray.files import read_json, write_bytes, write_json
-from kdray.images import ImageSet, decode_png, encode_png, give_back_memory
+from kdray.images import ImageSet, decode_png, encode_png
+from kdray.memory import give_back_memory
 from kdray.teachers.answers import Answers
 
 PHASES = ("choose", "query", "train", "evaluate")

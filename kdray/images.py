@@ -4,10 +4,7 @@ A reader first finds out how many rows there are, then which are wanted, and onl
 subset is drawn without looking at a label.
 """
 
-import contextlib
-import ctypes
 import io
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from kdray.errors import ImageSetError
+from kdray.memory import give_back_memory
 
 _MODES = {"grey": "L", "rgb": "RGB"}
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -99,17 +97,6 @@ def _read(config, generator: np.random.Generator, field: str, with_labels: bool)
     images = _decode(source, rows, config.size, config.colour, field)
     labels = torch.from_numpy(source.labels(rows)) if with_labels else None
     return ImageSet(images=images, labels=labels, classes=source.classes)
-
-
-def give_back_memory() -> None:
-    """Return to the system what Arrow and the C library keep of files that were read or written.
-
-    Else it stays with the process for the rest of the run, tens of MB a set of images.
-    """
-    if "pyarrow" in sys.modules:
-        sys.modules["pyarrow"].default_memory_pool().release_unused()
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def parse_rows(text: str) -> tuple[int, int | None]:

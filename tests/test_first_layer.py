@@ -1,16 +1,21 @@
 """Mixing behind the first layer: what mixing pixels gives, but for their rounding."""
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from kdray.pools.mixup import MixupPool
 from kdray.search import LocalSearcher, SearchRequest
-from kdray.search.first_layer import mix, pays, split
+from kdray.search.first_layer import Outputs, pays, split
 from kdray.search.forward import Forward
 from kdray.students.models import ImageClassifier, build_model
 
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
+PAIRS = list(itertools.combinations(range(12), 2))  # in the pool's order
 
 
 def images(n: int, shape: tuple[int, int, int] = (1, 28, 28)) -> torch.Tensor:
@@ -39,9 +44,26 @@ def test_what_cannot_be_split_is_left_alone():
 
 
 def test_mixing_by_hand():
-    table = torch.tensor([[0.0, 10.0], [8.0, 20.0]])
-    mixed = mix(table, (torch.tensor([0]), torch.tensor([1])), [0.25, 1.0])
+    mixed = Outputs(torch.tensor([[0.0, 10.0], [8.0, 20.0]])).mix((torch.tensor([0]), torch.tensor([1])), [0.25, 1.0])
     assert mixed.tolist() == [[6.0, 17.5], [0.0, 10.0]]  # a quarter of the first; all of it
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=40)
+    | st.tuples(st.integers(0, 60), st.integers(0, 66)).map(lambda cut: PAIRS[min(cut) : max(cut)]),
+    st.sampled_from([(5,), (2, 3, 4)]),
+)
+def test_mixing_is_the_same_for_pairs_in_any_order(pairs, shape):
+    """Rows that lie together are not gathered: whether they do makes no difference to the bits."""
+    rows = torch.randn(12, *shape, generator=torch.Generator().manual_seed(1))
+    i, j = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
+    mixed = Outputs(rows).mix((i, j), GRID)
+    assert mixed.shape == (len(pairs) * len(GRID), *shape)
+    alone = [torch.lerp(rows[b], rows[a], weight) for a, b in pairs for weight in GRID]
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(mixed, alone, strict=True))
+    shuffled = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(2))
+    again = Outputs(rows).mix((i[shuffled], j[shuffled]), GRID).view(len(pairs), len(GRID), *shape)
+    assert torch.equal(again, mixed.view(len(pairs), len(GRID), *shape)[shuffled])
 
 
 def test_it_pays_where_the_first_layer_is_much_of_the_work_and_its_outputs_fit():

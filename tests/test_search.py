@@ -225,9 +225,9 @@ def test_the_passes_are_those_that_were_announced():
     pool, request = small_pool(60, GRID, 4), SearchRequest(k=10)
     outlook = look_ahead(pool, request, guessing())
     # 60 images; 35 pairs to fit to; two mixes of each of the 1,770 pairs; three more of five times the list; 50 pairs
-    # exactly, 200 to audit.
+    # at the other six, 200 to audit.
     assert (outlook.shortlist, outlook.wide, outlook.sample, outlook.audit) == (50, 250, 35, 200)
-    assert outlook.passes == 60 + 35 * 11 + 2 * 1770 + 3 * 250 + 250 * 11
+    assert outlook.passes == 60 + 35 * 11 + 2 * 1770 + 3 * 250 + 50 * 6 + 200 * 11
     assert outlook.exhaustive == 1770 * 11
     seen = []
     found = LocalSearcher(method=guessing()).search(pool, Rough(4), request, lambda *done: seen.append(done))
@@ -355,8 +355,9 @@ def test_a_second_guess_asks_about_the_new_knots_alone():
     assert (few, more) == ((3, 7), (1, 3, 5, 7, 9))
     parts = {"count": 66, "k": 30, "ends": ends}
     matrices = [linear(pool.lambdas, knots).astype(np.float32) for knots in (few, more)]
-    first = Guess(knots=few, matrix=matrices[0], hand_on=True, **parts).run(pool, forward, 0)
-    assert first.extra.shape == (30, 2, 4) and first.extra.dtype == np.float16
+    hand_on = ("logits", "scores")
+    first = Guess(knots=few, matrix=matrices[0], hand_on=hand_on, **parts).run(pool, forward, 0)
+    assert first.extra["logits"].shape == (30, 2, 4) and first.extra["logits"].dtype == np.float16
     order = np.argsort(first.ids)
     again = Guess(knots=more, matrix=matrices[1], groups=first.ids[order], **parts).run(pool, forward, 0)
     handed = Guess(
@@ -366,6 +367,38 @@ def test_a_second_guess_asks_about_the_new_knots_alone():
     assert dict(zip(again.ids.tolist(), again.scores.tolist(), strict=True)) == pytest.approx(
         dict(zip(handed.ids.tolist(), handed.scores.tolist(), strict=True)), abs=2e-3
     )
+
+
+@pytest.mark.parametrize("per", ["group", "candidate"])
+def test_scores_that_are_handed_on_are_exact_and_not_asked_about_again(per):
+    pool, forward = small_pool(12, GRID, 3), Forward(Rough(3))
+    ends, (few, more) = Ends(count=12).run(pool, forward, 0).rows, (first_knots(11), second_knots(11))
+    parts = {"count": 66, "k": 30, "ends": ends}
+    matrices = [linear(pool.lambdas, knots).astype(np.float32) for knots in (few, more)]
+    first = Guess(knots=few, matrix=matrices[0], hand_on=("logits", "scores"), **parts).run(pool, forward, 0)
+    order = np.argsort(first.ids)
+    groups, known = first.ids[order], first.extra[order]
+    stage = Guess(knots=more, matrix=matrices[1], groups=groups, known=known, have=few, hand_on=("scores",), **parts)
+    second = stage.run(pool, forward, 0)
+    order = np.argsort(second.ids)
+    groups, scores = second.ids[order], second.extra["scores"][order]
+    ids = torch.from_numpy(groups[:, None] * 11 + np.array(more))
+    with torch.inference_mode():
+        exact = SCORES["confidence"](Rough(3)(pool.render(ids.flatten())).softmax(dim=1)).view(30, 5).numpy()
+    assert scores == pytest.approx(exact, abs=1e-6)
+    common = {"count": 66, "group_size": 11, "k": 500, "per": per, "groups": groups}
+    whole = ScoreGroups(**common).run(pool, forward, 0)
+    rest = ScoreGroups(known=scores, have=more, **common).run(pool, forward, 0)
+    assert (whole.evaluated, rest.evaluated) == (30 * 11, 30 * 6)
+    assert len(rest.ids) == (30 if per == "group" else 330)
+    assert dict(zip(rest.ids.tolist(), rest.scores.tolist(), strict=True)) == pytest.approx(
+        dict(zip(whole.ids.tolist(), whole.scores.tolist(), strict=True)), abs=1e-6
+    )
+    # Nothing left to ask: what was handed on is all there is.
+    grid = tuple(range(11))
+    full = np.arange(330, dtype=np.float32).reshape(30, 11)
+    found = ScoreGroups(known=full, have=grid, **common).run(pool, forward, 0)
+    assert found.evaluated == 0 and found.ids[0] == groups[0] * 11
 
 
 def test_the_merge_keeps_what_goes_with_each():

@@ -15,6 +15,7 @@ from kdray.students.models import ImageClassifier
 
 _WORTH = 0.2  # of the multiplications must lie in the first layer: elsewhere mixing larger outputs costs what it saves
 _MOST_BYTES = 256 << 20  # of a worker's memory for the outputs of all images
+_LEAST_RUN = 8  # pairs with one image in common, on average: fewer are mixed one by one in no less time
 
 
 def split(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
@@ -75,9 +76,48 @@ def pays(model: nn.Module, image_shape: tuple[int, int, int], images: int) -> bo
     return counts[0] >= _WORTH * sum(counts[:-1]) and 4 * size * images <= _MOST_BYTES
 
 
-def mix(table: Tensor, pairs: tuple[Tensor, Tensor], lambdas: Sequence[float]) -> Tensor:
-    """λ table[i] + (1 - λ) table[j] for pairs (i, j) int64 [B] and all λ: float32 [B * len(lambdas), ...], those of a
-    pair together."""
-    i, j = pairs
-    weight = torch.tensor(lambdas, dtype=table.dtype, device=table.device).view(1, -1, *[1] * (table.ndim - 1))
-    return torch.lerp(table[j].unsqueeze(1), table[i].unsqueeze(1), weight).flatten(0, 1)
+class Outputs:
+    """The first layer's outputs for all images of a pool, ready to be mixed.
+
+    Args:
+        rows: float32 [N, ...]; of a convolution [N, C, H, W].
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self._images = rows.ndim == 4
+        rows = rows.permute(0, 2, 3, 1) if self._images else rows  # as channels_last lies in memory
+        self._inner = rows.shape[1:]
+        self._flat = rows.reshape(len(rows), -1).contiguous()
+
+    def mix(self, pairs: tuple[Tensor, Tensor], lambdas: Sequence[float]) -> Tensor:
+        """λ row i + (1 - λ) row j for pairs (i, j) int64 [B] and all λ: float32 [B * len(lambdas), ...], those of a
+        pair together; images in channels_last."""
+        i, j = pairs
+        flat, count = self._flat, len(lambdas)
+        weight = torch.tensor(lambdas, dtype=flat.dtype, device=flat.device).view(1, -1, 1)
+        mixed = flat.new_empty(len(i), count, flat.shape[1])
+        for start, stop, first, second in _runs(i, j):
+            one, other = flat[first].unsqueeze(1), flat[second].unsqueeze(1)
+            torch.lerp(other, one, weight, out=mixed[start:stop])
+        mixed = mixed.view(-1, *self._inner)
+        return mixed.permute(0, 3, 1, 2) if self._images else mixed
+
+
+def _runs(i: Tensor, j: Tensor) -> list[tuple[int, int, Tensor | slice, Tensor | slice]]:
+    """Pairs (i, j) int64 [B] in parts [start, stop), with the rows of both sides for each.
+
+    Pairs in the pool's order have i in common for a long time, and j one after the other. Rows that lie so need not be
+    gathered, which takes as long as mixing them many times over. On a GPU it does not.
+    """
+    if i.device.type != "cpu" or len(i) == 0:
+        return [(0, len(i), i, j)]
+    breaks = (torch.nonzero(i.diff()).flatten() + 1).tolist()
+    if len(breaks) > len(i) // _LEAST_RUN:
+        return [(0, len(i), i, j)]
+    parts = []
+    for start, stop in zip([0, *breaks], [*breaks, len(i)], strict=True):
+        first, second = int(i[start]), j[start:stop]
+        if bool((second.diff() == 1).all()):
+            second = slice(int(second[0]), int(second[-1]) + 1)
+        parts.append((start, stop, slice(first, first + 1), second))
+    return parts

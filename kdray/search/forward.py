@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdray.memory import keep_freed_memory
 from kdray.search import first_layer
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -51,12 +52,13 @@ class Forward:
     ) -> None:
         self.device = torch.device(device)
         gpu = self.device.type == "cuda"
+        keep_freed_memory()
         self._model = model.to(device=self.device, memory_format=torch.channels_last).eval()
         if precision == "auto":
             precision = "float32" if not gpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         self._dtype = getattr(torch, precision)
         self._plain, self._mixing = self._model, mixing
-        self._mixed: tuple[Any, Tensor, nn.Module] | None = None
+        self._mixed: tuple[Any, first_layer.Outputs | None, nn.Module | None] | None = None
         # A compiled network is made for one shape: a smaller last batch is filled up.
         self._fill = batch_on(device) if compile == "on" or (compile == "auto" and gpu) else 0
         if self._fill:
@@ -89,19 +91,17 @@ class Forward:
         lambdas = [pool.lambdas[k] for k in indices or range(pool.group_size)]
         for pairs in zip(i.split(step), j.split(step), strict=True):
             with self._arithmetic():
-                logits = rest(first_layer.mix(table, pairs, lambdas))
+                logits = rest(table.mix(pairs, lambdas))
             yield logits.float()
 
-    def _behind_first_layer(self, pool) -> tuple[Tensor | None, nn.Module | None]:
+    def _behind_first_layer(self, pool) -> tuple[first_layer.Outputs | None, nn.Module | None]:
         """The first layer's outputs for the pool's images, and the rest of the network; None where pixels are mixed."""
         if self._mixed is None or self._mixed[0] is not pool:
             table = rest = None
             if self._mixes_features(pool):
                 first, rest = first_layer.split(self._plain)
                 with self._arithmetic():
-                    table = torch.cat([first(part) for part in pool.images.split(CPU_BATCH)])
-                if table.ndim == 4:
-                    table = table.contiguous(memory_format=torch.channels_last)
+                    table = first_layer.Outputs(torch.cat([first(part) for part in pool.images.split(CPU_BATCH)]))
             self._mixed = (pool, table, rest)
         return self._mixed[1:]
 

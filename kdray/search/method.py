@@ -2,14 +2,14 @@
 
 The search by guesses asks the student about the images that are mixed and about two λ of each pair, and guesses the
 others (`kdray.search.interpolation`). The pairs that look best are asked about three more λ and guessed again; the best
-`keep` times k of those are scored exactly, and the choice is made on exact scores. What may be missed is estimated
-from a sample of the groups that were left out (`kdray.search.audit`).
+`keep` times k of those are asked about all others too, and the choice is made on these exact scores. What may be missed
+is estimated from a sample of the groups that were left out (`kdray.search.audit`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ _WIDE = 5  # groups that are guessed twice for each that is scored exactly,
 _LEAST_WIDE = 200_000  # and at least so many, or an eighth of the pool: a small k is far out in the tail
 _SAMPLE = 1000  # groups the guess is fitted to, or a fiftieth of the pool, or as many as a few million logits are
 _LEAST_SAMPLE, _MOST_LOGITS = 20, 4_000_000
-_MOST_CARRIED = 64 << 20  # bytes of logits handed from the first guess to the second; if more, they are asked again
+_MOST_CARRIED = 64 << 20  # bytes handed from one stage to the next; where it would be more, the student is asked again
 _LEAST_AUDIT = 200  # groups; fewer say nothing
 _NEAR = 0.25  # of the audit goes to the groups just beyond the list, where most of what is missed lies
 
@@ -162,7 +162,7 @@ def look_ahead(pool: GroupedPool, request: SearchRequest, method: Method) -> Out
     if method.search == "interpolated" and getattr(pool, "linear", False) and request.k > 0:
         first, second = len(first_knots(size)), len(second_knots(size))
         passes = len(pool.images) + sample * size + total * first + wide * (second - first)
-        passes += (shortlist + audit) * size
+        passes += shortlist * (size - second) + audit * size
         if passes * _WORTH <= exhaustive:
             return Outlook(
                 guess=True,
@@ -215,10 +215,11 @@ class _Search:
 
     def by_guesses(self, outlook: Outlook, note: Callable[[str], None]) -> Found:
         request, listed, size = self._request, outlook.shortlist, self._pool.group_size
-        ranked = self._rank(outlook)
+        best = self._rank(outlook)
+        ranked = best.ids
         merged, done, attempt = LowestK(request.k), 0, 0
         while True:
-            self._score(merged, np.sort(ranked[done:listed]), request.k)
+            self._score_listed(merged, best, slice(done, listed))
             done = min(listed, len(ranked))
             recall = self._audit(merged.result().scores, ranked, done, outlook.audit, attempt)
             keep = done / request.k
@@ -236,8 +237,8 @@ class _Search:
                 return self.all_of_it(outlook)
             note(f"{missed}: scoring {listed / request.k:.3g} times as many exactly instead of {keep:.3g}")
 
-    def _rank(self, outlook: Outlook) -> np.ndarray:
-        """The groups that look best, best first."""
+    def _rank(self, outlook: Outlook) -> Scored:
+        """The groups that look best, best first; with their exact scores at the second knots, unless that is much."""
         request, size, total = self._request, self._pool.group_size, self._pool.num_groups
         rows = Rows()
         self._run(Ends(count=len(self._pool.images), **self._cut), rows)
@@ -245,16 +246,18 @@ class _Search:
         few, more = first_knots(size), second_knots(size)
         least, most = self._fit(ends, outlook.sample, few, more)
         taken = request.taken if request.per == "group" else np.empty(0, dtype=np.int64)
-        carry = 2 * outlook.wide * len(few) * ends.shape[1] <= _MOST_CARRIED
+        carry = 2 * outlook.wide * len(few) * (2 * ends.shape[1] + 4) <= _MOST_CARRIED
         common = {"count": total, "k": outlook.wide, "ends": ends, "score": request.score, **self._cut}
         first = LowestK(outlook.wide)
-        self._run(Guess(knots=few, matrix=least, taken=taken, hand_on=carry, **common), first)
+        self._run(Guess(knots=few, matrix=least, taken=taken, hand_on=("logits", "scores") * carry, **common), first)
         found = first.result()
         order = np.argsort(found.ids)
         known = {"known": found.extra[order], "have": few} if carry and len(order) else {}
         second = LowestK(outlook.wide)
-        self._run(Guess(knots=more, matrix=most, groups=found.ids[order], **known, **common), second)
-        return second.result().ids
+        hand_on = ("scores",) * (2 * outlook.wide * len(more) * 4 <= _MOST_CARRIED)
+        stage = Guess(knots=more, matrix=most, groups=found.ids[order], hand_on=hand_on, **known, **common)
+        self._run(stage, second)
+        return second.result()
 
     def _fit(self, ends: np.ndarray, count: int, *knots: tuple[int, ...]) -> list[np.ndarray]:
         """How to guess from each of these knots, by a sample of groups."""
@@ -268,7 +271,15 @@ class _Search:
         sides = np.stack([ends[j], ends[i]], axis=1)
         return [fit(pool.lambdas, some, sides, rows.result()) for some in knots]
 
-    def _score(self, merged: LowestK, groups: np.ndarray | None, k: int) -> None:
+    def _score_listed(self, merged: LowestK, best: Scored, rows: slice) -> None:
+        """Score these of the groups that look best; where that was handed on, at the λ they were not asked about."""
+        order = np.argsort(best.ids[rows])
+        known = {}
+        if best.extra is not None:
+            known = {"known": best.extra["scores"][rows][order], "have": second_knots(self._pool.group_size)}
+        self._score(merged, best.ids[rows][order], self._request.k, **known)
+
+    def _score(self, merged: LowestK, groups: np.ndarray | None, k: int, **known: Any) -> None:
         """Score groups exactly; all of the pool where None."""
         request = self._request
         stage = ScoreGroups(
@@ -279,6 +290,7 @@ class _Search:
             taken=request.taken,
             score=request.score,
             groups=groups,
+            **known,
             **self._cut,
         )
         self._run(stage, merged)

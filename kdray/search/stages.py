@@ -118,6 +118,8 @@ class ScoreGroups(_Sized):
         taken: int64, sorted: groups, or candidate ids, that have left the pool.
         score: a key of `kdray.scores.INFORMATIVE`.
         groups: int64, sorted: these ones alone.
+        known: scores of `groups` at the λ `have`, float32 [G, H]; the student is asked about the others.
+        have: indices of those λ.
     """
 
     count: int
@@ -127,12 +129,19 @@ class ScoreGroups(_Sized):
     taken: np.ndarray = field(default_factory=lambda: _NOTHING)
     score: str = "confidence"
     groups: np.ndarray | None = None
+    known: np.ndarray | None = None
+    have: tuple[int, ...] = ()
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The λ the student is asked about."""
+        return tuple(index for index in range(self.group_size) if index not in self.have)
 
     @property
     def cuts(self) -> Cuts:
         """The groups of each task."""
         count = self.count if self.groups is None else len(self.groups)
-        return Cuts(count, self.group_size, self.batch, self.chunk)
+        return Cuts(count, max(1, len(self.asked)), self.batch, self.chunk)
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -145,10 +154,14 @@ class ScoreGroups(_Sized):
         """
         start, stop = self.cuts[number]
         groups = np.arange(start, stop, dtype=np.int64) if self.groups is None else self.groups[start:stop]
-        score, parts = INFORMATIVE[self.score], []
-        for logits in forward.candidates(pool, torch.from_numpy(groups), self.cuts.step):
-            parts.append(score(logits.softmax(dim=1)))
-        table = torch.cat(parts).cpu().numpy().reshape(len(groups), self.group_size)
+        asked = self.asked
+        table = np.empty((len(groups), self.group_size), dtype=np.float32)
+        if self.known is not None:
+            table[:, self.have] = self.known[start:stop]
+        if asked:
+            passes = forward.candidates(pool, torch.from_numpy(groups), self.cuts.step, asked)
+            scores = torch.cat([INFORMATIVE[self.score](logits.softmax(dim=1)) for logits in passes])
+            table[:, asked] = scores.cpu().numpy().reshape(len(groups), len(asked))
         _refuse_nan(table, groups, self.group_size)
         if self.per == "group":
             best = table.argmin(axis=1)  # the first on a tie: the lowest id
@@ -161,7 +174,7 @@ class ScoreGroups(_Sized):
         keep = free & (scores <= bound)
         scores, ids = scores[keep], ids[keep]
         rows = lowest(scores, ids, self.k)
-        return Scored(scores=scores[rows], ids=ids[rows], evaluated=table.size)
+        return Scored(scores=scores[rows], ids=ids[rows], evaluated=len(groups) * len(asked))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +244,11 @@ class Guess(_Sized):
         taken: int64, sorted: groups that have left the pool.
         score: a key of `kdray.scores.INFORMATIVE`.
         groups: int64, sorted: these ones alone.
-        known: logits of `groups` at the knots `have`, float16 [G, H, K], of an earlier guess; the student is asked
-            about the others. None: about all.
-        have: those knots, in order.
-        hand_on: give the logits at all knots with the groups, for a later guess.
+        known: what an earlier guess handed on of `groups`, [G]; the student is asked about the other knots. None: about
+            all.
+        have: the knots of that guess, in order.
+        hand_on: what to give with the groups, as fields of `Scored.extra`: "logits" at all knots, float16 [M, K], for a
+            later guess; "scores" of the candidates there, float32 [M], which need not be asked about again.
     """
 
     count: int
@@ -247,7 +261,7 @@ class Guess(_Sized):
     groups: np.ndarray | None = None
     known: np.ndarray | None = None
     have: tuple[int, ...] = ()
-    hand_on: bool = False
+    hand_on: tuple[str, ...] = ()
 
     @property
     def asked(self) -> tuple[int, ...]:
@@ -271,26 +285,47 @@ class Guess(_Sized):
         """
         start, stop = self.cuts[number]
         groups = np.arange(start, stop, dtype=np.int64) if self.groups is None else self.groups[start:stop]
-        asked, these = self.asked, torch.from_numpy(groups)
-        logits = torch.cat(list(forward.candidates(pool, these, self.cuts.step, asked)))
-        logits = logits.view(len(groups), len(asked), -1)
-        at = dict(zip(asked, logits.unbind(dim=1), strict=True))
-        if self.known is not None:
-            known = torch.from_numpy(self.known[start:stop]).to(logits.device, torch.float32)
-            at |= dict(zip(self.have, known.unbind(dim=1), strict=True))
-        first, second = pool.pair(these.to(logits.device))
-        ends = torch.from_numpy(self.ends).to(logits.device)
-        columns = torch.stack([ends[second], *(at[knot] for knot in self.knots), ends[first]], dim=1)  # [G, M + 2, K]
-        matrix = torch.from_numpy(self.matrix).to(logits.device)
+        these = torch.from_numpy(groups)
+        at = self._at_knots(pool, forward, these, slice(start, stop))
+        first, second = pool.pair(these.to(at.device))
+        ends = torch.from_numpy(self.ends).to(at.device)
+        columns = torch.cat([ends[second].unsqueeze(1), at, ends[first].unsqueeze(1)], dim=1)  # [G, M + 2, K]
+        matrix = torch.from_numpy(self.matrix).to(at.device)
         scores = torch.cat([guess(part, matrix, self.score) for part in columns.split(1024)]).cpu().numpy()
         _refuse_nan(scores[:, None], groups, pool.group_size)
         keep = np.flatnonzero(~contains(self.taken, groups) & (scores <= bound))
         rows = keep[lowest(scores[keep], groups[keep], self.k)]
-        extra = None
-        if self.hand_on:
+        extra = self._extra(at, rows, slice(start, stop)) if self.hand_on else None
+        return Scored(scores=scores[rows], ids=groups[rows], evaluated=len(groups) * len(self.asked), extra=extra)
+
+    def _at_knots(self, pool: SegmentPool, forward: Forward, groups: Tensor, these: slice) -> Tensor:
+        """Logits float32 [G, M, K] at all knots, those handed on among them."""
+        asked = self.asked
+        logits = torch.cat(list(forward.candidates(pool, groups, self.cuts.step, asked)))
+        logits = logits.view(len(groups), len(asked), -1)
+        if self.known is None:
+            return logits
+        known = torch.from_numpy(self.known["logits"][these]).to(logits.device, torch.float32)
+        both = torch.cat([known, logits], dim=1)
+        return both[:, [(*self.have, *asked).index(knot) for knot in self.knots]]
+
+    def _extra(self, logits: Tensor, rows: np.ndarray, these: slice) -> np.ndarray:
+        """What is handed on of `rows`, given the logits at all knots."""
+        logits = logits[torch.from_numpy(rows)]
+        kinds = {
+            "logits": ("logits", np.float16, logits.shape[1:]),
+            "scores": ("scores", np.float32, logits.shape[1:2]),
+        }
+        extra = np.empty(len(rows), dtype=[kinds[name] for name in self.hand_on])
+        if "logits" in self.hand_on:
             most = float(np.finfo(np.float16).max)
-            extra = columns[torch.from_numpy(rows), 1:-1].clamp(-most, most).to(torch.float16).cpu().numpy()
-        return Scored(scores=scores[rows], ids=groups[rows], evaluated=len(groups) * len(asked), extra=extra)
+            extra["logits"] = logits.clamp(-most, most).to(torch.float16).cpu().numpy()
+        if "scores" in self.hand_on:
+            scores = INFORMATIVE[self.score](logits.flatten(0, 1).softmax(dim=1)).view(len(rows), len(self.knots))
+            extra["scores"] = scores.cpu().numpy()
+            if self.known is not None:  # as they were, not as rounded logits have them
+                extra["scores"][:, [self.knots.index(knot) for knot in self.have]] = self.known["scores"][these][rows]
+        return extra
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,9 +76,10 @@ def _need(shape: tuple[int, int, int], smallest: int, name: str) -> None:
 def lenet5(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling: 61,706 parameters at 28x28, ten classes."""
     _need(shape, 16, "lenet5")
+    # ReLU after pooling is ReLU before it, to the bit, on a quarter of the values.
     features = nn.Sequential(
-        nn.Conv2d(shape[0], 6, 5, padding=2), nn.ReLU(), MaxPool2x2(),
-        nn.Conv2d(6, 16, 5), nn.ReLU(), MaxPool2x2(), nn.Flatten(),
+        nn.Conv2d(shape[0], 6, 5, padding=2), MaxPool2x2(), nn.ReLU(),
+        nn.Conv2d(6, 16, 5), MaxPool2x2(), nn.ReLU(), nn.Flatten(),
     )  # fmt: skip
     flat = _flat_features(features, shape)
     return nn.Sequential(
@@ -92,7 +93,7 @@ def small_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
     layers: list[nn.Module] = []
     channels = shape[0]
     for width in (16, 32, 64):
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), MaxPool2x2()]
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), MaxPool2x2(), nn.ReLU()]
         channels = width
     features = nn.Sequential(*layers, nn.Flatten())
     return nn.Sequential(features, nn.Linear(_flat_features(features, shape), classes))
