@@ -276,7 +276,7 @@ def test_where_nothing_can_be_guessed_all_is_scored_in_the_end():
 
 
 def test_a_list_that_is_too_short_is_made_longer():
-    pool, request, notes = small_pool(120, GRID, 4), SearchRequest(k=100, seed=1), []
+    pool, request, notes = small_pool(120, GRID, 4), SearchRequest(k=300, seed=1), []
     model = Rough(4, scale=20.0)
     short = LocalSearcher(method=guessing(keep=1.0, audit=1.0, min_recall=0.0)).search(pool, model, request)
     found = LocalSearcher(method=guessing(keep=1.0, audit=1.0)).search(pool, model, request, on_note=notes.append)

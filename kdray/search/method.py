@@ -24,13 +24,15 @@ from kdray.search.stages import Ends, GroupedPool, Guess, Merge, Rows, Sample, S
 from kdray.seeds import numpy_generator
 
 _WORTH = 2  # guess where it takes at most one forward pass in so many: it finds a little less
-_WIDE = 5  # groups that are guessed twice for each that is scored exactly,
-_LEAST_WIDE = 200_000  # and at least so many, or an eighth of the pool: a small k is far out in the tail
+_WIDE = 5  # groups that are guessed twice for each that is scored exactly
+_LEAST_LIST = 40_000  # groups scored exactly at least, or a fortieth of the pool: a small k is far out in the tail
 _SAMPLE = 1000  # groups the guess is fitted to, or a fiftieth of the pool, or as many as a few million logits are
 _LEAST_SAMPLE, _MOST_LOGITS = 20, 4_000_000
 _MOST_CARRIED = 64 << 20  # bytes handed from one stage to the next; where it would be more, the student is asked again
 _LEAST_AUDIT = 200  # groups; fewer say nothing
-_NEAR = 0.25  # of the audit goes to the groups just beyond the list, where most of what is missed lies
+# Shares of the audit for groups of ranks up to so many times the list's length: most of what is missed lies just beyond
+# it. The rest is for all others: few of them are missed, but they are many.
+_BEYOND = ((2, 0.2), (_WIDE, 0.2))
 
 Sweep = Callable[[Stage, Merge], None]
 """Does all tasks of a stage and merges what they give."""
@@ -154,8 +156,8 @@ def look_ahead(pool: GroupedPool, request: SearchRequest, method: Method) -> Out
     # Where candidates leave the pool and not groups, a group may be on the list for one that has left.
     spent = 0 if per_group else len(np.unique(request.taken // size))
     free = total - len(request.taken) if per_group else total
-    shortlist = min(free, ceil(method.keep * request.k) + spent)
-    wide = min(free, max(_WIDE * shortlist, min(_LEAST_WIDE, free // 8)))
+    shortlist = min(free, max(ceil(method.keep * request.k), min(_LEAST_LIST, free // 40)) + spent)
+    wide = min(free, _WIDE * shortlist)
     sample = min(total, max(_LEAST_SAMPLE, min(_SAMPLE, total // 50)))
     audit = min(free - shortlist, max(_LEAST_AUDIT, ceil(method.audit * shortlist))) if method.audit else 0
     exhaustive = total * size
@@ -297,21 +299,20 @@ class _Search:
 
     def _audit(self, chosen: np.ndarray, ranked: np.ndarray, done: int, count: int, attempt: int) -> Recall | None:
         """Score a sample of the groups that are not on the list, some of those next to it and some of all others."""
-        near = ranked[done:]
         left = self._request.taken if self._request.per == "group" else np.empty(0, dtype=np.int64)
         gone = np.union1d(ranked, left)
-        far = self._pool.num_groups - len(gone)
-        if count == 0 or len(near) + far == 0:
+        ends = [min(times * done, len(ranked)) for times, _ in _BEYOND[:-1]]
+        beyond = np.split(ranked[done:], [end - done for end in ends])
+        sizes = [*map(len, beyond), self._pool.num_groups - len(gone)]
+        if count == 0 or sum(sizes) == 0:
             return None
         generator = numpy_generator(self._request.seed, "audit", attempt)
-        some = min(len(near), max(ceil(_NEAR * count), count - far))
-        samples = [
-            np.sort(generator.choice(near, some, replace=False)),
-            np.sort(sample_without(self._pool.num_groups, min(far, count - some), gone, generator)),
-        ]
+        counts = _share_out(count, sizes, [share for _, share in _BEYOND])
+        samples = [generator.choice(part, n, replace=False) for part, n in zip(beyond, counts[:-1], strict=True)]
+        samples.append(sample_without(self._pool.num_groups, counts[-1], gone, generator))
         strata = [
-            Stratum(size=size, scores=self._sampled(sample))
-            for size, sample in zip((len(near), far), samples, strict=True)
+            Stratum(size=size, scores=self._sampled(np.sort(sample)))
+            for size, sample in zip(sizes, samples, strict=True)
         ]
         return estimate(chosen, strata)
 
@@ -345,3 +346,13 @@ class _Search:
             keep=keep,
             recall=recall,
         )
+
+
+def _share_out(count: int, sizes: list[int], shares: list[float]) -> list[int]:
+    """How many to draw from each stratum: these shares of `count`, the rest from the last; at least one of each that is
+    not empty, and what one does not hold from the others."""
+    counts = [min(size, max(1, int(share * count))) for size, share in zip(sizes, shares, strict=False)]
+    counts.append(max(min(sizes[-1], 1), min(sizes[-1], count - sum(counts))))
+    for number, size in enumerate(sizes):
+        counts[number] += max(0, min(size - counts[number], count - sum(counts)))
+    return counts
