@@ -13,6 +13,7 @@ from actors.cluster import unwrap
 from actors.metrics import ScoringMetrics, SearchMetrics
 from actors.scheduling import Assignment
 from kdray.errors import ScoringError
+from kdray.memory import keep_freed_memory
 from kdray.search import Found, Method, SearchRequest, run_search
 from kdray.search.forward import Forward, a_seconds_work, batch_on
 from kdray.search.method import Sweep, look_ahead
@@ -35,6 +36,7 @@ class ScoringWorker:
 
     def __init__(self, device: str = "cpu", options: dict[str, str] | None = None) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._device, self._options = device, options or {}
         self._held: dict[str, tuple[Any, Any]] = {}
         self._metrics = ScoringMetrics()

@@ -1,4 +1,4 @@
-"""Peak memory of the driver and of a scoring worker, for pools of a million to ten thousand million candidates.
+"""Peak memory of the driver and of a scoring worker, for pools of a million to ten thousand million pairs.
 
 Each pool is searched on two Ray workers, in a process of its own: the smallest whole, the others over a sample of their
 pairs. The images are 6x6, so that what grows is the pool and not the images it mixes, and the student is one linear
@@ -13,10 +13,10 @@ import resource
 import subprocess
 import sys
 
-IMAGES = (427, 4_265, 42_641)  # 1.0e6, 1.0e8 and 1.0e10 candidates
+IMAGES = (1_414, 14_142, 141_421)  # 1.0e6, 1.0e8 and 1.0e10 pairs, of eleven candidates each
 LAMBDAS = tuple(round(0.3 + 0.04 * k, 2) for k in range(11))
 K = 2_000
-PAIRS = 2_000_000  # of the sample
+PAIRS = 1_000_000  # of the sample
 
 
 def measure(count: int, search: str) -> dict[str, float | str]:
@@ -52,8 +52,8 @@ def measure(count: int, search: str) -> dict[str, float | str]:
     return {
         "search": search,
         "images": count,
-        "candidates": len(whole),
-        "searched": len(pool),
+        "pairs": whole.num_groups,
+        "searched": pool.num_groups,
         "image_mib": round(images.numel() / 2**20, 2),
         "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "worker_peak_mib": round(max(peaks), 1),

@@ -18,6 +18,7 @@ import torch
 
 from kdray.config import PoolConfig
 from kdray.errors import ConfigError
+from kdray.memory import keep_freed_memory
 from kdray.pools.mixup import MixupPool
 from kdray.pools.pairs import count_pairs
 from kdray.search import Method, SearchRequest
@@ -149,6 +150,7 @@ def _bare_together(setting: Setting, workers: int, processes: ProcessPoolExecuto
 def bare(setting: Setting, seconds: float) -> float:
     """Images a second of the student alone on batches that are ready, one thread, in this process."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the workers do
     forward = Forward(
         build_model(setting.model, setting.shape, _CLASSES, seed=0), setting.device, **dict(setting.options)
     )

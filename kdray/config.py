@@ -140,16 +140,17 @@ class PoolConfig(Section):
     """exhaustive: score every λ of every pair. interpolated: score two λ of every pair, guess the others from them and
     from the pair's two images, and score the pairs that look best exactly; where that at least halves the work."""
     keep: Annotated[float, Field(ge=1)] = 5.0
-    """interpolated: score so many times as many pairs exactly as are chosen."""
+    """interpolated: score so many times as many pairs exactly as are chosen; 40,000 at least, or a fortieth of the
+    pool."""
     min_recall: Annotated[float, Field(ge=0, lt=1)] = 0.97
     """interpolated: where fewer of the truly best are found, by an estimate, double `keep` until they are."""
     mixing: Literal["auto", "pixels", "first-layer"] = "auto"
     """Where candidates are mixed to be scored (what is bought is always mixed as pixels): as pixels; or behind the
     student's first layer, which scores them before their pixels are rounded. auto: the latter on CPUs, for students
     with much of their work in that layer (lenet5)."""
-    audit: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """interpolated: estimate that by scoring a sample of the other pairs, so large a share of the pairs scored exactly
-    (200 at least); 0 estimates nothing."""
+    audit: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """interpolated: estimate what was found by scoring a sample of the other pairs, so large a share of the pairs
+    scored exactly (200 at least; four times as many where it seems too little was found); 0 estimates nothing."""
 
     @field_validator("lambdas")
     @classmethod

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdray.search.audit import Stratum, estimate
+from kdray.search.audit import Stratum, estimate, share_out
 
 
 def column(*scores: float) -> np.ndarray:
@@ -21,6 +21,23 @@ def test_by_hand():
     half = estimate(chosen, [Stratum(size=10, scores=column(0.25, 0.9))])
     assert half.value == pytest.approx(0.5)
     assert half.low <= 0.5 <= half.high
+
+
+@given(st.integers(0, 400), st.lists(st.integers(0, 300), min_size=3, max_size=3))
+def test_a_sample_is_shared_out_whole_and_over_all_that_is_there(count, sizes):
+    count = min(sum(sizes), max(count, 3))
+    counts = share_out(count, sizes, [0.1, 0.3])
+    assert sum(counts) == count
+    assert all(0 < drawn <= size if size else drawn == 0 for drawn, size in zip(counts, sizes, strict=True))
+
+
+def test_shares_of_a_sample_by_hand():
+    assert share_out(200, [500, 900, 9000], [0.2, 0.2]) == [40, 40, 120]
+    assert share_out(200, [10, 900, 100], [0.2, 0.2]) == [
+        10,
+        90,
+        100,
+    ]  # what others lack comes from the first with room
 
 
 def test_a_tie_is_no_miss():

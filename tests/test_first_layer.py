@@ -44,7 +44,8 @@ def test_what_cannot_be_split_is_left_alone():
 
 
 def test_mixing_by_hand():
-    mixed = Outputs(torch.tensor([[0.0, 10.0], [8.0, 20.0]])).mix((torch.tensor([0]), torch.tensor([1])), [0.25, 1.0])
+    outputs = Outputs(nn.Identity(), torch.tensor([[0.0, 10.0], [8.0, 20.0]]))
+    mixed = outputs.mix((torch.tensor([0]), torch.tensor([1])), [0.25, 1.0])
     assert mixed.tolist() == [[6.0, 17.5], [0.0, 10.0]]  # a quarter of the first; all of it
 
 
@@ -57,12 +58,13 @@ def test_mixing_is_the_same_for_pairs_in_any_order(pairs, shape):
     """Rows that lie together are not gathered: whether they do makes no difference to the bits."""
     rows = torch.randn(12, *shape, generator=torch.Generator().manual_seed(1))
     i, j = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
-    mixed = Outputs(rows).mix((i, j), GRID)
+    outputs = Outputs(nn.Identity(), rows, step=5)
+    mixed = outputs.mix((i, j), GRID)
     assert mixed.shape == (len(pairs) * len(GRID), *shape)
     alone = [torch.lerp(rows[b], rows[a], weight) for a, b in pairs for weight in GRID]
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(mixed, alone, strict=True))
     shuffled = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(2))
-    again = Outputs(rows).mix((i[shuffled], j[shuffled]), GRID).view(len(pairs), len(GRID), *shape)
+    again = outputs.mix((i[shuffled], j[shuffled]), GRID).view(len(pairs), len(GRID), *shape)
     assert torch.equal(again, mixed.view(len(pairs), len(GRID), *shape)[shuffled])
 
 

@@ -275,6 +275,28 @@ def test_where_nothing_can_be_guessed_all_is_scored_in_the_end():
     assert content.recall.value < 0.9 and content.keep == 1.0
 
 
+@pytest.mark.parametrize(
+    ("score", "keep", "sizes"),
+    [
+        # Below 0.97, and by a little: the next sample is four times as large, and settles it. The list is doubled.
+        ("confidence", 1.0, [300, 21, 21, 168, 84, 84, 672, 300, 21, 21, 168]),
+        # So far below that there is nothing to settle.
+        ("margin", 2.0, [600, 42, 42, 336]),
+    ],
+)
+def test_too_small_a_recall_is_looked_at_again_where_it_is_not_clear(score, keep, sizes):
+    pool, forward, scored = small_pool(120, GRID, 4), Forward(Rough(4, scale=20.0)), []
+
+    def sweep(stage, merge):
+        if isinstance(stage, ScoreGroups) and stage.groups is not None:
+            scored.append(len(stage.groups))
+        for number in range(len(stage)):
+            merge.add(number, stage.run(pool, forward, number, merge.bound))
+
+    run_search(pool, SearchRequest(k=300, score=score, seed=3), guessing(keep=keep, audit=0.7), sweep)
+    assert scored == sizes
+
+
 def test_a_list_that_is_too_short_is_made_longer():
     pool, request, notes = small_pool(120, GRID, 4), SearchRequest(k=300, seed=1), []
     model = Rough(4, scale=20.0)
@@ -411,6 +433,9 @@ def test_the_merge_keeps_what_goes_with_each():
         )
     found = merged.result()
     assert found.scores.tolist() == [0, 1, 2, 3] and found.extra[:, 0].tolist() == [0, 2, 4, 6]
+    ordered = merged.result(by="id")
+    assert ordered.ids.tolist() == sorted(found.ids.tolist())
+    assert ordered.scores.tolist() == [scores[n] for n in ordered.ids] == (ordered.extra[:, 0] / 2).tolist()
 
 
 def test_interpolation_by_hand():

@@ -73,6 +73,16 @@ def estimate(chosen: np.ndarray, strata: Sequence[Stratum]) -> Recall:
     )
 
 
+def share_out(count: int, sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
+    """How many to draw from each stratum: these shares of `count`, the rest from the last; at least one of each that is
+    not empty, and what one does not hold from the others."""
+    counts = [min(size, max(1, int(share * count))) for size, share in zip(sizes, shares, strict=False)]
+    counts.append(max(min(sizes[-1], 1), min(sizes[-1], count - sum(counts))))
+    for number, size in enumerate(sizes):
+        counts[number] += max(0, min(size - counts[number], count - sum(counts)))
+    return counts
+
+
 def _interval(strata: Sequence[Stratum], last: float, missed: float) -> tuple[float, float]:
     """Fewest and most that may have been missed: groups with a score below `last`."""
     from scipy.stats import beta

@@ -80,14 +80,20 @@ class Outputs:
     """The first layer's outputs for all images of a pool, ready to be mixed.
 
     Args:
-        rows: float32 [N, ...]; of a convolution [N, C, H, W].
+        first: images to outputs, float32 [B, ...]; of a convolution [B, C, H, W].
+        images: [N, ...]. They go through it `step` at a time.
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        self._images = rows.ndim == 4
-        rows = rows.permute(0, 2, 3, 1) if self._images else rows  # as channels_last lies in memory
-        self._inner = rows.shape[1:]
-        self._flat = rows.reshape(len(rows), -1).contiguous()
+    def __init__(self, first: nn.Module, images: Tensor, step: int = 256) -> None:
+        for start in range(0, len(images), step):
+            rows = first(images[start : start + step])
+            if start == 0:
+                self._images = rows.ndim == 4
+            rows = rows.permute(0, 2, 3, 1) if self._images else rows  # as channels_last lies in memory
+            if start == 0:  # filled bit by bit: it may be large, and is there once
+                self._inner = rows.shape[1:]
+                self._flat = rows.new_empty(len(images), self._inner.numel())
+            self._flat[start : start + step] = rows.flatten(1)
 
     def mix(self, pairs: tuple[Tensor, Tensor], lambdas: Sequence[float]) -> Tensor:
         """λ row i + (1 - λ) row j for pairs (i, j) int64 [B] and all λ: float32 [B * len(lambdas), ...], those of a

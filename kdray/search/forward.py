@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kdray.memory import keep_freed_memory
 from kdray.search import first_layer
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -52,7 +51,6 @@ class Forward:
     ) -> None:
         self.device = torch.device(device)
         gpu = self.device.type == "cuda"
-        keep_freed_memory()
         self._model = model.to(device=self.device, memory_format=torch.channels_last).eval()
         if precision == "auto":
             precision = "float32" if not gpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
@@ -101,7 +99,7 @@ class Forward:
             if self._mixes_features(pool):
                 first, rest = first_layer.split(self._plain)
                 with self._arithmetic():
-                    table = first_layer.Outputs(torch.cat([first(part) for part in pool.images.split(CPU_BATCH)]))
+                    table = first_layer.Outputs(first, pool.images, CPU_BATCH)
             self._mixed = (pool, table, rest)
         return self._mixed[1:]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from kdray.memory import keep_freed_memory
 from kdray.search.forward import Compile, Forward, Mixing, Precision, a_seconds_work, batch_on, one_thread
 from kdray.search.method import Found, Method, SearchRequest, look_ahead, run_search
 from kdray.search.stages import Merge, ScoreGroups, Stage
@@ -40,6 +41,7 @@ class LocalSearcher:
         on_note: Callable[[str], None] | None = None,
     ) -> Found:
         """See `kdray.search.Searcher`."""
+        keep_freed_memory()
         forward, pool = Forward(model, self._device, **self._options), pool.to(self._device)
         expected, done = look_ahead(pool, request, self._method).passes, 0
 
@@ -70,6 +72,7 @@ def probe(
     mixing: Mixing = "auto",
 ) -> float:
     """Candidates a second that one worker scores exactly, measured for about `seconds` on the pool's first groups."""
+    keep_freed_memory()
     forward, pool = Forward(model, device, precision, compile, mixing), pool.to(device)
     batch = batch_on(device)
     stage = ScoreGroups(count=pool.num_groups, group_size=pool.group_size, k=1, chunk=4 * batch, batch=batch)

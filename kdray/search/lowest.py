@@ -1,6 +1,7 @@
 """The k lowest of many scores that come in parts, in any order, with bounded memory."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Scored:
 
 
 class LowestK:
-    """Merges scored parts, in any order, into the k lowest by (score, id). Holds at most 2k + one part of them."""
+    """Merges scored parts, in any order, into the k lowest by (score, id). Holds at most 1.25 k + one part of them."""
 
     def __init__(self, k: int) -> None:
         self._k = k
@@ -39,26 +40,45 @@ class LowestK:
         self._parts.append(part)
         self._held += len(part.ids)
         self.evaluated += part.evaluated
-        if self._held > 2 * self._k:
+        if self._held > self._k + self._k // 4:
             self._shrink()
 
     def _shrink(self) -> None:
-        scores, ids = (np.concatenate([getattr(part, name) for part in self._parts]) for name in ("scores", "ids"))
-        rows = lowest(scores, ids, self._k)
-        extra = None
-        if self._parts[0].extra is not None:
-            extra = np.concatenate([part.extra for part in self._parts])[rows]
-        self._parts = [Scored(scores=scores[rows], ids=ids[rows], evaluated=0, extra=extra)]
-        self._held = len(rows)
-        if len(rows) == self._k and self._k:
-            self.bound = float(self._parts[0].scores[-1])
+        """Drop what cannot be among the k lowest, part by part: what goes with the scores may be large."""
+        scores, ids = self._column("scores"), self._column("ids")
+        keep = np.sort(_lowest_in_any_order(scores, ids, self._k))
+        if len(keep) == self._k and self._k:
+            self.bound = float(scores[keep].max())
+        begin, self._held = 0, len(keep)
+        for number, part in enumerate(self._parts):
+            end = begin + len(part.ids)
+            rows = keep[np.searchsorted(keep, begin) : np.searchsorted(keep, end)] - begin
+            extra = None if part.extra is None else part.extra[rows]
+            self._parts[number] = Scored(scores=part.scores[rows], ids=part.ids[rows], evaluated=0, extra=extra)
+            begin = end
+        self._parts = [part for part in self._parts if len(part.ids)]
 
-    def result(self) -> Scored:
-        """The k lowest so far (fewer if there were fewer)."""
+    def _column(self, name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in self._parts])
+
+    def result(self, by: Literal["score", "id"] = "score") -> Scored:
+        """The k lowest so far (fewer if there were fewer), ordered by (score, id) or by id."""
+        if self._held > self._k:
+            self._shrink()
         if not self._parts:
             return Scored(scores=np.empty(0, np.float32), ids=np.empty(0, np.int64), evaluated=self.evaluated)
-        self._shrink()
-        return replace(self._parts[0], evaluated=self.evaluated)
+        scores, ids = self._column("scores"), self._column("ids")
+        order = np.lexsort((ids, scores) if by == "score" else (ids,))
+        extra = None
+        if self._parts[0].extra is not None:
+            place = np.empty(len(order), dtype=np.int64)
+            place[order] = np.arange(len(order))
+            first = self._parts[0].extra
+            extra, begin = np.empty((len(order), *first.shape[1:]), dtype=first.dtype), 0
+            for part in self._parts:
+                extra[place[begin : begin + len(part.ids)]] = part.extra
+                begin += len(part.ids)
+        return Scored(scores=scores[order], ids=ids[order], evaluated=self.evaluated, extra=extra)
 
 
 def contains(taken: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -71,9 +91,15 @@ def contains(taken: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def lowest(scores: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
     """Rows of the k lowest by (score, id), in that order. All of them when there are fewer."""
-    rows = np.arange(len(scores))
-    if k < len(scores):
-        # Everything at or below the k-th score; ties there are decided by id in the sort.
-        limit = np.partition(scores, k - 1)[k - 1] if k else -np.inf
-        rows = np.flatnonzero(scores <= limit)
-    return rows[np.lexsort((ids[rows], scores[rows]))[:k]]
+    rows = _lowest_in_any_order(scores, ids, k)
+    return rows[np.lexsort((ids[rows], scores[rows]))]
+
+
+def _lowest_in_any_order(scores: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
+    if k >= len(scores):
+        return np.arange(len(scores))
+    if k == 0:
+        return np.empty(0, dtype=np.int64)
+    limit = np.partition(scores, k - 1)[k - 1]
+    below, ties = np.flatnonzero(scores < limit), np.flatnonzero(scores == limit)
+    return np.concatenate([below, ties[np.argsort(ids[ties])[: k - len(below)]]])

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from kdray.pools.order import sample_without
-from kdray.search.audit import Recall, Stratum, estimate
+from kdray.search.audit import Recall, Stratum, estimate, share_out
 from kdray.search.forward import CPU_BATCH
 from kdray.search.interpolation import first_knots, fit, second_knots
 from kdray.search.lowest import LowestK, Scored
@@ -30,9 +30,10 @@ _SAMPLE = 1000  # groups the guess is fitted to, or a fiftieth of the pool, or a
 _LEAST_SAMPLE, _MOST_LOGITS = 20, 4_000_000
 _MOST_CARRIED = 64 << 20  # bytes handed from one stage to the next; where it would be more, the student is asked again
 _LEAST_AUDIT = 200  # groups; fewer say nothing
+_SURER = 4  # times as many when it seems that too much is missed: a few unlucky draws must not cost a whole sweep
 # Shares of the audit for groups of ranks up to so many times the list's length: most of what is missed lies just beyond
 # it. The rest is for all others: few of them are missed, but they are many.
-_BEYOND = ((2, 0.2), (_WIDE, 0.2))
+_BEYOND = ((2, 0.1), (_WIDE, 0.1))
 
 Sweep = Callable[[Stage, Merge], None]
 """Does all tasks of a stage and merges what they give."""
@@ -65,7 +66,7 @@ class Method:
     search: Literal["exhaustive", "interpolated"] = "exhaustive"
     keep: float = 5.0
     min_recall: float = 0.97
-    audit: float = 0.1
+    audit: float = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +224,7 @@ class _Search:
         while True:
             self._score_listed(merged, best, slice(done, listed))
             done = min(listed, len(ranked))
-            recall = self._audit(merged.result().scores, ranked, done, outlook.audit, attempt)
-            keep = done / request.k
+            recall, keep = self._recall(merged.result().scores, ranked, done, outlook.audit, attempt), done / request.k
             if recall is None or recall.value >= self._method.min_recall:
                 return self._found(merged, outlook, keep, recall)
             missed = (
@@ -252,12 +252,12 @@ class _Search:
         common = {"count": total, "k": outlook.wide, "ends": ends, "score": request.score, **self._cut}
         first = LowestK(outlook.wide)
         self._run(Guess(knots=few, matrix=least, taken=taken, hand_on=("logits", "scores") * carry, **common), first)
-        found = first.result()
-        order = np.argsort(found.ids)
-        known = {"known": found.extra[order], "have": few} if carry and len(order) else {}
+        found = first.result(by="id")
+        del first  # much, and there once more now
+        known = {"known": found.extra, "have": few} if found.extra is not None else {}
         second = LowestK(outlook.wide)
         hand_on = ("scores",) * (2 * outlook.wide * len(more) * 4 <= _MOST_CARRIED)
-        stage = Guess(knots=more, matrix=most, groups=found.ids[order], hand_on=hand_on, **known, **common)
+        stage = Guess(knots=more, matrix=most, groups=found.ids, hand_on=hand_on, **known, **common)
         self._run(stage, second)
         return second.result()
 
@@ -297,7 +297,16 @@ class _Search:
         )
         self._run(stage, merged)
 
-    def _audit(self, chosen: np.ndarray, ranked: np.ndarray, done: int, count: int, attempt: int) -> Recall | None:
+    def _recall(self, chosen: np.ndarray, ranked: np.ndarray, done: int, count: int, attempt: int) -> Recall | None:
+        """What was found, estimated; by a larger sample where the first one leaves open whether it is enough."""
+        recall = self._audit(chosen, ranked, done, count, "audit", attempt)
+        if recall is not None and recall.value < self._method.min_recall <= recall.high:
+            return self._audit(chosen, ranked, done, _SURER * count, "larger audit", attempt)
+        return recall
+
+    def _audit(
+        self, chosen: np.ndarray, ranked: np.ndarray, done: int, count: int, name: str, attempt: int
+    ) -> Recall | None:
         """Score a sample of the groups that are not on the list, some of those next to it and some of all others."""
         left = self._request.taken if self._request.per == "group" else np.empty(0, dtype=np.int64)
         gone = np.union1d(ranked, left)
@@ -306,8 +315,8 @@ class _Search:
         sizes = [*map(len, beyond), self._pool.num_groups - len(gone)]
         if count == 0 or sum(sizes) == 0:
             return None
-        generator = numpy_generator(self._request.seed, "audit", attempt)
-        counts = _share_out(count, sizes, [share for _, share in _BEYOND])
+        generator = numpy_generator(self._request.seed, name, attempt)
+        counts = share_out(count, sizes, [share for _, share in _BEYOND])
         samples = [generator.choice(part, n, replace=False) for part, n in zip(beyond, counts[:-1], strict=True)]
         samples.append(sample_without(self._pool.num_groups, counts[-1], gone, generator))
         strata = [
@@ -346,13 +355,3 @@ class _Search:
             keep=keep,
             recall=recall,
         )
-
-
-def _share_out(count: int, sizes: list[int], shares: list[float]) -> list[int]:
-    """How many to draw from each stratum: these shares of `count`, the rest from the last; at least one of each that is
-    not empty, and what one does not hold from the others."""
-    counts = [min(size, max(1, int(share * count))) for size, share in zip(sizes, shares, strict=False)]
-    counts.append(max(min(sizes[-1], 1), min(sizes[-1], count - sum(counts))))
-    for number, size in enumerate(sizes):
-        counts[number] += max(0, min(size - counts[number], count - sum(counts)))
-    return counts
