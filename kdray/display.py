@@ -78,7 +78,7 @@ class PlainDisplay(_State):
         if time.monotonic() - self._spoke >= _QUIET_S:
             unit, rate = _UNITS.get(self._phase, "epochs"), self._rate(done)
             left = f", {_duration((total - done) / rate)} left" if rate and total > done else ""
-            self._say(f"{self._head()}: {done:,}/{total:,} {unit}, {rate:,.0f}/s{left}  {self._status()}")
+            self._say(f"{self._head()}: {done:,}/{total:,} {unit}, {_pace(rate)}{left}  {self._status()}")
 
     def round_done(self, metrics: RoundMetrics) -> None:
         super().round_done(metrics)
@@ -88,6 +88,11 @@ class PlainDisplay(_State):
 
     def note(self, text: str) -> None:
         self._say(text)
+
+
+def _pace(rate: float, unit: str = "") -> str:
+    """So many a second, or where it is less than one, seconds for each."""
+    return f"{1 / rate:,.0f} s each" if 0 < rate < 0.95 else f"{rate:,.0f}{unit}/s"
 
 
 def _duration(seconds: float) -> str:
@@ -119,7 +124,7 @@ class LiveDisplay(_State):
 
     def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
         self._spent = self._spent if spent is None else spent
-        rate = f"{self._rate(done):,.0f} {_UNITS.get(self._phase, 'epochs')}/s"
+        rate = _pace(self._rate(done), f" {_UNITS.get(self._phase, 'epochs')}")
         self._progress.update(
             self._task, completed=done, total=total, description=self._head(), rate=rate, status=self._status()
         )

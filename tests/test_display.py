@@ -64,6 +64,20 @@ def test_a_long_phase_speaks_now_and_then_with_rate_and_money(monkeypatch):
     ]
 
 
+def test_less_than_one_a_second_is_told_as_seconds_for_each(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("kdray.display.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    display = PlainDisplay(stream)
+    display.begin(rounds=2, budget=160, spent=40, title="x")
+    display.phase(1, "train")
+    clock[0] = 24.0
+    display.progress(2, 60)
+    assert stream.getvalue().splitlines()[-1] == (
+        "round 1/2 training: 2/60 epochs, 12 s each, 12 min left  queries 40/160"
+    )
+
+
 def test_a_terminal_gets_a_live_display():
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
