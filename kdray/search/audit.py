@@ -85,7 +85,7 @@ def share_out(count: int, sizes: Sequence[int], shares: Sequence[float]) -> list
 
 def _interval(strata: Sequence[Stratum], last: float, missed: float) -> tuple[float, float]:
     """Fewest and most that may have been missed: groups with a score below `last`."""
-    from scipy.stats import beta
+    from scipy.special import betaincinv
 
     low = high = 0.0
     tail = (1.0 - LEVEL) / 2 / max(1, sum(len(s.scores) < s.size for s in strata))
@@ -96,6 +96,6 @@ def _interval(strata: Sequence[Stratum], last: float, missed: float) -> tuple[fl
         if n == size:
             low, high = low + hits * candidates, high + hits * candidates
             continue
-        low += size * candidates * (float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0)
-        high += size * candidates * (float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0)
+        low += size * candidates * (float(betaincinv(hits, n - hits + 1, tail)) if hits else 0.0)
+        high += size * candidates * (float(betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0)
     return min(low, missed), max(high, missed)
