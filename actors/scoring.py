@@ -15,9 +15,10 @@ from actors.scheduling import Assignment
 from kdray.errors import ScoringError
 from kdray.memory import keep_freed_memory
 from kdray.search import Found, Method, SearchRequest, run_search
-from kdray.search.forward import Forward, a_seconds_work, batch_on
+from kdray.search.forward import Forward, a_seconds_work
 from kdray.search.method import Sweep, look_ahead
 from kdray.search.stages import Merge, Stage
+from kdray.search.work import batch_on
 
 _RESTART_POLL_S = 0.1
 _LOOK_S = 2.0  # between two looks for free CPUs
@@ -88,7 +89,6 @@ class RaySearcher:
     ) -> None:
         self._count, self._gpus, self._patience_s = workers, gpus, patience_s
         self._device = "cuda" if gpus else "cpu"
-        self._batch = batch_on(self._device)
         self._chunk = chunk
         self._method, self._options, self._grow = method or Method(), options or {}, grow
         self._actors: list[ray.actor.ActorHandle] = []
@@ -140,7 +140,9 @@ class RaySearcher:
 
         chunk = self._chunk or a_seconds_work(model, pool.image_shape, self._device, self._options)
         sweep = self.sweeper(pool, model, tell, on_note)
-        return run_search(pool, request, self._method, sweep, chunk=chunk, batch=self._batch, on_note=on_note)
+        return run_search(
+            pool, request, self._method, sweep, chunk=chunk, batch=batch_on(self._device, model), on_note=on_note
+        )
 
     def sweeper(
         self,

@@ -38,7 +38,7 @@ def ceiling(repeats: int) -> dict:
     """Exhaustive searches, end to end, as a share of the bare forward pass."""
     lenet = Setting(model="lenet5", workers=WORKERS, seconds=6.0, repeats=repeats)
     resnet = Setting(
-        model="resnet18", images=500, shape=(3, 32, 32), workers=WORKERS, seconds=25.0, repeats=max(2, repeats // 2)
+        model="resnet18", images=500, shape=(3, 32, 32), workers=WORKERS, seconds=40.0, repeats=max(2, repeats // 2)
     )
     settings = {
         "lenet5, pixels": dataclasses.replace(lenet, options=(("mixing", "pixels"),)),

@@ -22,7 +22,8 @@ from kdray.memory import keep_freed_memory
 from kdray.pools.mixup import MixupPool
 from kdray.pools.pairs import count_pairs
 from kdray.search import Method, SearchRequest
-from kdray.search.forward import Forward, batch_on
+from kdray.search.forward import Forward
+from kdray.search.work import batch_on
 from kdray.students.models import build_model
 
 _READY = 8  # batches the bare loop goes round
@@ -151,11 +152,10 @@ def bare(setting: Setting, seconds: float) -> float:
     """Images a second of the student alone on batches that are ready, one thread, in this process."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as the workers do
-    forward = Forward(
-        build_model(setting.model, setting.shape, _CLASSES, seed=0), setting.device, **dict(setting.options)
-    )
+    model = build_model(setting.model, setting.shape, _CLASSES, seed=0)
+    forward = Forward(model, setting.device, **dict(setting.options))
     images = _images(setting)
-    batch = batch_on(setting.device)
+    batch = batch_on(setting.device, model)
     rows = torch.arange(_READY * batch).remainder(len(images)).view(_READY, batch)
     ready = [images[row].to(setting.device).contiguous(memory_format=torch.channels_last) for row in rows]
     forward(ready[0])

@@ -12,6 +12,7 @@ from kdray.pools.mixup import MixupPool
 from kdray.search import LocalSearcher, SearchRequest
 from kdray.search.first_layer import Outputs, pays, split
 from kdray.search.forward import Forward
+from kdray.search.work import CPU_BATCH, GPU_BATCH, SLOW_CPU_BATCH, batch_on, multiplications
 from kdray.students.models import ImageClassifier, build_model
 
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -66,6 +67,20 @@ def test_mixing_is_the_same_for_pairs_in_any_order(pairs, shape):
     shuffled = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(2))
     again = outputs.mix((i[shuffled], j[shuffled]), GRID).view(len(pairs), len(GRID), *shape)
     assert torch.equal(again, mixed.view(len(pairs), len(GRID), *shape)[shuffled])
+
+
+def test_work_by_hand():
+    # Of LeNet-5: 25 x 6 x 28 x 28, 150 x 16 x 10 x 10, 400 x 120, 120 x 84, 84 x 10.
+    lenet = build_model("lenet5", (1, 28, 28), 10, seed=0).train()
+    assert multiplications(lenet, (1, 28, 28)) == [117_600, 240_000, 48_000, 10_080, 840]
+    assert lenet.training and not any(layer._forward_hooks for layer in lenet.modules())
+
+
+def test_slow_students_get_smaller_passes_on_a_cpu_and_all_the_same_on_a_gpu():
+    sizes = {name: batch_on("cpu", build_model(name, (3, 32, 32), 10, seed=0)) for name in ("small-cnn", "resnet20")}
+    assert sizes == {"small-cnn": CPU_BATCH, "resnet20": SLOW_CPU_BATCH}
+    assert batch_on("cpu", nn.Linear(3, 2)) == CPU_BATCH
+    assert batch_on("cuda:1", nn.Linear(3, 2)) == GPU_BATCH
 
 
 def test_it_pays_where_the_first_layer_is_much_of_the_work_and_its_outputs_fit():

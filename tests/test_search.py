@@ -11,10 +11,11 @@ from kdray.errors import ScoringError
 from kdray.pools.mixup import MixupPool
 from kdray.scores import confidence, entropy, margin
 from kdray.search import LocalSearcher, LowestK, Method, Scored, SearchRequest, probe
-from kdray.search.forward import CPU_BATCH, Forward
+from kdray.search.forward import Forward
 from kdray.search.interpolation import first_knots, fit, linear, second_knots
 from kdray.search.method import look_ahead, run_search
 from kdray.search.stages import Cuts, Ends, Guess, Sample, ScoreGroups
+from kdray.search.work import CPU_BATCH
 from kdray.students.models import build_model
 
 SCORES = {"confidence": confidence, "margin": margin, "entropy": lambda probs: -entropy(probs)}

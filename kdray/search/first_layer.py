@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kdray.search.work import multiplications
 from kdray.students.models import ImageClassifier
 
 _WORTH = 0.2  # of the multiplications must lie in the first layer: elsewhere mixing larger outputs costs what it saves
@@ -58,22 +59,11 @@ def pays(model: nn.Module, image_shape: tuple[int, int, int], images: int) -> bo
     parts = split(model)
     if parts is None:
         return False
-    counts: list[int] = []
-
-    def count(layer: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
-        counts.append(out[0].numel() * layer.weight[0].numel())
-
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    was, device = model.training, next(model.parameters()).device
+    counts = multiplications(model, image_shape)
     with torch.inference_mode():
-        blank = torch.zeros(1, *image_shape, dtype=torch.uint8, device=device)
-        model.eval()(blank)
-        size = parts[0](blank).numel()
-    model.train(was)
-    for hook in hooks:
-        hook.remove()
-    return counts[0] >= _WORTH * sum(counts[:-1]) and 4 * size * images <= _MOST_BYTES
+        device = next(model.parameters()).device
+        size = parts[0](torch.zeros(1, *image_shape, dtype=torch.uint8, device=device)).numel()
+    return counts[0] >= _WORTH * sum(counts) and 4 * size * images <= _MOST_BYTES
 
 
 class Outputs:

@@ -9,22 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from kdray.search import first_layer
+from kdray.search.work import GPU_BATCH, batch_on
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Compile = Literal["auto", "on", "off"]
 Mixing = Literal["auto", "pixels", "first-layer"]
 
-# Images in one forward pass: on a CPU small enough for its caches (design, section 8), on a GPU enough to fill it.
-CPU_BATCH, GPU_BATCH = 256, 4096
-
-
-_LEAST, _MOST = 256, 1 << 20  # images a task
+_MOST = 1 << 20  # images a task
 _GPU_PASSES = 32  # a task of a GPU: it may be on another machine, where nobody can time it from here
-
-
-def batch_on(device: str) -> int:
-    """Images in one forward pass on `device`. A property of the kind of device alone, as bits are to be."""
-    return CPU_BATCH if torch.device(device).type == "cpu" else GPU_BATCH
 
 
 class Forward:
@@ -58,7 +50,8 @@ class Forward:
         self._plain, self._mixing = self._model, mixing
         self._mixed: tuple[Any, first_layer.Outputs | None, nn.Module | None] | None = None
         # A compiled network is made for one shape: a smaller last batch is filled up.
-        self._fill = batch_on(device) if compile == "on" or (compile == "auto" and gpu) else 0
+        self._batch = batch_on(device, self._plain)
+        self._fill = self._batch if compile == "on" or (compile == "auto" and gpu) else 0
         if self._fill:
             self._model = torch.compile(self._model, dynamic=False, mode="reduce-overhead" if gpu else None)
 
@@ -99,7 +92,7 @@ class Forward:
             if self._mixes_features(pool):
                 first, rest = first_layer.split(self._plain)
                 with self._arithmetic():
-                    table = first_layer.Outputs(first, pool.images, CPU_BATCH)
+                    table = first_layer.Outputs(first, pool.images, self._batch)
             self._mixed = (pool, table, rest)
         return self._mixed[1:]
 
@@ -132,7 +125,7 @@ def a_seconds_work(model: nn.Module, image_shape: tuple[int, int, int], device: 
         begin = time.perf_counter()
         forward(images)
         rate = len(images) / (time.perf_counter() - begin)
-    return max(_LEAST, min(_MOST, round(rate)))
+    return max(batch_on(device, model), min(_MOST, round(rate)))
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from torch import nn
 
 from kdray.memory import keep_freed_memory
-from kdray.search.forward import Compile, Forward, Mixing, Precision, a_seconds_work, batch_on, one_thread
+from kdray.search.forward import Compile, Forward, Mixing, Precision, a_seconds_work, one_thread
 from kdray.search.method import Found, Method, SearchRequest, look_ahead, run_search
 from kdray.search.stages import Merge, ScoreGroups, Stage
+from kdray.search.work import batch_on
 
 
 class LocalSearcher:
@@ -57,7 +58,7 @@ class LocalSearcher:
         chunk = self._chunk or a_seconds_work(model, pool.image_shape, self._device, self._options)
         with one_thread():
             return run_search(
-                pool, request, self._method, sweep, chunk=chunk, batch=batch_on(self._device), on_note=on_note
+                pool, request, self._method, sweep, chunk=chunk, batch=batch_on(self._device, model), on_note=on_note
             )
 
 
@@ -74,7 +75,7 @@ def probe(
     """Candidates a second that one worker scores exactly, measured for about `seconds` on the pool's first groups."""
     keep_freed_memory()
     forward, pool = Forward(model, device, precision, compile, mixing), pool.to(device)
-    batch = batch_on(device)
+    batch = batch_on(device, model)
     stage = ScoreGroups(count=pool.num_groups, group_size=pool.group_size, k=1, chunk=4 * batch, batch=batch)
     stage.run(pool, forward, 0)  # the first pass pays for set-up
     scored, number, begin = 0, 0, clock()

@@ -17,10 +17,10 @@ from torch import nn
 
 from kdray.pools.order import sample_without
 from kdray.search.audit import Recall, Stratum, estimate, share_out
-from kdray.search.forward import CPU_BATCH
 from kdray.search.interpolation import first_knots, fit, second_knots
 from kdray.search.lowest import LowestK, Scored
 from kdray.search.stages import Ends, GroupedPool, Guess, Merge, Rows, Sample, ScoreGroups, Stage
+from kdray.search.work import CPU_BATCH
 from kdray.seeds import numpy_generator
 
 _WORTH = 2  # guess where it takes at most one forward pass in so many: it finds a little less

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kdray.errors import ScoringError
 from kdray.scores import INFORMATIVE
-from kdray.search.forward import CPU_BATCH, Forward
+from kdray.search.forward import Forward
 from kdray.search.interpolation import guess
 from kdray.search.lowest import Scored, contains, lowest
+from kdray.search.work import CPU_BATCH
 
 _NOTHING = np.empty(0, dtype=np.int64)
 
