@@ -31,8 +31,8 @@ _LEAST_SAMPLE, _MOST_LOGITS = 20, 4_000_000
 _MOST_CARRIED = 64 << 20  # bytes handed from one stage to the next; where it would be more, the student is asked again
 _LEAST_AUDIT = 200  # groups; fewer say nothing
 _SURER = 4  # times as many when it seems that too much is missed: a few unlucky draws must not cost a whole sweep
-# Shares of the audit for groups of ranks up to so many times the list's length: most of what is missed lies just beyond
-# it. The rest is for all others: few of them are missed, but they are many.
+# Shares of the audit for groups of ranks up to so many times the list's length: what is missed is densest just beyond
+# it. The rest is for all others: they are so many that as much is missed among them.
 _BEYOND = ((2, 0.1), (_WIDE, 0.1))
 
 Sweep = Callable[[Stage, Merge], None]
