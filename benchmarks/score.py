@@ -25,11 +25,10 @@ from kdray.images import read_images
 from kdray.inputs import make_pool
 from kdray.pools.mixup import MixupPool
 from kdray.run import run
-from kdray.search import Method, SearchRequest
+from kdray.search import Found, Method, SearchRequest
 from kdray.seeds import numpy_generator
 from kdray.students.export import load_student
 
-LISTS = (2.0, 5.0, 10.0)  # pairs scored exactly, times the largest k
 WORKERS = 2
 PEER_PAIRS = 60_000
 
@@ -96,36 +95,35 @@ class Timed:
         return found, seconds, notes
 
 
-def compare(pool: MixupPool, model, ks: tuple[int, ...]) -> dict:
-    """Guessing against scoring all: real searches, and the curve over `keep`; the default, 5, is among them for the
-    largest k."""
+def compare(pool: MixupPool, model, searches: list[tuple[int, float]], prefixes: tuple[int, ...] = ()) -> dict:
+    """Guessing against scoring all: real searches for k with `keep`.
+
+    Which pairs are scored exactly depends on `keep` times k alone, so the first of what a search for more finds are
+    what one for fewer finds with the same list: `prefixes` are smaller k, told of each search.
+    """
+    most = max(k for k, _ in searches)
     with Timed() as search:
-        exact, exact_s, _ = search(pool, model, SearchRequest(k=max(ks)), Method())
+        exact, exact_s, _ = search(pool, model, SearchRequest(k=most), Method())
         print(f"exhaustive: {exact.evaluated:,} passes, {exact_s:.1f} s", flush=True)
         runs = []
-        for k, times in [(k, times) for k in reversed(ks) for times in LISTS]:
-            method = Method(search="interpolated", keep=times * max(ks) / k, min_recall=0.0)
+        for k, times in searches:
+            method = Method(search="interpolated", keep=times, min_recall=0.0)
             found, seconds, _ = search(pool, model, SearchRequest(k=k, seed=1), method)
-            chosen = dict(zip(exact.ids[:k].tolist(), exact.scores[:k].tolist(), strict=True))
-            runs.append(
-                {
-                    "k": k,
-                    "keep": found.keep,
-                    "passes": found.evaluated,
-                    "times_fewer_passes": exact.evaluated / found.evaluated,
-                    "seconds": seconds,
-                    "times_less_time": exact_s / seconds,
-                    "recall": len(set(found.ids.tolist()) & set(chosen)) / k,
-                    "estimated": dataclasses.asdict(found.recall) if found.recall else None,
-                    "mean_score": float(found.scores.mean()),
-                    "mean_score_exhaustive": float(exact.scores[:k].mean()),
-                    "same_bits": all(
-                        chosen.get(number, score) == score
-                        for number, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True)
-                    ),
-                }
-            )
-            print(runs[-1], flush=True)
+            for few in (k, *(few for few in prefixes if few < k)):
+                runs.append(
+                    {
+                        "k": few,
+                        "searched_for": k,
+                        "keep": found.keep and found.keep * k / few,  # None: all were scored
+                        "passes": found.evaluated,
+                        "times_fewer_passes": exact.evaluated / found.evaluated,
+                        "seconds": seconds,
+                        "times_less_time": exact_s / seconds,
+                        "estimated": dataclasses.asdict(found.recall) if found.recall and few == k else None,
+                        **against(exact, found, few),
+                    }
+                )
+                print(runs[-1], flush=True)
     return {
         "candidates": len(pool),
         "exhaustive_s": exact_s,
@@ -134,19 +132,39 @@ def compare(pool: MixupPool, model, ks: tuple[int, ...]) -> dict:
     }
 
 
+def against(exact: Found, found: Found, k: int) -> dict:
+    """The k best that were found, beside the k best there are."""
+    chosen = dict(zip(exact.ids[:k].tolist(), exact.scores[:k].tolist(), strict=True))
+    ids, scores = found.ids[:k].tolist(), found.scores[:k]
+    return {
+        "recall": len(set(ids) & set(chosen)) / k,
+        "mean_score": float(scores.mean()),
+        "mean_score_exhaustive": float(exact.scores[:k].mean()),
+        "same_bits": all(
+            chosen.get(number, score) == score for number, score in zip(ids, scores.tolist(), strict=True)
+        ),
+    }
+
+
 def mnist() -> dict:
     """LeNet-5, the whole pool of examples/mnist.yaml."""
     config, student = round_0("examples/mnist.yaml", Path("runs/bench-mnist"), "budget.queries=2000")
     images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
-    return compare(make_pool(config, images), student, (1_000, 5_000, 22_000))
+    lists = (44_000, 110_000, 220_000)  # pairs scored exactly; 110,000 is the default for k = 22,000
+    searches = [(k, listed / k) for k in (22_000, 5_000, 1_000) for listed in lists]
+    return compare(make_pool(config, images), student, searches)
 
 
 def cifar10(pairs: int) -> dict:
-    """ResNet-20, a sample of the pairs of 2,000 images."""
+    """ResNet-20, a sample of the pairs of 2,000 images; three of the k are those shares of it that 1,000, 5,000 and
+    22,000 are of all pairs."""
     config, student = round_0(str(Path(__file__).with_name("cifar10.yaml")), Path("runs/bench-cifar10"))
     images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
     pool = MixupPool(images.images, config.pool.grid(), pairs=pairs, seed=0)
-    return compare(pool, student, (pairs // 2000, pairs // 400, pairs // 90))
+    most = pairs // 40
+    return compare(
+        pool, student, [(most, 1.0), (most, 2.0), (most, 5.0)], (pairs // 90, pairs // 200, pairs // 400, pairs // 2000)
+    )
 
 
 def peers(repeats: int) -> dict:
