@@ -87,7 +87,8 @@ class Rounds:
 
     def __init__(self, directory: RunDirectory, parts: Parts) -> None:
         self.directory, self.parts = directory, parts
-        self._labelled: dict[int, Labelled] = {}
+        self._bought: dict[int, Labelled] = {}  # of rounds not yet gathered
+        self._gathered: tuple[int, list[Tensor]] = (0, [])  # of so many rounds: images and targets
 
     @property
     def last(self) -> int:
@@ -109,12 +110,13 @@ class Rounds:
         paths = [self.directory.artefact(number, "evaluate") for number in range(self.last + 1)]
         return [RoundMetrics(**read_json(path)) for path in paths if path.exists()]
 
-    def labelled(self, number: int) -> Labelled:
-        """The labelled images of a round, from memory or disk."""
-        if number not in self._labelled:
-            self._labelled[number] = self.directory.read_labelled(number, self.parts.teachers.teacher.num_classes)
-            self.directory.publish(number)
-        return self._labelled[number]
+    def _labelled(self, number: int) -> Labelled:
+        """The labelled images of a round: as just bought, the first time, else from disk."""
+        if number in self._bought:
+            return self._bought.pop(number)
+        labelled = self.directory.read_labelled(number, self.parts.teachers.teacher.num_classes)
+        self.directory.publish(number)
+        return labelled
 
     def _choose(self, number: int) -> None:
         parts, begin = self.parts, time.monotonic()
@@ -171,8 +173,10 @@ class Rounds:
                 f"them could be believed (such as: {reason})"
             )
         rows = bought.positions.numpy()
+        if len(rows) < len(images):  # positions ascend; a copy of all would double what is held
+            images = images[bought.positions]
         labelled = Labelled(
-            images=images[bought.positions],
+            images=images,
             answers=bought.answers,
             ids=candidates.ids[rows],
             source=(candidates.source,) * len(rows),
@@ -181,7 +185,7 @@ class Rounds:
         facts |= {"short": bought.short, "set_aside": len(bought.set_aside)}
         self.directory.add_phase(number, "query", facts)
         self.directory.write_labelled(number, labelled, parts.classes)
-        self._labelled[number] = labelled
+        self._bought[number] = labelled
 
     def _buy(self, images: Tensor, number: int, purpose: str) -> Bought:
         parts = self.parts
@@ -209,9 +213,7 @@ class Rounds:
 
     def _train(self, number: int) -> None:
         begin = time.monotonic()
-        sets = [self.labelled(earlier) for earlier in range(number + 1)]
-        images = torch.cat([part.images for part in sets])
-        targets = torch.cat([training_targets(part.answers, self.parts.top) for part in sets])
+        images, targets = self._training_set(number)
         data, result = self.parts.trainer.fit(
             images, targets, number, lambda done, loss: self.parts.observer.progress(done, self.parts.epochs)
         )
@@ -219,6 +221,16 @@ class Rounds:
         facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)
+
+    def _training_set(self, number: int) -> list[Tensor]:
+        """Images and targets of all rounds up to this one; rounds are added as they come, and held once."""
+        done, held = self._gathered
+        for earlier in range(done, number + 1):
+            part = self._labelled(earlier)
+            more = [part.images, training_targets(part.answers, self.parts.top)]
+            held = [torch.cat(both) for both in zip(held, more, strict=True)] if held else more
+        self._gathered = (number + 1, held)
+        return held
 
     def _evaluate(self, number: int) -> None:
         parts, begin = self.parts, time.monotonic()
