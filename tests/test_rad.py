@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 
 from kdray.select.rad import distribution, inclusion, optimal_value
 from kdray.select.rounding import dependent_round, round_parts
-from kdray.select.spread import draw
+from kdray.select.spread import chances, draw
 
 
 def game(gains: np.ndarray, losses: np.ndarray, mistakes: float, draws: int, most: float | None) -> float:
@@ -233,7 +233,6 @@ def test_nothing_to_round() -> None:
 @pytest.mark.parametrize("kind", ["uniform", "ties", "near one", "small", "zeros"])
 @pytest.mark.parametrize(("share", "w"), [(0.05, None), (0.0, None), (0.3, 0.0), (0.3, 1.0), (0.9, 1.0)])
 def test_a_draw_among_many_has_the_probabilities_of_the_sorted_form(kind: str, share: float, w: float | None) -> None:
-    """The probabilities themselves, by what `round_parts` is given."""
     rng = np.random.default_rng(5)
     gains = {
         "uniform": rng.random(3000),
@@ -247,16 +246,15 @@ def test_a_draw_among_many_has_the_probabilities_of_the_sorted_form(kind: str, s
         ids = draw(gains, draws, mistakes, w, np.random.default_rng(1))
         assert len(ids) == draws and len(set(ids.tolist())) == draws
         q = inclusion(gains, draws, mistakes, w)
-        seen = []
-
-        def keep(parts, generator, seen=seen):
-            seen.extend(parts)
-            return np.concatenate([ids for ids, _ in seen])
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("kdray.select.spread.round_parts", keep)
-            draw(gains, draws, mistakes, w, np.random.default_rng(1))
         given = np.zeros(len(gains))
-        for some, probs in seen:
+        for some, probs in chances(gains, draws, mistakes, w):
             given[some] = probs
         assert given == pytest.approx(q, abs=1e-6)
+
+
+@pytest.mark.parametrize("gain", np.linspace(0.01, 1, 60, dtype=np.float32).tolist())
+def test_as_many_draws_as_there_are_of_one_gain(gain: float) -> None:
+    """All of them are certain, and no rounding makes more than that of it."""
+    gains = np.full(97, gain, dtype=np.float32)
+    gains[50:] = gain / 2
+    assert draw(gains, 50, 0, None, np.random.default_rng(0)).tolist() == list(range(50))

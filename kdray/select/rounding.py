@@ -45,10 +45,10 @@ def round_parts(parts: Iterable[tuple[np.ndarray, np.ndarray]], generator: np.ra
         if not ((probs >= 0.0) & (probs <= 1.0)).all():
             raise ValueError("probabilities must lie in [0, 1]")
         total, count = total + float(probs.sum()), count + len(probs)
-        for some, left, value in [_settle(part, probs, generator)]:
-            drawn.append(some)
-            ids.append(left)
-            values.append(value)
+        some, left, value = _settle(part, probs, generator)
+        drawn.append(some)
+        ids.append(left)
+        values.append(value)
     if abs(total - round(total)) > 1e-6 + _OFF * count:
         raise ValueError(f"probabilities must sum to a whole number, they sum to {total!r}")
     last, left, value = _settle(_joined(ids, np.int64), _joined(values, np.float64), generator)

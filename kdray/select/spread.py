@@ -33,20 +33,26 @@ def draw(gains: np.ndarray, draws: int, mistakes: float, w: float | None, genera
     Raises:
         ValueError: an argument out of its range.
     """
+    return round_parts(chances(gains, draws, mistakes, w), generator)
+
+
+def chances(gains: np.ndarray, draws: int, mistakes: float, w: float | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`kdray.select.rad.inclusion` in parts, for `round_parts`: (ids, int64 [B]; probabilities, float64 [B]).
+
+    Those whose probability is 0 may be left out. Arguments and errors as of `draw`.
+    """
     gains = np.ascontiguousarray(gains, dtype=np.float32)
     w = penalty(len(gains), mistakes, w, draws)
     least, total = _support(gains, (1.0 + w) * mistakes)
     if total * least < draws or draws == 0:
         probs = inclusion(gains, draws, mistakes, w)
-        return round_parts(((np.arange(len(probs)), probs),), generator)
-    return round_parts(_parts(gains, least, draws / total), generator)
-
-
-def _parts(gains: np.ndarray, least: np.float32, share: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield np.arange(len(probs)), probs
+        return
     for begin in range(0, len(gains), _CHUNK):
         some = gains[begin : begin + _CHUNK]
         ids = np.flatnonzero(some >= least)
-        yield ids + begin, share / some[ids].astype(np.float64)
+        # The last bit of a quotient may take a certain one past 1.
+        yield ids + begin, np.minimum(1.0, draws / total / some[ids].astype(np.float64))
 
 
 def _support(gains: np.ndarray, against: float) -> tuple[np.float32, float]:
