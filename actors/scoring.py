@@ -14,9 +14,10 @@ from actors.metrics import ScoringMetrics, SearchMetrics
 from actors.scheduling import Assignment
 from kdray.errors import ScoringError
 from kdray.memory import keep_freed_memory
-from kdray.search import Found, Method, SearchRequest, run_search
+from kdray.search import Method
 from kdray.search.forward import Forward, a_seconds_work
-from kdray.search.method import Sweep, look_ahead
+from kdray.search.guesses import Sweep
+from kdray.search.requests import Reply, Request, expected_passes, perform
 from kdray.search.stages import Merge, Stage
 from kdray.search.work import batch_on
 
@@ -64,7 +65,7 @@ class ScoringWorker:
 
 
 class RaySearcher:
-    """Finds the k lowest of a pool with scoring actors. Start it with `start`, end it with `close`.
+    """Asks a student about a pool with scoring actors. Start it with `start`, end it with `close`.
 
     Args:
         workers: how many actors, one CPU each.
@@ -121,16 +122,16 @@ class RaySearcher:
         self,
         pool,
         model: torch.nn.Module,
-        request: SearchRequest,
+        request: Request,
         on_progress: Callable[[int, int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
-    ) -> Found:
+    ) -> Reply:
         """See `kdray.search.Searcher`. The result does not depend on workers, their order or their deaths.
 
         Raises:
             ScoringError: the student's scores are not numbers, or no worker lives for `patience_s`.
         """
-        expected, done = look_ahead(pool, request, self._method).passes, 0
+        expected, done = expected_passes(pool, request, self._method), 0
 
         def tell(passes: int) -> None:
             nonlocal done
@@ -140,7 +141,7 @@ class RaySearcher:
 
         chunk = self._chunk or a_seconds_work(model, pool.image_shape, self._device, self._options)
         sweep = self.sweeper(pool, model, tell, on_note)
-        return run_search(
+        return perform(
             pool, request, self._method, sweep, chunk=chunk, batch=batch_on(self._device, model), on_note=on_note
         )
 

@@ -16,7 +16,7 @@ from kdray.config_file import parse_config
 from kdray.display import make_display
 from kdray.errors import ConfigError, ImageSetError, TeacherError
 from kdray.images import ImageSet
-from kdray.inputs import Given
+from kdray.inputs import Given, read_candidates, resolve
 from kdray.ledger.store import Ledger, hash_images
 from kdray.paths import runs_folder
 from kdray.run import Result, run
@@ -29,6 +29,8 @@ def distil(
     images: Any,
     budget: int | Mapping[str, Any] = 1000,
     *,
+    labelled: Any = None,
+    validation: Any = None,
     test: Any = None,
     classes: int | list[str] | None = None,
     teacher_options: Mapping[str, Any] | None = None,
@@ -44,6 +46,8 @@ def distil(
             section of a config. A function is asked in this process.
         images: uint8 array or tensor, [N, C, H, W], [N, H, W, C] or [N, H, W], unlabelled; or an `images` section.
         budget: most training queries, or a `budget` section.
+        labelled: (images, labels) that cost nothing and are trained on in every round, or a `labelled` section.
+        validation: (images, labels) on which the teacher's error is measured for RAD, or a `validation` section.
         test: (images, labels) to measure the student on, or a `test` section.
         classes: number or names of a function's classes. Where not given, the first image is asked to find out: a
             query like any other, charged and kept.
@@ -64,17 +68,18 @@ def distil(
     directory = RunDirectory(out) if out is not None else _free_directory()
     data: dict[str, Any] = dict(config)
     data["budget"] = dict(budget) if isinstance(budget, Mapping) else {"queries": budget}
-    image_set = test_set = None
+    image_set, with_labels = None, {}
     if isinstance(images, Mapping):
         data["images"] = dict(images)
     else:
         image_set = ImageSet(images=as_images(images, "images"))
         data["images"] = _kept_in(directory, "images", image_set)
-    if isinstance(test, Mapping):
-        data["test"] = dict(test)
-    elif test is not None:
-        test_set = _labelled(test)
-        data["test"] = _kept_in(directory, "test", test_set)
+    for name, value in (("labelled", labelled), ("validation", validation), ("test", test)):
+        if isinstance(value, Mapping):
+            data[name] = dict(value)
+        elif value is not None:
+            with_labels[name] = _labelled(value, name)
+            data[name] = _kept_in(directory, name, with_labels[name])
     function = None
     if isinstance(teacher, Mapping):
         data["teacher"] = dict(teacher)
@@ -91,7 +96,7 @@ def distil(
         directory,
         local=_no_ray() if local is None else local,
         observer=make_display() if progress else None,
-        given=Given(images=image_set, test=test_set, function=function),
+        given=Given(images=image_set, function=function, **with_labels),
     )
 
 
@@ -115,13 +120,13 @@ def as_images(array: Any, field: str) -> torch.Tensor:
     return tensor.contiguous()
 
 
-def _labelled(test: Any) -> ImageSet:
+def _labelled(pair: Any, field: str) -> ImageSet:
     try:
-        images, labels = test
+        images, labels = pair
     except (TypeError, ValueError):
-        raise ImageSetError("test: expected a pair (images, labels) or a mapping") from None
+        raise ImageSetError(f"{field}: expected a pair (images, labels) or a mapping") from None
     labels = torch.as_tensor(np.asarray(labels)).to(torch.int64)
-    return ImageSet(images=as_images(images, "test"), labels=labels)
+    return ImageSet(images=as_images(images, field), labels=labels)
 
 
 def _kept_in(directory: RunDirectory, name: str, data: ImageSet) -> dict[str, str]:
@@ -148,7 +153,10 @@ def _function_sections(
         form = AnswerFormat(options["answers"], options.get("decimals"))
         identity = f"python:{options.get('name') or qualified}:{form}"
         ledger = Path((data.get("ledger") or {}).get("path") or directory.ledger)
-        budget = data["budget"].get("queries", 0)
+        # The account is opened here, so what it may hold must be known, and with it all else that can be wrong.
+        assumed = data | {"teacher": options | {"classes": 2}}
+        planned = read_candidates(resolve(parse_config(assumed, origin="kdray.distil")), images)
+        budget = data["budget"]["queries"] - planned.estimate
         options["classes"] = _discover(function, identity, form, directory, ledger, images.images[:1], budget)
     return options, dict(data.get("resources") or {}) | {"teacher_workers": 0}
 

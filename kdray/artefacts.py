@@ -24,9 +24,14 @@ from kdray.memory import give_back_memory
 from kdray.teachers.answers import Answers
 
 PHASES = ("choose", "query", "train", "evaluate")
-_ARTEFACTS = dict(
-    zip(PHASES, ("candidates.parquet", "labelled.parquet", "student.safetensors", "metrics.json"), strict=True)
-)
+_ARTEFACTS = {
+    "estimate": "estimate.json",
+    "choose": "candidates.parquet",
+    "query": "labelled.parquet",
+    "train": "student.safetensors",
+    "evaluate": "metrics.json",
+}
+_SAMPLE = "sample"
 _ROW_GROUP = 2048  # rows of images encoded, or decoded, at a time
 
 
@@ -90,10 +95,14 @@ class RunDirectory:
         """The file whose presence means that `phase` of a round is done."""
         return self.round(number) / _ARTEFACTS[phase]
 
-    def next_phase(self, rounds: int) -> tuple[int, str] | None:
-        """The first (round, phase) without its artefact, of rounds 0..`rounds`; None when all are there."""
+    def next_phase(self, rounds: int, estimate: bool = False) -> tuple[int, str] | None:
+        """The first (round, phase) without its artefact, of rounds 0..`rounds`; None when all are there.
+
+        Args:
+            estimate: round 1 begins with an estimate.
+        """
         for number in range(rounds + 1):
-            for phase in PHASES:
+            for phase in (*(("estimate",) if estimate and number == 1 else ()), *PHASES):
                 if not self.artefact(number, phase).exists():
                     return number, phase
         return None
@@ -167,8 +176,14 @@ class RunDirectory:
             search=json.loads(metadata.get("search", "{}")),
         )
 
-    def write_labelled(self, number: int, labelled: Labelled, classes: tuple[str, ...] | None) -> None:
-        """rounds/NNN/labelled.parquet, and the same rows in labelled/."""
+    def write_labelled(
+        self, number: int, labelled: Labelled, classes: tuple[str, ...] | None, sample: bool = False
+    ) -> None:
+        """rounds/NNN/labelled.parquet, and the same rows in labelled/.
+
+        Args:
+            sample: they are of the sample for the round's estimate, which are kept beside: rounds/NNN/sample.parquet.
+        """
         names = list(classes) if classes else [str(k) for k in range(labelled.answers.num_classes)]
         features = {
             "image": {"_type": "Image"},
@@ -178,17 +193,24 @@ class RunDirectory:
             "id": {"dtype": "int64", "_type": "Value"},
         }
         parts = (_labelled_rows(labelled, rows) for rows in _slices(len(labelled)))
-        _write_tables(self.artefact(number, "query"), (_with_features(part, features) for part in parts))
+        _write_tables(self._rows(number, sample), (_with_features(part, features) for part in parts))
         give_back_memory()
-        self.publish(number)
+        self.publish(number, sample)
 
-    def publish(self, number: int) -> None:
+    def _rows(self, number: int, sample: bool) -> Path:
+        return self.round(number) / f"{_SAMPLE}.parquet" if sample else self.artefact(number, "query")
+
+    def has_sample(self, number: int) -> bool:
+        """Whether a round's estimate bought images to train on."""
+        return self._rows(number, sample=True).exists()
+
+    def publish(self, number: int, sample: bool = False) -> None:
         """Show a round's labelled images in labelled/ too: the same file where the file system can, else a copy."""
-        target = self.labelled / f"round-{number:03d}.parquet"
+        target = self.labelled / (f"round-{number:03d}" + (f"-{_SAMPLE}" if sample else "") + ".parquet")
         if target.exists():
             return
         self.labelled.mkdir(exist_ok=True)
-        source = self.artefact(number, "query")
+        source = self._rows(number, sample)
         try:
             os.link(source, target)
         except FileExistsError:
@@ -198,10 +220,10 @@ class RunDirectory:
             shutil.copyfile(source, temporary)
             os.replace(temporary, target)
 
-    def read_labelled(self, number: int, num_classes: int, count: int | None = None) -> Labelled:
+    def read_labelled(self, number: int, num_classes: int, count: int | None = None, sample: bool = False) -> Labelled:
         """What `write_labelled` wrote, to the bit; of it the first `count` rows."""
         images, probs, labels, ids, source = [], [], [], [], []
-        for group in _read_tables(self.artefact(number, "query")):
+        for group in _read_tables(self._rows(number, sample)):
             part = group if count is None else group.slice(0, count - len(source))
             if len(part) == 0:
                 break
@@ -212,6 +234,11 @@ class RunDirectory:
             labels.append(torch.from_numpy(part.column("label").to_numpy().copy()))
             ids.append(part.column("id").to_numpy().copy())
             source.extend(part.column("source").to_pylist())
+        if not images:  # a round that asks nothing
+            nothing = Answers(probs=None, labels=torch.empty(0, dtype=torch.int64), num_classes=num_classes)
+            return Labelled(
+                images=torch.empty(0, 0, 0, 0, dtype=torch.uint8), answers=nothing, ids=np.empty(0, np.int64), source=()
+            )
         answers = Answers(probs=torch.cat(probs) if probs else None, labels=torch.cat(labels), num_classes=num_classes)
         return Labelled(images=torch.cat(images), answers=answers, ids=np.concatenate(ids), source=tuple(source))
 

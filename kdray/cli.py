@@ -141,6 +141,9 @@ def _show(result) -> None:
     lost += [f"{receipt.rejected:,} with answers that make no sense"] if receipt.rejected else []
     spent += f" ({', '.join(lost)})" if lost else ""
     spent += "" if receipt.cost is None else f" for {receipt.cost:,.2f} {receipt.currency}"
+    if receipt.estimate_queries:
+        spent += f"; {receipt.estimate_queries:,} of the same budget to estimate m"
+        spent += f" for {receipt.estimate_cost:,.2f}" if receipt.estimate_cost else ""
     spent += f"; apart from them {receipt.evaluation_queries:,} evaluation queries"
     spent += f" for {receipt.evaluation_cost:,.2f}" if receipt.evaluation_cost else ""
     report = write_report([RunDirectory(result.directory)])

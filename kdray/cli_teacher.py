@@ -15,6 +15,9 @@ teacher_app = typer.Typer(help="Local teachers to try kdray with.", no_args_is_h
 def teacher_train_command(
     config: ConfigArgument,
     overrides: Overrides = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many of its images, drawn at random: a weak teacher.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Train again and overwrite the weights.")] = False,
 ) -> None:
     """Train the local teacher of a config by its recipe (teacher.train) and write teacher.weights."""
@@ -22,18 +25,27 @@ def teacher_train_command(
         from kdray.config_file import load_config
         from kdray.display import make_display
         from kdray.errors import TeacherError
-        from kdray.inputs import resolve
+        from kdray.inputs import read_labelled, resolve
         from kdray.teachers.build import measure_teacher, train_teacher
 
         parsed = resolve(load_config(config, overrides or []))
         teacher = parsed.teacher
+        own = teacher.kind == "local" and teacher.train is not None and teacher.train.images is not None
+        if count is not None and teacher.kind == "local" and teacher.train is not None:
+            which = "teacher.train.images.count" if own else "labelled.count"
+            parsed = resolve(load_config(config, [*(overrides or []), f"{which}={count}"]))
+            teacher = parsed.teacher
         if teacher.kind != "local":
             raise TeacherError(f"teacher.kind is {teacher.kind!r}: only a local teacher can be trained here")
         if Path(teacher.weights).exists() and not force:
             raise TeacherError(f"teacher.weights: {teacher.weights} is there already; give --force to train it again")
         display = make_display()
         try:
-            train_teacher(teacher, lambda done, loss: display.progress(done, teacher.train.epochs))
+            train_teacher(
+                teacher,
+                lambda done, loss: display.progress(done, teacher.train.epochs),
+                labelled=None if own else read_labelled(parsed, "labelled"),
+            )
         finally:
             display.close()
         print(f"wrote {teacher.weights}")

@@ -3,7 +3,7 @@
 The teacher's sections are in `config_teacher.py`, what several sections share in `config_parts.py`; all are had here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -130,8 +130,10 @@ class LambdaGrid(Section):
 class PoolConfig(Section):
     """The virtual pool of candidates."""
 
-    kind: Literal["mixup"] = "mixup"
-    """mixup: pairs of the images, at every λ."""
+    kind: Literal["mixup", "images"] = "mixup"
+    """mixup: pairs of the images, at every λ. images: the images themselves; round 0 then asks about none of them but
+    trains on `labelled`, or, where there is no such set, asks about some drawn at random. All other fields are of
+    mixup."""
     lambdas: LambdaGrid | list[float] = LambdaGrid(min=0.30, max=0.70, step=0.04)
     """The λ grid: {min, max, step}, or a list."""
     pairs: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
@@ -161,24 +163,82 @@ class PoolConfig(Section):
             raise ValueError(str(error).removeprefix("pool.lambdas: ")) from None
         return value
 
+    @model_validator(mode="after")
+    def _images_are_not_mixed(self) -> "PoolConfig":
+        if self.kind == "images":
+            changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+            if others := [name for name in changed if name != "kind"]:
+                raise ValueError(f"pool.{others[0]} is for kind mixup; with pool.kind = images leave it out")
+        return self
+
     def grid(self) -> tuple[float, ...]:
         """The λ values, in order."""
         return self.lambdas.values() if isinstance(self.lambdas, LambdaGrid) else tuple(self.lambdas)
 
 
 class SelectConfig(Section):
-    """Which candidates are worth paying for."""
+    """Which candidates are worth paying for. docs/choosing.md says what is known about that."""
 
-    strategy: Literal["active-mixup", "vanilla", "random"] = "active-mixup"
+    strategy: Literal[
+        "active-mixup",
+        "vanilla",
+        "random",
+        "uniform",
+        "margin",
+        "entropy",
+        "rad",
+        "rad-pairs",
+        "coreset",
+        "cluster-margin",
+        "unixkd",
+    ] = "active-mixup"
     """active-mixup: lowest C2, one candidate a pair (eq. 3). vanilla: lowest C1, no such rule (eq. 2). random: random
-    pairs at the λ nearest 0.5."""
+    pairs at the λ nearest 0.5. uniform: random candidates. margin, entropy: smallest margin, highest entropy, one
+    candidate a pair. rad: candidates drawn with RAD's probabilities. rad-pairs: pairs drawn so, each at its best λ.
+    coreset: k-center greedy. cluster-margin: small margins, some of every cluster. unixkd: uncertain images, and mixes
+    of less uncertain ones."""
     score: Literal["confidence", "margin", "entropy"] = "confidence"
-    """What makes a candidate worth asking about: lowest confidence C1 (the paper), smallest margin, or highest entropy
-    of the student's probabilities."""
+    """active-mixup and vanilla: what makes a candidate worth asking about: lowest confidence C1 (the paper), smallest
+    margin, or highest entropy of the student's probabilities."""
+    gain: Literal["margin", "confidence", "entropy"] = "margin"
+    """rad and rad-pairs: what a right answer is worth: 1 - margin (the paper), 1 - confidence, or entropy."""
+    w: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """rad and rad-pairs: what a wrong answer costs, as a share of that; auto: 1 - m / n."""
+    m: int | float | Literal["estimate"] = "estimate"
+    """rad and rad-pairs: on how many candidates the teacher errs: a whole number, a share of those that are left (a
+    number with a point, such as 0.05 or 1.0), or estimate: ask first. With `validation`, m / n is the teacher's error
+    on it; else, for mixes, the share whose class neither of the two images is of."""
+    estimate_queries: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """m = estimate: queries for that. They are paid from the budget and round 1 has so many fewer. auto: a tenth of
+    round 1's, 1,000 at most."""
     rounds: Annotated[int, Field(ge=0)] = 1
     """T: selection rounds after round 0. 0 trains on the real images alone."""
     per_round: Annotated[int, Field(ge=1)] | None = None
     """Candidates chosen a round; null spreads what round 0 leaves of the budget evenly."""
+
+    @field_validator("m", mode="before")
+    @classmethod
+    def _m_is_a_number_a_share_or_asked_for(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value == "estimate" or (number and value >= 0 and (isinstance(value, int) or value <= 1)):
+            return value
+        raise ValueError(
+            f"input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got {value!r}"
+        )
+
+    @model_validator(mode="after")
+    def _queries_are_for_an_estimate(self) -> "SelectConfig":
+        if self.estimate_queries != "auto" and self.m != "estimate":
+            raise ValueError(
+                f"estimate_queries is set, but m is {self.m:g}: nothing is estimated; leave it out, or "
+                "set m to estimate"
+            )
+        return self
+
+    @property
+    def estimates(self) -> bool:
+        """Whether queries are spent on an estimate of m."""
+        return self.rounds > 0 and self.m == "estimate" and self.strategy in ("rad", "rad-pairs")
 
 
 class TrainerConfig(Section):
@@ -220,6 +280,12 @@ class Config(Section):
     """The root of all randomness."""
     images: ImagesConfig
     """The user's unlabelled images."""
+    labelled: ImagesConfig | None = None
+    """Images with true labels: they are trained on in every round, next to what is bought, and cost nothing (the set A
+    of RAD's Algorithm 1)."""
+    validation: ImagesConfig | None = None
+    """Labelled images on which the teacher's error is measured, where `select.m` is to be estimated; never trained
+    on."""
     test: ImagesConfig | None = None
     """Labelled images to measure the student on; never trained on, never used to stop."""
     teacher: TeacherConfig
@@ -243,11 +309,55 @@ class Config(Section):
             raise ValueError("select.per_round is set, but select.rounds is 0; set select.rounds to at least 1")
         return self
 
+    @model_validator(mode="after")
+    def _a_teacher_is_trained_on_something(self) -> "Config":
+        recipe = self.teacher.train if self.teacher.kind == "local" else None
+        if recipe is not None and recipe.images is None and self.labelled is None:
+            raise ValueError(
+                "teacher.train.images is missing, and there is no labelled set: say what the teacher is trained on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_choice_suits_the_pool(self) -> "Config":
+        choice, pool = self.select, self.pool
+        if choice.strategy == "unixkd" and pool.kind != "mixup":
+            raise ValueError("select.strategy: unixkd buys mixes of images; set pool.kind to mixup")
+        if choice.strategy == "unixkd" and pool.pairs != "all":
+            raise ValueError("select.strategy: unixkd mixes any image with any other; set pool.pairs to all")
+        if choice.estimates and pool.kind == "images" and self.validation is None:
+            raise ValueError(
+                "select.m: nobody can tell where a teacher errs on real images without knowing what they show; give "
+                "labelled images as validation, or set select.m to a number or a share (RAD takes 0.05 there)"
+            )
+        return self
+
+
+def estimate_queries(choice: SelectConfig, queries: int) -> int:
+    """How many of round 1's `queries` go into the estimate of m.
+
+    Raises:
+        ConfigError: none would be left to choose with.
+    """
+    if not choice.estimates:
+        return 0
+    wanted = choice.estimate_queries
+    count = max(1, min(1000, queries // 10)) if wanted == "auto" else wanted
+    if count >= queries:
+        raise ConfigError(
+            f"select.estimate_queries: {count:,} queries for the estimate of m leave nothing of the {queries:,} of "
+            "round 1; lower it, raise budget.queries, or set select.m to a share such as 0.05"
+        )
+    return count
+
 
 def schedule(budget: int, images: int, rounds: int, per_round: int | None) -> list[int]:
     """Queries of each round, round 0 first. Depends on the config alone, so a resumed run keeps to it.
 
     What round 0 leaves is spread evenly; the first rounds take one more where it does not divide.
+
+    Args:
+        images: asked in round 0.
 
     Raises:
         ConfigError: the budget does not pay for round 0, or for at least one candidate in every later round.

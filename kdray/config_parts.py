@@ -4,7 +4,7 @@ import difflib
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from kdray.images import parse_rows
 from kdray.students.models import ZOO
@@ -111,7 +111,7 @@ class EarlyStopConfig(Section):
 
 
 class TrainConfig(Section):
-    """How a network is trained: SGD with Nesterov momentum on soft-label cross entropy."""
+    """How a network is trained: SGD with Nesterov momentum."""
 
     epochs: Annotated[int, Field(ge=1)] = 40
     """Passes over the labelled set."""
@@ -123,6 +123,11 @@ class TrainConfig(Section):
     """Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """L2 penalty on weights; biases and normalisation layers are left out."""
+    loss: Literal["cross-entropy", "kl"] = "cross-entropy"
+    """cross-entropy: with the answers as soft labels. kl: Kullback-Leibler divergence from the answers; at
+    temperature 1 it has the same gradients."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """kl: answers and student are softened by it (Hinton et al., 2015)."""
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
     """How the learning rate moves: up for a quarter and down to zero, or down from the start."""
     augment: AugmentConfig = AugmentConfig()
@@ -133,6 +138,12 @@ class TrainConfig(Section):
     """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."""
 
     _device = field_validator("device")(known_device)
+
+    @model_validator(mode="after")
+    def _only_kl_is_softened(self) -> "TrainConfig":
+        if self.temperature != 1.0 and self.loss != "kl":
+            raise ValueError(f"temperature is {self.temperature:g}, but loss is {self.loss}; set loss to kl")
+        return self
 
 
 def known_model(value: str) -> str:

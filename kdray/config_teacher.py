@@ -13,8 +13,8 @@ from kdray.config_parts import Classes, ImagesConfig, Section, Threads, TrainCon
 class TeacherTrainConfig(TrainConfig):
     """How to make a local teacher that is not there yet. Uses labels: these images are the teacher's own."""
 
-    images: ImagesConfig
-    """Labelled images the teacher is trained on."""
+    images: ImagesConfig | None = None
+    """Labelled images the teacher is trained on; null: those of `labelled` (RAD, Algorithm 1)."""
     threads: Threads = "auto"
     """CPU threads of the teacher's training; auto as for the student."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -10,8 +10,14 @@ from rich.table import Table
 
 from kdray.observers import Observer, RoundMetrics
 
-_PHASES = {"choose": "choosing", "query": "asking", "train": "training", "evaluate": "evaluating"}
-_UNITS = {"choose": "candidates", "query": "images", "train": "epochs", "evaluate": "images"}
+_PHASES = {
+    "estimate": "estimating m",
+    "choose": "choosing",
+    "query": "asking",
+    "train": "training",
+    "evaluate": "evaluating",
+}
+_UNITS = {"estimate": "images", "choose": "candidates", "query": "images", "train": "epochs", "evaluate": "images"}
 _QUIET_S = 10.0  # between two plain lines within one phase
 
 
@@ -37,7 +43,7 @@ class _State(Observer):
         self._round, self._phase, self._since = round, name, time.monotonic()
 
     def round_done(self, metrics: RoundMetrics) -> None:
-        self._spent, self._accuracy = metrics.queries, metrics.student_accuracy
+        self._spent, self._accuracy = metrics.paid, metrics.student_accuracy
 
     def _rate(self, done: int) -> float:
         return done / max(time.monotonic() - self._since, 1e-9)
@@ -165,7 +171,7 @@ def result_table(history: list[RoundMetrics], budget: int) -> Table:
         table.add_row(
             str(m.round),
             f"{m.images:,}",
-            f"{m.queries:,}/{budget:,}",
+            f"{m.paid:,}/{budget:,}",
             *("-" if share is None else f"{share:.2%}" for share in shares),
             *(f"{m.seconds[phase]:.1f}" for phase in ("choose", "query", "train", "evaluate")),
         )

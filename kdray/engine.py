@@ -16,6 +16,7 @@ from kdray.observers import Observer
 from kdray.purchase import Terms
 from kdray.rounds import Trainer
 from kdray.search import LocalSearcher, Method, Searcher
+from kdray.select import STRATEGIES, Mistakes, Options
 from kdray.students.fit import LocalTrainer
 from kdray.teachers.http import HttpTeacher, HttpTeacherPool
 from kdray.teachers.pool import LocalTeacherPool, TeacherPool
@@ -80,7 +81,7 @@ def engine(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator[Engin
             grow=resources.scoring_workers == "auto",
         )
         stack.callback(searcher.close)
-        if len(inputs.schedule) > 1 and config.select.strategy != "random":
+        if len(inputs.schedule) > 1 and STRATEGIES[config.select.strategy].asks:
             searcher.start()
         asking = resources.teacher_workers
         if asking == "auto":
@@ -106,6 +107,15 @@ def method(config: Config) -> Method:
     """How a config's pool is searched."""
     pool = config.pool
     return Method(search=pool.search, keep=pool.keep, min_recall=pool.min_recall, audit=pool.audit)
+
+
+def options(config: Config) -> Options:
+    """What a config says about the choice; m only where it is not estimated."""
+    choice = config.select
+    mistakes = Mistakes()
+    if choice.m != "estimate":
+        mistakes = Mistakes(count=choice.m) if isinstance(choice.m, int) else Mistakes(share=choice.m)
+    return Options(score=choice.score, gain=choice.gain, w=None if choice.w == "auto" else choice.w, mistakes=mistakes)
 
 
 def forward_options(config: Config) -> dict[str, str]:

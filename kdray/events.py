@@ -30,11 +30,11 @@ class EventWriter(Observer):
         for name in ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "loss"):
             value = getattr(metrics, name)
             if value is not None:
-                self._writer.add_scalar(name, value, metrics.queries)
+                self._writer.add_scalar(name, value, metrics.paid)
         for phase, seconds in metrics.seconds.items():
-            self._writer.add_scalar(f"seconds/{phase}", seconds, metrics.queries)
-        for name in ("passes", "recall"):
+            self._writer.add_scalar(f"seconds/{phase}", seconds, metrics.paid)
+        for name in ("passes", "recall", "rad_m", "rad_support"):
             if metrics.search.get(name) is not None:
-                self._writer.add_scalar(f"search/{name}", metrics.search[name], metrics.queries)
-        self._writer.add_scalar("images", metrics.images, metrics.queries)
+                self._writer.add_scalar(f"search/{name}", metrics.search[name], metrics.paid)
+        self._writer.add_scalar("images", metrics.images, metrics.paid)
         self._writer.flush()

@@ -13,6 +13,8 @@ class RoundMetrics:
         round: its number; 0 is the real images.
         images: labelled images so far.
         queries: training queries charged so far, lost ones included.
+        estimate_queries: queries charged for the estimate of RAD's m so far, counted apart.
+        estimate: what they told (`kdray.select.mistakes.Estimate`), in the round they were asked in.
         bought: training queries charged in this round.
         reused: answers of this round that cost nothing.
         short: candidates chosen but not answered, because the budget ran out.
@@ -43,6 +45,13 @@ class RoundMetrics:
     seconds: dict[str, float] = field(default_factory=dict)
     set_aside: int = 0
     search: dict[str, Any] = field(default_factory=dict)
+    estimate_queries: int = 0
+    estimate: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def paid(self) -> int:
+        """Queries charged so far to the budget: for training, and for the estimate."""
+        return self.queries + self.estimate_queries
 
     def to_json(self) -> dict[str, Any]:
         """As a plain mapping."""

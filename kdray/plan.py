@@ -11,11 +11,10 @@ from pathlib import Path
 from kdray.config import Config
 from kdray.engine import forward_options, method
 from kdray.errors import TeacherError
-from kdray.inputs import make_pool, read_candidates, resolve
+from kdray.inputs import read_candidates, resolve
 from kdray.ledger.limits import Limits
-from kdray.pools.mixup import MixupPool
-from kdray.search import SearchRequest, probe
-from kdray.search.method import Outlook, look_ahead
+from kdray.search import probe
+from kdray.select import STRATEGIES, expected
 from kdray.students.export import read_card
 from kdray.students.models import build_model, pixel_statistics
 from kdray.teachers.build import build_teacher
@@ -31,7 +30,8 @@ class Plan:
     Attributes:
         images: real images.
         groups, candidates: size of the pool.
-        schedule: queries of each round.
+        schedule: queries of each round, without those for an estimate.
+        estimate: queries for an estimate of RAD's m, before round 1.
         evaluation: queries on test images, counted apart; None where all test images are asked of a local teacher.
         cost: price of all training queries, or None.
         currency: of the cost.
@@ -51,6 +51,7 @@ class Plan:
     groups: int
     candidates: int
     schedule: list[int]
+    estimate: int
     evaluation: int | None
     cost: float | None
     currency: str
@@ -78,20 +79,24 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         KdrayError: what `kdray run` would refuse before paying.
     """
     config = resolve(config)
-    images, pool, schedule = read_candidates(config)
+    candidates = read_candidates(config)
+    images, pool, schedule = candidates.images, candidates.pool, candidates.schedule
     classes, note = _classes(config, images.image_shape)
     cores = len(os.sched_getaffinity(0))
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else cores
     at_once = min(workers, cores)
-    outlooks = _outlooks(config, pool, schedule)
+    choice, later = config.select, schedule[1:]
+    asks = STRATEGIES[choice.strategy].asks
+    score = choice.gain if STRATEGIES[choice.strategy].mistakes else choice.score
+    paid = sum(schedule) + candidates.estimate
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, mp_context=context) as executor:
         probes = [executor.submit(_probe, config, classes, probe_s) for _ in range(at_once)]
         results = [future.result() for future in probes]
     limits = config.teacher.limits
     rates = [bucket.rate_per_s for bucket in Limits(**limits.model_dump()).buckets().values()]
-    requests = sum(-(-queries // config.teacher.batch_size) for queries in schedule)
+    requests = sum(-(-queries // config.teacher.batch_size) for queries in (*schedule, candidates.estimate))
     price = config.budget.price_per_query
     local = config.teacher.kind == "local"
     evaluation = config.budget.evaluation
@@ -100,28 +105,21 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         groups=pool.num_groups,
         candidates=len(pool),
         schedule=schedule,
+        estimate=candidates.estimate,
         evaluation=(None if local else 0) if evaluation == "auto" else evaluation,
-        cost=None if price is None else price * sum(schedule),
+        cost=None if price is None else price * paid,
         currency=config.budget.currency,
         requests=requests,
         batch=config.teacher.batch_size,
         asking_s=max((requests - limits.burst) / rate for rate in rates) if rates else None,
-        asking_days=-(-sum(schedule) // limits.queries_per_day) if limits.queries_per_day else 1,
-        scored=sum(outlook.passes for outlook in outlooks),
-        exhaustive=sum(outlook.exhaustive for outlook in outlooks),
+        asking_days=-(-paid // limits.queries_per_day) if limits.queries_per_day else 1,
+        scored=sum(expected(choice.strategy, pool, queries, method(config), score) for queries in later),
+        exhaustive=len(pool) * len(later) * asks,
         rate_per_s=sum(rate for rate, _ in results) / at_once * workers,
         workers=workers,
         worker_bytes=max(peak for _, peak in results),
         note=note,
     )
-
-
-def _outlooks(config: Config, pool: MixupPool, schedule: list[int]) -> list[Outlook]:
-    """What the search of each round will take, unless a list has to be widened."""
-    if config.select.strategy == "random":
-        return []
-    per = "candidate" if config.select.strategy == "vanilla" else "group"
-    return [look_ahead(pool, SearchRequest(k=queries, per=per), method(config)) for queries in schedule[1:]]
 
 
 def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | None]:
@@ -145,8 +143,8 @@ def _probe(config: Config, classes: int, seconds: float) -> tuple[float, int]:
     import torch
 
     torch.set_num_threads(1)
-    images, _, _ = read_candidates(config)
-    pool = make_pool(config, images)
+    candidates = read_candidates(config)
+    images, pool = candidates.images, candidates.pool
     mean, std = pixel_statistics(images.images)
     model = build_model(config.student.model, images.image_shape, classes, seed=config.seed, mean=mean, std=std)
     rate = probe(pool, model, seconds, time.monotonic, **forward_options(config))
@@ -158,7 +156,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     rows = [
         ("images", f"{plan.images:,}"),
         ("pool", f"{plan.groups:,} groups, {plan.candidates:,} candidates (virtual: rendered when needed)"),
-        ("queries", f"{sum(plan.schedule):,} = " + _rounds(plan.schedule)),
+        ("queries", f"{sum(plan.schedule) + plan.estimate:,} = " + _rounds(plan.schedule, plan.estimate)),
         (
             "evaluation",
             "test images, free: the teacher is local"
@@ -180,11 +178,12 @@ def _asking(plan: Plan) -> str:
     return text + (f"; {plan.asking_days:,} days by the daily quota" if plan.asking_days > 1 else "")
 
 
-def _rounds(schedule: list[int]) -> str:
+def _rounds(schedule: list[int], estimate: int) -> str:
     later = schedule[1:]
+    told = f" + {estimate:,} for the estimate of m" if estimate else ""
     if len(set(later)) == 1:
-        return f"{schedule[0]:,} for the images + {len(later)} x {later[0]:,}"
-    return " + ".join(f"{count:,}" for count in schedule)
+        return f"{schedule[0]:,} for the images{told} + {len(later)} x {later[0]:,}"
+    return f"{schedule[0]:,}{told} + " + " + ".join(f"{count:,}" for count in later) if later else f"{schedule[0]:,}"
 
 
 def _duration(plan: Plan) -> str:

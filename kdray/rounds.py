@@ -1,7 +1,8 @@
 """Algorithm 1 of Active Mixup as a state machine over the run directory.
 
-One `step()` does the first phase whose artefact is missing: choose, query, train, evaluate, round after round. All
-state is on disk, so a run that is killed and started again goes on as if nothing had happened.
+One `step()` does the first phase whose artefact is missing: choose, query, train, evaluate, round after round; where
+RAD's m is to be estimated, round 1 begins with that. All state is on disk, so a run that is killed and started again
+goes on as if nothing had happened.
 """
 
 import time
@@ -12,16 +13,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdray.artefacts import Candidates, Labelled, RunDirectory
 from kdray.errors import BudgetExceeded, TeacherError
+from kdray.estimate import Estimation, Sample, judge, sample
 from kdray.files import read_json, write_bytes, write_json
 from kdray.images import ImageSet
 from kdray.observers import Observer, RoundMetrics
+from kdray.pools.order import sample_without
 from kdray.purchase import Bought, Terms, buy
-from kdray.search import Found, Searcher, SearchRequest
+from kdray.search import Reply, Request, Searcher
 from kdray.seeds import numpy_generator, torch_seed
-from kdray.select import select
+from kdray.select import Estimate, Mistakes, Options, Task, select
 from kdray.students.evaluate import accuracy, predict
 from kdray.students.export import load_student
 from kdray.students.train import TrainResult
@@ -44,11 +48,13 @@ class Parts:
 
     Attributes:
         images: the user's images.
+        labelled: images with true labels, trained on in every round; or None.
         test: labelled test images, or None.
         pool: the candidates.
-        schedule: queries of each round, round 0 first.
+        schedule: queries of each round, round 0 first; without those for an estimate.
         strategy: name of the selection.
-        score: what makes a candidate informative, a key of `kdray.scores.INFORMATIVE`.
+        options: of the selection.
+        estimation: how RAD's m is found out; None where the options say it.
         seed: root of all randomness.
         classes: class names for the labelled set, or None.
         batch_size: images a teacher batch.
@@ -61,6 +67,7 @@ class Parts:
     """
 
     images: ImageSet
+    labelled: ImageSet | None
     test: ImageSet | None
     pool: Any
     searcher: Searcher
@@ -70,7 +77,8 @@ class Parts:
     observer: Observer
     schedule: list[int]
     strategy: str
-    score: str
+    options: Options
+    estimation: Estimation | None
     seed: int
     classes: tuple[str, ...] | None
     batch_size: int
@@ -88,7 +96,7 @@ class Rounds:
     def __init__(self, directory: RunDirectory, parts: Parts) -> None:
         self.directory, self.parts = directory, parts
         self._bought: dict[int, Labelled] = {}  # of rounds not yet gathered
-        self._gathered: tuple[int, list[Tensor]] = (0, [])  # of so many rounds: images and targets
+        self._gathered: tuple[int, list[Tensor]] = (0, self._given())  # of so many rounds: images and targets
 
     @property
     def last(self) -> int:
@@ -97,12 +105,13 @@ class Rounds:
 
     def step(self) -> bool:
         """Do the next missing phase. False when there was none: the run is complete."""
-        due = self.directory.next_phase(self.last)
+        due = self.directory.next_phase(self.last, estimate=self.parts.estimation is not None)
         if due is None:
             return False
         number, phase = due
         self.parts.observer.phase(number, phase)
-        {"choose": self._choose, "query": self._query, "train": self._train, "evaluate": self._evaluate}[phase](number)
+        work = {"choose": self._choose, "query": self._query, "train": self._train, "evaluate": self._evaluate}
+        (work | {"estimate": self._estimate})[phase](number)
         return True
 
     def history(self) -> list[RoundMetrics]:
@@ -110,54 +119,126 @@ class Rounds:
         paths = [self.directory.artefact(number, "evaluate") for number in range(self.last + 1)]
         return [RoundMetrics(**read_json(path)) for path in paths if path.exists()]
 
-    def _labelled(self, number: int) -> Labelled:
-        """The labelled images of a round: as just bought, the first time, else from disk."""
+    def _labelled(self, number: int) -> list[Labelled]:
+        """The labelled images of a round, those of its estimate first: as just bought, the first time, else from
+        disk."""
+        classes = self.parts.teachers.teacher.num_classes
+        sampled = self.directory.has_sample(number)
+        parts = [self.directory.read_labelled(number, classes, sample=True)] if sampled else []
         if number in self._bought:
-            return self._bought.pop(number)
-        labelled = self.directory.read_labelled(number, self.parts.teachers.teacher.num_classes)
+            return [*parts, self._bought.pop(number)]
+        labelled = self.directory.read_labelled(number, classes)
         self.directory.publish(number)
-        return labelled
+        return [*parts, labelled]
+
+    # RAD's m
+
+    def _estimate(self, number: int) -> None:
+        """Ask about a uniform sample, and keep what the answers say of m."""
+        parts, begin = self.parts, time.monotonic()
+        drawn = sample(parts.pool, self._taken(number), parts.estimation, parts.seed)
+        bought = self._buy(drawn.images, number, "estimate")
+        rows = bought.positions.numpy()
+        estimate = judge(drawn, rows, bought.answers.labels.numpy(), parts.pool, self._said)
+        parts.observer.note(
+            f"m: the teacher errs on {estimate.share:.1%} ({estimate.low:.1%} to {estimate.high:.1%}) of the "
+            f"candidates, from {estimate.answered:,} answers"
+        )
+        facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
+        if drawn.ids is not None and len(rows):
+            labelled = self._kept(drawn, rows, bought)
+            self.directory.write_labelled(number, labelled, parts.classes, sample=True)
+        self.directory.add_phase(number, "estimate", facts)
+        write_json(self.directory.artefact(number, "estimate"), estimate.to_json())
+
+    def _said(self) -> np.ndarray:
+        """The teacher's class for each of the user's images, int64 [N]; -1 where it gave none."""
+        known = self.directory.read_labelled(0, self.parts.teachers.teacher.num_classes)
+        said = np.full(len(self.parts.images), -1, dtype=np.int64)
+        said[known.ids] = known.answers.labels.numpy()
+        return said
+
+    def _kept(self, drawn: Sample, rows: np.ndarray, bought: Bought) -> Labelled:
+        """The answered part of a sample of the pool: it is paid for, so it is trained on."""
+        return Labelled(
+            images=drawn.images[bought.positions],
+            answers=bought.answers,
+            ids=drawn.ids[rows],
+            source=(self.parts.pool.source,) * len(rows),
+        )
+
+    def _options(self) -> Options:
+        """What to choose by; m as estimated, where it was."""
+        options, path = self.parts.options, self.directory.artefact(1, "estimate")
+        if self.parts.estimation is None:
+            return options
+        return replace(options, mistakes=Mistakes(share=Estimate(**read_json(path)).share))
+
+    # The phases of every round
+
+    def _taken(self, number: int) -> np.ndarray:
+        """Candidate ids that have left the pool before a round, int64."""
+        directory, real = self.directory, self.parts.pool.real
+        taken = [directory.read_candidates(earlier).ids for earlier in range(0 if real else 1, number)]
+        if directory.has_sample(1):
+            taken.append(directory.read_labelled(1, self.parts.teachers.teacher.num_classes, sample=True).ids)
+        return np.concatenate([np.empty(0, np.int64), *taken])
 
     def _choose(self, number: int) -> None:
         parts, begin = self.parts, time.monotonic()
         if number == 0:
-            count = len(parts.images)
-            candidates = Candidates(ids=np.arange(count), scores=None, source="image", columns={})
+            candidates = Candidates(ids=self._first(), scores=None, source="image", columns={})
         else:
-            taken = [self.directory.read_candidates(earlier).ids for earlier in range(1, number)]
-            chosen = select(
-                parts.strategy,
-                parts.pool,
-                parts.schedule[number],
-                np.concatenate([np.empty(0, np.int64), *taken]),
-                numpy_generator(parts.seed, "selection", number),
-                lambda request: self._search(number - 1, request),
+            task = Task(
+                pool=parts.pool,
+                k=parts.schedule[number],
+                taken=self._taken(number),
+                generator=numpy_generator(parts.seed, "selection", number),
+                ask=lambda request: self._search(number - 1, request),
+                options=self._options(),
+                known=self._known(),
             )
+            chosen = select(parts.strategy, task)
             if chosen.search is not None:
                 parts.observer.note(chosen.search.summary())
             candidates = Candidates(
                 ids=chosen.ids,
                 scores=chosen.scores,
-                source="mixup",
+                source=parts.pool.source,
                 columns=parts.pool.describe(torch.from_numpy(chosen.ids)),
                 search={} if chosen.search is None else chosen.search.facts(),
             )
         self.directory.add_phase(number, "choose", {"seconds": time.monotonic() - begin})
         self.directory.write_candidates(number, candidates)
 
-    def _search(self, student_round: int, request: SearchRequest) -> Found:
-        """Score the pool with the student of an earlier round, always as it is on disk."""
+    def _first(self) -> np.ndarray:
+        """Image numbers asked about in round 0: all of them; of a pool of real images so many drawn at random."""
+        parts, count = self.parts, self.parts.schedule[0]
+        if not parts.pool.real:
+            return np.arange(count)
+        generator = numpy_generator(parts.seed, "selection", 0)
+        return np.sort(sample_without(len(parts.images), count, np.empty(0, np.int64), generator))
+
+    def _known(self) -> Tensor | None:
+        """Labelled images that are no candidates."""
+        parts = [self.parts.labelled.images] if self.parts.labelled is not None else []
+        parts += [] if self.parts.pool.real else [self.parts.images.images]
+        return torch.cat(parts) if parts else None
+
+    def _search(self, student_round: int, request: Request) -> Reply:
+        """Ask the student of an earlier round about the pool, always as it is on disk."""
         parts = self.parts
         model = load_student(self.directory.artefact(student_round, "train"))
-        request = replace(request, score=parts.score, seed=torch_seed(parts.seed, "search", student_round + 1))
+        request = replace(request, seed=torch_seed(parts.seed, "search", student_round + 1))
         return parts.searcher.search(parts.pool, model, request, parts.observer.progress, parts.observer.note)
 
     def _query(self, number: int) -> None:
         parts, begin = self.parts, time.monotonic()
         candidates = self.directory.read_candidates(number)
-        images = parts.images.images if number == 0 else parts.pool.render(torch.from_numpy(candidates.ids))
+        ids = torch.from_numpy(candidates.ids)
+        images = parts.images.images[ids] if number == 0 and not parts.pool.real else parts.pool.render(ids)
         bought = self._buy(images, number, "training")
-        if len(bought.positions) == 0:
+        if len(bought.positions) == 0 and len(images):
             raise BudgetExceeded(
                 f"the budget is spent before round {number}: {self._lost():,} queries were charged and "
                 "never answered; the run ends here"
@@ -222,13 +303,21 @@ class Rounds:
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)
 
+    def _given(self) -> list[Tensor]:
+        """Images and targets of those whose true labels the user has: hard ones, in every round (RAD, Algorithm 1)."""
+        given = self.parts.labelled
+        if given is None:
+            return []
+        return [given.images, F.one_hot(given.labels, self.parts.teachers.teacher.num_classes).to(torch.float32)]
+
     def _training_set(self, number: int) -> list[Tensor]:
         """Images and targets of all rounds up to this one; rounds are added as they come, and held once."""
         done, held = self._gathered
         for earlier in range(done, number + 1):
-            part = self._labelled(earlier)
-            more = [part.images, training_targets(part.answers, self.parts.top)]
-            held = [torch.cat(both) for both in zip(held, more, strict=True)] if held else more
+            for part in self._labelled(earlier):
+                more = [part.images, training_targets(part.answers, self.parts.top)]
+                if len(part):
+                    held = [torch.cat(both) for both in zip(held, more, strict=True)] if held else more
         self._gathered = (number + 1, held)
         return held
 
@@ -239,7 +328,11 @@ class Rounds:
         write_bytes(self.directory.student, path.read_bytes())
         facts = self.directory.phases(number)
         seconds = {phase: facts[phase]["seconds"] for phase in ("choose", "query", "train")}
-        charged = sum(self.directory.phases(earlier)["query"]["charged"] for earlier in range(number + 1))
+        earlier = [self.directory.phases(earlier) for earlier in range(number + 1)]
+        charged = sum(phases["query"]["charged"] for phases in earlier)
+        estimated = sum(phases.get("estimate", {}).get("charged", 0) for phases in earlier)
+        seconds["choose"] += facts.get("estimate", {}).get("seconds", 0.0)
+        estimate = self.directory.artefact(number, "estimate")
         searched = self.directory.read_candidates(number).search
         metrics = RoundMetrics(
             round=number,
@@ -256,6 +349,8 @@ class Rounds:
             success_rate=scores.get("success"),
             agreement=scores.get("agreement"),
             evaluation_queries=parts.ledger.spent("evaluation", parts.owner),
+            estimate_queries=estimated,
+            estimate=read_json(estimate) if estimate.exists() else {},
             loss=facts["train"]["losses"][-1],
             seconds=seconds | {"evaluate": time.monotonic() - begin},
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from kdray.artefacts import Labelled, RunDirectory, write_image_set
 from kdray.config import Config
 from kdray.config_file import differences, dump_config, load_config
-from kdray.engine import Engine, engine, terms
+from kdray.engine import Engine, engine, options, terms
 from kdray.errors import BudgetExceeded, LedgerError, RunDirectoryError
 from kdray.events import EventWriter
 from kdray.files import read_json, write_bytes
@@ -32,9 +32,10 @@ class Receipt:
         rejected: of those, answered with something that is no answer.
         reused: answers that cost nothing.
         evaluation_queries: queries on test images, counted apart.
-        budget: the cap on training queries.
+        estimate_queries: queries for the estimate of RAD's m, counted apart; the budget pays them.
+        budget: the cap on training queries and those for an estimate together.
         cost: price of the training queries, or None where no price is given.
-        evaluation_cost: price of the evaluation queries, likewise.
+        evaluation_cost, estimate_cost: price of the others, likewise.
         currency: of both.
     """
 
@@ -44,9 +45,11 @@ class Receipt:
     rejected: int
     reused: int
     evaluation_queries: int
+    estimate_queries: int
     budget: int
     cost: float | None
     evaluation_cost: float | None
+    estimate_cost: float | None
     currency: str
 
 
@@ -72,9 +75,13 @@ class Result:
 
     @property
     def labelled(self) -> list[Labelled]:
-        """The labelled set, a part for each round, read from the run directory."""
-        run = RunDirectory(self.directory)
-        return [run.read_labelled(metrics.round, self.num_classes) for metrics in self.history]
+        """The labelled set, a part for each round, read from the run directory; the part of an estimate comes before
+        its round's."""
+        run, parts = RunDirectory(self.directory), []
+        for metrics in self.history:
+            kinds = (True, False) if run.has_sample(metrics.round) else (False,)
+            parts += [run.read_labelled(metrics.round, self.num_classes, sample=kind) for kind in kinds]
+        return parts
 
 
 def choose_directory(config: Config, name: str) -> RunDirectory:
@@ -153,9 +160,9 @@ def run(
                 raise RunDirectoryError(
                     f"another process has just started a run in {directory.path}; choose another --out"
                 )
-            for section, data in ((config.images, given and given.images), (config.test, given and given.test)):
-                if data is not None:
-                    write_image_set(Path(section.path), data)
+            for name in ("images", "labelled", "validation", "test"):
+                if (data := given and getattr(given, name)) is not None:
+                    write_image_set(Path(getattr(config, name).path), data)
             write_bytes(directory.config, dump_config(config).encode())
         _work(inputs, parts, directory, observer)
         return read_result(directory)
@@ -194,17 +201,20 @@ def read_result(directory: RunDirectory) -> Result:
     owner, ledger = directory.owner(), Ledger(ledger_path(config, directory))
     try:
         queries, evaluation = ledger.spent("training", owner), ledger.spent("evaluation", owner)
+        estimate = ledger.spent("estimate", owner)
         price = config.budget.price_per_query
         receipt = Receipt(
             teachers=ledger.teachers(owner),
             queries=queries,
-            uncertain=ledger.uncertain("training", owner),
-            rejected=ledger.rejected("training", owner),
+            uncertain=ledger.uncertain("training", owner) + ledger.uncertain("estimate", owner),
+            rejected=ledger.rejected("training", owner) + ledger.rejected("estimate", owner),
             reused=sum(metrics.reused for metrics in history),
             evaluation_queries=evaluation,
+            estimate_queries=estimate,
             budget=config.budget.queries,
             cost=None if price is None else queries * price,
             evaluation_cost=None if price is None else evaluation * price,
+            estimate_cost=None if price is None else estimate * price,
             currency=config.budget.currency,
         )
     finally:
@@ -242,7 +252,9 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
     ledger = parts.open_ledger(path, config.ledger.queries)
     try:
         _check_teacher(ledger, owner, inputs.teacher.identity, path, observer)
-        ledger.open_account(owner, {"training": config.budget.queries, "evaluation": evaluation})
+        estimate = inputs.estimation.queries if inputs.estimation else 0
+        caps = {"training": config.budget.queries - estimate, "evaluation": evaluation}
+        ledger.open_account(owner, caps | ({"estimate": estimate} if estimate else {}))
         # A run directory is worked in by one process, and the lock is ours: what this owner has reserved was left by
         # a dead one.
         uncertain, _ = ledger.recover(owner)
@@ -257,6 +269,7 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
                 directory,
                 Parts(
                     images=inputs.images,
+                    labelled=inputs.labelled,
                     test=inputs.test,
                     pool=inputs.pool,
                     searcher=parts.searcher,
@@ -266,7 +279,8 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
                     observer=heard,
                     schedule=inputs.schedule,
                     strategy=config.select.strategy,
-                    score=config.select.score,
+                    options=options(config),
+                    estimation=inputs.estimation,
                     seed=config.seed,
                     classes=inputs.classes,
                     batch_size=config.teacher.batch_size,
@@ -281,7 +295,7 @@ def _work(inputs: Inputs, parts: Engine, directory: RunDirectory, observer: Obse
             observer.begin(
                 rounds=rounds.last,
                 budget=config.budget.queries,
-                spent=ledger.spent("training", owner),
+                spent=ledger.spent("training", owner) + ledger.spent("estimate", owner),
                 title=str(directory.path),
             )
             for metrics in rounds.history():

@@ -1,9 +1,12 @@
 """How informative the student finds a candidate, from its class probabilities.
 
+A *score* is low where a candidate is informative, a *gain* high: what RAD consumes.
+
 All functions take probabilities float [B, K] and return float [B] of the same dtype. For `confidence` and
 `margin` a *low* value means informative, for `entropy` a high one.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,3 +31,14 @@ def entropy(probs: Tensor) -> Tensor:
 
 INFORMATIVE = {"confidence": confidence, "margin": margin, "entropy": lambda probs: -entropy(probs)}
 """What may be searched for, by name, each so that low means informative."""
+
+
+def to_gains(scores: np.ndarray, name: str) -> np.ndarray:
+    """Gains of scores float32 [n] of the kind `name`, in their own memory; none is negative.
+
+    1 - margin (RAD, section 3.1), 1 - confidence, or the entropy (section D.6).
+    """
+    np.negative(scores, out=scores)
+    if name != "entropy":
+        scores += 1.0
+    return np.maximum(scores, 0.0, out=scores)

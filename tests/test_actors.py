@@ -96,6 +96,35 @@ def test_workers_guess_as_one_process_does_bit_for_bit(ray_local, pool, model):
     assert found.recall.sampled == 200 and found.evaluated <= found.exhaustive / 2
 
 
+def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(ray_local, pool, model):
+    from kdray.select import STRATEGIES, Task, select
+
+    pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
+    method = Method(search="interpolated", min_recall=0.0)
+    searchers = LocalSearcher(512, method=method), RaySearcher(2, chunk=300, method=method)
+    try:
+        for name in STRATEGIES:
+            chosen = []
+            for searcher in searchers:
+                task = Task(
+                    pool=pool,
+                    k=30,
+                    taken=np.array([5, 700, 19_000]),
+                    generator=np.random.default_rng(3),
+                    ask=lambda request, by=searcher: by.search(pool, model, request),
+                    known=pool.images,
+                )
+                chosen.append(select(name, task))
+            here, there = chosen
+            assert here.ids.tolist() == there.ids.tolist(), name
+            if here.scores is not None:
+                assert here.scores.tobytes() == there.scores.tobytes(), name
+            if here.search is not None:
+                assert here.search.facts() == there.search.facts(), name
+    finally:
+        searchers[1].close()
+
+
 def test_what_is_scored_shows_in_rays_metrics(ray_local, pool, model):
     searcher = RaySearcher(1, chunk=2048)
     try:

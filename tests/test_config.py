@@ -215,7 +215,16 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         ("budget=5", "budget: input should be a mapping, got 5"),
         ("budget.evaluation=-1", "budget.evaluation: input should be greater than or equal to 0, or 'auto', got -1"),
-        ("pool.kind=cutmix", "pool.kind: input should be 'mixup', got 'cutmix'"),
+        ("select.w=1.5", "select.w: input should be less than or equal to 1, or 'auto', got 1.5"),
+        (
+            "select.m=1.5",
+            "select.m: input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got 1.5",
+        ),
+        (
+            "select.m=-2",
+            "select.m: input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got -2",
+        ),
+        ("pool.kind=cutmix", "pool.kind: input should be 'mixup' or 'images', got 'cutmix'"),
         ("pool.lambdas=[]", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
         ("pool.lambdas={min: 1, max: 0, step: 0.1}", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
         ("pool.lambdas=[0.5, 1.5]", "pool.lambdas: λ = 1.5 lies outside [0, 1]; every λ must lie in [0, 1]"),
@@ -235,7 +244,10 @@ def test_a_required_field_that_is_missing_is_named(path, data):
             "teacher={kind: python, function: f, classes: 3}",
             "teacher.function: 'f' is not of the form module:function",
         ),
-        ("teacher={kind: local, weights: x, model: lenet5, train: {epochs: 3}}", "teacher.train.images is missing"),
+        (
+            "teacher={kind: local, weights: x, model: lenet5, train: {epochs: 3}}",
+            "teacher.train.images is missing, and there is no labelled set: say what the teacher is trained on",
+        ),
     ],
 )
 def test_what_a_wrong_field_is_told(override, message):
@@ -516,7 +528,14 @@ def test_a_parsed_config_cannot_be_changed():
 
 
 def test_every_field_says_what_it_means():
-    tags = {"images.source", "test.source", "teacher.train.images.source", "teacher.kind"}
+    tags = {
+        "images.source",
+        "labelled.source",
+        "validation.source",
+        "test.source",
+        "teacher.train.images.source",
+        "teacher.kind",
+    }
     assert {path for path, field, *_ in FIELDS if not field.description} <= tags
 
 
@@ -628,7 +647,7 @@ def test_a_dumped_config_holds_every_field_as_plain_yaml():
     data = yaml.safe_load(dump_config(config))
     assert data == config.model_dump(mode="json")
     assert data["resources"]["chunk"] == "auto" and data["images"]["count"] is None
-    assert list(data)[:3] == ["seed", "images", "test"]
+    assert list(data)[:5] == ["seed", "images", "labelled", "validation", "test"]
 
 
 def test_load_config_reads_a_file_and_applies_overrides(tmp_path):

@@ -87,7 +87,8 @@ def test_chosen_pairs_leave_the_pool_and_images_are_what_the_ids_say(finished):
     assert not set((first.ids // 3).tolist()) & set((second.ids // 3).tolist())
     from kdray.inputs import read_candidates
 
-    images, pool, _ = read_candidates(finished.config)
+    found = read_candidates(finished.config)
+    images, pool = found.images, found.pool
     labelled = finished.labelled
     assert torch.equal(labelled[0].images, images.images)
     assert torch.equal(labelled[1].images, pool.render(torch.from_numpy(first.ids)))
@@ -135,7 +136,7 @@ def test_a_sample_of_the_pairs_is_what_is_chosen_from(make_config, tmp_path):
     chosen = RunDirectory(tmp_path / "run").read_candidates(1)
     from kdray.inputs import read_candidates
 
-    _, pool, _ = read_candidates(result.config)
+    pool = read_candidates(result.config).pool
     assert pool.num_groups == 150
     pairs = set(zip(*(part.tolist() for part in pool.pair(torch.arange(150))), strict=True))
     assert set(zip(chosen.columns["i"], chosen.columns["j"], strict=True)) <= pairs

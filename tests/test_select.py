@@ -1,82 +1,251 @@
-"""Selections: one contract that all keep, and what sets each apart."""
+"""Every choice keeps the same contract: exactly k distinct candidates, none already chosen, whatever does the work."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import entr
 
 from kdray.errors import PoolExhausted
+from kdray.pools.images import ImagePool
 from kdray.pools.mixup import MixupPool
 from kdray.pools.order import sample_without
-from kdray.search import LocalSearcher
-from kdray.select import STRATEGIES, capacity, select
+from kdray.search import LocalSearcher, Method, SearchRequest
+from kdray.select import STRATEGIES, Mistakes, Options, Task, capacity, expected, select
+from kdray.students.features import head
 from kdray.students.models import build_model
 
 LAMBDAS = [0.3, 0.4, 0.5, 0.6, 0.7]
+ON_IMAGES = [name for name, strategy in STRATEGIES.items() if not strategy.mixes]
+PAIRS_ONCE = [name for name, strategy in STRATEGIES.items() if strategy.per == "group"]
+
+
+def pictures(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 1, 28, 28), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
 def pool() -> MixupPool:
-    generator = torch.Generator().manual_seed(0)
-    return MixupPool(torch.randint(0, 256, (16, 1, 28, 28), generator=generator, dtype=torch.uint8), LAMBDAS)
+    return MixupPool(pictures(16), LAMBDAS)
 
 
 @pytest.fixture(scope="module")
-def search(pool):
+def images() -> ImagePool:
+    return ImagePool(pictures(120))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """With opinions: a fresh network finds all classes alike."""
     model = build_model("lenet5", (1, 28, 28), 10, seed=1)
-    return lambda request: LocalSearcher(64).search(pool, model, request)
+    with torch.no_grad():
+        head(model).weight.mul_(30.0)
+    return model
 
 
-def choose(strategy, pool, k, search, taken=(), seed=0):
-    return select(strategy, pool, k, np.array(taken, dtype=np.int64), np.random.default_rng(seed), search)
+def choose(strategy, pool, k, model, taken=(), seed=0, chunk=64, known=None, method=None, **options):
+    searcher = LocalSearcher(chunk, method=method, mixing="pixels")
+    task = Task(
+        pool=pool,
+        k=k,
+        taken=np.array(taken, dtype=np.int64),
+        generator=np.random.default_rng(seed),
+        ask=lambda request: searcher.search(pool, model, request),
+        options=Options(**options),
+        known=known,
+    )
+    return select(strategy, task)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("k", [0, 1, 37, 120])
-def test_exactly_k_distinct_ids_of_the_pool(strategy, k, pool, search):
-    ids = choose(strategy, pool, k, search).ids
-    assert ids.dtype == np.int64
+def test_exactly_k_distinct_ids_of_the_pool(strategy, k, pool, model):
+    chosen = choose(strategy, pool, k, model)
+    assert chosen.ids.dtype == np.int64
+    assert len(chosen.ids) == len(set(chosen.ids.tolist())) == k
+    assert k == 0 or (chosen.ids.min() >= 0 and chosen.ids.max() < len(pool))
+    assert chosen.scores is None or (chosen.scores.dtype == np.float32 and len(chosen.scores) == k)
+    assert (chosen.search is None) == (not STRATEGIES[strategy].asks) or k == 0
+
+
+@pytest.mark.parametrize("strategy", ON_IMAGES)
+@pytest.mark.parametrize("k", [0, 1, 37, 120])
+def test_the_same_of_a_pool_of_real_images(strategy, k, images, model):
+    ids = choose(strategy, images, k, model).ids
     assert len(ids) == len(set(ids.tolist())) == k
-    assert k == 0 or (ids.min() >= 0 and ids.max() < len(pool))
+    assert k == 0 or (ids.min() >= 0 and ids.max() < 120)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_chosen_ones_leave_the_pool_until_it_is_empty(strategy, pool, search):
+def test_chosen_ones_leave_the_pool_until_it_is_empty(strategy, pool, model):
     taken, room = [], capacity(strategy, pool)
     for k in (50, 60, room - 110):
-        taken += choose(strategy, pool, k, search, taken, seed=len(taken)).ids.tolist()
+        taken += choose(strategy, pool, k, model, taken, seed=len(taken)).ids.tolist()
     assert len(set(taken)) == len(taken) == room
     with pytest.raises(PoolExhausted):
-        choose(strategy, pool, 1, search, taken)
+        choose(strategy, pool, 1, model, taken)
+
+
+@pytest.mark.parametrize("strategy", ON_IMAGES)
+def test_what_is_left_of_a_pool_with_holes_is_chosen_whole(strategy, images, model):
+    """The first, the last and every third image are gone: all others can be chosen, and nothing else."""
+    gone = sorted({0, 119, *range(0, 120, 3)})
+    left = sorted(set(range(120)) - set(gone))
+    assert sorted(choose(strategy, images, len(left), model, taken=gone).ids.tolist()) == left
+    some = choose(strategy, images, 20, model, taken=gone).ids.tolist()
+    assert set(some) <= set(left)
+    with pytest.raises(PoolExhausted):
+        choose(strategy, images, len(left) + 1, model, taken=gone)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_same_seed_gives_the_same_choice(strategy, pool, search):
-    first, second = (choose(strategy, pool, 40, search, taken=[3, 77], seed=5) for _ in range(2))
+def test_the_same_seed_gives_the_same_choice_however_the_work_is_cut(strategy, pool, model):
+    first, second = (choose(strategy, pool, 40, model, taken=[3, 77], seed=5, chunk=chunk) for chunk in (64, 8192))
     assert first.ids.tolist() == second.ids.tolist()
+    if first.scores is not None:
+        assert first.scores.tobytes() == second.scores.tobytes()
 
 
-@pytest.mark.parametrize("strategy", ["active-mixup", "random"])
-def test_at_most_one_candidate_a_pair_also_over_rounds(strategy, pool, search):
-    first = choose(strategy, pool, 60, search).ids
-    second = choose(strategy, pool, 60, search, taken=first).ids
+@pytest.mark.parametrize("strategy", ["random", "uniform", "rad", "rad-pairs", "unixkd"])
+def test_another_seed_draws_others(strategy, pool, model):
+    first, second = (choose(strategy, pool, 40, model, seed=seed).ids for seed in (1, 2))
+    assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize("strategy", PAIRS_ONCE)
+def test_at_most_one_candidate_a_pair_also_over_rounds(strategy, pool, model):
+    first = choose(strategy, pool, 60, model).ids
+    second = choose(strategy, pool, 60, model, taken=first).ids
     groups = np.concatenate([first, second]) // len(LAMBDAS)
     assert len(set(groups.tolist())) == 120
 
 
-def test_vanilla_takes_several_of_a_pair_and_its_scores_are_the_lowest_of_all(pool, search):
-    vanilla, active = choose("vanilla", pool, 60, search), choose("active-mixup", pool, 60, search)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_the_plan_says_a_choice_takes_is_what_it_takes(strategy, pool, images, model):
+    for of in (pool, images) if strategy in ON_IMAGES else (pool,):
+        chosen = choose(strategy, of, 30, model)
+        took = 0 if chosen.search is None else chosen.search.facts()["passes"]
+        assert took == expected(strategy, of, 30, Method(), "margin")
+
+
+def probabilities(pool, model) -> np.ndarray:
+    """Of every candidate, [pairs, λ, classes]."""
+    with torch.inference_mode():
+        logits = model(pool.render(torch.arange(len(pool))))
+    return logits.softmax(dim=1).numpy().reshape(pool.num_groups, pool.group_size, -1)
+
+
+def test_margin_and_entropy_are_the_extremes_of_each_pair(pool, model):
+    probs = probabilities(pool, model)
+    top = np.sort(probs, axis=2)
+    margins = (top[..., -1] - top[..., -2]).min(axis=1)
+    entropies = entr(probs).sum(axis=2).max(axis=1)
+    by_margin, by_entropy = (choose(name, pool, 25, model).ids // 5 for name in ("margin", "entropy"))
+    assert set(by_margin.tolist()) == set(np.argsort(margins)[:25].tolist())
+    assert set(by_entropy.tolist()) == set(np.argsort(-entropies)[:25].tolist())
+
+
+def test_vanilla_takes_several_of_a_pair_and_its_scores_are_the_lowest_of_all(pool, model):
+    vanilla, active = choose("vanilla", pool, 60, model), choose("active-mixup", pool, 60, model)
     assert len(set((vanilla.ids // len(LAMBDAS)).tolist())) < 60
     assert vanilla.scores.max() <= active.scores.max()
     assert vanilla.scores.min() == active.scores.min()
 
 
-def test_random_mixes_with_one_half_and_another_seed_draws_others(pool, search):
-    first, second = choose("random", pool, 40, search, seed=1), choose("random", pool, 40, search, seed=2)
-    assert set((first.ids % len(LAMBDAS)).tolist()) == {LAMBDAS.index(0.5)}
-    assert first.scores is None and first.search is None
-    assert first.ids.tolist() != second.ids.tolist()
+def test_random_mixes_with_one_half(pool, model):
+    chosen = choose("random", pool, 40, model)
+    assert set((chosen.ids % len(LAMBDAS)).tolist()) == {LAMBDAS.index(0.5)}
+    assert chosen.scores is None and chosen.search is None
+
+
+# RAD
+
+
+@pytest.mark.parametrize("gain", ["margin", "confidence", "entropy"])
+def test_rad_pairs_draws_with_the_probabilities_of_corollary_1_and_takes_the_best_lambda(gain, pool, model):
+    from kdray.select.rad import distribution
+
+    probs = probabilities(pool, model)
+    top = np.sort(probs, axis=2)
+    gains = {
+        "margin": 1 - (top[..., -1] - top[..., -2]),
+        "confidence": 1 - top[..., -1],
+        "entropy": entr(probs).sum(axis=2),
+    }[gain]
+    want = 10 * distribution(gains.max(axis=1), 12, 0.7)
+    assert want.max() <= 1
+    drawn = np.zeros(pool.num_groups)
+    runs = 400
+    found = asking_once(pool, model)
+    for seed in range(runs):
+        task = Task(
+            pool=pool,
+            k=10,
+            taken=np.empty(0, np.int64),
+            generator=np.random.default_rng(seed),
+            ask=found,
+            options=Options(gain=gain, w=0.7, mistakes=Mistakes(count=12)),
+        )
+        ids = select("rad-pairs", task).ids
+        drawn[ids // 5] += 1
+        assert (gains[ids // 5, ids % 5] >= gains[ids // 5].max(axis=1) - 1e-5).all()
+    assert np.abs(drawn / runs - want).max() < 5 * np.sqrt(want.max() / runs)
+    assert drawn[want == 0].sum() == 0
+
+
+def asking_once(pool, model):
+    """Asks once for what hundreds of draws want to know."""
+    searcher, known = LocalSearcher(64, mixing="pixels"), {}
+
+    def ask(request):
+        key = type(request), getattr(request, "groups", np.empty(0)).tobytes()
+        if key not in known:
+            known[key] = searcher.search(pool, model, request)
+        return known[key]
+
+    return ask
+
+
+def test_rad_says_what_it_was_told_and_from_how_many_it_drew(pool, model):
+    facts = choose("rad-pairs", pool, 20, model, mistakes=Mistakes(share=0.25), gain="entropy").search.facts()
+    assert (facts["rad_m"], facts["rad_n"], facts["rad_w"]) == (30.0, 120, 0.75)
+    assert 20 <= facts["rad_support"] <= 120
+    assert facts["passes"] == 120 * 5 + 20 * 5
+
+
+def test_rad_with_a_teacher_that_never_errs_takes_the_largest_gains(pool, model):
+    """m = 0: any distribution over the k largest gains is optimal with k draws, and all of them are certain."""
+    drawn = choose("rad-pairs", pool, 30, model, mistakes=Mistakes(count=0))
+    strict = choose("margin", pool, 30, model)
+    assert set(drawn.ids.tolist()) == set(strict.ids.tolist())
+
+
+def test_rad_counts_m_among_those_that_are_left(pool, model):
+    taken = choose("rad-pairs", pool, 100, model).ids
+    facts = choose("rad-pairs", pool, 5, model, taken=taken, mistakes=Mistakes(share=0.5)).search.facts()
+    assert (facts["rad_n"], facts["rad_m"]) == (20, 10.0)
+
+
+@pytest.mark.parametrize("gain", ["confidence", "entropy"])
+def test_rad_pairs_by_guesses_asks_less_and_scores_what_it_draws_exactly(gain, model):
+    wide = MixupPool(pictures(60), np.linspace(0.3, 0.7, 11).round(2).tolist())
+    whole, guessed = (
+        choose("rad-pairs", wide, 40, model, gain=gain, method=Method(search=search), mistakes=Mistakes(share=0.2))
+        for search in ("exhaustive", "interpolated")
+    )
+    assert guessed.search.facts()["passes"] < 0.5 * whole.search.facts()["passes"]
+    assert guessed.search.facts()["guess_error"] < 0.05
+    searcher = LocalSearcher(512, mixing="pixels")
+    exact = searcher.search(wide, model, SearchRequest(k=wide.num_groups, score=gain))
+    best = dict(
+        zip((exact.ids // 11).tolist(), zip(exact.ids.tolist(), exact.scores.tolist(), strict=True), strict=True)
+    )
+    for number, score in zip(guessed.ids.tolist(), guessed.scores.tolist(), strict=True):
+        assert best[number // 11] == (number, score)
+
+
+# Sampling without listing
 
 
 @given(st.integers(1, 60), st.data())

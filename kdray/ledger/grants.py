@@ -36,16 +36,24 @@ class _Room:
     day_is_tighter: bool = False
 
 
+BOTH = "((purpose = ? AND owner = ?) OR (purpose = ? AND owner = ''))"
+"""The accounts a query counts in: its owner's, and the whole file's; see `accounts_of`."""
 LEFT = (
     "SELECT max(0, min(cap - reserved - answered - uncertain - rejected)) FROM accounts "
-    "WHERE purpose = ? AND owner IN ('', ?) AND cap IS NOT NULL"
+    f"WHERE {BOTH} AND cap IS NOT NULL"
 )
 """Queries of a purpose below every cap that counts for an owner; null where there is no cap at all."""
 
 
+def accounts_of(purpose: str, owner: str) -> tuple[str, str, str]:
+    """Parameters of `BOTH`. Queries for an estimate are paid from the budget, so the file's cap on training holds for
+    them too."""
+    return purpose, owner, "training" if purpose == "estimate" else purpose
+
+
 def left(db: sqlite3.Connection, purpose: str, owner: str) -> int:
     """Queries `owner` may still take; 0 where there is no cap at all."""
-    return db.execute(LEFT, (purpose, owner)).fetchone()[0] or 0
+    return db.execute(LEFT, accounts_of(purpose, owner)).fetchone()[0] or 0
 
 
 def grant(db: sqlite3.Connection, orders: Sequence[Order], facts: Facts, limits: Limits) -> Grant:
@@ -138,11 +146,12 @@ def _among(db: sqlite3.Connection, hashes: Sequence[bytes], rows: str, *paramete
 def take(db: sqlite3.Connection, n: int, facts: Facts, attempt: int) -> Reservation:
     """Reserve `n` queries, whatever the caps say: the caller has looked."""
     key = uuid.uuid4().hex
-    for owner in {"", facts.owner}:
+    purpose, owner, of_file = accounts_of(facts.purpose, facts.owner)
+    for account in {(owner, purpose), ("", of_file)}:
         db.execute(
             "INSERT INTO accounts (owner, purpose, reserved) VALUES (?, ?, ?) "
             "ON CONFLICT (owner, purpose) DO UPDATE SET reserved = reserved + excluded.reserved",
-            (owner, facts.purpose, n),
+            (*account, n),
         )
     db.execute(
         "INSERT INTO reservations "

@@ -3,6 +3,7 @@
 import sqlite3
 
 from kdray.errors import LedgerError
+from kdray.ledger.grants import BOTH, accounts_of
 from kdray.ledger.limits import day_of
 from kdray.ledger.records import Outcome
 
@@ -70,14 +71,13 @@ def close(db: sqlite3.Connection, key: str, state: str, *, rejected: int = 0, re
     db.execute("DELETE FROM claims WHERE reservation = ?", (key,))
     db.execute(
         "UPDATE accounts SET reserved = reserved - ?, answered = answered + ?, rejected = rejected + ?, "
-        "uncertain = uncertain + ? WHERE purpose = ? AND owner IN ('', ?)",
+        f"uncertain = uncertain + ? WHERE {BOTH}",
         (
             queries,
             queries - rejected if state == "answered" else 0,
             rejected,
             queries if state == "uncertain" else 0,
-            purpose,
-            owner,
+            *accounts_of(purpose, owner),
         ),
     )
     if state == "released":

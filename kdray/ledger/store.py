@@ -169,7 +169,7 @@ class Ledger:
 
     def remaining(self, purpose: str = "training", owner: str = "") -> int:
         """Queries that can still be reserved, for `owner` where one is given; 0 also where no cap was ever set."""
-        return self.read(grants.LEFT, (purpose, owner))[0][0] or 0
+        return self.read(grants.LEFT, grants.accounts_of(purpose, owner))[0][0] or 0
 
     def spent(self, purpose: str = "training", owner: str = "") -> int:
         """Queries charged, by everybody or by `owner`: answered, rejected and uncertain."""

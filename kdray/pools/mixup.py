@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdray.errors import ConfigError, ImageSetError
 from kdray.pools.order import RandomOrder
-from kdray.pools.pairs import check_range, count_pairs, unrank_pairs
+from kdray.pools.pairs import check_range, count_pairs, rank_pairs, unrank_pairs
 
 # Fixed point with 22 fractional bits: 255 * 2^22 still fits int32, so one int32 multiplication mixes a pixel.
 _SHIFT = 22
@@ -41,6 +41,8 @@ class MixupPool:
 
     linear = True
     """The candidates of a group lie on the straight line between two images."""
+    real = False
+    source = "mixup"
 
     def __init__(self, images: Tensor, lambdas: Sequence[float], pairs: int | None = None, seed: int = 0) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
@@ -96,6 +98,12 @@ class MixupPool:
             check_range(groups, self.num_groups, "groups")
             groups = self._order(groups)
         return unrank_pairs(groups, len(self.images))
+
+    def group(self, i: int, j: int) -> int:
+        """The group that mixes images i < j, of a pool of all pairs."""
+        if self._order is not None:
+            raise ConfigError("pool.pairs: a sample of pairs cannot be asked which of them holds two images; use all")
+        return int(rank_pairs(torch.tensor(i), torch.tensor(j), len(self.images)))
 
     def render(self, ids: Tensor) -> Tensor:
         """Candidate ids int64 [B] to images uint8 [B, C, H, W].

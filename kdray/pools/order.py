@@ -67,7 +67,11 @@ def sample_without(n: int, k: int, taken: np.ndarray, generator: np.random.Gener
         return np.empty(0, dtype=np.int64)
     # numpy's own choice lists all n where k is more than a fiftieth of them.
     order = RandomOrder(free, int(generator.integers(1 << 62)))
-    ranks = order(torch.arange(k)).numpy()
+    return free_numbers(order(torch.arange(k)).numpy(), taken)
+
+
+def free_numbers(ranks: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The numbers at `ranks`, int64, among those that are not `taken` (sorted, distinct): 0, 1, ... without them."""
     # The free number of rank r is r + t, where t counts taken numbers below it: taken[t] - t is the rank at which
     # the t-th taken number is passed.
     return ranks + np.searchsorted(taken - np.arange(len(taken)), ranks, side="right")

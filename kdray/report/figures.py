@@ -24,7 +24,7 @@ def accuracy_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]]) -> str |
     figure, axes = _axes()
     for k, (name, history) in enumerate(measured):
         colour = _COLOURS[k % len(_COLOURS)]
-        x, y = [m.queries for m in history], [100 * m.student_accuracy for m in history]
+        x, y = [m.paid for m in history], [100 * m.student_accuracy for m in history]
         axes.plot(x, y, marker="o", markersize=5, linewidth=2, color=colour, label=name)
         axes.annotate(
             f"{y[-1]:.2f}", (x[-1], y[-1]), xytext=(6, -12), textcoords="offset points", color=colour, fontsize=9

@@ -14,6 +14,7 @@ from kdray.images import encode_png
 from kdray.observers import RoundMetrics
 from kdray.report.figures import accuracy_figure, time_figure
 from kdray.run import Result, read_result
+from kdray.select import STRATEGIES
 from kdray.students.export import read_card
 
 _SHOWN = 8  # candidates of a round
@@ -41,6 +42,7 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
         last=first.history[-1],
         found=_found,
         others=results[1:],
+        robust=[line for m in first.history for line in _robust(m)],
         accuracy=accuracy_figure(runs),
         time=time_figure(first.history),
         gallery=[_gallery(directory, first, m.round) for m in first.history],
@@ -56,10 +58,28 @@ def _found(metrics: RoundMetrics) -> str:
     if not search:
         return "–"
     if search["keep"] is None:
-        return "all"
+        return "all" if search["passes"] >= search["exhaustive"] else "–"
     if search["recall"] is None:
         return "not estimated"
     return f"{100 * search['recall']:.1f} % ({100 * search['recall_low']:.1f} to {100 * search['recall_high']:.1f})"
+
+
+def _robust(metrics: RoundMetrics) -> list[str]:
+    """What RAD went by in a round, in words."""
+    told, search = metrics.estimate, metrics.search
+    lines = []
+    if told:
+        on = {"validation": "validation images", "ends": "random mixes"}[told["how"]]
+        lines.append(
+            f"Round {metrics.round}: m estimated from {told['answered']:,} answers on {on}: {told['share']:.1%} "
+            f"mistakes ({told['low']:.1%} to {told['high']:.1%})."
+        )
+    if "rad_m" in search:
+        lines.append(
+            f"Round {metrics.round}: RAD with m = {search['rad_m']:,.0f} of {search['rad_n']:,} candidates and "
+            f"w = {search['rad_w']:.3g} drew from the {search['rad_support']:,} of largest gain."
+        )
+    return lines
 
 
 def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:
@@ -77,15 +97,25 @@ def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[
             top = labelled.answers.probs[k].topk(min(2, result.num_classes))
             said = ", ".join(f"{names[int(c)]} {100 * float(p):.0f} %" for p, c in zip(*top, strict=True) if p >= 0.005)
         columns = {name: values[row] for name, values in candidates.columns.items()}
-        about = (
-            f"{columns['lambda']:g} · #{columns['i']} + {1 - columns['lambda']:g} · #{columns['j']}"
-            if "lambda" in columns
-            else ""
-        )
+        about = f"#{columns['image']}" if "image" in columns else ""
+        if "lambda" in columns:
+            about = f"{columns['lambda']:g} · #{columns['i']} + {1 - columns['lambda']:g} · #{columns['j']}"
         if candidates.scores is not None:
-            about += f", student {candidates.scores[row]:.2f} sure"
+            about += f", {_kind(result)} {candidates.scores[row]:.2f}"
         shown.append({"png": image, "said": said, "about": about})
     return shown
+
+
+def _kind(result: Result) -> str:
+    """What a candidate's score is."""
+    choice = result.config.select
+    if choice.strategy in ("active-mixup", "vanilla"):
+        name = choice.score
+    elif STRATEGIES[choice.strategy].mistakes:
+        name = choice.gain
+    else:
+        name = "entropy" if choice.strategy == "entropy" else "margin"
+    return {"confidence": "student's confidence", "entropy": "minus its entropy", "margin": "its margin"}[name]
 
 
 def _class_names(result: Result) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdray.search import first_layer
 from kdray.search.work import GPU_BATCH, batch_on
+from kdray.students.features import penultimate
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Compile = Literal["auto", "on", "off"]
@@ -63,6 +64,12 @@ class Forward:
         with self._arithmetic():
             logits = self._model(images.to(self.device).contiguous(memory_format=torch.channels_last))
         return logits[:count].float().clone() if self._fill else logits.float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to what goes into the student's last layer, float32 [B, D]."""
+        with self._arithmetic():
+            images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+            return penultimate(self._plain, images)
 
     def candidates(self, pool, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
         """Logits of the candidates of `groups` int64 [G], `step` groups at a time, those of a group together.

@@ -6,7 +6,8 @@ from torch import nn
 
 from kdray.memory import keep_freed_memory
 from kdray.search.forward import Compile, Forward, Mixing, Precision, a_seconds_work, one_thread
-from kdray.search.method import Found, Method, SearchRequest, look_ahead, run_search
+from kdray.search.method import Method
+from kdray.search.requests import Reply, Request, expected_passes, perform
 from kdray.search.stages import Merge, ScoreGroups, Stage
 from kdray.search.work import batch_on
 
@@ -37,14 +38,14 @@ class LocalSearcher:
         self,
         pool,
         model: nn.Module,
-        request: SearchRequest,
+        request: Request,
         on_progress: Callable[[int, int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
-    ) -> Found:
+    ) -> Reply:
         """See `kdray.search.Searcher`."""
         keep_freed_memory()
         forward, pool = Forward(model, self._device, **self._options), pool.to(self._device)
-        expected, done = look_ahead(pool, request, self._method).passes, 0
+        expected, done = expected_passes(pool, request, self._method), 0
 
         def sweep(stage: Stage, merge: Merge) -> None:
             nonlocal done
@@ -57,7 +58,7 @@ class LocalSearcher:
 
         chunk = self._chunk or a_seconds_work(model, pool.image_shape, self._device, self._options)
         with one_thread():
-            return run_search(
+            return perform(
                 pool, request, self._method, sweep, chunk=chunk, batch=batch_on(self._device, model), on_note=on_note
             )
 

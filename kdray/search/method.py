@@ -9,34 +9,28 @@ is estimated from a sample of the groups that were left out (`kdray.search.audit
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import nn
 
 from kdray.pools.order import sample_without
 from kdray.search.audit import Recall, Stratum, estimate, share_out
-from kdray.search.interpolation import first_knots, fit, second_knots
+from kdray.search.guesses import Sweep, learn, sample_size
+from kdray.search.interpolation import first_knots, second_knots
 from kdray.search.lowest import LowestK, Scored
-from kdray.search.stages import Ends, GroupedPool, Guess, Merge, Rows, Sample, ScoreGroups, Stage
+from kdray.search.stages import GroupedPool, Guess, Merge, ScoreGroups, Stage
 from kdray.search.work import CPU_BATCH
 from kdray.seeds import numpy_generator
 
 _WORTH = 2  # guess where it takes at most one forward pass in so many: it finds a little less
 _WIDE = 5  # groups that are guessed twice for each that is scored exactly
 _LEAST_LIST = 40_000  # groups scored exactly at least, or a fortieth of the pool: a small k is far out in the tail
-_SAMPLE = 1000  # groups the guess is fitted to, or a fiftieth of the pool, or as many as a few million logits are
-_LEAST_SAMPLE, _MOST_LOGITS = 20, 4_000_000
 _MOST_CARRIED = 64 << 20  # bytes handed from one stage to the next; where it would be more, the student is asked again
 _LEAST_AUDIT = 200  # groups; fewer say nothing
 _SURER = 4  # times as many when it seems that too much is missed: a few unlucky draws must not cost a whole sweep
 # Shares of the audit for groups of ranks up to so many times the list's length: what is missed is densest just beyond
 # it. The rest is for all others: they are so many that as much is missed among them.
 _BEYOND = ((2, 0.1), (_WIDE, 0.1))
-
-Sweep = Callable[[Stage, Merge], None]
-"""Does all tasks of a stage and merges what they give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,25 +102,6 @@ class Found(Scored):
         return text
 
 
-class Searcher(Protocol):
-    """Finds the k lowest of a pool; in this process or on Ray."""
-
-    def search(
-        self,
-        pool,
-        model: nn.Module,
-        request: SearchRequest,
-        on_progress: Callable[[int, int], None] | None = None,
-        on_note: Callable[[str], None] | None = None,
-    ) -> Found:
-        """The `request.k` lowest of `pool` under `model`.
-
-        Args:
-            on_progress: gets (forward passes done, forward passes expected in all).
-            on_note: told what the user should know.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
     """What a search will take.
@@ -159,7 +134,7 @@ def look_ahead(pool: GroupedPool, request: SearchRequest, method: Method) -> Out
     free = total - len(request.taken) if per_group else total
     shortlist = min(free, max(ceil(method.keep * request.k), min(_LEAST_LIST, free // 40)) + spent)
     wide = min(free, _WIDE * shortlist)
-    sample = min(total, max(_LEAST_SAMPLE, min(_SAMPLE, total // 50)))
+    sample = sample_size(total)
     audit = min(free - shortlist, max(_LEAST_AUDIT, ceil(method.audit * shortlist))) if method.audit else 0
     exhaustive = total * size
     if method.search == "interpolated" and getattr(pool, "linear", False) and request.k > 0:
@@ -242,11 +217,9 @@ class _Search:
     def _rank(self, outlook: Outlook) -> Scored:
         """The groups that look best, best first; with their exact scores at the second knots, unless that is much."""
         request, size, total = self._request, self._pool.group_size, self._pool.num_groups
-        rows = Rows()
-        self._run(Ends(count=len(self._pool.images), **self._cut), rows)
-        ends = rows.result()
         few, more = first_knots(size), second_knots(size)
-        least, most = self._fit(ends, outlook.sample, few, more)
+        learned = learn(self._pool, request.seed, outlook.sample, (few, more), self._run, self._cut)
+        ends, (least, most) = learned.ends, learned.matrices
         taken = request.taken if request.per == "group" else np.empty(0, dtype=np.int64)
         carry = 2 * outlook.wide * len(few) * (2 * ends.shape[1] + 4) <= _MOST_CARRIED
         common = {"count": total, "k": outlook.wide, "ends": ends, "score": request.score, **self._cut}
@@ -260,18 +233,6 @@ class _Search:
         stage = Guess(knots=more, matrix=most, groups=found.ids, hand_on=hand_on, **known, **common)
         self._run(stage, second)
         return second.result()
-
-    def _fit(self, ends: np.ndarray, count: int, *knots: tuple[int, ...]) -> list[np.ndarray]:
-        """How to guess from each of these knots, by a sample of groups."""
-        pool = self._pool
-        count = max(1, min(count, _MOST_LOGITS // (pool.group_size * ends.shape[1])))
-        generator = numpy_generator(self._request.seed, "fit")
-        groups = np.sort(sample_without(pool.num_groups, count, np.empty(0, dtype=np.int64), generator))
-        rows = Rows()
-        self._run(Sample(group_size=pool.group_size, groups=groups, **self._cut), rows)
-        i, j = (part.cpu().numpy() for part in pool.pair(torch.from_numpy(groups)))
-        sides = np.stack([ends[j], ends[i]], axis=1)
-        return [fit(pool.lambdas, some, sides, rows.result()) for some in knots]
 
     def _score_listed(self, merged: LowestK, best: Scored, rows: slice) -> None:
         """Score these of the groups that look best; where that was handed on, at the λ they were not asked about."""

@@ -95,7 +95,7 @@ class Cuts(Sequence[tuple[int, int]]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sized:
+class Sized:
     """How work is cut.
 
     Attributes:
@@ -108,7 +108,7 @@ class _Sized:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreGroups(_Sized):
+class ScoreGroups(Sized):
     """Every candidate of some groups, exactly; of each task those of the k lowest it can hold.
 
     Attributes:
@@ -179,7 +179,7 @@ class ScoreGroups(_Sized):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ends(_Sized):
+class Ends(Sized):
     """Logits of the images a pool mixes, float32 [B, K] of each task.
 
     Attributes:
@@ -204,7 +204,7 @@ class Ends(_Sized):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(_Sized):
+class Sample(Sized):
     """Logits at every λ of some groups, float32 [B, L, K] of each task.
 
     Attributes:
@@ -233,7 +233,7 @@ class Sample(_Sized):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guess(_Sized):
+class Guess(Sized):
     """The guessed score of groups: see `kdray.search.interpolation`. Ids are groups.
 
     Attributes:

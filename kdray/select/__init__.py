@@ -1,5 +1,19 @@
-"""Whom to pay for: pure functions from a pool, a number and a search to candidate ids."""
+"""Whom to pay for: from a pool, a number and a student to candidate ids."""
 
-from kdray.select.strategies import STRATEGIES, Selection, capacity, select
+from kdray.select.mistakes import Estimate, Mistakes
+from kdray.select.strategies import STRATEGIES, Strategy, capacity, expected, select
+from kdray.select.task import Ask, Options, Selection, Task
 
-__all__ = ["STRATEGIES", "Selection", "capacity", "select"]
+__all__ = [
+    "STRATEGIES",
+    "Ask",
+    "Estimate",
+    "Mistakes",
+    "Options",
+    "Selection",
+    "Strategy",
+    "Task",
+    "capacity",
+    "expected",
+    "select",
+]

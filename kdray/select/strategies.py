@@ -1,83 +1,132 @@
-"""The three choices Active Mixup compares (Figure 4): its own, vanilla active learning, and random pairs.
+"""The choices by name: those Active Mixup compares (Figure 4), those RAD compares (section 4), and RAD over pairs.
 
-Each takes candidate ids that have left the pool and gives k others. Index spaces: `ids` are candidate ids, `groups`
-are pairs.
+Each takes candidate ids that have left the pool and gives k others. Index spaces: `ids` are candidate ids, `groups` are
+pairs; of a pool of real images both are image numbers.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from kdray.errors import PoolExhausted
 from kdray.pools.order import sample_without
-from kdray.search import Found, SearchRequest
+from kdray.search import Method, SearchRequest
+from kdray.search.requests import expected_passes
+from kdray.search.whole import BestRequest, EndsRequest, GainsRequest
+from kdray.select.cluster_margin import cluster_margin
+from kdray.select.coreset import coreset
+from kdray.select.robust import rad, rad_pairs
+from kdray.select.sample import sampled
+from kdray.select.task import Selection, Task
+from kdray.select.unixkd import unixkd
 
-Search = Callable[[SearchRequest], Found]
+
+def active_mixup(task: Task) -> Selection:
+    """The k pairs of lowest C2, each at its least confident λ (Active Mixup, eq. 3). Chosen pairs leave the pool."""
+    return _lowest_groups(task, task.options.score)
+
+
+def vanilla(task: Task) -> Selection:
+    """The k candidates of lowest C1 (eq. 2), however many of one pair. Chosen candidates leave the pool."""
+    found = task.ask(SearchRequest(k=task.k, per="candidate", taken=np.unique(task.taken), score=task.options.score))
+    return Selection(ids=found.ids, scores=found.scores, search=found)
+
+
+def random_pairs(task: Task) -> Selection:
+    """k pairs drawn uniformly, each at the λ of the grid nearest 0.5 (section 4.2.2). Chosen pairs leave the pool."""
+    groups = sample_without(task.pool.num_groups, task.k, task.taken_groups, task.generator)
+    return Selection(ids=groups * task.pool.group_size + task.pool.middle())
+
+
+def uniform(task: Task) -> Selection:
+    """k candidates drawn uniformly (RAD's UNIFORM)."""
+    return Selection(ids=sample_without(task.candidates, task.k, np.unique(task.taken), task.generator))
+
+
+def margin(task: Task) -> Selection:
+    """The k of smallest margin (RAD's MARGIN), of each pair at most one. Chosen pairs leave the pool."""
+    return _lowest_groups(task, "margin")
+
+
+def entropy(task: Task) -> Selection:
+    """The k of highest entropy (RAD's ENTROPY), of each pair at most one. Chosen pairs leave the pool."""
+    return _lowest_groups(task, "entropy")
+
+
+def _lowest_groups(task: Task, score: str) -> Selection:
+    found = task.ask(SearchRequest(k=task.k, per="group", taken=task.taken_groups, score=score))
+    return Selection(ids=found.ids, scores=found.scores, search=found)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
-    """What to pay for.
+class Strategy:
+    """A choice, and what it needs.
 
     Attributes:
-        ids: int64 [k], distinct candidate ids, none of them taken; most informative first where there are scores.
-        scores: float32 [k], or None where the choice does not look at the student.
-        search: what looking for them took, or None where the choice does not look at the student.
+        choose: makes it.
+        per: what leaves the pool with a chosen candidate: its group, or itself alone.
+        asks: it looks at the student.
+        features: it needs the student's features.
+        mistakes: it needs RAD's m.
+        mixes: it needs a pool of pairs.
     """
 
-    ids: np.ndarray
-    scores: np.ndarray | None = None
-    search: Found | None = None
+    choose: Callable[[Task], Selection]
+    per: Literal["group", "candidate"] = "group"
+    asks: bool = True
+    features: bool = False
+    mistakes: bool = False
+    mixes: bool = False
 
 
-def active_mixup(pool, k: int, taken: np.ndarray, generator: np.random.Generator, search: Search) -> Selection:
-    """The k pairs of lowest C2, each at its least confident λ (Active Mixup, eq. 3). Chosen pairs leave the pool."""
-    return _searched(search(SearchRequest(k=k, per="group", taken=np.unique(taken // pool.group_size))))
-
-
-def vanilla(pool, k: int, taken: np.ndarray, generator: np.random.Generator, search: Search) -> Selection:
-    """The k candidates of lowest C1 (eq. 2), however many of one pair. Chosen candidates leave the pool."""
-    return _searched(search(SearchRequest(k=k, per="candidate", taken=np.unique(taken))))
-
-
-def random_pairs(pool, k: int, taken: np.ndarray, generator: np.random.Generator, search: Search) -> Selection:
-    """k pairs drawn uniformly, each at the λ of the grid nearest 0.5 (section 4.2.2). Chosen pairs leave the pool."""
-    gone = np.unique(taken // pool.group_size)
-    groups = sample_without(pool.num_groups, k, gone, generator)
-    return Selection(ids=groups * pool.group_size + pool.middle())
-
-
-STRATEGIES: dict[str, Callable[..., Selection]] = {
-    "active-mixup": active_mixup,
-    "vanilla": vanilla,
-    "random": random_pairs,
+STRATEGIES: dict[str, Strategy] = {
+    "active-mixup": Strategy(choose=active_mixup),
+    "vanilla": Strategy(choose=vanilla, per="candidate"),
+    "random": Strategy(choose=random_pairs, asks=False),
+    "uniform": Strategy(choose=uniform, per="candidate", asks=False),
+    "margin": Strategy(choose=margin),
+    "entropy": Strategy(choose=entropy),
+    "rad": Strategy(choose=rad, per="candidate", mistakes=True),
+    "rad-pairs": Strategy(choose=rad_pairs, mistakes=True),
+    "coreset": Strategy(choose=coreset, features=True),
+    "cluster-margin": Strategy(choose=cluster_margin, features=True),
+    "unixkd": Strategy(choose=unixkd, per="candidate", mixes=True),
 }
 
 
 def capacity(strategy: str, pool) -> int:
     """How many candidates `strategy` can choose from a fresh pool, over all rounds."""
-    return len(pool) if strategy == "vanilla" else pool.num_groups
+    return len(pool) if STRATEGIES[strategy].per == "candidate" else pool.num_groups
 
 
-def select(strategy: str, pool, k: int, taken: np.ndarray, generator: np.random.Generator, search: Search) -> Selection:
-    """Choose `k` candidates of `pool` with the named strategy.
-
-    Args:
-        taken: int64, candidate ids chosen in earlier rounds.
-        generator: for choices that draw.
-        search: finds the lowest scores under the current student; called only by choices that look at it.
+def select(strategy: str, task: Task) -> Selection:
+    """Choose `task.k` candidates with the named strategy.
 
     Raises:
-        PoolExhausted: fewer than `k` are left.
+        PoolExhausted: fewer than k are left.
     """
-    chosen = STRATEGIES[strategy](pool, k, taken, generator, search)
-    if len(chosen.ids) < k:
+    chosen = STRATEGIES[strategy].choose(task)
+    if len(chosen.ids) < task.k:
         raise PoolExhausted(
-            f"{k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy}; lower budget.queries"
+            f"{task.k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy}; lower budget.queries"
         )
     return chosen
 
 
-def _searched(found: Found) -> Selection:
-    return Selection(ids=found.ids, scores=found.scores, search=found)
+def expected(strategy: str, pool, k: int, method: Method, score: str) -> int:
+    """Forward passes that choosing `k` from a fresh pool will take, about."""
+    about, nothing = STRATEGIES[strategy], np.empty(0, dtype=np.int64)
+    if not about.asks:
+        return 0
+    if about.mixes:
+        return expected_passes(pool, EndsRequest(), method)
+    if about.features:
+        best = pool.group_size if pool.group_size > 1 or strategy == "cluster-margin" else 0
+        return sampled(pool.num_groups, k) * (best + 1)
+    if about.mistakes:
+        gains = expected_passes(pool, GainsRequest(per=about.per, taken=nothing, score=score), method)
+        again = about.per == "group" and pool.group_size > 1
+        return gains + (expected_passes(pool, BestRequest(groups=np.arange(k)), method) if again else 0)
+    return expected_passes(pool, SearchRequest(k=k, per=about.per, score=score), method)

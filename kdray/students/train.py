@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim.sgd import sgd
 from kdray.errors import ConfigError
 from kdray.seeds import torch_generator, torch_seed
 from kdray.students.augment import random_flip, random_shift
-from kdray.students.losses import soft_cross_entropy
+from kdray.students.losses import kd_divergence, soft_cross_entropy
 from kdray.students.models import LIGHT
 
 
@@ -79,7 +80,7 @@ def train(
     threads: int | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> TrainResult:
-    """Train `model` in place with SGD (Nesterov) on soft-label cross entropy.
+    """Train `model` in place with SGD (Nesterov).
 
     The same arguments give the same bits on one kind of CPU. Test data has no way in.
 
@@ -87,7 +88,7 @@ def train(
         model: takes uint8 [B, C, H, W].
         images: uint8 [N, C, H, W].
         targets: float32 [N, K], rows sum to 1.
-        recipe: epochs, batch size, rates, augmentation, early stop.
+        recipe: loss, epochs, batch size, rates, augmentation, early stop.
         seed, round: name the random streams of order, augmentation and dropout.
         threads: CPU threads; None leaves the setting alone.
         on_epoch: called with (epochs done, mean loss).
@@ -101,6 +102,8 @@ def train(
     vary = torch_generator(seed, "augmentation", round, device=device.type)
     kept, held = _split(len(images), recipe, draw)
     images_held, targets_held = images[held.to(device)], targets[held.to(device)]
+    kl = partial(kd_divergence, temperature=recipe.temperature)
+    criterion = kl if recipe.loss == "kl" else soft_cross_entropy
     descent = _Descent(model, recipe)
     edges = _batch_edges(len(kept), recipe.batch_size)
     steps = recipe.epochs * (len(edges) - 1)
@@ -116,7 +119,7 @@ def train(
                 batch = order[start:stop]
                 x = random_shift(images[batch], recipe.augment.shift, vary)
                 x = random_flip(x, vary) if recipe.augment.flip else x
-                loss = soft_cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), targets[batch])
+                loss = criterion(model(x.contiguous(memory_format=torch.channels_last)), targets[batch])
                 loss.backward()
                 descent.step(recipe.lr * rate_factor(descent.steps, steps, recipe.schedule))
                 total += loss.detach() * len(batch)
@@ -127,7 +130,7 @@ def train(
             if recipe.early_stop is not None:
                 model.eval()
                 with torch.inference_mode():
-                    result.holdout_losses.append(float(soft_cross_entropy(model(images_held), targets_held)))
+                    result.holdout_losses.append(float(criterion(model(images_held), targets_held)))
                 if best is None or result.holdout_losses[-1] <= result.holdout_losses[best[0] - 1]:
                     best = (epoch + 1, {name: value.detach().clone() for name, value in model.state_dict().items()})
                 elif epoch + 1 - best[0] >= recipe.early_stop.patience:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kdray.errors import ImageSetError, TeacherError
 from kdray.files import write_bytes
-from kdray.images import read_images
+from kdray.images import ImageSet, read_images
 from kdray.seeds import numpy_generator
 from kdray.students.export import ModelCard
 from kdray.students.fit import StudentSpec, fit
@@ -133,11 +133,13 @@ def train_teacher(
     on_epoch: Callable[[int, float], None] | None = None,
     *,
     image_shape: tuple[int, int, int] | None = None,
+    labelled: ImageSet | None = None,
 ) -> None:
     """Make the weights of a local teacher by its recipe, with hard labels, and write them to `config.weights`.
 
     Args:
         image_shape: (C, H, W) the teacher will be asked about, where that is known.
+        labelled: what to train on where the recipe names no images.
 
     Raises:
         TeacherError: no recipe, a model that is not of the zoo, or training images of another shape.
@@ -148,12 +150,16 @@ def train_teacher(
         raise TeacherError("teacher.train is missing: it says which labelled images to train the teacher on")
     if config.model is None or config.model.startswith("torchvision/"):
         raise TeacherError(f"teacher.model: {config.model!r} cannot be trained here; name a model of the zoo")
-    data = read_images(
-        recipe.images,
-        generator=numpy_generator(recipe.seed, "teacher images"),
-        field="teacher.train.images",
-        with_labels=True,
-    )
+    data = labelled
+    if recipe.images is not None:
+        data = read_images(
+            recipe.images,
+            generator=numpy_generator(recipe.seed, "teacher images"),
+            field="teacher.train.images",
+            with_labels=True,
+        )
+    if data is None:
+        raise TeacherError("teacher.train.images is missing: it says which labelled images to train the teacher on")
     if image_shape is not None and data.image_shape != image_shape:
         raise TeacherError(
             f"teacher.train.images have shape {data.image_shape}, the images to distil with {image_shape}; "

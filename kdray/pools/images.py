@@ -1,0 +1,71 @@
+"""A pool of real images: every candidate is one of them, and a group by itself."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from kdray.errors import ImageSetError
+from kdray.pools.pairs import check_range
+
+
+class ImagePool:
+    """The user's unlabelled images as candidates: id k is image k (RAD's setting, Algorithm 1).
+
+    Args:
+        images: uint8 [N, C, H, W], N >= 1; the pool lives on their device.
+
+    Raises:
+        ImageSetError: no image, or not uint8 [N, C, H, W].
+    """
+
+    linear = False
+    real = True
+    """A candidate is an image of the user's, not made of some."""
+    source = "image"
+    group_size = 1
+
+    def __init__(self, images: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+            raise ImageSetError(
+                f"a pool of images needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}"
+            )
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every candidate."""
+        return tuple(self.images.shape[1:])
+
+    def to(self, device: str | torch.device) -> "ImagePool":
+        """The same pool with its images on `device`; itself where they are there."""
+        return self if self.images.device == torch.device(device) else ImagePool(self.images.to(device))
+
+    def render(self, ids: Tensor) -> Tensor:
+        """Candidate ids int64 [B] to images uint8 [B, C, H, W].
+
+        Raises:
+            IndexError: an id is negative or not below len(pool).
+        """
+        check_range(ids, len(self), "ids")
+        return self.images[ids.to(self.images.device)]
+
+    def batches(self, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Images `groups` int64 [G], `step` at a time: uint8 [B, C, H, W] each."""
+        yield from (self.render(part) for part in groups.split(step))
+
+    def describe(self, ids: Tensor) -> dict[str, list]:
+        """Columns for the record of what was chosen: the number of the `image`."""
+        return {"image": ids.tolist()}
+
+    def middle(self) -> int:
+        """Index of the only candidate of a group."""
+        return 0

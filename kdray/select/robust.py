@@ -1,0 +1,70 @@
+"""RAD's choice of candidates, and of pairs of a mixup pool."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kdray.errors import PoolExhausted
+from kdray.search import BestRequest, Gains, GainsRequest
+from kdray.select.rad import penalty
+from kdray.select.rounding import round_parts
+from kdray.select.spread import chances
+from kdray.select.task import Looked, Selection, Task
+
+
+def rad(task: Task) -> Selection:
+    """Candidates drawn with RAD's probabilities (Corollary 1). They leave the pool, others of their pair stay."""
+    found, rows, looked = _drawn(task, "candidate")
+    return Selection(ids=found.numbers(rows), scores=_scores(found.gains[rows], task.options.gain), search=looked)
+
+
+def rad_pairs(task: Task) -> Selection:
+    """Pairs drawn with RAD's probabilities, each at its best λ. Drawn pairs leave the pool.
+
+    The gain of a pair is its best candidate's. RAD spreads its draws over many pairs of high gain, as the teacher may
+    err on any of them; the rule that a pair is bought once (Active Mixup, eq. 3) spreads them over the images.
+    """
+    found, rows, looked = _drawn(task, "group")
+    groups = found.numbers(rows)
+    if task.pool.group_size == 1:
+        return Selection(ids=groups, scores=_scores(found.gains[rows], task.options.gain), search=looked)
+    best = task.ask(BestRequest(groups=groups, score=task.options.gain))
+    about, text = dict(looked.about), looked.text
+    if found.guessed and len(groups):
+        error = float(np.abs(best.scores - _scores(found.gains[rows], task.options.gain)).mean())
+        about["guess_error"], text = error, f"{text}; gains were guessed, {error:.3f} off on average"
+    looked = Looked(passes=looked.passes + best.evaluated, exhaustive=looked.exhaustive, about=about, text=text)
+    return Selection(ids=best.ids, scores=best.scores, search=looked)
+
+
+def _drawn(task: Task, per: str) -> tuple[Gains, np.ndarray, Looked]:
+    """The gains of what is left, the rows of them that were drawn, ascending, and what that took."""
+    taken = task.taken_groups if per == "group" else np.unique(task.taken)
+    found = task.ask(GainsRequest(per=per, taken=taken, score=task.options.gain))
+    n = len(found.gains)
+    if n < task.k:
+        raise PoolExhausted(f"{task.k:,} candidates wanted, {n:,} are left; lower budget.queries")
+    m = min(float(n), task.options.mistakes.of(n))
+    w = penalty(n, m, task.options.w)
+    support = _Counted(chances(found.gains, task.k, m, w)) if n else _Counted(iter(()))
+    rows = round_parts(support, task.generator)
+    about = {"rad_m": m, "rad_n": n, "rad_w": w, "rad_support": support.count}
+    text = f"RAD: m = {m:,.0f} of {n:,}, w = {w:.3g}, drawn from the {support.count:,} of largest gain"
+    return found, rows, Looked(passes=found.evaluated, exhaustive=found.exhaustive, about=about, text=text)
+
+
+class _Counted:
+    """Parts that pass by, and how many of them have a chance."""
+
+    def __init__(self, parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+        self._parts, self.count = parts, 0
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for ids, probs in self._parts:
+            self.count += int(np.count_nonzero(probs))
+            yield ids, probs
+
+
+def _scores(gains: np.ndarray, name: str) -> np.ndarray:
+    """Back from gains to scores."""
+    return (-gains if name == "entropy" else 1.0 - gains).astype(np.float32)
