@@ -131,9 +131,7 @@ class PoolConfig(Section):
     """The virtual pool of candidates."""
 
     kind: Literal["mixup", "images"] = "mixup"
-    """mixup: pairs of the images, at every λ. images: the images themselves; round 0 then asks about none of them but
-    trains on `labelled`, or, where there is no such set, asks about some drawn at random. All other fields are of
-    mixup."""
+    """mixup: pairs of the images, at every λ. images: the images themselves; all other fields are of mixup."""
     lambdas: LambdaGrid | list[float] = LambdaGrid(min=0.30, max=0.70, step=0.04)
     """The λ grid: {min, max, step}, or a list."""
     pairs: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
@@ -204,13 +202,20 @@ class SelectConfig(Section):
     """rad and rad-pairs: what a right answer is worth: 1 - margin (the paper), 1 - confidence, or entropy."""
     w: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """rad and rad-pairs: what a wrong answer costs, as a share of that; auto: 1 - m / n."""
-    m: int | float | Literal["estimate"] = "estimate"
-    """rad and rad-pairs: on how many candidates the teacher errs: a whole number, a share of those that are left (a
-    number with a point, such as 0.05 or 1.0), or estimate: ask first. With `validation`, m / n is the teacher's error
-    on it; else, for mixes, the share whose class neither of the two images is of."""
+    m: int | float | Literal["estimate"] = 0.05
+    """rad and rad-pairs: on how many candidates the teacher errs: a share of those that are left (a number with a
+    point, such as 1.0 or 0.05, which RAD takes where nobody knows), a whole number of them, or estimate: ask first.
+    With `validation`, m / n is then the teacher's error on it; else, for mixes, the share whose class neither of the
+    two images is of."""
     estimate_queries: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """m = estimate: queries for that. They are paid from the budget and round 1 has so many fewer. auto: a tenth of
     round 1's, 1,000 at most."""
+    clip: Literal["redistribute", "shrink"] = "redistribute"
+    """rad and rad-pairs: what to do where a candidate's chance, b times its probability, would pass 1. redistribute: it
+    is certain, and what that leaves goes to the others, as is best. shrink: buy fewer in that round (section 3.3)."""
+    first: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Images asked about in round 0, drawn at random; 0 trains on `labelled` alone. auto: all of them; of a pool of
+    images none where there is a labelled set, else as many as in a later round."""
     rounds: Annotated[int, Field(ge=0)] = 1
     """T: selection rounds after round 0. 0 trains on the real images alone."""
     per_round: Annotated[int, Field(ge=1)] | None = None
@@ -230,7 +235,7 @@ class SelectConfig(Section):
     def _queries_are_for_an_estimate(self) -> "SelectConfig":
         if self.estimate_queries != "auto" and self.m != "estimate":
             raise ValueError(
-                f"estimate_queries is set, but m is {self.m:g}: nothing is estimated; leave it out, or "
+                f"select.estimate_queries is set, but select.m is {self.m:g}: nothing is estimated; leave it out, or "
                 "set m to estimate"
             )
         return self
@@ -325,6 +330,13 @@ class Config(Section):
             raise ValueError("select.strategy: unixkd buys mixes of images; set pool.kind to mixup")
         if choice.strategy == "unixkd" and pool.pairs != "all":
             raise ValueError("select.strategy: unixkd mixes any image with any other; set pool.pairs to all")
+        if choice.first == 0 and self.labelled is None:
+            raise ValueError("select.first: 0 leaves nothing to train on in round 0; raise it, or give labelled images")
+        if choice.estimates and choice.first == 0 and self.validation is None and pool.kind == "mixup":
+            raise ValueError(
+                "select.m: mistakes on mixes show by what the teacher says of their two images, and select.first is 0; "
+                "give labelled images as validation, or set select.m to a share such as 0.05"
+            )
         if choice.estimates and pool.kind == "images" and self.validation is None:
             raise ValueError(
                 "select.m: nobody can tell where a teacher errs on real images without knowing what they show; give "

@@ -115,7 +115,13 @@ def options(config: Config) -> Options:
     mistakes = Mistakes()
     if choice.m != "estimate":
         mistakes = Mistakes(count=choice.m) if isinstance(choice.m, int) else Mistakes(share=choice.m)
-    return Options(score=choice.score, gain=choice.gain, w=None if choice.w == "auto" else choice.w, mistakes=mistakes)
+    return Options(
+        score=choice.score,
+        gain=choice.gain,
+        w=None if choice.w == "auto" else choice.w,
+        mistakes=mistakes,
+        shrink=choice.clip == "shrink",
+    )
 
 
 def forward_options(config: Config) -> dict[str, str]:

@@ -145,7 +145,14 @@ def read_candidates(config: Config, given: ImageSet | None = None) -> Candidates
 
 
 def _start(config: Config, images: ImageSet) -> int:
-    """Images asked about in round 0. Of a pool of images: none, where others are labelled, else as many as later."""
+    """Images asked about in round 0, see `kdray.config.SelectConfig`."""
+    first = config.select.first
+    if first != "auto":
+        if first > len(images):
+            raise ConfigError(
+                f"select.first: {first:,} images wanted in round 0, but there are {len(images):,}; lower it"
+            )
+        return first
     if config.pool.kind == "mixup":
         return len(images)
     if config.labelled is not None:

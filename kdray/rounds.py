@@ -212,9 +212,9 @@ class Rounds:
         self.directory.write_candidates(number, candidates)
 
     def _first(self) -> np.ndarray:
-        """Image numbers asked about in round 0: all of them; of a pool of real images so many drawn at random."""
+        """Image numbers asked about in round 0: all of them, or so many drawn at random."""
         parts, count = self.parts, self.parts.schedule[0]
-        if not parts.pool.real:
+        if count == len(parts.images):
             return np.arange(count)
         generator = numpy_generator(parts.seed, "selection", 0)
         return np.sort(sample_without(len(parts.images), count, np.empty(0, np.int64), generator))
@@ -222,7 +222,8 @@ class Rounds:
     def _known(self) -> Tensor | None:
         """Labelled images that are no candidates."""
         parts = [self.parts.labelled.images] if self.parts.labelled is not None else []
-        parts += [] if self.parts.pool.real else [self.parts.images.images]
+        if not self.parts.pool.real:
+            parts.append(self.parts.images.images[torch.from_numpy(self.directory.read_candidates(0).ids)])
         return torch.cat(parts) if parts else None
 
     def _search(self, student_round: int, request: Request) -> Reply:

@@ -143,6 +143,29 @@ def test_unixkd_takes_uncertain_images_pure_and_mixes_the_next():
     assert len({about["lambda"][rank] for rank in range(12, 18)}) > 1
 
 
+def test_unixkd_gives_every_image_its_turn_before_any_has_two():
+    pool = MixupPool(pictures(10), [0.0, 0.5, 1.0])
+    model, searcher = build_model("lenet5", (1, 28, 28), 10, seed=1), LocalSearcher(64)
+    taken, turns = np.empty(0, np.int64), np.zeros(10, np.int64)
+    for number in range(4):
+        task = Task(
+            pool=pool,
+            k=5,
+            taken=taken,
+            generator=np.random.default_rng(number),
+            ask=lambda request: searcher.search(pool, model, request),
+        )
+        ids = select("unixkd", task).ids
+        taken = np.concatenate([taken, ids])
+        about = pool.describe(torch.from_numpy(ids))
+        larger = [i if share >= 0.5 else j for i, j, share in zip(*about.values(), strict=True)]
+        turns += np.bincount(larger, minlength=10)
+        if number < 2:  # the first four of five are bought as they are: no image twice
+            assert sum(share in (0.0, 1.0) for share in about["lambda"]) >= 4
+            assert turns.max() <= 2
+    assert turns.sum() == 20
+
+
 # Features
 
 

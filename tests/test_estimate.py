@@ -76,7 +76,13 @@ def spent(path) -> dict:
 @pytest.fixture(scope="module")
 def robust(tmp_path_factory, teacher_weights):
     config = parse_config(
-        digits_config(teacher_weights, select__strategy="rad-pairs", select__estimate_queries=20, pool__pairs=300)
+        digits_config(
+            teacher_weights,
+            select__strategy="rad-pairs",
+            select__m="estimate",
+            select__estimate_queries=20,
+            pool__pairs=300,
+        )
     )
     return run(config, RunDirectory(tmp_path_factory.mktemp("robust") / "run"), local=True)
 
@@ -163,7 +169,11 @@ def test_m_that_is_given_costs_nothing(tmp_path, make_config):
 def test_a_shared_ledgers_cap_holds_for_the_estimate_too(tmp_path, make_config):
     shared = tmp_path / "all.sqlite"
     config = make_config(
-        select__strategy="rad-pairs", select__estimate_queries=30, ledger__path=str(shared), ledger__queries=55
+        select__strategy="rad-pairs",
+        select__m="estimate",
+        select__estimate_queries=30,
+        ledger__path=str(shared),
+        ledger__queries=55,
     )
     result = run(config, RunDirectory(tmp_path / "r"), local=True)
     charged = spent(shared)
@@ -182,6 +192,7 @@ def semi(weights, **changes) -> dict:
         validation={"source": "digits", "rows": "60:200", "size": 16},
         budget__queries=120,
         select__strategy="rad",
+        select__m="estimate",
         select__estimate_queries=25,
         student__loss="kl",
     )
@@ -215,7 +226,7 @@ def test_labelled_images_are_trained_on_for_nothing_and_the_teachers_error_is_me
 
 def test_round_0_of_real_images_without_labels_asks_about_some_of_them(tmp_path, teacher_weights):
     config = parse_config(
-        semi(teacher_weights, labelled=None, select__strategy="margin", select__estimate_queries="auto")
+        semi(teacher_weights, labelled=None, select__strategy="margin", select__m=0.05, select__estimate_queries="auto")
     )
     result = run(config, RunDirectory(tmp_path / "r"), local=True)
     assert [m.queries for m in result.history] == [40, 80, 120]
@@ -228,6 +239,22 @@ def test_a_mixup_run_with_labelled_images_trains_on_them_too(tmp_path, teacher_w
     data["labelled"] = {"source": "digits", "rows": "600:650", "size": 16}
     result = run(parse_config(data), RunDirectory(tmp_path / "r"), local=True)
     assert [m.images for m in result.history] == [90, 150, 210] and result.receipt.queries == 160
+
+
+def test_pairs_of_images_nobody_asked_about_can_be_bought(tmp_path, teacher_weights):
+    """RAD's labelled set with a mixup pool: round 0 need not ask about the images that are mixed."""
+    changes = {"pool": {"kind": "mixup", "lambdas": [0.25, 0.5, 0.75]}, "images__count": 50, "select__first": 0}
+    for strategy in ("unixkd", "coreset"):
+        config = semi(teacher_weights, **changes, select__strategy=strategy)
+        config["select"] |= {"m": 0.05, "estimate_queries": "auto"}
+        result = run(parse_config(config), RunDirectory(tmp_path / strategy), local=True)
+        assert [m.queries for m in result.history] == [0, 60, 120]
+    few = semi(teacher_weights, **changes | {"select__first": 7}, select__strategy="random")
+    few["select"] |= {"m": 0.05, "estimate_queries": "auto"}
+    result = run(parse_config(few), RunDirectory(tmp_path / "few"), local=True)
+    assert [m.queries for m in result.history] == [7, 64, 120]
+    inputs, part = read_inputs(result.config), result.labelled[0]
+    assert torch.equal(part.images, inputs.images.images[torch.from_numpy(part.ids)]) and len(part) == 7
 
 
 def test_the_teacher_is_trained_on_the_labelled_set_where_its_recipe_names_no_images(tmp_path, teacher_weights):
@@ -267,6 +294,12 @@ def test_teacher_train_takes_a_count(tmp_path):
         ({"validation__count": 10}, "select.estimate_queries: 25 labelled images wanted .* validation has 10"),
         ({"budget__queries": 700}, "budget.queries: 700 candidates are to be chosen"),
         ({"select__strategy": "unixkd"}, "select.strategy: unixkd buys mixes of images"),
+        ({"select__first": 0, "labelled": None}, "select.first: 0 leaves nothing to train on in round 0"),
+        ({"select__first": 601}, "select.first: 601 images wanted in round 0, but there are 600"),
+        (
+            {"select__first": 0, "pool": {"kind": "mixup"}, "validation": None, "select__strategy": "rad-pairs"},
+            "select.m: mistakes on mixes show by what the teacher says of their two images",
+        ),
         ({"labelled": {"source": "digits", "rows": "0:60", "size": 8}}, "labelled: its images have shape"),
     ],
 )

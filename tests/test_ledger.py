@@ -318,6 +318,24 @@ def test_an_owner_has_its_own_cap_and_the_files(path):
         assert ledger.remaining("evaluation") == 0
 
 
+def test_queries_for_an_estimate_have_their_own_cap_and_count_against_the_files(path):
+    ledger = Ledger(path, budget=10)
+    ledger.open_account("a", {"training": 6, "estimate": 4})
+    first = ledger.reserve(4, teacher="t", purpose="estimate", owner="a")
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(1, teacher="t", purpose="estimate", owner="a")
+    assert ledger.remaining("training") == 6 and ledger.remaining("training", "a") == 6
+    ledger.mark_uncertain(first)
+    assert ledger.spent("estimate", "a") == 4 and ledger.spent("training", "a") == 0
+    assert ledger.spent("training") == 4  # of the file
+    ledger.open_account("b", {"training": 9, "estimate": 9})
+    assert ledger.remaining("estimate", "b") == ledger.remaining("training", "b") == 6
+    ledger.release(ledger.reserve(5, teacher="t", purpose="training", owner="b"))
+    ledger.mark_uncertain(ledger.reserve(6, teacher="t", purpose="estimate", owner="b"))
+    assert ledger.remaining("training", "a") == 0
+    ledger.close()
+
+
 def test_an_owners_cap_stays_as_it_was_set(path):
     with opened(path) as ledger:
         ledger.open_account("a", {"training": 6, "evaluation": 2})

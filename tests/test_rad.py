@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 
 from kdray.select.rad import distribution, inclusion, optimal_value
 from kdray.select.rounding import dependent_round, round_parts
-from kdray.select.spread import chances, draw
+from kdray.select.spread import chances, draw, most_draws
 
 
 def game(gains: np.ndarray, losses: np.ndarray, mistakes: float, draws: int, most: float | None) -> float:
@@ -250,6 +250,44 @@ def test_a_draw_among_many_has_the_probabilities_of_the_sorted_form(kind: str, s
         for some, probs in chances(gains, draws, mistakes, w):
             given[some] = probs
         assert given == pytest.approx(q, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "seldom seen", "never seen", "ties", "one value", "sorted", "zeros"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.49, 0.9])
+def test_no_order_of_the_gains_hides_the_root_from_the_sample(kind: str, share: float) -> None:
+    """More gains than the sample holds: every third is in it."""
+    rng = np.random.default_rng(2)
+    gains = rng.random(200_000)
+    gains = {
+        "uniform": gains,
+        "seldom seen": np.where(np.arange(200_000) % 3 == 0, 1e-3 * gains, gains),
+        "never seen": np.where(np.arange(200_000) % 3 == 0, 0.0, 0.5 + gains / 2),
+        "ties": (gains * 7).round() / 7,
+        "one value": np.full(200_000, 0.3),
+        "sorted": np.sort(gains),
+        "zeros": np.where(gains < 0.999, 0.0, gains),
+    }[kind].astype(np.float32)
+    for w in (0.0, 1.0):
+        q = inclusion(gains, 1000, share * 200_000, w)
+        given = np.concatenate([probs for _, probs in chances(gains, 1000, share * 200_000, w)])
+        np.testing.assert_allclose(given, q, rtol=1e-6, atol=1e-12)
+        drawn = draw(gains, 1000, share * 200_000, w, np.random.default_rng(0))
+        assert len(set(drawn.tolist())) == 1000 and (q[drawn] > 0).all()
+
+
+@pytest.mark.parametrize("bad", [-0.1, np.nan, np.inf])
+def test_one_bad_gain_of_many_is_refused(bad: float) -> None:
+    gains = np.full(200_000, 0.5, dtype=np.float32)
+    gains[100_001] = bad
+    with pytest.raises(ValueError, match="finite and not negative"):
+        draw(gains, 10, 5.0, None, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("mistakes", "w"), [(0, None), (3, 0.5), (40, 1.0), (100, 1.0)])
+def test_the_most_draws_are_those_that_leave_no_chance_above_one(mistakes: int, w: float | None) -> None:
+    gains = np.random.default_rng(4).random(100).astype(np.float32)
+    p = distribution(gains, mistakes, w)
+    assert most_draws(gains, mistakes, w) == int(1 / p.max() + 1e-6)
 
 
 @pytest.mark.parametrize("gain", np.linspace(0.01, 1, 60, dtype=np.float32).tolist())

@@ -11,8 +11,9 @@ from kdray.errors import PoolExhausted
 from kdray.pools.images import ImagePool
 from kdray.pools.mixup import MixupPool
 from kdray.pools.order import sample_without
-from kdray.search import LocalSearcher, Method, SearchRequest
+from kdray.search import GainsRequest, LocalSearcher, Method, SearchRequest
 from kdray.select import STRATEGIES, Mistakes, Options, Task, capacity, expected, select
+from kdray.select.rad import distribution
 from kdray.students.features import head
 from kdray.students.models import build_model
 
@@ -164,8 +165,6 @@ def test_random_mixes_with_one_half(pool, model):
 
 @pytest.mark.parametrize("gain", ["margin", "confidence", "entropy"])
 def test_rad_pairs_draws_with_the_probabilities_of_corollary_1_and_takes_the_best_lambda(gain, pool, model):
-    from kdray.select.rad import distribution
-
     probs = probabilities(pool, model)
     top = np.sort(probs, axis=2)
     gains = {
@@ -219,6 +218,18 @@ def test_rad_with_a_teacher_that_never_errs_takes_the_largest_gains(pool, model)
     drawn = choose("rad-pairs", pool, 30, model, mistakes=Mistakes(count=0))
     strict = choose("margin", pool, 30, model)
     assert set(drawn.ids.tolist()) == set(strict.ids.tolist())
+
+
+def test_rad_draws_fewer_where_chances_would_pass_1_if_told_to(pool, model):
+    options = {"mistakes": Mistakes(count=1), "w": 1.0, "gain": "confidence"}
+    searched = LocalSearcher(64, mixing="pixels").search(pool, model, GainsRequest(score="confidence"))
+    most = int(1 / distribution(searched.gains, 1, 1.0).max() + 1e-9)
+    assert 1 <= most < 60
+    shrunk = choose("rad-pairs", pool, 60, model, shrink=True, **options)
+    assert len(shrunk.ids) == most and shrunk.fewer
+    assert len(choose("rad-pairs", pool, 60, model, **options).ids) == 60
+    enough = choose("rad-pairs", pool, 1, model, shrink=True, **options)
+    assert len(enough.ids) == 1 and not enough.fewer
 
 
 def test_rad_counts_m_among_those_that_are_left(pool, model):

@@ -22,7 +22,7 @@ from kdray.students.augment import random_flip, random_shift
 from kdray.students.evaluate import accuracy, predict
 from kdray.students.export import ModelCard, load_student, model_bytes, read_card, save_model
 from kdray.students.fit import LocalTrainer, StudentSpec
-from kdray.students.losses import soft_cross_entropy
+from kdray.students.losses import kd_divergence, soft_cross_entropy
 from kdray.students.models import ZOO, ImageClassifier, MaxPool2x2, build_model, pixel_statistics
 from kdray.students.train import rate_factor, train
 
@@ -94,6 +94,46 @@ def test_soft_cross_entropy_of_one_hot_targets_is_the_usual_one_and_ignores_shif
         for ts, ps in zip(targets.double().tolist(), logits.double().softmax(1).tolist(), strict=True)
     ]
     assert float(soft_cross_entropy(logits, targets)) == pytest.approx(sum(slow) / batch, abs=1e-4)
+
+
+def test_kd_divergence_by_hand():
+    logits, targets = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.9, 0.1]])
+    by_hand = 0.9 * math.log(0.9 / 0.75) + 0.1 * math.log(0.1 / 0.25)
+    assert float(kd_divergence(logits, targets)) == pytest.approx(by_hand, abs=1e-6)
+    # At T = 2: targets 0.9^(1/2) : 0.1^(1/2) = 3 : 1, student 3^(1/2) : 1, and 2^2 in front.
+    student = math.sqrt(3) / (1 + math.sqrt(3))
+    soft = 4 * (0.75 * math.log(0.75 / student) + 0.25 * math.log(0.25 / (1 - student)))
+    assert float(kd_divergence(logits, targets, 2.0)) == pytest.approx(soft, abs=1e-6)
+    assert float(kd_divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]))) == pytest.approx(math.log(2))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(2, 6), st.integers(0, 1000))
+def test_kd_divergence_has_the_gradients_of_cross_entropy_and_is_zero_for_the_teacher_itself(batch, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    theirs = torch.randn(batch, classes, generator=generator)
+    targets = theirs.softmax(dim=1)
+    gradients = []
+    for loss in (soft_cross_entropy, kd_divergence):
+        logits = torch.randn(batch, classes, generator=generator.manual_seed(seed + 1)).requires_grad_()
+        loss(logits, targets).backward()
+        gradients.append(logits.grad)
+    assert torch.allclose(*gradients, atol=1e-6)
+    for temperature in (1.0, 4.0):
+        assert float(kd_divergence(theirs, targets, temperature)) == pytest.approx(0.0, abs=1e-4)
+        assert float(kd_divergence(theirs + 1.0, targets, temperature)) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_loss_of_a_recipe_is_what_is_trained_on():
+    images, targets = torch.zeros(8, 1, 16, 16, dtype=torch.uint8), torch.full((8, 2), 0.5)
+    images[4:] = 255
+    reported = {}
+    for loss in ("cross-entropy", "kl"):
+        model = build_model("small-cnn", (1, 16, 16), 2, seed=0)
+        recipe = TrainConfig(epochs=30, loss=loss)
+        reported[loss] = train(model, images, targets, recipe, seed=0, threads=1).losses[-1]
+    assert reported["cross-entropy"] == pytest.approx(math.log(2), abs=0.01)  # the entropy of the answers
+    assert reported["kl"] == pytest.approx(0.0, abs=0.01)
 
 
 def test_soft_cross_entropy_works_in_float32_whatever_the_logits():

@@ -8,14 +8,15 @@ from kdray.errors import PoolExhausted
 from kdray.search import BestRequest, Gains, GainsRequest
 from kdray.select.rad import penalty
 from kdray.select.rounding import round_parts
-from kdray.select.spread import chances
+from kdray.select.spread import chances, most_draws
 from kdray.select.task import Looked, Selection, Task
 
 
 def rad(task: Task) -> Selection:
     """Candidates drawn with RAD's probabilities (Corollary 1). They leave the pool, others of their pair stay."""
     found, rows, looked = _drawn(task, "candidate")
-    return Selection(ids=found.numbers(rows), scores=_scores(found.gains[rows], task.options.gain), search=looked)
+    scores = _scores(found.gains[rows], task.options.gain)
+    return Selection(ids=found.numbers(rows), scores=scores, search=looked, fewer=len(rows) < task.k)
 
 
 def rad_pairs(task: Task) -> Selection:
@@ -25,16 +26,17 @@ def rad_pairs(task: Task) -> Selection:
     err on any of them; the rule that a pair is bought once (Active Mixup, eq. 3) spreads them over the images.
     """
     found, rows, looked = _drawn(task, "group")
-    groups = found.numbers(rows)
+    groups, fewer = found.numbers(rows), len(rows) < task.k
     if task.pool.group_size == 1:
-        return Selection(ids=groups, scores=_scores(found.gains[rows], task.options.gain), search=looked)
+        scores = _scores(found.gains[rows], task.options.gain)
+        return Selection(ids=groups, scores=scores, search=looked, fewer=fewer)
     best = task.ask(BestRequest(groups=groups, score=task.options.gain))
     about, text = dict(looked.about), looked.text
     if found.guessed and len(groups):
         error = float(np.abs(best.scores - _scores(found.gains[rows], task.options.gain)).mean())
         about["guess_error"], text = error, f"{text}; gains were guessed, {error:.3f} off on average"
     looked = Looked(passes=looked.passes + best.evaluated, exhaustive=looked.exhaustive, about=about, text=text)
-    return Selection(ids=best.ids, scores=best.scores, search=looked)
+    return Selection(ids=best.ids, scores=best.scores, search=looked, fewer=fewer)
 
 
 def _drawn(task: Task, per: str) -> tuple[Gains, np.ndarray, Looked]:
@@ -46,10 +48,12 @@ def _drawn(task: Task, per: str) -> tuple[Gains, np.ndarray, Looked]:
         raise PoolExhausted(f"{task.k:,} candidates wanted, {n:,} are left; lower budget.queries")
     m = min(float(n), task.options.mistakes.of(n))
     w = penalty(n, m, task.options.w)
-    support = _Counted(chances(found.gains, task.k, m, w)) if n else _Counted(iter(()))
+    draws = min(task.k, most_draws(found.gains, m, w)) if task.options.shrink and n else task.k
+    support = _Counted(chances(found.gains, draws, m, w)) if n else _Counted(iter(()))
     rows = round_parts(support, task.generator)
     about = {"rad_m": m, "rad_n": n, "rad_w": w, "rad_support": support.count}
     text = f"RAD: m = {m:,.0f} of {n:,}, w = {w:.3g}, drawn from the {support.count:,} of largest gain"
+    text += f"; {draws:,} instead of {task.k:,}, as no chance may pass 1" if draws < task.k else ""
     return found, rows, Looked(passes=found.evaluated, exhaustive=found.exhaustive, about=about, text=text)
 
 

@@ -1,7 +1,7 @@
 """RAD's choice among hundreds of millions: k* of Corollary 1 without sorting, draws without listing who may be drawn.
 
-N = OPT(k*) is the root of sum over all gains above v of (1 - v / g) = (1 + w) m, which falls in v. Sums over buckets of
-float32 numbers, cut by their leading bits, show in which bucket it lies; that bucket alone is sorted.
+N = OPT(k*) is the root of F(v) = (1 + w) m, where F is the sum over all gains above v of 1 - v / g. A sample of the
+gains says about where it lies. One look at all of them says whether it does, and the gains that lie there say where.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ import numpy as np
 from kdray.select.rad import inclusion, penalty
 from kdray.select.rounding import round_parts
 
-_SHIFT = 15
-"""Bits of a float32 that a bucket does not tell apart: 256 buckets between a number and its double."""
-_LEAST = 1e-30
-_CHUNK = 1 << 18
+_LEAST = np.float32(1e-30)
+_CHUNK = 1 << 16  # gains at a time: what is made of them stays in the processor's cache
+_SAMPLE = 1 << 16
+_FAR = 4.0  # standard deviations of F in the sample
 
 
 def draw(gains: np.ndarray, draws: int, mistakes: float, w: float | None, generator: np.random.Generator) -> np.ndarray:
@@ -44,50 +44,80 @@ def chances(gains: np.ndarray, draws: int, mistakes: float, w: float | None) -> 
     gains = np.ascontiguousarray(gains, dtype=np.float32)
     w = penalty(len(gains), mistakes, w, draws)
     least, total = _support(gains, (1.0 + w) * mistakes)
-    if total * least < draws or draws == 0:
+    if total * float(least) < draws or draws == 0:
         probs = inclusion(gains, draws, mistakes, w)
         yield np.arange(len(probs)), probs
         return
-    for begin in range(0, len(gains), _CHUNK):
-        some = gains[begin : begin + _CHUNK]
-        ids = np.flatnonzero(some >= least)
+    each = draws / total
+    for begin, some in _chunks(gains):
+        probs = np.divide(each, np.maximum(some, least), dtype=np.float64)
+        probs *= some >= least
         # The last bit of a quotient may take a certain one past 1.
-        yield ids + begin, np.minimum(1.0, draws / total / some[ids].astype(np.float64))
+        yield np.arange(begin, begin + len(some)), np.minimum(1.0, probs, out=probs) if each > float(least) else probs
+
+
+def most_draws(gains: np.ndarray, mistakes: float, w: float | None) -> int:
+    """The largest b for which no b p*_i exceeds 1 (RAD, section 3.3), at least 1. Arguments and errors as of `draw`."""
+    gains = np.ascontiguousarray(gains, dtype=np.float32)
+    least, total = _support(gains, (1.0 + penalty(len(gains), mistakes, w)) * mistakes)
+    if total == 0.0:  # a loss is certain: all probability is on the smallest
+        return int(np.count_nonzero(gains == gains.min()))
+    return max(1, int(total * float(least) + 1e-9))
 
 
 def _support(gains: np.ndarray, against: float) -> tuple[np.float32, float]:
     """The smallest gain in the support, and the sum of 1 / g over it; (0, 0) where the game is lost."""
-    counts, inverses = _buckets(gains)
-    edges = (np.arange(len(counts), dtype=np.uint32) << _SHIFT).view(np.float32)
-    counts[edges < _LEAST] = 0
-    inverses[edges < _LEAST] = 0.0
-    above, weight = (np.cumsum(some[::-1])[::-1] for some in (counts, inverses))  # from the bucket on
-    below = edges[:-1].astype(np.float64)  # the last is infinite, and empty
-    inside = np.flatnonzero((above[:-1] > 0) & (above[:-1] - below * weight[:-1] >= against))
-    if len(inside) == 0:
-        return np.float32(0.0), 0.0
-    bucket = inside[-1]
-    low, high = edges[bucket], edges[bucket + 1]
-    some = np.sort(gains[(gains >= low) & (gains < high)])[::-1]
-    k = above[bucket + 1] + np.arange(len(some) + 1)
-    total = weight[bucket + 1] + np.concatenate([[0.0], np.cumsum(1.0 / some.astype(np.float64))])
-    values = np.divide(k - against, total, out=np.full(len(k), -np.inf), where=total > 0)
-    last = int(values.argmax())
-    if last == 0:
-        return high, float(total[0])
-    least = some[last - 1]
-    return least, float(total[np.count_nonzero(some >= least)])
+    low, high = _bracket(gains, against)
+    while True:
+        count, weight, inside = _look(gains, low, high)
+        if count and count - float(high) * weight >= against:
+            high = np.float32(np.inf)
+            continue
+        values, alike = np.unique(inside, return_counts=True)
+        values, alike = values[::-1], alike[::-1]
+        k = count + np.concatenate([[0], np.cumsum(alike)])
+        total = weight + np.concatenate([[0.0], np.cumsum(alike / values.astype(np.float64))])
+        if low > _LEAST and k[-1] - float(low) * total[-1] < against:
+            low = _LEAST
+            continue
+        worth = np.divide(k - against, total, out=np.full(len(k), -np.inf), where=total > 0)
+        best = int(worth.argmax())
+        if worth[best] <= 0.0:
+            return np.float32(0.0), 0.0
+        return (values[best - 1] if best else high), float(total[best])
 
 
-def _buckets(gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many gains each bucket holds, and the sum of 1 / g over them."""
-    size = (0x7F800000 >> _SHIFT) + 1  # up to infinity
-    counts, inverses = np.zeros(size, dtype=np.int64), np.zeros(size)
-    for begin in range(0, len(gains), _CHUNK):
-        some = gains[begin : begin + _CHUNK]
-        keys = (some.view(np.uint32) >> _SHIFT).astype(np.int64)
-        if not (some >= 0).all() or keys.max() >= size - 1:
+def _bracket(gains: np.ndarray, against: float) -> tuple[np.float32, np.float32]:
+    """Between which gains, [low, high), the root of F lies, as a sample has it."""
+    sample = np.sort(gains[:: max(1, len(gains) // _SAMPLE)])[::-1]
+    sample = sample[np.isfinite(sample) & (sample > _LEAST)].astype(np.float64)
+    drawn = max(1, min(len(gains), _SAMPLE))
+    each = len(gains) / drawn
+    f = each * (np.arange(1, len(sample) + 1) - sample * np.cumsum(1.0 / sample))
+    root = sample[min(int(np.count_nonzero(f < against)), len(sample) - 1)] if len(sample) else 1.0
+    terms = np.maximum(0.0, 1.0 - root / sample)
+    off = _FAR * len(gains) * (float(terms.std()) + 1e-3 if len(sample) else 1.0) / np.sqrt(drawn)
+    above, below = np.flatnonzero(f <= against - off), np.flatnonzero(f >= against + off)
+    high = sample[above[-1]] if len(above) else np.inf
+    low = sample[below[0]] if len(below) else _LEAST
+    return np.float32(low), np.float32(high)
+
+
+def _look(gains: np.ndarray, low: np.float32, high: np.float32) -> tuple[int, float, np.ndarray]:
+    """How many gains are `high` or more, the sum of 1 / g over them, and those in [low, high)."""
+    count, weight, inside = 0, 0.0, []
+    for _, some in _chunks(gains):
+        if len(some) and not (some.min() >= 0 and some.max() < np.inf):
             raise ValueError("gains must be finite and not negative: 1 - margin, 1 - confidence and entropy are")
-        counts += np.bincount(keys, minlength=size)
-        inverses += np.bincount(keys, weights=1.0 / np.maximum(some, np.float32(_LEAST)), minlength=size)
-    return counts, inverses
+        above = some >= high
+        count += int(np.count_nonzero(above))
+        inverse = np.divide(1.0, np.maximum(some, _LEAST), dtype=np.float64)
+        inverse *= above
+        weight += float(inverse.sum())
+        inside.append(some[(some >= low) & ~above])
+    return count, weight, np.concatenate(inside) if inside else gains[:0]
+
+
+def _chunks(gains: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for begin in range(0, len(gains), _CHUNK):
+        yield begin, gains[begin : begin + _CHUNK]

@@ -104,11 +104,14 @@ def capacity(strategy: str, pool) -> int:
 def select(strategy: str, task: Task) -> Selection:
     """Choose `task.k` candidates with the named strategy.
 
+    Returns:
+        Exactly k; fewer where `Options.shrink` asks for that.
+
     Raises:
         PoolExhausted: fewer than k are left.
     """
     chosen = STRATEGIES[strategy].choose(task)
-    if len(chosen.ids) < task.k:
+    if len(chosen.ids) < task.k and not chosen.fewer:
         raise PoolExhausted(
             f"{task.k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy}; lower budget.queries"
         )

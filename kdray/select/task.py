@@ -23,12 +23,14 @@ class Options:
         gain: likewise, of RAD.
         w: RAD's penalty; None: 1 - m / n.
         mistakes: RAD's m.
+        shrink: draw fewer where min(b p, 1) would clip (RAD, section 3.3).
     """
 
     score: str = "confidence"
     gain: str = "margin"
     w: float | None = None
     mistakes: Mistakes = field(default_factory=Mistakes)
+    shrink: bool = False
 
 
 class Evidence(Protocol):
@@ -105,8 +107,10 @@ class Selection:
         ids: int64 [k], distinct candidate ids, none of them taken.
         scores: float32 [k], of each, or None where the choice has none: low means informative.
         search: what choosing took, or None where the choice does not look at the student.
+        fewer: there are less than k on purpose.
     """
 
     ids: np.ndarray
     scores: np.ndarray | None = None
     search: Evidence | None = None
+    fewer: bool = False

@@ -20,16 +20,17 @@ def unixkd(task: Task) -> Selection:
     In the paper this is done in every mini-batch: images are sorted by the student's uncertainty, the first b stay
     pure, the next are mixed with random ones with a weight drawn from [0, 1], the rest are not asked about. Here the
     pool's images take the place of the mini-batch. A candidate is a pair of them at a λ of the grid, so pure means the
-    λ nearest 1 (that is pure where the grid holds 1). Where more are asked for than there are images, the same order
-    is gone through again, with other partners, and all of these are mixed.
+    λ nearest 1 (that is pure where the grid holds 1). Images that have had their turn, in earlier rounds too, come
+    last, with other partners and always mixed.
     """
     k = task.k
     if k > task.candidates - len(np.unique(task.taken)):
         raise PoolExhausted(f"{k:,} candidates wanted, too few are left for unixkd; lower budget.queries")
     ends = task.ask(EndsRequest())
     uncertain = entropy(torch.from_numpy(ends.rows).softmax(dim=1)).numpy()
-    order = np.lexsort((np.arange(len(uncertain)), -uncertain))
-    pure = min(ceil(_PURE * k), len(order))
+    turns = _turns(task, len(uncertain))
+    order = np.lexsort((-uncertain, turns))
+    pure = min(ceil(_PURE * k), int(np.count_nonzero(turns == 0)))
     gone, chosen = set(task.taken.tolist()), []
     for rank in range(k):
         image = int(order[rank % len(order)])
@@ -38,6 +39,13 @@ def unixkd(task: Task) -> Selection:
         chosen.append(candidate)
     ids = np.array(chosen, dtype=np.int64)
     return Selection(ids=ids, search=Looked(passes=ends.evaluated, exhaustive=task.candidates))
+
+
+def _turns(task: Task, images: int) -> np.ndarray:
+    """How often each image has been the larger part of a candidate that is taken."""
+    i, j = (part.cpu().numpy() for part in task.pool.pair(torch.from_numpy(task.taken // task.pool.group_size)))
+    larger = np.array(task.pool.lambdas)[task.taken % task.pool.group_size] >= 0.5
+    return np.bincount(np.where(larger, i, j), minlength=images)
 
 
 def _mixed(task: Task, image: int, pure: bool, gone: set[int]) -> int:

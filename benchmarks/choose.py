@@ -1,0 +1,346 @@
+"""Which choice is best: every strategy on MNIST from 200 images, RAD's own setting, and the time RAD's draw takes.
+
+    python benchmarks/choose.py budgets             # 200 MNIST images, 500 to 4,000 queries, every strategy
+    python benchmarks/choose.py rad mnist|cifar10   # few true labels, a weak teacher, real images (Figures 3 and 7)
+    python benchmarks/choose.py draw [--all]        # 100,000 of 10^7 gains, beside numpy.sort; --all: up to 10^8
+
+Not named select.py: that is a module of Python's own, which every script in this folder would then miss.
+
+Each seed draws its own images, and all choices share them. Two runs at a time, each on one thread and without Ray.
+Needs ../shared/data.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from machine import RESULTS, keep
+from matplotlib.figure import Figure
+
+from kdray.artefacts import RunDirectory
+from kdray.config_file import load_config, parse_config
+from kdray.run import run
+from kdray.select import STRATEGIES
+from kdray.select.spread import draw
+
+BUDGETS = (500, 1000, 2000, 4000)
+RIVALS = ("rad", "margin", "entropy", "uniform", "coreset", "cluster-margin", "unixkd")
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+HERE = Path(__file__).parents[1]
+DATA = "../shared/data"
+SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds, student and teacher, epochs
+    "mnist": {"labelled": 100, "pool": 5000, "b": 100, "rounds": 5, "student": "lenet5", "epochs": 40},
+    "cifar10": {"labelled": 1000, "pool": 8000, "b": 500, "rounds": 4, "student": "small-cnn", "epochs": 30},
+}
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("budgets", "rad", "draw"))
+    parser.add_argument("data", nargs="?", choices=tuple(SIZES), default="mnist")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--only", nargs="*", help="these strategies alone; the result is printed, not kept")
+    parser.add_argument("--all", action="store_true")
+    options = parser.parse_args()
+    if options.what == "draw":
+        times(options.all)
+    elif options.what == "budgets":
+        budgets(options)
+    else:
+        rad(options)
+
+
+# Every strategy at every budget
+
+
+def budgets(options: argparse.Namespace) -> None:
+    """Accuracy, agreement and seconds of choosing, for each strategy and budget."""
+    names = options.only or list(STRATEGIES)
+    # Longest first, so that both processes end together; seeds beside each other, so that what is noted while it runs
+    # compares like with like.
+    tasks = [(name, queries, seed) for queries in reversed(BUDGETS) for seed in range(options.seeds) for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        results = in_parallel(one_budget, [(*task, folder) for task in tasks], options.at_once)
+    found = dict(zip(tasks, results, strict=True))
+    figures = {
+        name: {queries: summary([found[name, queries, seed] for seed in range(options.seeds)]) for queries in BUDGETS}
+        for name in names
+    }
+    if options.only:
+        print(json.dumps(figures, indent=2))
+        return
+    best = {queries: max(figures[name][queries]["accuracy"] for name in names) for queries in BUDGETS}
+    near = {
+        name: [q for q in BUDGETS if figures[name][q]["accuracy"] >= best[q] - figures[name][q]["standard_error"]]
+        for name in names
+    }
+    keep("select_budgets", {"runs_each": options.seeds, "within_one_standard_error_of_the_best": near, **figures})
+    draw_budgets(figures)
+
+
+def one_budget(name: str, queries: int, seed: int, folder: str) -> dict[str, float]:
+    """One run: 200 images, one selection round."""
+    config = load_config(
+        HERE / "examples" / "mnist.yaml",
+        [
+            "images.count=200",
+            f"budget.queries={queries}",
+            f"select.strategy={name}",
+            f"seed={seed}",
+            "student={model: lenet5}",
+            "resources.trainer.threads=1",
+            "pool.search=exhaustive",
+        ],
+    )
+    result = run(config, RunDirectory(Path(folder) / f"{name}-{queries}-{seed}"), local=True)
+    last = result.history[-1]
+    return {"accuracy": last.student_accuracy, "agreement": last.agreement, "seconds": last.seconds["choose"]}
+
+
+def summary(results: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the seeds, and the standard error of the accuracy."""
+    mean = {name: statistics.mean(result[name] for result in results) for name in results[0]}
+    accuracies = [result["accuracy"] for result in results]
+    spread = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else 0.0
+    return {
+        "accuracy": round(mean["accuracy"], 5),
+        "standard_error": round(spread, 5),
+        "agreement": round(mean["agreement"], 5),
+        "seconds": round(mean["seconds"], 2),
+    }
+
+
+def draw_budgets(figures: dict[str, dict]) -> None:
+    """Accuracy less that of random pairs, by budget."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    base = figures["random"]
+    for k, (name, at) in enumerate(figures.items()):
+        x = [queries * 1.012 ** (k - len(figures) / 2) for queries in at]  # side by side
+        y = [100 * (at[queries]["accuracy"] - base[queries]["accuracy"]) for queries in at]
+        error = [100 * at[queries]["standard_error"] for queries in at]
+        bold = {"linewidth": 2.4, "zorder": 3} if name == "rad-pairs" else {"linewidth": 1.1}
+        axes.errorbar(x, y, error, label=name, marker="o", markersize=4, capsize=2, color=f"C{k % 10}", **bold)
+    axes.set_xscale("log")
+    axes.set_xticks(list(base), [f"{queries:,}" for queries in base])
+    axes.minorticks_off()
+    axes.set_xlabel("queries, 200 of them for the images")
+    axes.set_ylabel("accuracy less that of random pairs, points")
+    axes.grid(axis="y", color="#d9dee4")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    figure.savefig(RESULTS / "select_budgets.svg")
+
+
+# RAD's own setting
+
+
+def rad(options: argparse.Namespace) -> None:
+    """Accuracy after each round for RAD and its rivals, and for RAD with other w."""
+    size = SIZES[options.data]
+    names = options.only or [*RIVALS, *(f"rad w={w:g}" for w in WEIGHTS)]
+    with tempfile.TemporaryDirectory() as folder:
+        teachers = in_parallel(
+            weak_teacher, [(options.data, seed, folder) for seed in range(options.seeds)], options.at_once
+        )
+        tasks = [(name, seed) for seed in range(options.seeds) for name in names]
+        results = in_parallel(one_trial, [(options.data, *task, folder) for task in tasks], options.at_once)
+    found = dict(zip(tasks, results, strict=True))
+    figures = {}
+    for name in names:
+        rounds = list(zip(*(found[name, seed]["accuracy"] for seed in range(options.seeds)), strict=True))
+        figures[name] = {
+            "accuracy": [round(statistics.mean(column), 5) for column in rounds],
+            "standard_error": [round(statistics.stdev(column) / len(column) ** 0.5, 5) for column in rounds],
+            "teacher_right_on_what_was_bought": round(
+                statistics.mean(found[name, seed]["right"] for seed in range(options.seeds)), 4
+            ),
+            "choose_seconds": round(statistics.mean(found[name, seed]["seconds"] for seed in range(options.seeds)), 2),
+        }
+    about = {"runs_each": options.seeds, **size, "teacher_accuracy": round(statistics.mean(teachers), 4)}
+    about["queries"] = [size["b"] * number for number in range(size["rounds"] + 1)]
+    if options.only:
+        print(json.dumps(about | figures, indent=2))
+        return
+    keep(f"select_rad_{options.data}", {**about, **figures})
+    draw_rad(options.data, about["queries"], figures)
+
+
+def trial(data: str, seed: int, folder: str) -> dict:
+    """A trial's config: its own labelled and unlabelled images, and a teacher of the labelled ones."""
+    size = SIZES[data]
+    train = {"source": "parquet", "path": f"{DATA}/{data}-train.parquet"}
+    end = 60_000 if data == "mnist" else 50_000
+    return {
+        "seed": seed,
+        "images": train | {"rows": f"10000:{end - 5000}", "count": size["pool"]},
+        "labelled": train | {"rows": "0:10000", "count": size["labelled"]},
+        "validation": train | {"rows": f"{end - 5000}:{end}", "count": 1000},
+        "test": {"source": "parquet", "path": f"{DATA}/{data}-test.parquet"},
+        "teacher": {
+            "kind": "local",
+            "model": size["student"],
+            "weights": f"{folder}/teacher-{seed}.safetensors",
+            "train": {"epochs": size["epochs"], "augment": {"shift": 2}, "threads": 1},
+        },
+        "budget": {"queries": size["b"] * size["rounds"]},
+        "pool": {"kind": "images"},
+        "select": {"rounds": size["rounds"]},
+        "student": {"model": size["student"], "epochs": size["epochs"], "loss": "kl"},
+        "resources": {"trainer": {"threads": 1}},
+    }
+
+
+def weak_teacher(data: str, seed: int, folder: str) -> float:
+    """Train a trial's teacher on its labelled images; its accuracy."""
+    from kdray.inputs import read_labelled
+    from kdray.teachers.build import measure_teacher, train_teacher
+
+    config = parse_config(trial(data, seed, folder))
+    train_teacher(config.teacher, labelled=read_labelled(config, "labelled"))
+    return measure_teacher(config.teacher, config.test)
+
+
+def one_trial(data: str, name: str, seed: int, folder: str) -> dict:
+    """One run of several rounds: accuracy after each, how often the teacher was right, seconds of choosing a round."""
+    config, (strategy, _, w) = trial(data, seed, folder), name.partition(" w=")
+    config["select"]["strategy"] = strategy
+    if strategy == "rad":
+        config["select"] |= {"m": "estimate", "estimate_queries": SIZES[data]["b"] // 4}
+        config["select"] |= {"w": float(w)} if w else {}
+    if strategy == "unixkd":  # it mixes: pairs of the same images, each nearly or wholly one of them
+        config["pool"] = {"kind": "mixup", "lambdas": {"min": 0.0, "max": 1.0, "step": 0.05}}
+        config["select"]["first"] = 0
+    parsed = parse_config(config)
+    result = run(parsed, RunDirectory(Path(folder) / f"{name}-{seed}"), local=True)
+    return {
+        "accuracy": [metrics.student_accuracy for metrics in result.history],
+        "right": teacher_right(parsed, result) if strategy != "unixkd" else float("nan"),
+        "seconds": statistics.mean(metrics.seconds["choose"] for metrics in result.history[1:]),
+    }
+
+
+def teacher_right(config, result) -> float:
+    """Share of what was bought that the teacher labelled as the truth has it; nobody but this benchmark looks."""
+    from kdray.images import read_images
+    from kdray.seeds import numpy_generator
+
+    truth = read_images(config.images, generator=numpy_generator(config.seed, "images"), with_labels=True).labels
+    parts = [part for part in result.labelled if len(part)]
+    return float(np.mean(np.concatenate([part.answers.labels.numpy() == truth[part.ids].numpy() for part in parts])))
+
+
+def draw_rad(data: str, queries: list[int], figures: dict[str, dict]) -> None:
+    """The shape of RAD's Figure 3 and, beside it, of Figure 7."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, names, title in zip(
+        figure.subplots(1, 2, sharey=True),
+        (RIVALS, ("rad", *(f"rad w={w:g}" for w in WEIGHTS))),
+        (f"{data}: RAD and its rivals", "RAD with other w"),
+        strict=True,
+    ):
+        for k, name in enumerate(names):
+            mean, error = (100 * np.array(figures[name][key]) for key in ("accuracy", "standard_error"))
+            line = {"linewidth": 2.4, "zorder": 3} if name == "rad" else {"linewidth": 1.2}
+            axes.plot(queries, mean, marker="o", markersize=3, label=name, color=f"C{k}", **line)
+            axes.fill_between(queries, mean - error, mean + error, color=f"C{k}", alpha=0.12, linewidth=0)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("queries")
+        axes.grid(axis="y", color="#d9dee4")
+        axes.legend(frameon=False, fontsize=8)
+    figure.axes[0].set_ylabel("accuracy on the test set, %")
+    figure.savefig(RESULTS / f"select_rad_{data}.svg")
+
+
+# The draw alone
+
+
+def times(large: bool) -> None:
+    """Seconds to choose 100,000 of 10^7, and of more, beside numpy.sort of the same array; peak memory of each."""
+    sizes = (10**7, 3 * 10**7, 10**8) if large else (10**7,)
+    figures = {}
+    for count in sizes:
+        for shape in ("uniform", "student"):
+            figures[f"{shape} {count:.0e}"] = json.loads(
+                subprocess.run(
+                    [sys.executable, __file__, "draw-one", str(count), shape],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                ).stdout
+            )
+    keep("select_draw", figures)
+
+
+def draw_one(count: int, shape: str) -> None:
+    """In a process of its own: both timings in turn, five times; medians."""
+    generator = np.random.default_rng(0)
+    gains = generator.random(count, dtype=np.float32)
+    if shape == "student":  # most candidates are easy: as a student's margins are spread
+        np.power(gains, np.float32(8.0), out=gains)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures: dict[str, list[float]] = {"sort": [], "draw": []}
+    for number in range(5):
+        begin = time.perf_counter()
+        chosen = draw(gains, 100_000, 0.05 * count, None, np.random.default_rng(number))
+        figures["draw"].append(time.perf_counter() - begin)
+        assert len(np.unique(chosen)) == 100_000
+        if number == 0:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        copy = gains.copy()
+        begin = time.perf_counter()
+        copy.sort()
+        figures["sort"].append(time.perf_counter() - begin)
+        del copy
+    ratios = sorted(a / b for a, b in zip(figures["draw"], figures["sort"], strict=True))
+    print(
+        json.dumps(
+            {
+                "draw_seconds": round(statistics.median(figures["draw"]), 3),
+                "sort_seconds": round(statistics.median(figures["sort"]), 3),
+                "ratio": round(ratios[2], 2),
+                "ratio_least_and_most": [round(ratios[0], 2), round(ratios[-1], 2)],
+                "gains_MiB": round(4 * count / 2**20),
+                "more_MiB": round((peak - held) / 1024),
+            }
+        )
+    )
+
+
+def in_parallel(function, tasks: list[tuple], at_once: int) -> list:
+    """The results of all tasks, in their order, each printed when it is there."""
+    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn"), initializer=alone) as executor:
+        futures = [executor.submit(function, *task) for task in tasks]
+        results = []
+        for task, future in zip(tasks, futures, strict=True):
+            results.append(future.result())
+            print(*task[:-1], results[-1], flush=True)
+        return results
+
+
+def alone() -> None:
+    """In each process: one thread, as others are at work too."""
+    import torch
+
+    os.chdir(HERE)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["draw-one"]:
+        draw_one(int(sys.argv[2]), sys.argv[3])
+    else:
+        main()
