@@ -11,7 +11,7 @@ from kdray.errors import PoolExhausted
 from kdray.pools.images import ImagePool
 from kdray.pools.mixup import MixupPool
 from kdray.pools.order import sample_without
-from kdray.search import GainsRequest, LocalSearcher, Method, SearchRequest
+from kdray.search import GainsRequest, LocalSearcher, Method, ScoresRequest, SearchRequest
 from kdray.select import STRATEGIES, Mistakes, Options, Task, capacity, expected, select
 from kdray.select.rad import distribution
 from kdray.students.features import head
@@ -238,22 +238,38 @@ def test_rad_counts_m_among_those_that_are_left(pool, model):
     assert (facts["rad_n"], facts["rad_m"]) == (20, 10.0)
 
 
-@pytest.mark.parametrize("gain", ["confidence", "entropy"])
-def test_rad_pairs_by_guesses_asks_less_and_scores_what_it_draws_exactly(gain, model):
+@pytest.mark.parametrize("strategy", ["rad", "rad-pairs"])
+@pytest.mark.parametrize("gain", ["margin", "confidence", "entropy"])
+def test_rad_by_guesses_asks_less_and_scores_what_it_draws_exactly(strategy, gain, model):
     wide = MixupPool(pictures(60), np.linspace(0.3, 0.7, 11).round(2).tolist())
     whole, guessed = (
-        choose("rad-pairs", wide, 40, model, gain=gain, method=Method(search=search), mistakes=Mistakes(share=0.2))
+        choose(strategy, wide, 40, model, gain=gain, method=Method(search=search), mistakes=Mistakes(share=0.2))
         for search in ("exhaustive", "interpolated")
     )
     assert guessed.search.facts()["passes"] < 0.5 * whole.search.facts()["passes"]
-    assert guessed.search.facts()["guess_error"] < 0.05
+    assert guessed.search.facts()["passes"] == expected(strategy, wide, 40, Method(search="interpolated"), gain)
+    assert 0 < guessed.search.facts()["guess_error"] < 0.1 and "guess_error" not in whole.search.facts()
     searcher = LocalSearcher(512, mixing="pixels")
-    exact = searcher.search(wide, model, SearchRequest(k=wide.num_groups, score=gain))
-    best = dict(
-        zip((exact.ids // 11).tolist(), zip(exact.ids.tolist(), exact.scores.tolist(), strict=True), strict=True)
+    exact = searcher.search(wide, model, ScoresRequest(ids=guessed.ids, score=gain)).rows[:, 0]
+    np.testing.assert_allclose(guessed.scores, exact, atol=1e-5)
+    if strategy == "rad-pairs":
+        found = searcher.search(wide, model, SearchRequest(k=wide.num_groups, score=gain))
+        best = dict(zip((found.ids // 11).tolist(), found.ids.tolist(), strict=True))
+        assert [best[number // 11] for number in guessed.ids.tolist()] == guessed.ids.tolist()
+
+
+def test_guessed_gains_of_candidates_are_near_the_exact_ones_and_leave_out_the_taken(model):
+    wide = MixupPool(pictures(60), np.linspace(0.3, 0.7, 11).round(2).tolist())
+    taken = np.array([0, 5, 19_469])
+    request = GainsRequest(per="candidate", taken=taken, score="confidence", seed=3)
+    exact, guessed = (
+        LocalSearcher(512, method=Method(search=search), mixing="pixels").search(wide, model, request)
+        for search in ("exhaustive", "interpolated")
     )
-    for number, score in zip(guessed.ids.tolist(), guessed.scores.tolist(), strict=True):
-        assert best[number // 11] == (number, score)
+    assert guessed.guessed and not exact.guessed
+    assert len(guessed.gains) == len(exact.gains) == len(wide) - 3
+    assert np.corrcoef(guessed.gains, exact.gains)[0, 1] > 0.95
+    assert exact.numbers(np.array([0, 4, len(wide) - 4])).tolist() == [1, 6, 19_468]
 
 
 # Sampling without listing

@@ -4,7 +4,7 @@ from kdray.search.local import LocalSearcher, probe
 from kdray.search.lowest import LowestK, Scored
 from kdray.search.method import Found, Method, SearchRequest, run_search
 from kdray.search.requests import Reply, Request, Searcher
-from kdray.search.whole import BestRequest, EndsRequest, FeaturesRequest, Gains, GainsRequest, Values
+from kdray.search.whole import BestRequest, EndsRequest, FeaturesRequest, Gains, GainsRequest, ScoresRequest, Values
 
 __all__ = [
     "BestRequest",
@@ -19,6 +19,7 @@ __all__ = [
     "Reply",
     "Request",
     "Scored",
+    "ScoresRequest",
     "SearchRequest",
     "Searcher",
     "Values",

@@ -80,7 +80,7 @@ def fit(lambdas: Sequence[float], knots: Sequence[int], ends: np.ndarray, logits
 
 
 def guess(known: Tensor, matrix: Tensor, score: str) -> Tensor:
-    """The guessed score of each group: the lowest over its λ.
+    """The guessed score of each group at every λ; its own is the lowest.
 
     Args:
         known: logits float32 [G, M + 2, K], in the order of the columns of `matrix`.
@@ -88,9 +88,9 @@ def guess(known: Tensor, matrix: Tensor, score: str) -> Tensor:
         score: a key of `kdray.scores.INFORMATIVE`.
 
     Returns:
-        float32 [G].
+        float32 [G, L].
     """
     groups, _, classes = known.shape
     guessed = torch.matmul(matrix, known)  # [G, L, K]
     scores = INFORMATIVE[score](guessed.view(-1, classes).softmax(dim=1))
-    return scores.view(groups, len(matrix)).amin(dim=1)
+    return scores.view(groups, len(matrix))

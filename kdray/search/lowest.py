@@ -90,7 +90,9 @@ def contains(taken: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def lowest(scores: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k lowest by (score, id), in that order. All of them when there are fewer."""
+    """Rows of the k lowest by (score, id), in that order. All of them, as they are, when there are no more."""
+    if k >= len(scores):
+        return np.arange(len(scores))
     rows = _lowest_in_any_order(scores, ids, k)
     return rows[np.lexsort((ids[rows], scores[rows]))]
 

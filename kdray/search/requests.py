@@ -14,6 +14,7 @@ from kdray.search.whole import (
     FeaturesRequest,
     Gains,
     GainsRequest,
+    ScoresRequest,
     Values,
     find_best,
     find_gains,
@@ -22,9 +23,9 @@ from kdray.search.whole import (
     guess_pays,
 )
 
-Request = SearchRequest | GainsRequest | BestRequest | FeaturesRequest | EndsRequest
+Request = SearchRequest | GainsRequest | BestRequest | FeaturesRequest | ScoresRequest | EndsRequest
 Reply = Found | Gains | Scored | Values
-"""To each kind of request: the k lowest; gains; the best of each group; features or logits."""
+"""To each kind of request: the k lowest; gains; the best of each group; features, scores or logits."""
 
 
 class Searcher(Protocol):
@@ -54,7 +55,7 @@ def expected_passes(pool: Any, request: Request, method: Method) -> int:
         return gain_passes(pool, guess=guess_pays(pool, request, method.search))
     if isinstance(request, BestRequest):
         return len(request.groups) * pool.group_size
-    return len(request) if isinstance(request, FeaturesRequest) else len(pool.images)
+    return len(pool.images) if isinstance(request, EndsRequest) else len(request)
 
 
 def perform(

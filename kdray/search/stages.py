@@ -169,8 +169,7 @@ class ScoreGroups(Sized):
             scores, ids = table[np.arange(len(table)), best], groups * self.group_size + best
             free = ~contains(self.taken, groups)
         else:
-            scores = table.reshape(-1)
-            ids = (groups[:, None] * self.group_size + np.arange(self.group_size)).reshape(-1)
+            scores, ids = table.reshape(-1), _candidates(groups, self.group_size)
             free = ~contains(self.taken, ids)
         keep = free & (scores <= bound)
         scores, ids = scores[keep], ids[keep]
@@ -234,15 +233,16 @@ class Sample(Sized):
 
 @dataclass(frozen=True, kw_only=True)
 class Guess(Sized):
-    """The guessed score of groups: see `kdray.search.interpolation`. Ids are groups.
+    """The guessed score of groups, or of all their candidates: see `kdray.search.interpolation`.
 
     Attributes:
         count: of groups: 0 to count - 1, where `groups` is None.
         k: how many of the lowest are wanted.
+        per: "group": ids are groups, and a score is their lowest; "candidate": ids are candidates.
         knots: indices of the λ whose logits the guess is made from, in order.
         matrix: how, float32 [L, M + 2].
         ends: logits of the pool's images, float32 [N, K].
-        taken: int64, sorted: groups that have left the pool.
+        taken: int64, sorted: groups, or candidate ids, that have left the pool.
         score: a key of `kdray.scores.INFORMATIVE`.
         groups: int64, sorted: these ones alone.
         known: what an earlier guess handed on of `groups`, [G]; the student is asked about the other knots. None: about
@@ -257,6 +257,7 @@ class Guess(Sized):
     knots: tuple[int, ...]
     matrix: np.ndarray
     ends: np.ndarray
+    per: Literal["group", "candidate"] = "group"
     taken: np.ndarray = field(default_factory=lambda: _NOTHING)
     score: str = "confidence"
     groups: np.ndarray | None = None
@@ -279,7 +280,7 @@ class Guess(Sized):
         return len(self.cuts)
 
     def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> Scored:
-        """Groups and their guessed scores.
+        """Ids and guessed scores.
 
         Raises:
             ScoringError: the student gives NaN for a candidate.
@@ -292,12 +293,16 @@ class Guess(Sized):
         ends = torch.from_numpy(self.ends).to(at.device)
         columns = torch.cat([ends[second].unsqueeze(1), at, ends[first].unsqueeze(1)], dim=1)  # [G, M + 2, K]
         matrix = torch.from_numpy(self.matrix).to(at.device)
-        scores = torch.cat([guess(part, matrix, self.score) for part in columns.split(1024)]).cpu().numpy()
-        _refuse_nan(scores[:, None], groups, pool.group_size)
-        keep = np.flatnonzero(~contains(self.taken, groups) & (scores <= bound))
-        rows = keep[lowest(scores[keep], groups[keep], self.k)]
+        table = torch.cat([guess(part, matrix, self.score) for part in columns.split(1024)]).cpu().numpy()
+        _refuse_nan(table, groups, pool.group_size)
+        if self.per == "group":
+            scores, ids = table.min(axis=1), groups
+        else:
+            scores, ids = table.reshape(-1), _candidates(groups, pool.group_size)
+        keep = np.flatnonzero(~contains(self.taken, ids) & (scores <= bound))
+        rows = keep[lowest(scores[keep], ids[keep], self.k)]
         extra = self._extra(at, rows, slice(start, stop)) if self.hand_on else None
-        return Scored(scores=scores[rows], ids=groups[rows], evaluated=len(groups) * len(self.asked), extra=extra)
+        return Scored(scores=scores[rows], ids=ids[rows], evaluated=len(groups) * len(self.asked), extra=extra)
 
     def _at_knots(self, pool: SegmentPool, forward: Forward, groups: Tensor, these: slice) -> Tensor:
         """Logits float32 [G, M, K] at all knots, those handed on among them."""
@@ -360,6 +365,11 @@ class Rows:
     def result(self) -> np.ndarray:
         """All rows."""
         return np.concatenate([self._parts[number] for number in sorted(self._parts)])
+
+
+def _candidates(groups: np.ndarray, group_size: int) -> np.ndarray:
+    """Ids of all candidates of `groups`, int64."""
+    return (groups[:, None] * group_size + np.arange(group_size)).reshape(-1)
 
 
 def _refuse_nan(table: np.ndarray, groups: np.ndarray, group_size: int) -> None:

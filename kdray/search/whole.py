@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kdray.pools.order import free_numbers
-from kdray.scores import to_gains
+from kdray.scores import INFORMATIVE, to_gains
 from kdray.search.forward import Forward
 from kdray.search.guesses import Cut, Sweep, learn, sample_size
 from kdray.search.interpolation import first_knots
@@ -91,6 +91,24 @@ class FeaturesRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoresRequest:
+    """The scores of some candidates, exactly, as the pixels that would be bought.
+
+    Attributes:
+        ids: int64.
+        score: a key of `kdray.scores.INFORMATIVE`.
+        seed: not used.
+    """
+
+    ids: np.ndarray
+    score: str = "margin"
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EndsRequest:
     """The student's logits for the images that a pool mixes.
 
@@ -115,14 +133,14 @@ class Values:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features(Sized):
-    """Features of candidates or images, float32 [B, D] of each task.
+class OneByOne(Sized):
+    """Features or scores of candidates or images, float32 [B, D] or [B, 1] of each task.
 
     Attributes:
         of: which.
     """
 
-    of: FeaturesRequest
+    of: FeaturesRequest | ScoresRequest
 
     @property
     def cuts(self) -> Cuts:
@@ -134,12 +152,15 @@ class Features(Sized):
 
     def run(self, pool: Any, forward: Forward, number: int, bound: float = float("inf")) -> Part:
         """See `Stage`."""
-        start, stop = self.cuts[number]
-        if self.of.images is not None:
-            passes = self.of.images[start:stop].split(self.cuts.step)
+        (start, stop), of = self.cuts[number], self.of
+        if isinstance(of, FeaturesRequest) and of.images is not None:
+            passes = of.images[start:stop].split(self.cuts.step)
         else:
-            passes = map(pool.render, torch.from_numpy(self.of.ids[start:stop]).split(self.cuts.step))
-        rows = torch.cat([forward.features(images) for images in passes])
+            passes = map(pool.render, torch.from_numpy(of.ids[start:stop]).split(self.cuts.step))
+        if isinstance(of, FeaturesRequest):
+            rows = torch.cat([forward.features(images) for images in passes])
+        else:
+            rows = torch.cat([INFORMATIVE[of.score](forward(images).softmax(dim=1))[:, None] for images in passes])
         return Part(rows=rows.cpu().numpy(), evaluated=stop - start)
 
 
@@ -167,7 +188,7 @@ class Table:
 
 def guess_pays(pool: Any, request: GainsRequest, search: str) -> bool:
     """Whether gains are guessed: where that at least halves the forward passes."""
-    linear = request.per == "group" and search == "interpolated" and getattr(pool, "linear", False)
+    linear = search == "interpolated" and getattr(pool, "linear", False)
     return linear and 2 * gain_passes(pool, guess=True) <= pool.num_groups * pool.group_size
 
 
@@ -184,31 +205,16 @@ def find_gains(pool: Any, request: GainsRequest, search: str, sweep: Sweep, cut:
     total, size = pool.num_groups, pool.group_size
     guess, passes = guess_pays(pool, request, search), 0
     one = request.per == "group"
+    common = {"count": total, "k": total * size, "per": request.per, "taken": request.taken, "score": request.score}
     if guess:
         knots = first_knots(size)
         learned = learn(pool, request.seed, sample_size(total), (knots,), sweep, cut)
-        table, passes = Table(total, 1), learned.evaluated
-        stage: Any = Guess(
-            count=total,
-            k=total,
-            knots=knots,
-            matrix=learned.matrices[0],
-            ends=learned.ends,
-            taken=request.taken,
-            score=request.score,
-            **cut,
-        )
+        passes = learned.evaluated
+        stage: Any = Guess(knots=knots, matrix=learned.matrices[0], ends=learned.ends, **common, **cut)
     else:
-        table = Table(total if one else total * size, size if one else 1)
-        stage = ScoreGroups(
-            count=total,
-            group_size=size,
-            k=total * size,
-            per=request.per,
-            taken=request.taken,
-            score=request.score,
-            **cut,
-        )
+        stage = ScoreGroups(group_size=size, **common, **cut)
+    # A guess names groups by their number, a score by their best candidate.
+    table = Table(total if one else total * size, size if one and not guess else 1)
     sweep(stage, table)
     scores = np.delete(table.scores, request.taken) if len(request.taken) else table.scores
     return Gains(
@@ -235,12 +241,12 @@ def find_best(pool: Any, request: BestRequest, sweep: Sweep, cut: Cut) -> Scored
     return merged.result(by="id")
 
 
-def find_values(request: FeaturesRequest | EndsRequest, pool: Any, sweep: Sweep, cut: Cut) -> Values:
-    """Features of candidates, or logits of the images that are mixed."""
-    if isinstance(request, FeaturesRequest):
-        stage: Any = Features(of=request, **cut)
+def find_values(request: FeaturesRequest | ScoresRequest | EndsRequest, pool: Any, sweep: Sweep, cut: Cut) -> Values:
+    """Features or scores of candidates, or logits of the images that are mixed."""
+    if isinstance(request, EndsRequest):
+        stage: Any = Ends(count=len(pool.images), **cut)
     else:
-        stage = Ends(count=len(pool.images), **cut)
+        stage = OneByOne(of=request, **cut)
     rows = Rows()
     if len(stage):
         sweep(stage, rows)

@@ -1,11 +1,12 @@
 """RAD's choice of candidates, and of pairs of a mixup pool."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from kdray.errors import PoolExhausted
-from kdray.search import BestRequest, Gains, GainsRequest
+from kdray.search import BestRequest, Gains, GainsRequest, ScoresRequest
 from kdray.select.rad import penalty
 from kdray.select.rounding import round_parts
 from kdray.select.spread import chances, most_draws
@@ -15,8 +16,11 @@ from kdray.select.task import Looked, Selection, Task
 def rad(task: Task) -> Selection:
     """Candidates drawn with RAD's probabilities (Corollary 1). They leave the pool, others of their pair stay."""
     found, rows, looked = _drawn(task, "candidate")
-    scores = _scores(found.gains[rows], task.options.gain)
-    return Selection(ids=found.numbers(rows), scores=scores, search=looked, fewer=len(rows) < task.k)
+    ids, scores = found.numbers(rows), _scores(found.gains[rows], task.options.gain)
+    if found.guessed and len(ids):
+        exact = task.ask(ScoresRequest(ids=ids, score=task.options.gain))
+        looked, scores = _told(looked, exact.evaluated, scores, exact.rows[:, 0]), exact.rows[:, 0]
+    return Selection(ids=ids, scores=scores, search=looked, fewer=len(rows) < task.k)
 
 
 def rad_pairs(task: Task) -> Selection:
@@ -27,16 +31,22 @@ def rad_pairs(task: Task) -> Selection:
     """
     found, rows, looked = _drawn(task, "group")
     groups, fewer = found.numbers(rows), len(rows) < task.k
+    scores = _scores(found.gains[rows], task.options.gain)
     if task.pool.group_size == 1:
-        scores = _scores(found.gains[rows], task.options.gain)
         return Selection(ids=groups, scores=scores, search=looked, fewer=fewer)
     best = task.ask(BestRequest(groups=groups, score=task.options.gain))
-    about, text = dict(looked.about), looked.text
     if found.guessed and len(groups):
-        error = float(np.abs(best.scores - _scores(found.gains[rows], task.options.gain)).mean())
-        about["guess_error"], text = error, f"{text}; gains were guessed, {error:.3f} off on average"
-    looked = Looked(passes=looked.passes + best.evaluated, exhaustive=looked.exhaustive, about=about, text=text)
+        looked = _told(looked, best.evaluated, scores, best.scores)
+    else:
+        looked = replace(looked, passes=looked.passes + best.evaluated)
     return Selection(ids=best.ids, scores=best.scores, search=looked, fewer=fewer)
+
+
+def _told(looked: Looked, passes: int, guessed: np.ndarray, exact: np.ndarray) -> Looked:
+    """What a choice took, with the passes for the exact scores of the drawn, and how far off the guesses were."""
+    error = float(np.abs(guessed - exact).mean())
+    text = f"{looked.text}; gains were guessed, {error:.3f} off on average"
+    return replace(looked, passes=looked.passes + passes, about=looked.about | {"guess_error": error}, text=text)
 
 
 def _drawn(task: Task, per: str) -> tuple[Gains, np.ndarray, Looked]:

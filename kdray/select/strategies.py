@@ -14,7 +14,7 @@ from kdray.errors import PoolExhausted
 from kdray.pools.order import sample_without
 from kdray.search import Method, SearchRequest
 from kdray.search.requests import expected_passes
-from kdray.search.whole import BestRequest, EndsRequest, GainsRequest
+from kdray.search.whole import EndsRequest, GainsRequest, guess_pays
 from kdray.select.cluster_margin import cluster_margin
 from kdray.select.coreset import coreset
 from kdray.select.robust import rad, rad_pairs
@@ -129,7 +129,9 @@ def expected(strategy: str, pool, k: int, method: Method, score: str) -> int:
         best = pool.group_size if pool.group_size > 1 or strategy == "cluster-margin" else 0
         return sampled(pool.num_groups, k) * (best + 1)
     if about.mistakes:
-        gains = expected_passes(pool, GainsRequest(per=about.per, taken=nothing, score=score), method)
-        again = about.per == "group" and pool.group_size > 1
-        return gains + (expected_passes(pool, BestRequest(groups=np.arange(k)), method) if again else 0)
+        request = GainsRequest(per=about.per, taken=nothing, score=score)
+        gains = expected_passes(pool, request, method)
+        if about.per == "candidate":  # those drawn by guesses are looked at once more
+            return gains + k * guess_pays(pool, request, method.search)
+        return gains + k * pool.group_size * (pool.group_size > 1)
     return expected_passes(pool, SearchRequest(k=k, per=about.per, score=score), method)
