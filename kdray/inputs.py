@@ -139,6 +139,11 @@ def read_candidates(config: Config, given: ImageSet | None = None) -> Candidates
                 "round has left; lower it, or give a share of them such as 0.05"
             )
     count = estimate_queries(choice, queries[1] if choice.rounds else 0)
+    if count > pool.num_groups and config.validation is None:
+        raise ConfigError(
+            f"select.estimate_queries: {count:,} pairs wanted for the estimate of m, but there are "
+            f"{pool.num_groups:,}; lower it, or set select.m to a share such as 0.05"
+        )
     if count:
         queries[1] -= count
     return Candidates(images=images, pool=pool, schedule=queries, estimate=count)

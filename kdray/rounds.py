@@ -25,7 +25,7 @@ from kdray.pools.order import sample_without
 from kdray.purchase import Bought, Terms, buy
 from kdray.search import Reply, Request, Searcher
 from kdray.seeds import numpy_generator, torch_seed
-from kdray.select import Estimate, Mistakes, Options, Task, select
+from kdray.select import STRATEGIES, Estimate, Mistakes, Options, Task, select
 from kdray.students.evaluate import accuracy, predict
 from kdray.students.export import load_student
 from kdray.students.train import TrainResult
@@ -136,7 +136,7 @@ class Rounds:
     def _estimate(self, number: int) -> None:
         """Ask about a uniform sample, and keep what the answers say of m."""
         parts, begin = self.parts, time.monotonic()
-        drawn = sample(parts.pool, self._taken(number), parts.estimation, parts.seed)
+        drawn = sample(parts.pool, self._chosen(number), parts.estimation, parts.seed)
         bought = self._buy(drawn.images, number, "estimate")
         rows = bought.positions.numpy()
         estimate = judge(drawn, rows, bought.answers.labels.numpy(), parts.pool, self._said)
@@ -178,11 +178,18 @@ class Rounds:
 
     def _taken(self, number: int) -> np.ndarray:
         """Candidate ids that have left the pool before a round, int64."""
-        directory, real = self.directory, self.parts.pool.real
-        taken = [directory.read_candidates(earlier).ids for earlier in range(0 if real else 1, number)]
-        if directory.has_sample(1):
-            taken.append(directory.read_labelled(1, self.parts.teachers.teacher.num_classes, sample=True).ids)
-        return np.concatenate([np.empty(0, np.int64), *taken])
+        taken = self._chosen(number)
+        if self.directory.has_sample(1):
+            classes = self.parts.teachers.teacher.num_classes
+            taken = np.concatenate([taken, self.directory.read_labelled(1, classes, sample=True).ids])
+        return taken
+
+    def _chosen(self, number: int) -> np.ndarray:
+        """Candidate ids that were chosen in earlier rounds, int64. Those of the estimate are not among them: it draws
+        the same again when it died half-way."""
+        first = 0 if self.parts.pool.real else 1
+        chosen = [self.directory.read_candidates(earlier).ids for earlier in range(first, number)]
+        return np.concatenate([np.empty(0, np.int64), *chosen])
 
     def _choose(self, number: int) -> None:
         parts, begin = self.parts, time.monotonic()
@@ -220,7 +227,9 @@ class Rounds:
         return np.sort(sample_without(len(parts.images), count, np.empty(0, np.int64), generator))
 
     def _known(self) -> Tensor | None:
-        """Labelled images that are no candidates."""
+        """Labelled images that are no candidates, for choices that compare candidates with them."""
+        if not STRATEGIES[self.parts.strategy].features:
+            return None
         parts = [self.parts.labelled.images] if self.parts.labelled is not None else []
         if not self.parts.pool.real:
             parts.append(self.parts.images.images[torch.from_numpy(self.directory.read_candidates(0).ids)])
@@ -237,7 +246,10 @@ class Rounds:
         parts, begin = self.parts, time.monotonic()
         candidates = self.directory.read_candidates(number)
         ids = torch.from_numpy(candidates.ids)
-        images = parts.images.images[ids] if number == 0 and not parts.pool.real else parts.pool.render(ids)
+        if number or parts.pool.real:
+            images = parts.pool.render(ids)
+        else:  # all of them need no copy
+            images = parts.images.images if len(ids) == len(parts.images) else parts.images.images[ids]
         bought = self._buy(images, number, "training")
         if len(bought.positions) == 0 and len(images):
             raise BudgetExceeded(

@@ -138,20 +138,20 @@ def test_the_page_says_what_rad_went_by(robust):
 def test_a_run_killed_between_its_estimate_and_what_follows_ends_with_the_same_bits(robust, tmp_path):
     """Whatever of round 1 is already on disk."""
     whole = RunDirectory(robust.directory)
-    for missing in (("estimate", "choose"), ("choose",), ("query",)):
-        path = tmp_path / "-".join(missing)
+    for number, missing in enumerate((("estimate", "sample"), ("estimate",), ("choose",), ("query",))):
+        path = tmp_path / str(number)
         shutil.copytree(robust.directory, path)
         partial = RunDirectory(path)
         phases = ["estimate", "choose", "query", "train", "evaluate"]
         for phase in phases[phases.index(missing[0]) :]:
             partial.artefact(1, phase).unlink()
-        if missing[0] == "estimate":
+        if "sample" in missing:
             (partial.round(1) / "sample.parquet").unlink()
         shutil.rmtree(partial.round(2))
         again = resume(partial, local=True)
         assert again.receipt.queries + again.receipt.estimate_queries == 160
-        for number in (1, 2):
-            ours, theirs = (d.artefact(number, "train").read_bytes() for d in (partial, whole))
+        for later in (1, 2):
+            ours, theirs = (d.artefact(later, "train").read_bytes() for d in (partial, whole))
             assert ours == theirs
 
 
@@ -295,6 +295,16 @@ def test_teacher_train_takes_a_count(tmp_path):
         ({"budget__queries": 700}, "budget.queries: 700 candidates are to be chosen"),
         ({"select__strategy": "unixkd"}, "select.strategy: unixkd buys mixes of images"),
         ({"select__first": 0, "labelled": None}, "select.first: 0 leaves nothing to train on in round 0"),
+        (
+            {
+                "pool": {"kind": "mixup", "pairs": 20},
+                "validation": None,
+                "images__count": 30,
+                "select__estimate_queries": 25,
+                "select__rounds": 1,
+            },
+            "select.estimate_queries: 25 pairs wanted for the estimate of m, but there are 20",
+        ),
         ({"select__first": 601}, "select.first: 601 images wanted in round 0, but there are 600"),
         (
             {"select__first": 0, "pool": {"kind": "mixup"}, "validation": None, "select__strategy": "rad-pairs"},
