@@ -1,6 +1,7 @@
 """Which choice is best: every strategy on MNIST from 200 images, RAD's own setting, and the time RAD's draw takes.
 
     python benchmarks/choose.py budgets             # 200 MNIST images, 500 to 4,000 queries, every strategy
+    python benchmarks/choose.py guesses             # three of them again, by guesses instead of scoring everything
     python benchmarks/choose.py rad mnist|cifar10   # few true labels, a weak teacher, real images (Figures 3 and 7)
     python benchmarks/choose.py draw [--all]        # 100,000 of 10^7 gains, beside numpy.sort; --all: up to 10^8
 
@@ -34,20 +35,39 @@ from kdray.select import STRATEGIES
 from kdray.select.spread import draw
 
 BUDGETS = (500, 1000, 2000, 4000)
+GUESSED = ("rad", "rad-pairs", "active-mixup")
 RIVALS = ("rad", "margin", "entropy", "uniform", "coreset", "cluster-margin", "unixkd")
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HERE = Path(__file__).parents[1]
 DATA = "../shared/data"
-SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds, student and teacher, epochs
-    "mnist": {"labelled": 100, "pool": 5000, "b": 100, "rounds": 5, "student": "lenet5", "epochs": 40},
-    "cifar10": {"labelled": 1000, "pool": 8000, "b": 500, "rounds": 4, "student": "small-cnn", "epochs": 30},
+SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds; teacher and student, with epochs
+    "mnist": {
+        "labelled": 100,
+        "pool": 5000,
+        "b": 100,
+        "rounds": 5,
+        "teacher": "lenet5",
+        "teacher_epochs": 400,
+        "student": "lenet5",
+        "student_epochs": 100,
+    },
+    "cifar10": {
+        "labelled": 1000,
+        "pool": 8000,
+        "b": 500,
+        "rounds": 4,
+        "teacher": "small-cnn",
+        "teacher_epochs": 100,
+        "student": "lenet5",
+        "student_epochs": 25,
+    },
 }
 
 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "rad", "draw"))
+    parser.add_argument("what", choices=("budgets", "guesses", "rad", "draw"))
     parser.add_argument("data", nargs="?", choices=tuple(SIZES), default="mnist")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--at-once", type=int, default=2)
@@ -58,6 +78,8 @@ def main() -> None:
         times(options.all)
     elif options.what == "budgets":
         budgets(options)
+    elif options.what == "guesses":
+        guesses(options)
     else:
         rad(options)
 
@@ -66,18 +88,9 @@ def main() -> None:
 
 
 def budgets(options: argparse.Namespace) -> None:
-    """Accuracy, agreement and seconds of choosing, for each strategy and budget."""
+    """Every strategy at every budget, everything scored."""
     names = options.only or list(STRATEGIES)
-    # Longest first, so that both processes end together; seeds beside each other, so that what is noted while it runs
-    # compares like with like.
-    tasks = [(name, queries, seed) for queries in reversed(BUDGETS) for seed in range(options.seeds) for name in names]
-    with tempfile.TemporaryDirectory() as folder:
-        results = in_parallel(one_budget, [(*task, folder) for task in tasks], options.at_once)
-    found = dict(zip(tasks, results, strict=True))
-    figures = {
-        name: {queries: summary([found[name, queries, seed] for seed in range(options.seeds)]) for queries in BUDGETS}
-        for name in names
-    }
+    figures = all_budgets(names, "exhaustive", options)
     if options.only:
         print(json.dumps(figures, indent=2))
         return
@@ -90,7 +103,32 @@ def budgets(options: argparse.Namespace) -> None:
     draw_budgets(figures)
 
 
-def one_budget(name: str, queries: int, seed: int, folder: str) -> dict[str, float]:
+def guesses(options: argparse.Namespace) -> None:
+    """The same of a few, with the search that is the default."""
+    names = options.only or list(GUESSED)
+    figures = all_budgets(names, "interpolated", options)
+    if options.only:
+        print(json.dumps(figures, indent=2))
+        return
+    keep("select_guesses", {"runs_each": options.seeds, **figures})
+
+
+def all_budgets(names: list[str], search: str, options: argparse.Namespace) -> dict[str, dict[int, dict[str, float]]]:
+    """Accuracy, agreement and seconds of choosing, for each strategy and budget."""
+    # Longest first, so that both processes end together; seeds beside each other, so that what is noted while it runs
+    # compares like with like.
+    seeds = range(options.seeds)
+    tasks = [(name, queries, seed, search) for queries in reversed(BUDGETS) for seed in seeds for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        results = in_parallel(one_budget, [(*task, folder) for task in tasks], options.at_once)
+    found = dict(zip(tasks, results, strict=True))
+    return {
+        name: {queries: summary([found[name, queries, seed, search] for seed in seeds]) for queries in BUDGETS}
+        for name in names
+    }
+
+
+def one_budget(name: str, queries: int, seed: int, search: str, folder: str) -> dict[str, float]:
     """One run: 200 images, one selection round."""
     config = load_config(
         HERE / "examples" / "mnist.yaml",
@@ -101,7 +139,7 @@ def one_budget(name: str, queries: int, seed: int, folder: str) -> dict[str, flo
             f"seed={seed}",
             "student={model: lenet5}",
             "resources.trainer.threads=1",
-            "pool.search=exhaustive",
+            f"pool.search={search}",
         ],
     )
     result = run(config, RunDirectory(Path(folder) / f"{name}-{queries}-{seed}"), local=True)
@@ -131,7 +169,7 @@ def draw_budgets(figures: dict[str, dict]) -> None:
         x = [queries * 1.012 ** (k - len(figures) / 2) for queries in at]  # side by side
         y = [100 * (at[queries]["accuracy"] - base[queries]["accuracy"]) for queries in at]
         error = [100 * at[queries]["standard_error"] for queries in at]
-        bold = {"linewidth": 2.4, "zorder": 3} if name == "rad-pairs" else {"linewidth": 1.1}
+        bold = {"linewidth": 2.4, "zorder": 3} if name == "rad" else {"linewidth": 1.1}
         axes.errorbar(x, y, error, label=name, marker="o", markersize=4, capsize=2, color=f"C{k % 10}", **bold)
     axes.set_xscale("log")
     axes.set_xticks(list(base), [f"{queries:,}" for queries in base])
@@ -182,6 +220,7 @@ def trial(data: str, seed: int, folder: str) -> dict:
     size = SIZES[data]
     train = {"source": "parquet", "path": f"{DATA}/{data}-train.parquet"}
     end = 60_000 if data == "mnist" else 50_000
+    augment = {"shift": 2, "flip": data == "cifar10"}
     return {
         "seed": seed,
         "images": train | {"rows": f"10000:{end - 5000}", "count": size["pool"]},
@@ -190,14 +229,14 @@ def trial(data: str, seed: int, folder: str) -> dict:
         "test": {"source": "parquet", "path": f"{DATA}/{data}-test.parquet"},
         "teacher": {
             "kind": "local",
-            "model": size["student"],
+            "model": size["teacher"],
             "weights": f"{folder}/teacher-{seed}.safetensors",
-            "train": {"epochs": size["epochs"], "augment": {"shift": 2}, "threads": 1},
+            "train": {"epochs": size["teacher_epochs"], "augment": augment, "threads": 1},
         },
         "budget": {"queries": size["b"] * size["rounds"]},
         "pool": {"kind": "images"},
         "select": {"rounds": size["rounds"]},
-        "student": {"model": size["student"], "epochs": size["epochs"], "loss": "kl"},
+        "student": {"model": size["student"], "epochs": size["student_epochs"], "loss": "kl", "augment": augment},
         "resources": {"trainer": {"threads": 1}},
     }
 

@@ -178,23 +178,23 @@ class SelectConfig(Section):
     """Which candidates are worth paying for. docs/choosing.md says what is known about that."""
 
     strategy: Literal[
+        "rad",
+        "rad-pairs",
         "active-mixup",
         "vanilla",
         "random",
         "uniform",
         "margin",
         "entropy",
-        "rad",
-        "rad-pairs",
         "coreset",
         "cluster-margin",
         "unixkd",
-    ] = "active-mixup"
-    """active-mixup: lowest C2, one candidate a pair (eq. 3). vanilla: lowest C1, no such rule (eq. 2). random: random
-    pairs at the λ nearest 0.5. uniform: random candidates. margin, entropy: smallest margin, highest entropy, one
-    candidate a pair. rad: candidates drawn with RAD's probabilities. rad-pairs: pairs drawn so, each at its best λ.
-    coreset: k-center greedy. cluster-margin: small margins, some of every cluster. unixkd: uncertain images, and mixes
-    of less uncertain ones."""
+    ] = "rad"
+    """rad: candidates drawn with RAD's probabilities (the default: docs/choosing.md). active-mixup: lowest C2, one
+    candidate a pair (eq. 3). vanilla: lowest C1, no such rule (eq. 2). random: random pairs at the λ nearest
+    0.5. uniform: random candidates. margin, entropy: smallest margin, highest entropy, one candidate a pair. rad-pairs:
+    pairs drawn as rad draws candidates, each at its best λ. coreset: k-center greedy. cluster-margin: small margins,
+    some of every cluster. unixkd: uncertain images, and mixes of less uncertain ones."""
     score: Literal["confidence", "margin", "entropy"] = "confidence"
     """active-mixup and vanilla: what makes a candidate worth asking about: lowest confidence C1 (the paper), smallest
     margin, or highest entropy of the student's probabilities."""

@@ -50,10 +50,10 @@ def chances(gains: np.ndarray, draws: int, mistakes: float, w: float | None) -> 
         return
     each = draws / total
     for begin, some in _chunks(gains):
-        probs = np.divide(each, np.maximum(some, least), dtype=np.float64)
-        probs *= some >= least
+        held = np.flatnonzero(some >= least)
+        probs = np.divide(each, some[held], dtype=np.float64)
         # The last bit of a quotient may take a certain one past 1.
-        yield np.arange(begin, begin + len(some)), np.minimum(1.0, probs, out=probs) if each > float(least) else probs
+        yield held + begin, np.minimum(1.0, probs, out=probs) if each > float(least) else probs
 
 
 def most_draws(gains: np.ndarray, mistakes: float, w: float | None) -> int:
@@ -111,10 +111,9 @@ def _look(gains: np.ndarray, low: np.float32, high: np.float32) -> tuple[int, fl
             raise ValueError("gains must be finite and not negative: 1 - margin, 1 - confidence and entropy are")
         above = some >= high
         count += int(np.count_nonzero(above))
-        inverse = np.divide(1.0, np.maximum(some, _LEAST), dtype=np.float64)
-        inverse *= above
-        weight += float(inverse.sum())
+        weight += float(np.divide(1.0, np.maximum(some, high), dtype=np.float64).sum())
         inside.append(some[(some >= low) & ~above])
+    weight -= (len(gains) - count) / float(high)  # what those below were counted as
     return count, weight, np.concatenate(inside) if inside else gains[:0]
 
 

@@ -82,14 +82,14 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {
+    "rad": Strategy(choose=rad, per="candidate", mistakes=True),
+    "rad-pairs": Strategy(choose=rad_pairs, mistakes=True),
     "active-mixup": Strategy(choose=active_mixup),
     "vanilla": Strategy(choose=vanilla, per="candidate"),
     "random": Strategy(choose=random_pairs, asks=False),
     "uniform": Strategy(choose=uniform, per="candidate", asks=False),
     "margin": Strategy(choose=margin),
     "entropy": Strategy(choose=entropy),
-    "rad": Strategy(choose=rad, per="candidate", mistakes=True),
-    "rad-pairs": Strategy(choose=rad_pairs, mistakes=True),
     "coreset": Strategy(choose=coreset, features=True),
     "cluster-margin": Strategy(choose=cluster_margin, features=True),
     "unixkd": Strategy(choose=unixkd, per="candidate", mixes=True),
