@@ -59,7 +59,7 @@ SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds; teache
         "teacher": "small-cnn",
         "teacher_epochs": 100,
         "student": "lenet5",
-        "student_epochs": 25,
+        "student_epochs": 20,
     },
 }
 

@@ -14,7 +14,7 @@ from kdray.errors import TeacherError
 from kdray.inputs import read_candidates, resolve
 from kdray.ledger.limits import Limits
 from kdray.search import probe
-from kdray.select import STRATEGIES, expected
+from kdray.select import STRATEGIES, expected, gains_bytes
 from kdray.students.export import read_card
 from kdray.students.models import build_model, pixel_statistics
 from kdray.teachers.build import build_teacher
@@ -44,6 +44,7 @@ class Plan:
         rate_per_s: candidates a second, all workers together, as probed.
         workers: scoring workers assumed.
         worker_bytes: peak resident memory of one probed worker.
+        gains_bytes: of the gains that the driver holds.
         note: what could not be known.
     """
 
@@ -64,6 +65,7 @@ class Plan:
     rate_per_s: float
     workers: int
     worker_bytes: int
+    gains_bytes: int
     note: str | None
 
     @property
@@ -118,6 +120,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         rate_per_s=sum(rate for rate, _ in results) / at_once * workers,
         workers=workers,
         worker_bytes=max(peak for _, peak in results),
+        gains_bytes=gains_bytes(choice.strategy, pool),
         note=note,
     )
 
@@ -166,7 +169,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("cost", "unknown: set budget.price_per_query" if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}"),
         ("asking", _asking(plan)),
         ("scoring", _duration(plan)),
-        ("memory", f"{plan.worker_bytes / 2**20:,.0f} MiB a worker, measured; the same for any pool size"),
+        ("memory", _memory(plan)),
     ]
     return rows + ([("note", plan.note)] if plan.note else [])
 
@@ -176,6 +179,13 @@ def _asking(plan: Plan) -> str:
     if plan.asking_s is not None:
         text += f"; at least {max(0.0, plan.asking_s):,.0f} s at the limits"
     return text + (f"; {plan.asking_days:,} days by the daily quota" if plan.asking_days > 1 else "")
+
+
+def _memory(plan: Plan) -> str:
+    text = f"{plan.worker_bytes / 2**20:,.0f} MiB a worker, measured; the same for any pool size"
+    if not plan.gains_bytes:
+        return text
+    return f"{text}; in the driver up to {plan.gains_bytes / 2**20:,.0f} MiB for the gains of all candidates"
 
 
 def _rounds(schedule: list[int], estimate: int) -> str:

@@ -1,5 +1,6 @@
 """RAD's m: what a sample says of it, what it costs, and the semi-supervised start it comes from."""
 
+import re
 import shutil
 from math import log, sqrt
 
@@ -10,11 +11,12 @@ import yaml
 from conftest import digits_config
 from typer.testing import CliRunner
 
-from kdray.artefacts import RunDirectory
+from kdray.artefacts import RunDirectory, write_image_set
 from kdray.cli import app
 from kdray.config_file import load_config, parse_config
 from kdray.errors import ConfigError, ImageSetError
 from kdray.files import read_json
+from kdray.images import ImageSet
 from kdray.inputs import read_candidates, read_inputs
 from kdray.ledger.receipt import lines
 from kdray.ledger.store import Ledger
@@ -318,10 +320,19 @@ def test_what_cannot_work_is_told_before_anything_is_paid(teacher_weights, chang
         read_inputs(parse_config(semi(teacher_weights, **changes)))
 
 
-def test_a_labelled_set_of_other_classes_is_refused(tmp_path, teacher_weights):
-    from kdray.artefacts import write_image_set
-    from kdray.images import ImageSet
+def test_gains_that_no_memory_holds_are_refused_with_a_pool_that_fits(teacher_weights):
+    given = ImageSet(images=torch.zeros(20_000, 1, 16, 16, dtype=torch.uint8))
+    data = semi(teacher_weights, pool={"kind": "mixup", "lambdas": {"min": 0.0001, "max": 0.9999, "step": 0.0001}})
+    data["budget"]["queries"] = 20_100
+    with pytest.raises(ConfigError, match=r"select\.strategy: rad holds the gains of all .* set pool\.pairs") as told:
+        read_candidates(parse_config(data), given)
+    fits = int(re.search(r"at most ([\d,]+) pairs", str(told.value)).group(1).replace(",", ""))
+    read_candidates(parse_config(data | {"pool": data["pool"] | {"pairs": fits}}), given)
+    data["select"] = {"strategy": "active-mixup"}
+    read_candidates(parse_config(data), given)
 
+
+def test_a_labelled_set_of_other_classes_is_refused(tmp_path, teacher_weights):
     images = torch.zeros(12, 1, 16, 16, dtype=torch.uint8)
     write_image_set(tmp_path / "a.parquet", ImageSet(images=images, labels=torch.arange(12)))
     with pytest.raises(ImageSetError, match="labelled: label 11 found, but the teacher has 10 classes"):

@@ -1,7 +1,7 @@
 """Whom to pay for: from a pool, a number and a student to candidate ids."""
 
 from kdray.select.mistakes import Estimate, Mistakes
-from kdray.select.strategies import STRATEGIES, Strategy, capacity, expected, select
+from kdray.select.strategies import STRATEGIES, Strategy, capacity, expected, gains_bytes, select
 from kdray.select.task import Ask, Options, Selection, Task
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Task",
     "capacity",
     "expected",
+    "gains_bytes",
     "select",
 ]

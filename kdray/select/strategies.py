@@ -101,6 +101,11 @@ def capacity(strategy: str, pool) -> int:
     return len(pool) if STRATEGIES[strategy].per == "candidate" else pool.num_groups
 
 
+def gains_bytes(strategy: str, pool) -> int:
+    """Most bytes of gains that the driver holds while `strategy` chooses: two float32 of all that can be chosen."""
+    return 8 * capacity(strategy, pool) if STRATEGIES[strategy].mistakes else 0
+
+
 def select(strategy: str, task: Task) -> Selection:
     """Choose `task.k` candidates with the named strategy.
 
