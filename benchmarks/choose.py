@@ -170,7 +170,7 @@ def draw_budgets(figures: dict[str, dict]) -> None:
         y = [100 * (at[queries]["accuracy"] - base[queries]["accuracy"]) for queries in at]
         error = [100 * at[queries]["standard_error"] for queries in at]
         bold = {"linewidth": 2.4, "zorder": 3} if name == "rad" else {"linewidth": 1.1}
-        axes.errorbar(x, y, error, label=name, marker="o", markersize=4, capsize=2, color=f"C{k % 10}", **bold)
+        axes.errorbar(x, y, error, label=name, marker="o", markersize=4, capsize=2, color=f"C{k}" if k < 10 else "k", **bold)
     axes.set_xscale("log")
     axes.set_xticks(list(base), [f"{queries:,}" for queries in base])
     axes.minorticks_off()

@@ -18,7 +18,7 @@ def describe() -> dict[str, str | int]:
     """Processor, cores and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     commit = git.stdout.strip()
     return {
         "processor": ", ".join(sorted(names)),
