@@ -1,7 +1,7 @@
 """Which choice is best: every strategy on MNIST from 200 images, RAD's own setting, and the time RAD's draw takes.
 
     python benchmarks/choose.py budgets             # 200 MNIST images, 500 to 4,000 queries, every strategy
-    python benchmarks/choose.py guesses             # three of them again, by guesses instead of scoring everything
+    python benchmarks/choose.py guesses             # RAD again, by guesses instead of scoring everything
     python benchmarks/choose.py rad mnist|cifar10   # few true labels, a weak teacher, real images (Figures 3 and 7)
     python benchmarks/choose.py draw [--all]        # 100,000 of 10^7 gains, beside numpy.sort; --all: up to 10^8
 
@@ -35,7 +35,7 @@ from kdray.select import STRATEGIES
 from kdray.select.spread import draw
 
 BUDGETS = (500, 1000, 2000, 4000)
-GUESSED = ("rad", "rad-pairs", "active-mixup")
+GUESSED = ("rad", "rad-pairs")
 RIVALS = ("rad", "margin", "entropy", "uniform", "coreset", "cluster-margin", "unixkd")
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HERE = Path(__file__).parents[1]
