@@ -23,6 +23,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from machine import RESULTS, keep
@@ -170,7 +171,9 @@ def draw_budgets(figures: dict[str, dict]) -> None:
         y = [100 * (at[queries]["accuracy"] - base[queries]["accuracy"]) for queries in at]
         error = [100 * at[queries]["standard_error"] for queries in at]
         bold = {"linewidth": 2.4, "zorder": 3} if name == "rad" else {"linewidth": 1.1}
-        axes.errorbar(x, y, error, label=name, marker="o", markersize=4, capsize=2, color=f"C{k}" if k < 10 else "k", **bold)
+        axes.errorbar(
+            x, y, error, label=name, marker="o", markersize=4, capsize=2, color=f"C{k}" if k < 10 else "k", **bold
+        )
     axes.set_xscale("log")
     axes.set_xticks(list(base), [f"{queries:,}" for queries in base])
     axes.minorticks_off()
@@ -197,14 +200,14 @@ def rad(options: argparse.Namespace) -> None:
     found = dict(zip(tasks, results, strict=True))
     figures = {}
     for name in names:
-        rounds = list(zip(*(found[name, seed]["accuracy"] for seed in range(options.seeds)), strict=True))
+        trials = [found[name, seed] for seed in range(options.seeds)]
+        rounds = list(zip(*(trial["accuracy"] for trial in trials), strict=True))
+        right = [trial["right"] for trial in trials if trial["right"] is not None]
         figures[name] = {
             "accuracy": [round(statistics.mean(column), 5) for column in rounds],
             "standard_error": [round(statistics.stdev(column) / len(column) ** 0.5, 5) for column in rounds],
-            "teacher_right_on_what_was_bought": round(
-                statistics.mean(found[name, seed]["right"] for seed in range(options.seeds)), 4
-            ),
-            "choose_seconds": round(statistics.mean(found[name, seed]["seconds"] for seed in range(options.seeds)), 2),
+            "teacher_right_on_what_was_bought": round(statistics.mean(right), 4) if right else None,
+            "choose_seconds": round(statistics.mean(trial["seconds"] for trial in trials), 2),
         }
     about = {"runs_each": options.seeds, **size, "teacher_accuracy": round(statistics.mean(teachers), 4)}
     about["queries"] = [size["b"] * number for number in range(size["rounds"] + 1)]
@@ -215,7 +218,7 @@ def rad(options: argparse.Namespace) -> None:
     draw_rad(options.data, about["queries"], figures)
 
 
-def trial(data: str, seed: int, folder: str) -> dict:
+def trial(data: str, seed: int, folder: str) -> dict[str, Any]:
     """A trial's config: its own labelled and unlabelled images, and a teacher of the labelled ones."""
     size = SIZES[data]
     train = {"source": "parquet", "path": f"{DATA}/{data}-train.parquet"}
@@ -251,8 +254,9 @@ def weak_teacher(data: str, seed: int, folder: str) -> float:
     return measure_teacher(config.teacher, config.test)
 
 
-def one_trial(data: str, name: str, seed: int, folder: str) -> dict:
-    """One run of several rounds: accuracy after each, how often the teacher was right, seconds of choosing a round."""
+def one_trial(data: str, name: str, seed: int, folder: str) -> dict[str, Any]:
+    """One run of several rounds: accuracy after each, how often the teacher was right (None: of mixes nobody knows),
+    seconds of choosing a round."""
     config, (strategy, _, w) = trial(data, seed, folder), name.partition(" w=")
     config["select"]["strategy"] = strategy
     if strategy == "rad":
@@ -265,7 +269,7 @@ def one_trial(data: str, name: str, seed: int, folder: str) -> dict:
     result = run(parsed, RunDirectory(Path(folder) / f"{name}-{seed}"), local=True)
     return {
         "accuracy": [metrics.student_accuracy for metrics in result.history],
-        "right": teacher_right(parsed, result) if strategy != "unixkd" else float("nan"),
+        "right": teacher_right(parsed, result) if strategy != "unixkd" else None,
         "seconds": statistics.mean(metrics.seconds["choose"] for metrics in result.history[1:]),
     }
 
