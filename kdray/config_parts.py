@@ -116,7 +116,7 @@ class TrainConfig(Section):
     epochs: Annotated[int, Field(ge=1)] = 40
     """Passes over the labelled set."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images a step."""
+    """Images a step, at most: an epoch is cut into batches of one size, give or take one image."""
     lr: Annotated[float, Field(gt=0)] = 0.05
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

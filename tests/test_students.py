@@ -306,13 +306,17 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("count", "sizes"), [(2, [2]), (4, [4]), (5, [5]), (8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (13, [4, 4, 5])]
+    ("count", "batch_size", "sizes"),
+    [
+        *[(2, 4, [2]), (4, 4, [4]), (5, 4, [2, 3]), (8, 4, [4, 4]), (9, 4, [3] * 3), (10, 4, [3, 3, 4])],
+        *[(13, 4, [3, 3, 3, 4]), (5, 2, [2, 3]), (6, 2, [2] * 3), (65, 64, [32, 33]), (132, 64, [44] * 3)],
+    ],
 )
-def test_each_epoch_shows_every_image_once_and_never_one_alone(count, sizes):
+def test_each_epoch_shows_every_image_once_in_even_batches_and_never_one_alone(count, batch_size, sizes):
     data = images(count)
     data[:, 0, 0, 0] = torch.arange(count)
     model = Recorder()
-    train(model, data, soft_targets(count), recipe(epochs=3), seed=0)
+    train(model, data, soft_targets(count), recipe(epochs=3, batch_size=batch_size), seed=0)
     assert [len(batch) for batch in model.seen] == sizes * 3
     seen = [image for batch in model.seen for image in batch]
     epochs = [seen[start : start + count] for start in range(0, 3 * count, count)]
