@@ -29,6 +29,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/http_overhead.py
 	for part in ceiling mnist cifar10 peers; do $(BIN)/python benchmarks/score.py $$part || exit 1; done
 	$(BIN)/python benchmarks/elastic.py
+	$(BIN)/python benchmarks/batches.py
 	for part in draw budgets guesses "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
 
 clean:
