@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,23 +78,25 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "draw":
         times(options.all)
-    elif options.what == "budgets":
-        budgets(options)
-    elif options.what == "guesses":
-        guesses(options)
-    else:
+    elif options.what == "rad":
         rad(options)
+    else:
+        budgets(options)
 
 
 # Every strategy at every budget
 
 
 def budgets(options: argparse.Namespace) -> None:
-    """Every strategy at every budget, everything scored."""
-    names = options.only or list(STRATEGIES)
-    figures = all_budgets(names, "exhaustive", options)
+    """Every strategy at every budget, everything scored; or RAD again, with the search that is the default."""
+    again = options.what == "guesses"
+    names = options.only or (GUESSED if again else tuple(STRATEGIES))
+    figures = all_budgets(names, "interpolated" if again else "exhaustive", options)
     if options.only:
         print(json.dumps(figures, indent=2))
+        return
+    if again:
+        keep("select_guesses", {"runs_each": options.seeds, **figures})
         return
     best = {queries: max(figures[name][queries]["accuracy"] for name in names) for queries in BUDGETS}
     near = {
@@ -104,17 +107,9 @@ def budgets(options: argparse.Namespace) -> None:
     draw_budgets(figures)
 
 
-def guesses(options: argparse.Namespace) -> None:
-    """The same of a few, with the search that is the default."""
-    names = options.only or list(GUESSED)
-    figures = all_budgets(names, "interpolated", options)
-    if options.only:
-        print(json.dumps(figures, indent=2))
-        return
-    keep("select_guesses", {"runs_each": options.seeds, **figures})
-
-
-def all_budgets(names: list[str], search: str, options: argparse.Namespace) -> dict[str, dict[int, dict[str, float]]]:
+def all_budgets(
+    names: Sequence[str], search: str, options: argparse.Namespace
+) -> dict[str, dict[int, dict[str, float]]]:
     """Accuracy, agreement and seconds of choosing, for each strategy and budget."""
     # Longest first, so that both processes end together; seeds beside each other, so that what is noted while it runs
     # compares like with like.

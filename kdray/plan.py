@@ -185,7 +185,7 @@ def _memory(plan: Plan) -> str:
     text = f"{plan.worker_bytes / 2**20:,.0f} MiB a worker, measured; the same for any pool size"
     if not plan.gains_bytes:
         return text
-    return f"{text}; in the driver up to {plan.gains_bytes / 2**20:,.0f} MiB for the gains of all candidates"
+    return f"{text}; in the driver up to {plan.gains_bytes / 2**20:,.0f} MiB for the gains of all that can be chosen"
 
 
 def _rounds(schedule: list[int], estimate: int) -> str:

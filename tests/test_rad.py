@@ -277,6 +277,15 @@ def test_no_order_of_the_gains_hides_the_root_from_the_sample(kind: str, share: 
         assert len(set(drawn.tolist())) == 1000 and (q[drawn] > 0).all()
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1.0])
+def test_chances_of_many_sum_to_the_draws_where_a_few_gains_are_much_larger(scale: float) -> None:
+    rng = np.random.default_rng(3)
+    gains = (scale * rng.random(1_000_000)).astype(np.float32)
+    gains[rng.random(1_000_000) < 0.01] = 1.0
+    total = sum(float(probs.sum()) for _, probs in chances(gains, 20_000, 50_000.0, None))
+    assert total == pytest.approx(20_000, abs=1e-6)
+
+
 @pytest.mark.parametrize("bad", [-0.1, np.nan, np.inf])
 def test_one_bad_gain_of_many_is_refused(bad: float) -> None:
     gains = np.full(200_000, 0.5, dtype=np.float32)

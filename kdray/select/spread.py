@@ -110,10 +110,11 @@ def _look(gains: np.ndarray, low: np.float32, high: np.float32) -> tuple[int, fl
         if len(some) and not (some.min() >= 0 and some.max() < np.inf):
             raise ValueError("gains must be finite and not negative: 1 - margin, 1 - confidence and entropy are")
         above = some >= high
-        count += int(np.count_nonzero(above))
-        weight += float(np.divide(1.0, np.maximum(some, high), dtype=np.float64).sum())
+        more = int(np.count_nonzero(above))
+        # Those below count as `high`, and are taken off again at once: a difference of large sums would lose digits.
+        inverse = np.divide(1.0, np.maximum(some, high), dtype=np.float64)
+        count, weight = count + more, weight + float(inverse.sum()) - (len(some) - more) / float(high)
         inside.append(some[(some >= low) & ~above])
-    weight -= (len(gains) - count) / float(high)  # what those below were counted as
     return count, weight, np.concatenate(inside) if inside else gains[:0]
 
 

@@ -102,7 +102,10 @@ def capacity(strategy: str, pool) -> int:
 
 
 def gains_bytes(strategy: str, pool) -> int:
-    """Most bytes of gains that the driver holds while `strategy` chooses: two float32 of all that can be chosen."""
+    """Most bytes of gains that the driver holds while `strategy` chooses: two float32 of all that can be chosen.
+
+    Not counted: the sort of a round that buys so much of what is left that chances reach 1.
+    """
     return 8 * capacity(strategy, pool) if STRATEGIES[strategy].mistakes else 0
 
 
