@@ -52,6 +52,16 @@ class Receipt:
     estimate_cost: float | None
     currency: str
 
+    @property
+    def paid(self) -> int:
+        """Queries charged to the budget: for training, and for the estimate."""
+        return self.queries + self.estimate_queries
+
+    @property
+    def paid_cost(self) -> float | None:
+        """Their price, or None where no price is given."""
+        return None if self.cost is None else self.cost + (self.estimate_cost or 0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:

@@ -137,6 +137,29 @@ def test_the_page_says_what_rad_went_by(robust):
     assert "to estimate m, counted apart, paid by the same budget" in html
 
 
+def test_the_page_counts_all_that_the_budget_paid(tmp_path, teacher_weights):
+    """The estimate's queries too, in the tiles and the rounds; and says so where a round chose nothing."""
+    from kdray.report.page import write_report
+
+    data = semi(teacher_weights, budget__price_per_query=0.5)
+    result = run(parse_config(data), RunDirectory(tmp_path / "r"), local=True)
+    receipt = result.receipt
+    assert (receipt.paid, receipt.paid_cost) == (120, 60.0)
+    html = write_report([RunDirectory(result.directory)]).read_text()
+    assert re.findall(r"<b>(.*?)</b><span>(?:of 120 queries of the budget|cost of these queries)", html) == [
+        "120",
+        "60.00 USD",
+    ]
+    rows = [re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr><td>\d.*?</tr>", html)]
+    assert [row[:4] for row in rows] == [
+        ["0", "60", "0", "0"],
+        ["1", "95", "60", "60"],
+        ["2", "155", "120", "60"],
+    ]
+    assert html.count("Nothing was chosen in this round: the student began with the labelled images alone.") == 1
+    assert html.count("<figure>") == 16
+
+
 def test_a_run_killed_between_its_estimate_and_what_follows_ends_with_the_same_bits(robust, tmp_path):
     """Whatever of round 1 is already on disk."""
     whole = RunDirectory(robust.directory)
