@@ -576,12 +576,13 @@ def test_a_trainer_gives_the_file_of_the_student_it_trained(tmp_path):
     assert content == model_bytes(by_hand, card())
 
 
+@pytest.mark.parametrize("clip", [None, 0.01, 1e6])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum):
+def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum, clip):
     from kdray.students.train import _Descent
 
     here, there = (build_model("small-cnn", (1, 16, 16), 3, seed=0) for _ in range(2))
-    descent = _Descent(here, recipe(momentum=momentum, weight_decay=1e-2))
+    descent = _Descent(here, recipe(momentum=momentum, weight_decay=1e-2, clip_norm=clip))
     groups = [
         {"params": [p for p in there.parameters() if p.ndim > 1], "weight_decay": 1e-2},
         {"params": [p for p in there.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -594,7 +595,21 @@ def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum):
         descent.step(rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], clip)
         optimizer.step()
         optimizer.zero_grad()
         assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters(), strict=True))
         assert all(p.grad is None for p in here.parameters())
+
+
+def test_a_gradient_that_is_too_long_is_cut_to_the_norm_and_no_other():
+    from kdray.students.train import _Descent
+
+    layer = nn.Linear(1, 1)  # a matrix and a vector: two groups, one length
+    for clip, rate, moved in ((5.0, 0.1, (0.3, 0.4)), (None, 0.1, (3.0, 4.0)), (50.1, 0.1, (3.0, 4.0))):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        layer.weight.grad, layer.bias.grad = torch.tensor([[30.0]]), torch.tensor([40.0])
+        _Descent(layer, recipe(momentum=0.0, weight_decay=0.0, clip_norm=clip)).step(rate)
+        assert (-layer.weight.item(), -layer.bias.item()) == pytest.approx(moved, rel=1e-5)
