@@ -123,7 +123,7 @@ class TrainConfig(Section):
     """Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """L2 penalty on weights; biases and normalisation layers are left out."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 2.0
     """Longer gradients are cut to this length; null cuts none. On few images a single one may undo all training."""
     loss: Literal["cross-entropy", "kl"] = "cross-entropy"
     """cross-entropy: with the answers as soft labels. kl: Kullback-Leibler divergence from the answers; at
