@@ -30,6 +30,7 @@ bench: .venv/ready
 	for part in ceiling mnist cifar10 peers; do $(BIN)/python benchmarks/score.py $$part || exit 1; done
 	$(BIN)/python benchmarks/elastic.py
 	$(BIN)/python benchmarks/batches.py
+	$(BIN)/python benchmarks/clipping.py
 	for part in draw budgets guesses "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
 
 clean:
