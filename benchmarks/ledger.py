@@ -25,8 +25,7 @@ import torch
 from machine import keep
 
 from kdray.ledger import Ledger
-from kdray.ledger.records import Order, Outcome
-from kdray.teachers import Answers
+from kdray.ledger.records import AnswerRows, Order, Outcome
 
 ANSWERS = 100_000
 FEW = 1_000  # where each costs a commit
@@ -39,13 +38,12 @@ class Stock:
 
     def __init__(self, count: int, classes: int) -> None:
         self.hashes = [os.urandom(16) for _ in range(count)]
-        self.probs = torch.rand(count, classes).softmax(dim=1)
-        self.labels = self.probs.argmax(dim=1)
+        self.probs = torch.rand(count, classes).softmax(dim=1).numpy()
+        self.labels = self.probs.argmax(axis=1)
 
-    def answers(self, start: int, stop: int) -> Answers:
-        """Some of them, as a teacher gives them."""
-        probs = self.probs[start:stop]
-        return Answers(probs=probs, labels=self.labels[start:stop], num_classes=probs.shape[1])
+    def answers(self, start: int, stop: int) -> AnswerRows:
+        """Some of them."""
+        return AnswerRows(labels=self.labels[start:stop], probs=self.probs[start:stop])
 
 
 def to_ledger(path: Path, stock: Stock, count: int, batch: int, turn: int) -> None:

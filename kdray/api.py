@@ -189,7 +189,7 @@ def _discover(
                 except BaseException:  # it was asked, whatever came of it
                     ledger.mark_uncertain(reservation)
                     raise
-                ledger.commit(reservation, key, answers)
+                ledger.commit(reservation, key, answers.rows())
                 known = ledger.lookup(identity, key)
         finally:
             ledger.close()

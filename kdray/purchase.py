@@ -12,12 +12,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdray.errors import LedgerError, TeacherError
-from kdray.ledger.records import NEVER_SENT, Order, Outcome, Reservation, hash_images, to_answers
-from kdray.teachers.answers import Answers
+from kdray.ledger.records import NEVER_SENT, AnswerRows, Order, Outcome, Reservation, hash_images
+from kdray.teachers.answers import to_answers
 from kdray.teachers.pool import Fault, Reply, TeacherPool
 from kdray.terms import Bought, LedgerLike, Terms
 
@@ -260,12 +261,10 @@ class _Purchase:
             fault = Fault(kind="malformed", message=f"the teacher gave {len(answers)} answers to {len(keys)} images")
         if answers is not None and fault is None:
             return Outcome(
-                reservation=request.reservation, state="answered", hashes=keys, answers=answers, bad=answers.bad
+                reservation=request.reservation, state="answered", hashes=keys, answers=answers.rows(), bad=answers.bad
             )
         if fault.kind in ("malformed", "doubtful"):
-            nothing = Answers(
-                probs=None, labels=torch.zeros(len(keys), dtype=torch.int64), num_classes=self._teacher.num_classes
-            )
+            nothing = AnswerRows(labels=np.zeros(len(keys), dtype=np.int64))
             return Outcome(
                 reservation=request.reservation,
                 state="answered",

@@ -24,6 +24,7 @@ from kdray.errors import ConfigError, ImageSetError, LedgerError, ModelError, Ru
 from kdray.images import encode_png, read_images
 from kdray.inputs import read_inputs
 from kdray.ledger import Ledger
+from kdray.ledger.records import AnswerRows
 from kdray.run import read_result, resume, run
 from kdray.students.models import build_model
 from kdray.students.train import train
@@ -57,8 +58,8 @@ def keys(count: int) -> list[bytes]:
     return [number.to_bytes(16, "big") for number in range(count)]
 
 
-def any_answers(count: int) -> Answers:
-    return Answers(probs=torch.rand(count, 10), labels=torch.zeros(count, dtype=torch.int64), num_classes=10)
+def any_answers(count: int) -> AnswerRows:
+    return AnswerRows(labels=np.zeros(count, dtype=np.int64), probs=torch.rand(count, 10).numpy())
 
 
 def _open_together(path, start, results):

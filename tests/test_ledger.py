@@ -36,10 +36,9 @@ from kdray.errors import BudgetExceeded, LedgerError
 from kdray.ledger import Ledger, Reservation, hash_images
 from kdray.ledger.limits import Fill, Limits, TokenBucket, day_of, seconds_left_today
 from kdray.ledger.receipt import accounts, lines, total
-from kdray.ledger.records import Grant, Order, Outcome
+from kdray.ledger.records import AnswerRows, Grant, Order, Outcome
 from kdray.ledger.schema import prepare
-from kdray.ledger.store import to_answers
-from kdray.teachers import Answers
+from kdray.teachers.answers import Answers, to_answers
 
 # Processes of their own, made from one that has the imports behind it.
 processes = multiprocessing.get_context("forkserver")
@@ -56,13 +55,13 @@ def keys(*numbers: int) -> list[bytes]:
     return [key(number) for number in numbers]
 
 
-def hard(*labels: int) -> Answers:
-    return Answers(probs=None, labels=torch.tensor(labels, dtype=torch.int64), num_classes=10)
+def hard(*labels: int) -> AnswerRows:
+    return AnswerRows(labels=np.array(labels, dtype=np.int64))
 
 
-def soft(rows: list[list[float]]) -> Answers:
-    probs = torch.tensor(rows, dtype=torch.float32)
-    return Answers(probs=probs, labels=probs.argmax(dim=1), num_classes=probs.shape[1])
+def soft(rows: list[list[float]]) -> AnswerRows:
+    probs = np.array(rows, dtype=np.float32)
+    return AnswerRows(labels=probs.argmax(axis=1), probs=probs)
 
 
 class Clock:
@@ -374,7 +373,7 @@ def test_answers_come_back_to_the_bit(bits):
     count, classes = bits.shape
     probs = torch.from_numpy(bits.view(np.float32))
     answers = Answers(probs=probs, labels=torch.arange(count), num_classes=classes)
-    ledger.commit(ledger.reserve(count, teacher="t"), keys(*range(count)), answers)
+    ledger.commit(ledger.reserve(count, teacher="t"), keys(*range(count)), answers.rows())
     found = ledger.lookup("t", keys(*range(count)))
     assert [found[k][0] for k in keys(*range(count))] == list(range(count))
     assert [found[k][1].tobytes() for k in keys(*range(count))] == [row.tobytes() for row in bits]
@@ -390,7 +389,7 @@ def test_answers_may_lie_in_memory_in_any_way(path):
     with opened(path, 100) as ledger:
         for name, probs in forms.items():
             answers = Answers(probs=probs, labels=torch.arange(6), num_classes=3)
-            ledger.commit(ledger.reserve(6, teacher=name), keys(*range(6)), answers)
+            ledger.commit(ledger.reserve(6, teacher=name), keys(*range(6)), answers.rows())
             found = ledger.lookup(name, keys(*range(6)))
             assert [found[key(k)][1].tolist() for k in range(6)] == probs.float().tolist()
 
@@ -1029,9 +1028,9 @@ class LedgerMachine(RuleBasedStateMachine):
             numbers = st.lists(st.integers(0, 11), min_size=entry.queries, max_size=entry.queries)
             hashes = entry.hashes or keys(*data.draw(numbers))
             bad = data.draw(st.dictionaries(st.integers(0, entry.queries - 1), st.sampled_from(["NaN", "logits"])))
-            labels = torch.arange(self.labels, self.labels + entry.queries)
+            labels = np.arange(self.labels, self.labels + entry.queries)
             self.labels += entry.queries
-            answers = Answers(probs=torch.rand(entry.queries, 3), labels=labels, num_classes=3)
+            answers = AnswerRows(labels=labels, probs=torch.rand(entry.queries, 3).numpy())
             more = {"hashes": hashes, "answers": answers, "bad": bad} if state == "answered" else {"reason": "why"}
             outcomes.append(Outcome(reservation=entry.reservation, state=state, **more))
         if any(e.state not in ("reserved", o.state) for e, o in zip(chosen, outcomes, strict=True)):
@@ -1044,7 +1043,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 entry.rejected = {row: (outcome.hashes[row], reason) for row, reason in outcome.bad.items()}
                 for row, item in enumerate(outcome.hashes):
                     if row not in outcome.bad:
-                        probs = outcome.answers.probs[row].numpy().tobytes()
+                        probs = outcome.answers.probs[row].tobytes()
                         self.answers.setdefault((entry.teacher, item), (int(outcome.answers.labels[row]), probs))
             self.close(entry, outcome.state)
 

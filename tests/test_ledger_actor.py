@@ -104,7 +104,13 @@ def story(ledger) -> list:
     bad = {1: "nonsense"}
     ledger.settle(
         [
-            Outcome(reservation=first, state="answered", hashes=key[:3], answers=brightness(grey(1, 2, 3)), bad=bad),
+            Outcome(
+                reservation=first,
+                state="answered",
+                hashes=key[:3],
+                answers=brightness(grey(1, 2, 3)).rows(),
+                bad=bad,
+            ),
             Outcome(reservation=second, state="uncertain", reason="lost"),
         ]
     )

@@ -1060,7 +1060,7 @@ def test_who_may_buy_no_more_waits_for_what_others_have_on_their_way(
     def end_of_a(note: str) -> None:
         notes.append(note)
         if state is not None:
-            answers = line.teacher.answer(images[5:]) if state == "answered" else None
+            answers = line.teacher.answer(images[5:]).rows() if state == "answered" else None
             hashes = theirs if state == "answered" else ()
             ledger.settle([Outcome(reservation=part.reservation, state=state, hashes=hashes, answers=answers)])
 

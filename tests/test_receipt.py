@@ -3,9 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from conftest import digits_config, kdray
 from typer.testing import CliRunner
@@ -14,9 +14,8 @@ from kdray.cli import app
 from kdray.errors import LedgerError
 from kdray.ledger import Ledger
 from kdray.ledger.receipt import Account, Line, accounts, export, lines, reasons, total
-from kdray.ledger.records import Order, Outcome
+from kdray.ledger.records import AnswerRows, Order, Outcome
 from kdray.ledger_view import Book, find_book
-from kdray.teachers import Answers
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 FIRST, SECOND = "digits-1f", "digits [old]-2e"
@@ -30,9 +29,9 @@ def probabilities(number: int) -> list[float]:
     return [number / 256, 0.5, 0.5 - number / 256]
 
 
-def answers(numbers: list[int], soft: bool = True) -> Answers:
-    probs = torch.tensor([probabilities(n) for n in numbers]) if soft else None
-    return Answers(probs=probs, labels=torch.tensor([n % 3 for n in numbers]), num_classes=3)
+def answers(numbers: list[int], soft: bool = True) -> AnswerRows:
+    probs = np.array([probabilities(n) for n in numbers], dtype=np.float32) if soft else None
+    return AnswerRows(labels=np.array([n % 3 for n in numbers]), probs=probs)
 
 
 class Shop:
@@ -219,8 +218,7 @@ def test_an_export_holds_every_answer_to_the_bit(ledger, tmp_path):
 def test_an_export_reads_a_large_ledger_in_parts(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite", 100_000)
     for teacher, count in (("t", 9_000), ("u", 12_000), ("v", 1)):
-        labels = torch.arange(count) % 7
-        bought = Answers(probs=None, labels=labels, num_classes=7)
+        bought = AnswerRows(labels=np.arange(count) % 7)
         ledger.commit(ledger.reserve(count, teacher=teacher), [n.to_bytes(16, "big") for n in range(count)], bought)
     assert export(ledger, tmp_path / "answers.parquet") == 21_001
     table = pq.read_table(tmp_path / "answers.parquet").to_pydict()

@@ -1,15 +1,14 @@
-"""What goes into the ledger and comes out of it."""
+"""What goes into the ledger and comes out of it: numpy, not torch, which takes a ledger actor seconds to import."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from kdray.teachers.answers import Answers
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEVER_SENT = "never sent"
 """The reason of a reservation that was released before anything was asked: no request."""
@@ -73,6 +72,22 @@ class Grant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerRows:
+    """Answers to B images, as the ledger keeps them.
+
+    Attributes:
+        labels: int64 [B].
+        probs: float32 [B, K], or None for labels alone.
+    """
+
+    labels: np.ndarray
+    probs: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a reservation ended.
 
@@ -88,21 +103,13 @@ class Outcome:
     reservation: Reservation
     state: Literal["answered", "released", "uncertain"]
     hashes: Sequence[bytes] = ()
-    answers: Answers | None = None
+    answers: AnswerRows | None = None
     bad: Mapping[int, str] = field(default_factory=dict)
     reason: str | None = None
 
 
-def hash_images(images: Tensor) -> list[bytes]:
+def hash_images(images: "Tensor") -> list[bytes]:
     """The ledger's key of each image: BLAKE2b (16 bytes) of its shape and its uint8 pixels [N, C, H, W]."""
     shape = np.asarray(images.shape[1:], dtype=np.int64).tobytes()
     flat = images.contiguous().flatten(1).numpy()
     return [hashlib.blake2b(shape + row.tobytes(), digest_size=16).digest() for row in flat]
-
-
-def to_answers(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> Answers:
-    """Rows of `Ledger.lookup` as one batch of answers."""
-    labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
-    soft = bool(rows) and rows[0][1] is not None
-    probs = torch.from_numpy(np.stack([probs for _, probs in rows])) if soft else None
-    return Answers(probs=probs, labels=labels, num_classes=num_classes)

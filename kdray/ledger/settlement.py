@@ -43,7 +43,7 @@ def _keep(db: sqlite3.Connection, outcome: Outcome) -> None:
     labels = answers.labels.tolist()
     rows: list[bytes | None] = [None] * len(labels)
     if answers.probs is not None:
-        data, size = answers.probs.numpy().astype("<f4").tobytes(), 4 * answers.probs.shape[1]
+        data, size = answers.probs.astype("<f4").tobytes(), 4 * answers.probs.shape[1]
         rows = [data[size * k : size * (k + 1)] for k in range(len(labels))]
     db.executemany(
         "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)",

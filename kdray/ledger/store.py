@@ -27,11 +27,10 @@ from kdray.errors import BudgetExceeded, LedgerError
 from kdray.ledger import grants, settlement
 from kdray.ledger.grants import LOOKUP_BATCH, Facts
 from kdray.ledger.limits import Limits
-from kdray.ledger.records import NEVER_SENT, Grant, Order, Outcome, Reservation, hash_images, to_answers
+from kdray.ledger.records import NEVER_SENT, AnswerRows, Grant, Order, Outcome, Reservation, hash_images
 from kdray.ledger.schema import prepare
-from kdray.teachers.answers import Answers
 
-__all__ = ["LEASE_S", "Ledger", "Reservation", "hash_images", "to_answers"]
+__all__ = ["LEASE_S", "Ledger", "Reservation", "hash_images"]
 
 _TIMEOUT_S = 60.0  # for other writers
 _MOST = 2**63 - 1  # what SQLite can count
@@ -342,7 +341,7 @@ class Ledger:
             for outcome in outcomes:
                 settlement.settle(db, outcome)
 
-    def commit(self, reservation: Reservation, hashes: Sequence[bytes], answers: Answers) -> None:
+    def commit(self, reservation: Reservation, hashes: Sequence[bytes], answers: AnswerRows) -> None:
         """Settle one reservation as answered; see `settle`."""
         self.settle([Outcome(reservation=reservation, state="answered", hashes=hashes, answers=answers)])
 

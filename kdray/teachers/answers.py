@@ -1,6 +1,6 @@
 """Answers of a teacher, and the ways an API may cut them short: a label alone, the top k, rounded numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdray.errors import TeacherError
+from kdray.ledger.records import AnswerRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,22 @@ class Answers:
             raise TeacherError(next(iter(self.bad.values())))
         return self
 
+    def rows(self) -> AnswerRows:
+        """As the ledger keeps them; `to_answers` is the way back."""
+        probs = None if self.probs is None else self.probs.numpy()
+        return AnswerRows(labels=self.labels.numpy(), probs=probs)
+
     def __getitem__(self, positions: Tensor) -> "Answers":
         probs = None if self.probs is None else self.probs[positions]
         return Answers(probs=probs, labels=self.labels[positions], num_classes=self.num_classes)
+
+
+def to_answers(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> Answers:
+    """Rows of `kdray.ledger.Ledger.lookup` as one batch of answers."""
+    labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    soft = bool(rows) and rows[0][1] is not None
+    probs = torch.from_numpy(np.stack([probs for _, probs in rows])) if soft else None
+    return Answers(probs=probs, labels=labels, num_classes=num_classes)
 
 
 class Teacher(Protocol):
