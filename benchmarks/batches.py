@@ -7,16 +7,12 @@ thread each. Needs ../shared/data.
 """
 
 import argparse
-import multiprocessing
-import os
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from machine import keep
+from machine import in_parallel, keep
 
 from kdray.config import ParquetImages, StudentConfig
 from kdray.images import ImageSet, read_images
@@ -25,7 +21,6 @@ from kdray.students.evaluate import accuracy, predict
 from kdray.students.models import build_model, pixel_statistics
 from kdray.students.train import train
 
-HERE = Path(__file__).parents[1]
 COUNTS = (2500, 2524, 2560)  # a rest of 4, of 28, and none of 64
 BATCH = 64
 
@@ -36,8 +31,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     seeds = range(parser.parse_args().seeds)
     tasks = [(count, even, seed) for count in COUNTS for seed in seeds for even in (True, False)]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"), initializer=alone) as executor:
-        found = dict(zip(tasks, executor.map(one, *zip(*tasks, strict=True)), strict=True))
+    found = dict(zip(tasks, in_parallel(one, tasks), strict=True))
     figures = {}
     for count in COUNTS:
         for even in (True, False):
@@ -73,12 +67,6 @@ def read(part: str, seed: int, count: int | None) -> ImageSet:
     """Images of CIFAR-10 with their labels."""
     where = ParquetImages(source="parquet", path=f"../shared/data/cifar10-{part}.parquet", count=count)
     return read_images(where, generator=numpy_generator(seed, "images"), with_labels=True)
-
-
-def alone() -> None:
-    """In each process: one thread, as others are at work too."""
-    os.chdir(HERE)
-    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

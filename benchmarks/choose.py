@@ -13,7 +13,6 @@ Needs ../shared/data.
 
 import argparse
 import json
-import multiprocessing
 import os
 import resource
 import statistics
@@ -21,13 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import RESULTS, keep
+from machine import RESULTS, ROOT, in_parallel, keep
 from matplotlib.figure import Figure
 
 from kdray.artefacts import RunDirectory
@@ -40,7 +38,6 @@ BUDGETS = (500, 1000, 2000, 4000)
 GUESSED = ("rad", "rad-pairs")
 RIVALS = ("rad", "margin", "entropy", "uniform", "coreset", "cluster-margin", "unixkd")
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-HERE = Path(__file__).parents[1]
 DATA = "../shared/data"
 SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds; teacher and student, with epochs
     "mnist": {
@@ -116,7 +113,7 @@ def all_budgets(
     seeds = range(options.seeds)
     tasks = [(name, queries, seed, search) for queries in reversed(BUDGETS) for seed in seeds for name in names]
     with tempfile.TemporaryDirectory() as folder:
-        results = in_parallel(one_budget, [(*task, folder) for task in tasks], options.at_once)
+        results = told(one_budget, [(*task, folder) for task in tasks], options.at_once)
     found = dict(zip(tasks, results, strict=True))
     return {
         name: {queries: summary([found[name, queries, seed, search] for seed in seeds]) for queries in BUDGETS}
@@ -127,7 +124,7 @@ def all_budgets(
 def one_budget(name: str, queries: int, seed: int, search: str, folder: str) -> dict[str, float]:
     """One run: 200 images, one selection round."""
     config = load_config(
-        HERE / "examples" / "mnist.yaml",
+        ROOT / "examples" / "mnist.yaml",
         [
             "images.count=200",
             f"budget.queries={queries}",
@@ -187,11 +184,9 @@ def rad(options: argparse.Namespace) -> None:
     size = SIZES[options.data]
     names = options.only or [*RIVALS, *(f"rad w={w:g}" for w in WEIGHTS)]
     with tempfile.TemporaryDirectory() as folder:
-        teachers = in_parallel(
-            weak_teacher, [(options.data, seed, folder) for seed in range(options.seeds)], options.at_once
-        )
+        teachers = told(weak_teacher, [(options.data, seed, folder) for seed in range(options.seeds)], options.at_once)
         tasks = [(name, seed) for seed in range(options.seeds) for name in names]
-        results = in_parallel(one_trial, [(options.data, *task, folder) for task in tasks], options.at_once)
+        results = told(one_trial, [(options.data, *task, folder) for task in tasks], options.at_once)
     found = dict(zip(tasks, results, strict=True))
     figures = {}
     for name in names:
@@ -357,24 +352,13 @@ def draw_one(count: int, shape: str) -> None:
     )
 
 
-def in_parallel(function, tasks: list[tuple], at_once: int) -> list:
+def told(function: Callable, tasks: list[tuple], at_once: int) -> list:
     """The results of all tasks, in their order, each printed when it is there."""
-    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn"), initializer=alone) as executor:
-        futures = [executor.submit(function, *task) for task in tasks]
-        results = []
-        for task, future in zip(tasks, futures, strict=True):
-            results.append(future.result())
-            print(*task[:-1], results[-1], flush=True)
-        return results
-
-
-def alone() -> None:
-    """In each process: one thread, as others are at work too."""
-    import torch
-
-    os.chdir(HERE)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    torch.set_num_threads(1)
+    results = []
+    for task, result in zip(tasks, in_parallel(function, tasks, at_once), strict=True):
+        print(*task[:-1], result, flush=True)
+        results.append(result)
+    return results
 
 
 if __name__ == "__main__":

@@ -7,20 +7,16 @@ bought does not depend on the student. Two runs at a time, each on one thread an
 """
 
 import argparse
-import multiprocessing
-import os
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from machine import keep
+from machine import ROOT, in_parallel, keep
 
 from kdray.artefacts import RunDirectory
 from kdray.config_file import load_config
 from kdray.run import run
 
-HERE = Path(__file__).parents[1]
 BUDGETS = (500, 1000)
 NORMS = (None, 5.0, 2.0, 1.0)
 
@@ -31,8 +27,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     seeds = range(parser.parse_args().seeds)
     tasks = [(queries, norm, seed) for queries in BUDGETS for norm in NORMS for seed in seeds]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"), initializer=alone) as executor:
-        found = dict(zip(tasks, executor.map(one, *zip(*tasks, strict=True)), strict=True))
+    found = dict(zip(tasks, in_parallel(one, tasks), strict=True))
     figures = {}
     for queries in BUDGETS:
         for norm in NORMS:
@@ -55,17 +50,9 @@ def one(queries: int, norm: float | None, seed: int) -> float:
         f"student={{model: lenet5, clip_norm: {'null' if norm is None else norm}}}",
         "resources.trainer.threads=1",
     ]
-    config = load_config(HERE / "examples" / "mnist.yaml", changes)
+    config = load_config(ROOT / "examples" / "mnist.yaml", changes)
     with tempfile.TemporaryDirectory() as folder:
         return run(config, RunDirectory(Path(folder) / "run"), local=True).history[-1].student_accuracy
-
-
-def alone() -> None:
-    """In each process: one thread, as others are at work too."""
-    import torch
-
-    os.chdir(HERE)
-    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

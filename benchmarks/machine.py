@@ -1,16 +1,21 @@
-"""What a figure was measured on, and where it is kept."""
+"""What a figure was measured on, where it is kept, and how many runs are made at a time."""
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy
 import ray
 import torch
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -39,3 +44,18 @@ def keep(name: str, figures: object) -> None:
     text = json.dumps(result, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
+
+
+def in_parallel(function: Callable[..., Any], tasks: Sequence[tuple], at_once: int = 2) -> Iterator[Any]:
+    """`function` of each task, in their order, `at_once` at a time: each process has one thread, and begins in the
+    repository's root."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, mp_context=spawn, initializer=_alone) as executor:
+        for future in [executor.submit(function, *task) for task in tasks]:
+            yield future.result()
+
+
+def _alone() -> None:
+    os.chdir(ROOT)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    torch.set_num_threads(1)
