@@ -68,40 +68,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("budgets", "guesses", "rad", "draw"))
     parser.add_argument("data", nargs="?", choices=tuple(SIZES), default="mnist")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, help="10 of budgets, 5 of the others")
     parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument("--only", nargs="*", help="these strategies alone; the result is printed, not kept")
+    parser.add_argument("--only", nargs="*", help="these strategies alone; of budgets the other figures are kept")
     parser.add_argument("--all", action="store_true")
     options = parser.parse_args()
+    options.seeds = options.seeds or (10 if options.what == "budgets" else 5)
     if options.what == "draw":
         times(options.all)
-    elif options.what == "rad":
-        rad(options)
     else:
-        budgets(options)
+        {"budgets": budgets, "guesses": guesses, "rad": rad}[options.what](options)
 
 
 # Every strategy at every budget
 
 
 def budgets(options: argparse.Namespace) -> None:
-    """Every strategy at every budget, everything scored; or RAD again, with the search that is the default."""
-    again = options.what == "guesses"
-    names = options.only or (GUESSED if again else tuple(STRATEGIES))
-    figures = all_budgets(names, "interpolated" if again else "exhaustive", options)
+    """Every strategy at every budget, everything scored."""
+    figures = all_budgets(options.only or tuple(STRATEGIES), "exhaustive", options)
     if options.only:
-        print(json.dumps(figures, indent=2))
-        return
-    if again:
-        keep("select_guesses", {"runs_each": options.seeds, **figures})
-        return
-    best = {queries: max(figures[name][queries]["accuracy"] for name in names) for queries in BUDGETS}
-    near = {
-        name: [q for q in BUDGETS if figures[name][q]["accuracy"] >= best[q] - figures[name][q]["standard_error"]]
-        for name in names
-    }
+        figures = kept_budgets(options.seeds) | figures
+    figures = compared(figures)
+    near = {name: [q for q in BUDGETS if at[q]["behind"] <= at[q]["standard_error"]] for name, at in figures.items()}
     keep("select_budgets", {"runs_each": options.seeds, "within_one_standard_error_of_the_best": near, **figures})
     draw_budgets(figures)
+
+
+def guesses(options: argparse.Namespace) -> None:
+    """RAD again, with the search that is the default."""
+    keep("select_guesses", {"runs_each": options.seeds, **all_budgets(GUESSED, "interpolated", options)})
+
+
+def kept_budgets(seeds: int) -> dict[str, dict[int, dict[str, Any]]]:
+    """Figures of an earlier run with as many seeds, whose images are the same."""
+    kept = json.loads((RESULTS / "select_budgets.json").read_text())["figures"]
+    if kept["runs_each"] != seeds:
+        sys.exit(f"--only: the kept figures are of {kept['runs_each']} seeds, not {seeds}; give --seeds")
+    return {name: {int(q): at for q, at in kept[name].items()} for name in kept if name in STRATEGIES}
+
+
+def compared(figures: dict[str, dict[int, dict[str, Any]]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """With how far each is behind the best, and the standard error of that over the seeds, whose images all share."""
+    result: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in figures}
+    for queries in BUDGETS:
+        best = max((at[queries] for at in figures.values()), key=lambda figure: figure["accuracy"])
+        for name, at in figures.items():
+            behind = [b - a for a, b in zip(at[queries]["accuracies"], best["accuracies"], strict=True)]
+            result[name][queries] = at[queries] | {"behind": mean(behind), "behind_standard_error": error(behind)}
+    return result
 
 
 def all_budgets(
@@ -140,17 +154,26 @@ def one_budget(name: str, queries: int, seed: int, search: str, folder: str) -> 
     return {"accuracy": last.student_accuracy, "agreement": last.agreement, "seconds": last.seconds["choose"]}
 
 
-def summary(results: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the seeds, and the standard error of the accuracy."""
-    mean = {name: statistics.mean(result[name] for result in results) for name in results[0]}
+def summary(results: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over the seeds, the standard error of the accuracy, and all accuracies."""
     accuracies = [result["accuracy"] for result in results]
-    spread = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else 0.0
     return {
-        "accuracy": round(mean["accuracy"], 5),
-        "standard_error": round(spread, 5),
-        "agreement": round(mean["agreement"], 5),
-        "seconds": round(mean["seconds"], 2),
+        "accuracy": mean(accuracies),
+        "standard_error": error(accuracies),
+        "agreement": mean([result["agreement"] for result in results]),
+        "seconds": round(statistics.mean(result["seconds"] for result in results), 2),
+        "accuracies": accuracies,
     }
+
+
+def mean(values: Sequence[float]) -> float:
+    """To five digits."""
+    return round(statistics.mean(values), 5)
+
+
+def error(values: Sequence[float]) -> float:
+    """Standard error of the mean; 0 of a single value."""
+    return round(statistics.stdev(values) / len(values) ** 0.5, 5) if len(values) > 1 else 0.0
 
 
 def draw_budgets(figures: dict[str, dict]) -> None:
@@ -194,12 +217,12 @@ def rad(options: argparse.Namespace) -> None:
         rounds = list(zip(*(trial["accuracy"] for trial in trials), strict=True))
         right = [trial["right"] for trial in trials if trial["right"] is not None]
         figures[name] = {
-            "accuracy": [round(statistics.mean(column), 5) for column in rounds],
-            "standard_error": [round(statistics.stdev(column) / len(column) ** 0.5, 5) for column in rounds],
-            "teacher_right_on_what_was_bought": round(statistics.mean(right), 4) if right else None,
+            "accuracy": [mean(column) for column in rounds],
+            "standard_error": [error(column) for column in rounds],
+            "teacher_right_on_what_was_bought": mean(right) if right else None,
             "choose_seconds": round(statistics.mean(trial["seconds"] for trial in trials), 2),
         }
-    about = {"runs_each": options.seeds, **size, "teacher_accuracy": round(statistics.mean(teachers), 4)}
+    about = {"runs_each": options.seeds, **size, "teacher_accuracy": mean(teachers)}
     about["queries"] = [size["b"] * number for number in range(size["rounds"] + 1)]
     if options.only:
         print(json.dumps(about | figures, indent=2))
@@ -284,10 +307,10 @@ def draw_rad(data: str, queries: list[int], figures: dict[str, dict]) -> None:
         strict=True,
     ):
         for k, name in enumerate(names):
-            mean, error = (100 * np.array(figures[name][key]) for key in ("accuracy", "standard_error"))
+            y, off = (100 * np.array(figures[name][key]) for key in ("accuracy", "standard_error"))
             line = {"linewidth": 2.4, "zorder": 3} if name == "rad" else {"linewidth": 1.2}
-            axes.plot(queries, mean, marker="o", markersize=3, label=name, color=f"C{k}", **line)
-            axes.fill_between(queries, mean - error, mean + error, color=f"C{k}", alpha=0.12, linewidth=0)
+            axes.plot(queries, y, marker="o", markersize=3, label=name, color=f"C{k}", **line)
+            axes.fill_between(queries, y - off, y + off, color=f"C{k}", alpha=0.12, linewidth=0)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("queries")
         axes.grid(axis="y", color="#d9dee4")
