@@ -1308,7 +1308,7 @@ def test_an_answer_outlives_a_process_killed_after_its_commit(path):
     with opened(path, 100_000) as ledger:
         numbers = range(3 * len(told))
         found = ledger.lookup("t", keys(*numbers))
-        expected = soft([[n, 1 / (n + 1), 0.0] for n in numbers]).probs.numpy()
+        expected = soft([[n, 1 / (n + 1), 0.0] for n in numbers]).probs
         assert [found[key(n)][1].tobytes() for n in numbers] == [row.tobytes() for row in expected]
         # At most one batch more was on its way: committed and not yet told, or reserved, or not yet begun.
         assert len(told) * 3 <= ledger.spent() <= (len(told) + 1) * 3
