@@ -13,7 +13,7 @@ from kdray.pools.mixup import MixupPool
 from kdray.scores import entropy
 from kdray.search import EndsRequest, FeaturesRequest, LocalSearcher
 from kdray.select import Task, select
-from kdray.select.cluster_margin import cluster, round_robin
+from kdray.select.cluster_margin import cluster, clustered, round_robin
 from kdray.select.coreset import k_center_greedy
 from kdray.students.features import head, penultimate
 from kdray.students.models import ZOO, ImageClassifier, build_model
@@ -97,6 +97,14 @@ def test_buckets_share_no_cluster(monkeypatch):
     sizes = np.bincount(found)
     assert sizes.sum() == 70 and (sizes <= 24).all()
     assert len(sizes) == 6  # of 24, 23 and 23: two clusters each
+
+
+@pytest.mark.parametrize(
+    ("free", "k", "count"),
+    [(100, 100, 100), (9_999, 300, 9_999), (2_000_000, 300, 10_000), (2_000_000, 8_001, 10_002), (8_500, 8_000, 8_500)],
+)
+def test_a_bucket_is_clustered_or_all_that_may_be_chosen(free, k, count):
+    assert clustered(free, k) == count
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])

@@ -147,6 +147,18 @@ def test_margin_and_entropy_are_the_extremes_of_each_pair(pool, model):
     assert set(by_entropy.tolist()) == set(np.argsort(-entropies)[:25].tolist())
 
 
+def test_cluster_margin_takes_of_the_smallest_margins_of_the_whole_pool(pool, model, monkeypatch):
+    monkeypatch.setattr("kdray.select.cluster_margin.BUCKET", 30)
+    top = np.sort(probabilities(pool, model), axis=2)
+    margins = top[..., -1] - top[..., -2]
+    chosen = choose("cluster-margin", pool, 20, model)
+    assert set((chosen.ids // 5).tolist()) <= set(np.argsort(margins.min(axis=1))[:25].tolist())
+    assert (margins[chosen.ids // 5, chosen.ids % 5] <= margins[chosen.ids // 5].min(axis=1) + 1e-5).all()
+    assert np.abs(chosen.scores - margins[chosen.ids // 5, chosen.ids % 5]).max() < 1e-5
+    assert chosen.search.facts()["passes"] == len(pool) + 30  # those 30 are clustered: the plan says so, too
+    assert expected("cluster-margin", pool, 20, Method(), "margin") == len(pool) + 30
+
+
 def test_vanilla_takes_several_of_a_pair_and_its_scores_are_the_lowest_of_all(pool, model):
     vanilla, active = choose("vanilla", pool, 60, model), choose("active-mixup", pool, 60, model)
     assert len(set((vanilla.ids // len(LAMBDAS)).tolist())) < 60

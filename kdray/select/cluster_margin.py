@@ -4,8 +4,8 @@ from math import ceil
 
 import numpy as np
 
-from kdray.search import FeaturesRequest
-from kdray.select.sample import drawn_candidates
+from kdray.search import FeaturesRequest, Method, SearchRequest
+from kdray.search.requests import expected_passes
 from kdray.select.task import Looked, Selection, Task
 
 BUCKET = 10_000
@@ -15,21 +15,41 @@ _WIDE = 1.25  # candidates of small margin for each that is chosen: k_m / k_t
 
 
 def cluster_margin(task: Task) -> Selection:
-    """k of the 1.25 k candidates of smallest margin, taken in turn from the clusters they lie in.
+    """k of the 1.25 k candidates of smallest margin, at most one a group, taken in turn from the clusters they lie in.
 
-    Clusters are of the student's features, of the candidates that `kdray.select.coreset.coreset` looks at. The paper
-    clusters once, with the first student; here each round does, with its own.
+    Clusters are of the student's features. The paper clusters the whole pool, and once, with the first student; here
+    each round does, with its own, and only what may be chosen or lies near it: see `clustered`. Chosen groups leave the
+    pool.
     """
-    ids, margins, passes = drawn_candidates(task, margins=True)
     if task.k == 0:
-        return Selection(ids=ids[:0], scores=margins[:0])
+        return Selection(ids=np.empty(0, dtype=np.int64), scores=np.empty(0, dtype=np.float32))
+    taken = task.taken_groups
+    count = clustered(task.pool.num_groups - len(taken), task.k)
+    found = task.ask(SearchRequest(k=count, per="group", taken=taken, score="margin"))
+    order = np.argsort(found.ids)
+    ids, margins = found.ids[order], found.scores[order]
     features = task.ask(FeaturesRequest(ids=ids))
     clusters = cluster(features.rows, task.generator)
-    rows = round_robin(margins, clusters, task.k, task.generator)
-    count = len(np.unique(clusters))
-    text = f"{count:,} clusters of {len(ids):,} candidates"
-    looked = Looked(passes=passes + features.evaluated, exhaustive=task.candidates, text=text)
+    rows = round_robin(margins, clusters, min(task.k, len(ids)), task.generator)
+    took = found.facts()
+    looked = Looked(
+        passes=took.pop("passes") + features.evaluated,
+        exhaustive=took.pop("exhaustive"),
+        about=took,
+        text=f"{len(np.unique(clusters)):,} clusters of the {len(ids):,} smallest margins; {found.summary()}",
+    )
     return Selection(ids=ids[rows], scores=margins[rows], search=looked)
+
+
+def cluster_margin_passes(pool, k: int, method: Method, score: str) -> int:
+    """See `kdray.select.task.Passes`."""
+    count = clustered(pool.num_groups, k) if k else 0
+    return expected_passes(pool, SearchRequest(k=count, per="group", score="margin"), method) + count
+
+
+def clustered(free: int, k: int) -> int:
+    """How many of `free` groups are clustered to choose k: those of smallest margin, a whole bucket at least."""
+    return min(free, max(BUCKET, ceil(_WIDE * k)))
 
 
 def cluster(features: np.ndarray, generator: np.random.Generator) -> np.ndarray:

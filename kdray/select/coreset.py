@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from kdray.search import FeaturesRequest
+from kdray.search import FeaturesRequest, Method
 from kdray.search.forward import one_thread
-from kdray.select.sample import drawn_candidates
+from kdray.select.sample import drawn_candidates, sampled
 from kdray.select.task import Looked, Selection, Task
 
 _BLOCK = 2048
@@ -17,7 +17,7 @@ def coreset(task: Task) -> Selection:
     Candidates are one of each group, its best by the margin, of at most 50,000 groups drawn at random (ten for each
     that is chosen, where that is more).
     """
-    ids, scores, passes = drawn_candidates(task, margins=False)
+    ids, scores, passes = drawn_candidates(task)
     if task.k == 0:
         return Selection(ids=ids[:0])
     features = task.ask(FeaturesRequest(ids=ids))
@@ -29,6 +29,11 @@ def coreset(task: Task) -> Selection:
     passes += features.evaluated + sum(part.evaluated for part in centres)
     looked = Looked(passes=passes, exhaustive=task.candidates, text=f"k-center greedy among {len(ids):,}")
     return Selection(ids=ids[rows], scores=None if scores is None else scores[rows], search=looked)
+
+
+def coreset_passes(pool, k: int, method: Method, score: str) -> int:
+    """See `kdray.select.task.Passes`."""
+    return sampled(pool.num_groups, k) * (1 + pool.group_size * (pool.group_size > 1))
 
 
 def k_center_greedy(features: np.ndarray, centres: np.ndarray, k: int) -> np.ndarray:

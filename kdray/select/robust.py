@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from kdray.errors import PoolExhausted
-from kdray.search import BestRequest, Gains, GainsRequest, ScoresRequest
+from kdray.search import BestRequest, Gains, GainsRequest, Method, ScoresRequest
+from kdray.search.requests import expected_passes
+from kdray.search.whole import guess_pays
 from kdray.select.rad import penalty
 from kdray.select.rounding import round_parts
 from kdray.select.spread import chances, most_draws
@@ -21,6 +23,13 @@ def rad(task: Task) -> Selection:
         exact = task.ask(ScoresRequest(ids=ids, score=task.options.gain))
         looked, scores = _told(looked, exact.evaluated, scores, exact.rows[:, 0]), exact.rows[:, 0]
     return Selection(ids=ids, scores=scores, search=looked, fewer=len(rows) < task.k)
+
+
+def rad_passes(pool, k: int, method: Method, score: str) -> int:
+    """See `kdray.select.task.Passes`."""
+    request = GainsRequest(per="candidate", score=score)
+    # Those drawn by guesses are looked at once more.
+    return expected_passes(pool, request, method) + k * guess_pays(pool, request, method.search)
 
 
 def rad_pairs(task: Task) -> Selection:
@@ -40,6 +49,12 @@ def rad_pairs(task: Task) -> Selection:
     else:
         looked = replace(looked, passes=looked.passes + best.evaluated)
     return Selection(ids=best.ids, scores=best.scores, search=looked, fewer=fewer)
+
+
+def rad_pairs_passes(pool, k: int, method: Method, score: str) -> int:
+    """See `kdray.select.task.Passes`."""
+    gains = expected_passes(pool, GainsRequest(per="group", score=score), method)
+    return gains + k * pool.group_size * (pool.group_size > 1)
 
 
 def _told(looked: Looked, passes: int, guessed: np.ndarray, exact: np.ndarray) -> Looked:

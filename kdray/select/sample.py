@@ -1,4 +1,4 @@
-"""Candidates for choices that compare them with each other, and so cannot look at millions."""
+"""Candidates for a choice that compares them with each other, and so cannot look at millions."""
 
 import numpy as np
 
@@ -14,14 +14,12 @@ def sampled(free: int, k: int) -> int:
     return max(k, min(free, max(_MOST, 10 * k)))
 
 
-def drawn_candidates(task: Task, *, margins: bool) -> tuple[np.ndarray, np.ndarray | None, int]:
+def drawn_candidates(task: Task) -> tuple[np.ndarray, np.ndarray | None, int]:
     """The best candidate, by the margin, of each of some groups that are left: all of them, or a sample.
 
-    Args:
-        margins: they are wanted; else nobody is asked where a group is a single candidate.
-
     Returns:
-        (ids int64 [n], ascending; their margins float32 [n], or None; forward passes).
+        (ids int64 [n], ascending; their margins float32 [n], or None where a group is one candidate, as nobody is asked
+        then; forward passes).
 
     Raises:
         PoolExhausted: fewer than k groups are left.
@@ -29,7 +27,7 @@ def drawn_candidates(task: Task, *, margins: bool) -> tuple[np.ndarray, np.ndarr
     taken = task.taken_groups
     count = sampled(task.pool.num_groups - len(taken), task.k)
     groups = np.sort(sample_without(task.pool.num_groups, count, taken, task.generator))
-    if task.pool.group_size == 1 and not margins:
+    if task.pool.group_size == 1:
         return groups, None, 0
     best = task.ask(BestRequest(groups=groups, score="margin"))
     return best.ids, best.scores, best.evaluated

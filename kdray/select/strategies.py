@@ -6,6 +6,7 @@ pairs; of a pool of real images both are image numbers.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,13 +15,11 @@ from kdray.errors import PoolExhausted
 from kdray.pools.order import sample_without
 from kdray.search import Method, SearchRequest
 from kdray.search.requests import expected_passes
-from kdray.search.whole import EndsRequest, GainsRequest, guess_pays
-from kdray.select.cluster_margin import cluster_margin
-from kdray.select.coreset import coreset
-from kdray.select.robust import rad, rad_pairs
-from kdray.select.sample import sampled
-from kdray.select.task import Selection, Task
-from kdray.select.unixkd import unixkd
+from kdray.select.cluster_margin import cluster_margin, cluster_margin_passes
+from kdray.select.coreset import coreset, coreset_passes
+from kdray.select.robust import rad, rad_pairs, rad_pairs_passes, rad_passes
+from kdray.select.task import Passes, Selection, Task
+from kdray.select.unixkd import unixkd, unixkd_passes
 
 
 def active_mixup(task: Task) -> Selection:
@@ -60,39 +59,48 @@ def _lowest_groups(task: Task, score: str) -> Selection:
     return Selection(ids=found.ids, scores=found.scores, search=found)
 
 
+def _lowest_passes(pool, k: int, method: Method, score: str, per: Literal["group", "candidate"] = "group") -> int:
+    return expected_passes(pool, SearchRequest(k=k, per=per, score=score), method)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
     """A choice, and what it needs.
 
     Attributes:
         choose: makes it.
+        passes: what that takes; None: it does not look at the student.
         per: what leaves the pool with a chosen candidate: its group, or itself alone.
-        asks: it looks at the student.
         features: it needs the student's features.
         mistakes: it needs RAD's m.
         mixes: it needs a pool of pairs.
     """
 
     choose: Callable[[Task], Selection]
+    passes: Passes | None = None
     per: Literal["group", "candidate"] = "group"
-    asks: bool = True
     features: bool = False
     mistakes: bool = False
     mixes: bool = False
 
+    @property
+    def asks(self) -> bool:
+        """It looks at the student."""
+        return self.passes is not None
+
 
 STRATEGIES: dict[str, Strategy] = {
-    "rad": Strategy(choose=rad, per="candidate", mistakes=True),
-    "rad-pairs": Strategy(choose=rad_pairs, mistakes=True),
-    "active-mixup": Strategy(choose=active_mixup),
-    "vanilla": Strategy(choose=vanilla, per="candidate"),
-    "random": Strategy(choose=random_pairs, asks=False),
-    "uniform": Strategy(choose=uniform, per="candidate", asks=False),
-    "margin": Strategy(choose=margin),
-    "entropy": Strategy(choose=entropy),
-    "coreset": Strategy(choose=coreset, features=True),
-    "cluster-margin": Strategy(choose=cluster_margin, features=True),
-    "unixkd": Strategy(choose=unixkd, per="candidate", mixes=True),
+    "rad": Strategy(choose=rad, passes=rad_passes, per="candidate", mistakes=True),
+    "rad-pairs": Strategy(choose=rad_pairs, passes=rad_pairs_passes, mistakes=True),
+    "active-mixup": Strategy(choose=active_mixup, passes=_lowest_passes),
+    "vanilla": Strategy(choose=vanilla, passes=partial(_lowest_passes, per="candidate"), per="candidate"),
+    "random": Strategy(choose=random_pairs),
+    "uniform": Strategy(choose=uniform, per="candidate"),
+    "margin": Strategy(choose=margin, passes=_lowest_passes),
+    "entropy": Strategy(choose=entropy, passes=_lowest_passes),
+    "coreset": Strategy(choose=coreset, passes=coreset_passes, features=True),
+    "cluster-margin": Strategy(choose=cluster_margin, passes=cluster_margin_passes, features=True),
+    "unixkd": Strategy(choose=unixkd, passes=unixkd_passes, per="candidate", mixes=True),
 }
 
 
@@ -128,18 +136,5 @@ def select(strategy: str, task: Task) -> Selection:
 
 def expected(strategy: str, pool, k: int, method: Method, score: str) -> int:
     """Forward passes that choosing `k` from a fresh pool will take, about."""
-    about, nothing = STRATEGIES[strategy], np.empty(0, dtype=np.int64)
-    if not about.asks:
-        return 0
-    if about.mixes:
-        return expected_passes(pool, EndsRequest(), method)
-    if about.features:
-        best = pool.group_size if pool.group_size > 1 or strategy == "cluster-margin" else 0
-        return sampled(pool.num_groups, k) * (best + 1)
-    if about.mistakes:
-        request = GainsRequest(per=about.per, taken=nothing, score=score)
-        gains = expected_passes(pool, request, method)
-        if about.per == "candidate":  # those drawn by guesses are looked at once more
-            return gains + k * guess_pays(pool, request, method.search)
-        return gains + k * pool.group_size * (pool.group_size > 1)
-    return expected_passes(pool, SearchRequest(k=k, per=about.per, score=score), method)
+    passes = STRATEGIES[strategy].passes
+    return passes(pool, k, method, score) if passes is not None else 0

@@ -7,11 +7,13 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from kdray.search import Reply, Request
+from kdray.search import Method, Reply, Request
 from kdray.select.mistakes import Mistakes
 
 Ask = Callable[[Request], Reply]
 """Asks the current student about the pool."""
+Passes = Callable[[Any, int, Method, str], int]
+"""Of (pool, k, how it is searched, score or gain): forward passes that choosing k from a fresh pool takes, about."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ import torch
 
 from kdray.errors import PoolExhausted
 from kdray.scores import entropy
-from kdray.search import EndsRequest
+from kdray.search import EndsRequest, Method
+from kdray.search.requests import expected_passes
 from kdray.select.task import Looked, Selection, Task
 
 _PURE = 2 / 3  # of what is asked stays as it is: b = 32 of k = 48 in the authors' code
@@ -39,6 +40,11 @@ def unixkd(task: Task) -> Selection:
         chosen.append(candidate)
     ids = np.array(chosen, dtype=np.int64)
     return Selection(ids=ids, search=Looked(passes=ends.evaluated, exhaustive=task.candidates))
+
+
+def unixkd_passes(pool, k: int, method: Method, score: str) -> int:
+    """See `kdray.select.task.Passes`."""
+    return expected_passes(pool, EndsRequest(), method)
 
 
 def _turns(task: Task, images: int) -> np.ndarray:
