@@ -19,7 +19,7 @@ from kdray.artefacts import RunDirectory
 from kdray.config_file import load_config
 from kdray.run import run
 
-CHOICES = ("rad", "active-mixup", "vanilla", "random")
+CHOICES = ("cluster-margin", "rad", "active-mixup", "vanilla", "random")
 
 
 def main() -> None:

@@ -175,9 +175,10 @@ class PoolConfig(Section):
 
 
 class SelectConfig(Section):
-    """Which candidates are worth paying for. docs/choosing.md says what is known about that."""
+    """Which candidates are worth paying for: docs/choosing.md."""
 
     strategy: Literal[
+        "cluster-margin",
         "rad",
         "rad-pairs",
         "active-mixup",
@@ -187,14 +188,13 @@ class SelectConfig(Section):
         "margin",
         "entropy",
         "coreset",
-        "cluster-margin",
         "unixkd",
-    ] = "rad"
-    """rad: candidates drawn with RAD's probabilities (the default: docs/choosing.md). active-mixup: lowest C2, one
-    candidate a pair (eq. 3). vanilla: lowest C1, no such rule (eq. 2). random: random pairs at the λ nearest
-    0.5. uniform: random candidates. margin, entropy: smallest margin, highest entropy, one candidate a pair. rad-pairs:
-    pairs drawn as rad draws candidates, each at its best λ. coreset: k-center greedy. cluster-margin: small margins,
-    some of every cluster. unixkd: uncertain images, and mixes of less uncertain ones."""
+    ] = "cluster-margin"
+    """cluster-margin: smallest margins, one candidate a pair, some of every cluster of features (the default:
+    docs/choosing.md). rad: candidates drawn with RAD's probabilities. rad-pairs: pairs drawn so, each at its best λ.
+    active-mixup: lowest C2, one candidate a pair (eq. 3). vanilla: lowest C1, no such rule (eq. 2). random: random
+    pairs at the λ nearest 0.5. uniform: random candidates. margin, entropy: smallest margin, highest entropy, one
+    candidate a pair. coreset: k-center greedy. unixkd: uncertain images, and mixes of less uncertain ones."""
     score: Literal["confidence", "margin", "entropy"] = "confidence"
     """active-mixup and vanilla: what makes a candidate worth asking about: lowest confidence C1 (the paper), smallest
     margin, or highest entropy of the student's probabilities."""
@@ -230,6 +230,17 @@ class SelectConfig(Section):
         raise ValueError(
             f"input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got {value!r}"
         )
+
+    @model_validator(mode="after")
+    def _the_choice_is_named(self) -> "SelectConfig":
+        of = dict.fromkeys(("gain", "w", "m", "estimate_queries", "clip"), "rad") | {"score": "active-mixup"}
+        strange = [] if "strategy" in self.model_fields_set else [name for name in of if name in self.model_fields_set]
+        if strange:  # it would be passed over in silence
+            raise ValueError(
+                f"select.{strange[0]} is set, but means nothing to {self.strategy}, the default choice; "
+                f"leave it out, or set select.strategy to {of[strange[0]]}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _queries_are_for_an_estimate(self) -> "SelectConfig":

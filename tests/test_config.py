@@ -497,6 +497,17 @@ def test_what_is_no_mapping_is_refused(data, name):
     assert str(error.value) == (f"my.yaml: expected a mapping of sections (images, teacher, budget, ...), got {name}")
 
 
+@pytest.mark.parametrize(
+    ("override", "strategy"),
+    [("select.m=0.1", "rad"), ("select.w=0.5", "rad"), ("select.score=margin", "active-mixup")],
+)
+def test_what_the_default_choice_would_pass_over_is_refused(override, strategy):
+    field = override.partition("=")[0]
+    told = refusal(override)
+    assert f"{field} is set, but means nothing to cluster-margin" in told and f"select.strategy to {strategy}" in told
+    assert parse(override, "select.strategy=random").select.strategy == "random"  # named, as a sweep over choices does
+
+
 # Defaults
 
 
@@ -505,7 +516,7 @@ def test_a_minimal_config_gets_the_documented_defaults():
     assert (config.seed, config.test) == (0, None)
     assert (config.images.rows, config.images.count, config.images.size, config.images.colour) == (None,) * 4
     assert config.pool.kind == "mixup" and len(config.pool.grid()) == 11
-    assert (config.select.strategy, config.select.rounds, config.select.per_round) == ("rad", 1, None)
+    assert (config.select.strategy, config.select.rounds, config.select.per_round) == ("cluster-margin", 1, None)
     assert (config.student.model, config.student.epochs, config.student.early_stop) == ("lenet5", 40, None)
     assert (config.teacher.answers, config.teacher.decimals) == ("soft", None)
     assert (config.budget.evaluation, config.budget.price_per_query) == ("auto", None)
