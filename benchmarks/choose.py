@@ -184,10 +184,10 @@ def draw_budgets(figures: dict[str, dict]) -> None:
     for k, (name, at) in enumerate(figures.items()):
         x = [queries * 1.012 ** (k - len(figures) / 2) for queries in at]  # side by side
         y = [100 * (at[queries]["accuracy"] - base[queries]["accuracy"]) for queries in at]
-        error = [100 * at[queries]["standard_error"] for queries in at]
+        off = [100 * at[queries]["standard_error"] for queries in at]
         bold = {"linewidth": 2.4, "zorder": 3} if name == "cluster-margin" else {"linewidth": 1.1}
         axes.errorbar(
-            x, y, error, label=name, marker="o", markersize=4, capsize=2, color=f"C{k}" if k < 10 else "k", **bold
+            x, y, off, label=name, marker="o", markersize=4, capsize=2, color=f"C{k}" if k < 10 else "k", **bold
         )
     axes.set_xscale("log")
     axes.set_xticks(list(base), [f"{queries:,}" for queries in base])
