@@ -147,7 +147,7 @@ def test_margin_and_entropy_are_the_extremes_of_each_pair(pool, model):
     assert set(by_entropy.tolist()) == set(np.argsort(-entropies)[:25].tolist())
 
 
-def test_cluster_margin_takes_of_the_smallest_margins_of_the_whole_pool(pool, model, monkeypatch):
+def test_cluster_margin_takes_of_the_smallest_margins(pool, model, monkeypatch):
     monkeypatch.setattr("kdray.select.cluster_margin.BUCKET", 30)
     top = np.sort(probabilities(pool, model), axis=2)
     margins = top[..., -1] - top[..., -2]
@@ -157,6 +157,18 @@ def test_cluster_margin_takes_of_the_smallest_margins_of_the_whole_pool(pool, mo
     assert np.abs(chosen.scores - margins[chosen.ids // 5, chosen.ids % 5]).max() < 1e-5
     assert chosen.search.facts()["passes"] == len(pool) + 30  # those 30 are clustered: the plan says so, too
     assert expected("cluster-margin", pool, 20, Method(), "margin") == len(pool) + 30
+
+
+def test_cluster_margin_looks_at_a_sample_of_many_pairs_and_at_all_of_many_images(pool, images, model, monkeypatch):
+    monkeypatch.setattr("kdray.select.sample._MOST", 50)
+    monkeypatch.setattr("kdray.select.cluster_margin.BUCKET", 10)
+    of_pairs, of_images = (choose("cluster-margin", of, 4, model).search.facts()["passes"] for of in (pool, images))
+    assert pool.num_groups > 50 and len(images) > 50
+    assert of_pairs == 50 * len(LAMBDAS) + 10 and of_images == len(images) + 10
+    more = choose("cluster-margin", pool, 8, model).search.facts()["passes"]
+    assert more == 80 * len(LAMBDAS) + 10  # ten for each that is chosen
+    first, second = (choose("cluster-margin", pool, 4, model, seed=seed).ids.tolist() for seed in (1, 2))
+    assert first != second, "another sample"
 
 
 def test_vanilla_takes_several_of_a_pair_and_its_scores_are_the_lowest_of_all(pool, model):

@@ -4,8 +4,9 @@ from math import ceil
 
 import numpy as np
 
-from kdray.search import FeaturesRequest, Method, SearchRequest
-from kdray.search.requests import expected_passes
+from kdray.search import FeaturesRequest, Method
+from kdray.search.lowest import lowest
+from kdray.select.sample import best_of, drawn_groups, sampled
 from kdray.select.task import Looked, Selection, Task
 
 BUCKET = 10_000
@@ -17,39 +18,47 @@ _WIDE = 1.25  # candidates of small margin for each that is chosen: k_m / k_t
 def cluster_margin(task: Task) -> Selection:
     """k of the 1.25 k candidates of smallest margin, at most one a group, taken in turn from the clusters they lie in.
 
-    Clusters are of the student's features. The paper clusters the whole pool, and once, with the first student; here
-    each round does, with its own, and only what may be chosen or lies near it: see `clustered`. Chosen groups leave the
-    pool.
+    Looks at the best candidate of each of some groups drawn at random (`looked_at`) and makes clusters of the student's
+    features of those that may be chosen or lie near them (`clustered`). The paper clusters the whole pool, and once,
+    with the first student; here each round does, with its own. Chosen groups leave the pool.
     """
     if task.k == 0:
         return Selection(ids=np.empty(0, dtype=np.int64), scores=np.empty(0, dtype=np.float32))
-    taken = task.taken_groups
-    count = clustered(task.pool.num_groups - len(taken), task.k)
-    found = task.ask(SearchRequest(k=count, per="group", taken=taken, score="margin"))
-    order = np.argsort(found.ids)
-    ids, margins = found.ids[order], found.scores[order]
+    groups = drawn_groups(task, looked_at(task.pool, task.free_groups, task.k))
+    best = best_of(task, groups)
+    near = np.sort(lowest(best.scores, best.ids, clustered(len(groups), task.k)))
+    ids, margins = best.ids[near], best.scores[near]
     features = task.ask(FeaturesRequest(ids=ids))
     clusters = cluster(features.rows, task.generator)
-    rows = round_robin(margins, clusters, min(task.k, len(ids)), task.generator)
-    took = found.facts()
+    rows = round_robin(margins, clusters, task.k, task.generator)
     looked = Looked(
-        passes=took.pop("passes") + features.evaluated,
-        exhaustive=took.pop("exhaustive"),
-        about=took,
-        text=f"{len(np.unique(clusters)):,} clusters of the {len(ids):,} smallest margins; {found.summary()}",
+        passes=best.evaluated + features.evaluated,
+        exhaustive=task.candidates,
+        text=f"{len(np.unique(clusters)):,} clusters of the {len(ids):,} smallest margins of {len(groups):,}",
     )
     return Selection(ids=ids[rows], scores=margins[rows], search=looked)
 
 
 def cluster_margin_passes(pool, k: int, method: Method, score: str) -> int:
     """See `kdray.select.task.Passes`."""
-    count = clustered(pool.num_groups, k) if k else 0
-    return expected_passes(pool, SearchRequest(k=count, per="group", score="margin"), method) + count
+    count = looked_at(pool, pool.num_groups, k) if k else 0
+    return count * pool.group_size + (clustered(count, k) if k else 0)
 
 
-def clustered(free: int, k: int) -> int:
-    """How many of `free` groups are clustered to choose k: those of smallest margin, a whole bucket at least."""
-    return min(free, max(BUCKET, ceil(_WIDE * k)))
+def looked_at(pool, free: int, k: int) -> int:
+    """Of how many of `free` groups margins are asked for to choose k: as `sampled` has it, and of all images where a
+    group is an image.
+
+    Of millions of pairs a hundred thousands have a λ at which two classes are as good as level. Which of them the grid
+    happens to hit best says nothing; to find it out takes a forward pass for every candidate.
+    """
+    return max(k, free) if pool.group_size == 1 else sampled(free, k)
+
+
+def clustered(seen: int, k: int) -> int:
+    """How many of the groups that were `seen` are clustered to choose k: those of smallest margin, a whole bucket at
+    least."""
+    return min(seen, max(BUCKET, ceil(_WIDE * k)))
 
 
 def cluster(features: np.ndarray, generator: np.random.Generator) -> np.ndarray:

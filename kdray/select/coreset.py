@@ -5,7 +5,7 @@ import torch
 
 from kdray.search import FeaturesRequest, Method
 from kdray.search.forward import one_thread
-from kdray.select.sample import drawn_candidates, sampled
+from kdray.select.sample import best_of, drawn_groups, sampled
 from kdray.select.task import Looked, Selection, Task
 
 _BLOCK = 2048
@@ -17,9 +17,13 @@ def coreset(task: Task) -> Selection:
     Candidates are one of each group, its best by the margin, of at most 50,000 groups drawn at random (ten for each
     that is chosen, where that is more).
     """
-    ids, scores, passes = drawn_candidates(task)
     if task.k == 0:
-        return Selection(ids=ids[:0])
+        return Selection(ids=np.empty(0, dtype=np.int64))
+    ids = drawn_groups(task, sampled(task.free_groups, task.k))
+    scores, passes = None, 0
+    if task.pool.group_size > 1:  # else a group is one candidate, and nobody need be asked which
+        best = best_of(task, ids)
+        ids, scores, passes = best.ids, best.scores, best.evaluated
     features = task.ask(FeaturesRequest(ids=ids))
     centres = [task.ask(FeaturesRequest(ids=np.unique(task.taken)))] if len(task.taken) else []
     if task.known is not None and len(task.known):

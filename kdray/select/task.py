@@ -96,6 +96,11 @@ class Task:
         return np.unique(self.taken // self.pool.group_size)
 
     @property
+    def free_groups(self) -> int:
+        """Groups of which nothing has left the pool."""
+        return self.pool.num_groups - len(self.taken_groups)
+
+    @property
     def candidates(self) -> int:
         """Of the pool, taken ones among them."""
         return self.pool.num_groups * self.pool.group_size
