@@ -1,6 +1,7 @@
 """Which choice is best: every strategy on MNIST from 200 images, RAD's own setting, and the time RAD's draw takes.
 
     python benchmarks/choose.py budgets             # 200 MNIST images, 500 to 4,000 queries, every strategy
+    python benchmarks/choose.py large               # 1,000 other images, 5.5 million candidates, as users get it
     python benchmarks/choose.py guesses             # RAD again, by guesses instead of scoring everything
     python benchmarks/choose.py rad mnist|cifar10   # few true labels, a weak teacher, real images (Figures 3 and 7)
     python benchmarks/choose.py draw [--all]        # 100,000 of 10^7 gains, beside numpy.sort; --all: up to 10^8
@@ -36,6 +37,7 @@ from kdray.select.spread import draw
 
 BUDGETS = (500, 1000, 2000, 4000)
 GUESSED = ("rad", "rad-pairs")
+LARGE = ("cluster-margin", "rad", "active-mixup", "random")
 RIVALS = ("rad", "margin", "entropy", "uniform", "coreset", "cluster-margin", "unixkd")
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DATA = "../shared/data"
@@ -66,7 +68,7 @@ SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds; teache
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "guesses", "rad", "draw"))
+    parser.add_argument("what", choices=("budgets", "large", "guesses", "rad", "draw"))
     parser.add_argument("data", nargs="?", choices=tuple(SIZES), default="mnist")
     parser.add_argument("--seeds", type=int, help="10 of budgets, 5 of the others")
     parser.add_argument("--at-once", type=int, default=2)
@@ -77,7 +79,7 @@ def main() -> None:
     if options.what == "draw":
         times(options.all)
     else:
-        {"budgets": budgets, "guesses": guesses, "rad": rad}[options.what](options)
+        {"budgets": budgets, "large": large, "guesses": guesses, "rad": rad}[options.what](options)
 
 
 # Every strategy at every budget
@@ -88,10 +90,19 @@ def budgets(options: argparse.Namespace) -> None:
     figures = all_budgets(options.only or tuple(STRATEGIES), "exhaustive", options)
     if options.only:
         figures = kept_budgets(options.seeds) | figures
-    figures = compared(figures)
+    figures = compared(figures, BUDGETS)
     near = {name: [q for q in BUDGETS if at[q]["behind"] <= at[q]["standard_error"]] for name, at in figures.items()}
     keep("select_budgets", {"runs_each": options.seeds, "within_one_standard_error_of_the_best": near, **figures})
     draw_budgets(figures)
+
+
+def large(options: argparse.Namespace) -> None:
+    """Other images than the default was picked on, a larger pool, and the search that is the default."""
+    names, queries, seeds = options.only or LARGE, 4000, range(100, 100 + options.seeds)
+    tasks = [(name, 1000, queries, seed, "interpolated") for seed in seeds for name in names]
+    found = all_runs(tasks, options.at_once)
+    figures = {name: {queries: summary([found[task] for task in tasks if task[0] == name])} for name in names}
+    keep("select_large", {"runs_each": options.seeds, **compared(figures, (queries,))})
 
 
 def guesses(options: argparse.Namespace) -> None:
@@ -107,10 +118,12 @@ def kept_budgets(seeds: int) -> dict[str, dict[int, dict[str, Any]]]:
     return {name: {int(q): at for q, at in kept[name].items()} for name in kept if name in STRATEGIES}
 
 
-def compared(figures: dict[str, dict[int, dict[str, Any]]]) -> dict[str, dict[int, dict[str, Any]]]:
+def compared(
+    figures: dict[str, dict[int, dict[str, Any]]], budgets: Sequence[int]
+) -> dict[str, dict[int, dict[str, Any]]]:
     """With how far each is behind the best, and the standard error of that over the seeds, whose images all share."""
     result: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in figures}
-    for queries in BUDGETS:
+    for queries in budgets:
         best = max((at[queries] for at in figures.values()), key=lambda figure: figure["accuracy"])
         for name, at in figures.items():
             behind = [b - a for a, b in zip(at[queries]["accuracies"], best["accuracies"], strict=True)]
@@ -125,22 +138,27 @@ def all_budgets(
     # Longest first, so that both processes end together; seeds beside each other, so that what is noted while it runs
     # compares like with like.
     seeds = range(options.seeds)
-    tasks = [(name, queries, seed, search) for queries in reversed(BUDGETS) for seed in seeds for name in names]
-    with tempfile.TemporaryDirectory() as folder:
-        results = told(one_budget, [(*task, folder) for task in tasks], options.at_once)
-    found = dict(zip(tasks, results, strict=True))
+    tasks = [(name, 200, queries, seed, search) for queries in reversed(BUDGETS) for seed in seeds for name in names]
+    found = all_runs(tasks, options.at_once)
     return {
-        name: {queries: summary([found[name, queries, seed, search] for seed in seeds]) for queries in BUDGETS}
+        name: {queries: summary([found[name, 200, queries, seed, search] for seed in seeds]) for queries in BUDGETS}
         for name in names
     }
 
 
-def one_budget(name: str, queries: int, seed: int, search: str, folder: str) -> dict[str, float]:
-    """One run: 200 images, one selection round."""
+def all_runs(tasks: list[tuple], at_once: int) -> dict[tuple, dict[str, float]]:
+    """What `one_run` gives of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = told(one_run, [(*task, folder) for task in tasks], at_once)
+    return dict(zip(tasks, results, strict=True))
+
+
+def one_run(name: str, images: int, queries: int, seed: int, search: str, folder: str) -> dict[str, float]:
+    """One run: so many images, one selection round."""
     config = load_config(
         ROOT / "examples" / "mnist.yaml",
         [
-            "images.count=200",
+            f"images.count={images}",
             f"budget.queries={queries}",
             f"select.strategy={name}",
             f"seed={seed}",

@@ -15,7 +15,7 @@ from kdray.pools.images import ImagePool
 from kdray.pools.mixup import MixupPool
 from kdray.search.first_layer import split
 from kdray.seeds import numpy_generator, torch_seed
-from kdray.select import STRATEGIES, capacity, gains_bytes
+from kdray.select import STRATEGIES, capacity, driver_bytes
 from kdray.students.export import ModelCard
 from kdray.students.features import head
 from kdray.students.fit import StudentSpec
@@ -132,7 +132,8 @@ def read_candidates(config: Config, given: ImageSet | None = None) -> Candidates
             f"lower budget.queries to {queries[0] + room:,} or raise images.count"
         )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if choice.rounds and (needed := gains_bytes(choice.strategy, pool)) > memory:
+    needed = driver_bytes(choice.strategy, pool, max(queries[1:], default=0))
+    if choice.rounds and STRATEGIES[choice.strategy].mistakes and needed > memory:
         raise ConfigError(
             f"select.strategy: {choice.strategy} holds the gains of all that can be chosen, {needed / 2**30:,.0f} GiB, "
             f"and this machine has {memory / 2**30:,.0f}; set pool.pairs to sample at most "

@@ -14,7 +14,7 @@ from kdray.errors import TeacherError
 from kdray.inputs import read_candidates, resolve
 from kdray.ledger.limits import Limits
 from kdray.search import probe
-from kdray.select import STRATEGIES, expected, gains_bytes
+from kdray.select import STRATEGIES, driver_bytes, expected
 from kdray.students.export import read_card
 from kdray.students.models import build_model, pixel_statistics
 from kdray.teachers.build import build_teacher
@@ -44,7 +44,8 @@ class Plan:
         rate_per_s: candidates a second, all workers together, as probed.
         workers: scoring workers assumed.
         worker_bytes: peak resident memory of one probed worker.
-        gains_bytes: of the gains that the driver holds.
+        driver_bytes: held in the driver by the choice, at most, where that is much.
+        held: the same in words.
         note: what could not be known.
     """
 
@@ -65,7 +66,8 @@ class Plan:
     rate_per_s: float
     workers: int
     worker_bytes: int
-    gains_bytes: int
+    driver_bytes: int
+    held: str
     note: str | None
 
     @property
@@ -120,7 +122,8 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         rate_per_s=sum(rate for rate, _ in results) / at_once * workers,
         workers=workers,
         worker_bytes=max(peak for _, peak in results),
-        gains_bytes=gains_bytes(choice.strategy, pool),
+        driver_bytes=driver_bytes(choice.strategy, pool, max(later, default=0)),
+        held=STRATEGIES[choice.strategy].held,
         note=note,
     )
 
@@ -183,9 +186,9 @@ def _asking(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> str:
     text = f"{plan.worker_bytes / 2**20:,.0f} MiB a worker, measured; the same for any pool size"
-    if not plan.gains_bytes:
+    if not plan.driver_bytes:
         return text
-    return f"{text}; in the driver up to {plan.gains_bytes / 2**20:,.0f} MiB for the gains of all that can be chosen"
+    return f"{text}; in the driver up to {plan.driver_bytes / 2**20:,.0f} MiB for {plan.held}"
 
 
 def _rounds(schedule: list[int], estimate: int) -> str:

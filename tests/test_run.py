@@ -734,7 +734,9 @@ def test_plan_of_22_million_candidates_takes_no_memory_for_them(teacher_weights,
     assert done.returncode == 0, done.stderr
     assert "1,999,000 groups, 21,989,000 candidates" in done.stdout
     assert "24,000 = 2,000 for the images + 1 x 22,000" in done.stdout
-    assert "for the gains" not in done.stdout
+    assert "in the driver up to 763 MiB for the distances between candidates" in done.stdout
+    done = kdray("plan", path, "select.strategy=active-mixup", cwd=tmp_path)
+    assert "in the driver" not in done.stdout
     done = kdray("plan", path, "select.strategy=rad", cwd=tmp_path)
     assert "in the driver up to 168 MiB for the gains of all that can be chosen" in done.stdout
 

@@ -1,7 +1,7 @@
 """Whom to pay for: from a pool, a number and a student to candidate ids."""
 
 from kdray.select.mistakes import Estimate, Mistakes
-from kdray.select.strategies import STRATEGIES, Strategy, capacity, expected, gains_bytes, select
+from kdray.select.strategies import STRATEGIES, Strategy, capacity, driver_bytes, expected, select
 from kdray.select.task import Ask, Options, Selection, Task
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "Strategy",
     "Task",
     "capacity",
+    "driver_bytes",
     "expected",
-    "gains_bytes",
     "select",
 ]

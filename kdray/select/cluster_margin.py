@@ -45,6 +45,11 @@ def cluster_margin_passes(pool, k: int, method: Method, score: str) -> int:
     return count * pool.group_size + (clustered(count, k) if k else 0)
 
 
+def distances_held(pool, k: int) -> int:
+    """See `kdray.select.task.Holds`: float64 distances between all candidates of a bucket, and a copy to work on."""
+    return 8 * min(BUCKET, clustered(looked_at(pool, pool.num_groups, k), k)) ** 2 if k else 0
+
+
 def looked_at(pool, free: int, k: int) -> int:
     """Of how many of `free` groups margins are asked for to choose k: as `sampled` has it, and of all images where a
     group is an image.

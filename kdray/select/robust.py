@@ -57,6 +57,19 @@ def rad_pairs_passes(pool, k: int, method: Method, score: str) -> int:
     return gains + k * pool.group_size * (pool.group_size > 1)
 
 
+def gains_held(pool, k: int) -> int:
+    """See `kdray.select.task.Holds`: two float32 of every candidate.
+
+    Not counted: the sort of a round that buys so much of what is left that chances reach 1.
+    """
+    return 8 * len(pool)
+
+
+def pair_gains_held(pool, k: int) -> int:
+    """The same, of pairs."""
+    return 8 * pool.num_groups
+
+
 def _told(looked: Looked, passes: int, guessed: np.ndarray, exact: np.ndarray) -> Looked:
     """What a choice took, with the passes for the exact scores of the drawn, and how far off the guesses were."""
     error = float(np.abs(guessed - exact).mean())

@@ -15,10 +15,10 @@ from kdray.errors import PoolExhausted
 from kdray.pools.order import sample_without
 from kdray.search import Method, SearchRequest
 from kdray.search.requests import expected_passes
-from kdray.select.cluster_margin import cluster_margin, cluster_margin_passes
+from kdray.select.cluster_margin import cluster_margin, cluster_margin_passes, distances_held
 from kdray.select.coreset import coreset, coreset_passes
-from kdray.select.robust import rad, rad_pairs, rad_pairs_passes, rad_passes
-from kdray.select.task import Passes, Selection, Task
+from kdray.select.robust import gains_held, pair_gains_held, rad, rad_pairs, rad_pairs_passes, rad_passes
+from kdray.select.task import Holds, Passes, Selection, Task
 from kdray.select.unixkd import unixkd, unixkd_passes
 
 
@@ -70,6 +70,8 @@ class Strategy:
     Attributes:
         choose: makes it.
         passes: what that takes; None: it does not look at the student.
+        holds: what that holds in the driver; None: nothing to speak of.
+        held: the same in words.
         per: what leaves the pool with a chosen candidate: its group, or itself alone.
         features: it needs the student's features.
         mistakes: it needs RAD's m.
@@ -78,6 +80,8 @@ class Strategy:
 
     choose: Callable[[Task], Selection]
     passes: Passes | None = None
+    holds: Holds | None = None
+    held: str = ""
     per: Literal["group", "candidate"] = "group"
     features: bool = False
     mistakes: bool = False
@@ -89,9 +93,10 @@ class Strategy:
         return self.passes is not None
 
 
+_GAINS = "the gains of all that can be chosen"
 STRATEGIES: dict[str, Strategy] = {
-    "rad": Strategy(choose=rad, passes=rad_passes, per="candidate", mistakes=True),
-    "rad-pairs": Strategy(choose=rad_pairs, passes=rad_pairs_passes, mistakes=True),
+    "rad": Strategy(choose=rad, passes=rad_passes, holds=gains_held, held=_GAINS, per="candidate", mistakes=True),
+    "rad-pairs": Strategy(choose=rad_pairs, passes=rad_pairs_passes, holds=pair_gains_held, held=_GAINS, mistakes=True),
     "active-mixup": Strategy(choose=active_mixup, passes=_lowest_passes),
     "vanilla": Strategy(choose=vanilla, passes=partial(_lowest_passes, per="candidate"), per="candidate"),
     "random": Strategy(choose=random_pairs),
@@ -99,7 +104,13 @@ STRATEGIES: dict[str, Strategy] = {
     "margin": Strategy(choose=margin, passes=_lowest_passes),
     "entropy": Strategy(choose=entropy, passes=_lowest_passes),
     "coreset": Strategy(choose=coreset, passes=coreset_passes, features=True),
-    "cluster-margin": Strategy(choose=cluster_margin, passes=cluster_margin_passes, features=True),
+    "cluster-margin": Strategy(
+        choose=cluster_margin,
+        passes=cluster_margin_passes,
+        holds=distances_held,
+        held="the distances between candidates",
+        features=True,
+    ),
     "unixkd": Strategy(choose=unixkd, passes=unixkd_passes, per="candidate", mixes=True),
 }
 
@@ -107,14 +118,6 @@ STRATEGIES: dict[str, Strategy] = {
 def capacity(strategy: str, pool) -> int:
     """How many candidates `strategy` can choose from a fresh pool, over all rounds."""
     return len(pool) if STRATEGIES[strategy].per == "candidate" else pool.num_groups
-
-
-def gains_bytes(strategy: str, pool) -> int:
-    """Most bytes of gains that the driver holds while `strategy` chooses: two float32 of all that can be chosen.
-
-    Not counted: the sort of a round that buys so much of what is left that chances reach 1.
-    """
-    return 8 * capacity(strategy, pool) if STRATEGIES[strategy].mistakes else 0
 
 
 def select(strategy: str, task: Task) -> Selection:
@@ -138,3 +141,9 @@ def expected(strategy: str, pool, k: int, method: Method, score: str) -> int:
     """Forward passes that choosing `k` from a fresh pool will take, about."""
     passes = STRATEGIES[strategy].passes
     return passes(pool, k, method, score) if passes is not None else 0
+
+
+def driver_bytes(strategy: str, pool, k: int) -> int:
+    """Bytes that choosing `k` from a fresh pool holds in the driver, at most, where that is much."""
+    holds = STRATEGIES[strategy].holds
+    return holds(pool, k) if holds is not None else 0

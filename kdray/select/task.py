@@ -15,6 +15,9 @@ Ask = Callable[[Request], Reply]
 Passes = Callable[[Any, int, Method, str], int]
 """Of (pool, k, how it is searched, score or gain): forward passes that choosing k from a fresh pool takes, about."""
 
+Holds = Callable[[Any, int], int]
+"""Of (pool, k): bytes that choosing k from a fresh pool holds in the driver, at most, where that is much."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
