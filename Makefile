@@ -31,7 +31,8 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/elastic.py
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/clipping.py
-	for part in draw budgets large guesses "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
+	$(BIN)/python benchmarks/draw.py
+	for part in budgets large guesses "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,10 +1,9 @@
-"""Which choice is best: every strategy on MNIST from 200 images, RAD's own setting, and the time RAD's draw takes.
+"""Which choice is best: every strategy on MNIST from 200 images, a larger pool, and RAD's own setting.
 
     python benchmarks/choose.py budgets             # 200 MNIST images, 500 to 4,000 queries, every strategy
     python benchmarks/choose.py large               # 1,000 other images, 5.5 million candidates, as users get it
     python benchmarks/choose.py guesses             # RAD again, by guesses instead of scoring everything
     python benchmarks/choose.py rad mnist|cifar10   # few true labels, a weak teacher, real images (Figures 3 and 7)
-    python benchmarks/choose.py draw [--all]        # 100,000 of 10^7 gains, beside numpy.sort; --all: up to 10^8
 
 Not named select.py: that is a module of Python's own, which every script in this folder would then miss.
 
@@ -14,13 +13,9 @@ Needs ../shared/data.
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +28,6 @@ from kdray.artefacts import RunDirectory
 from kdray.config_file import load_config, parse_config
 from kdray.run import run
 from kdray.select import STRATEGIES
-from kdray.select.spread import draw
 
 BUDGETS = (500, 1000, 2000, 4000)
 GUESSED = ("rad", "rad-pairs")
@@ -68,18 +62,14 @@ SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds; teache
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "large", "guesses", "rad", "draw"))
+    parser.add_argument("what", choices=("budgets", "large", "guesses", "rad"))
     parser.add_argument("data", nargs="?", choices=tuple(SIZES), default="mnist")
     parser.add_argument("--seeds", type=int, help="10 of budgets, 5 of the others")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these strategies alone; of budgets the other figures are kept")
-    parser.add_argument("--all", action="store_true")
     options = parser.parse_args()
     options.seeds = options.seeds or (10 if options.what == "budgets" else 5)
-    if options.what == "draw":
-        times(options.all)
-    else:
-        {"budgets": budgets, "large": large, "guesses": guesses, "rad": rad}[options.what](options)
+    {"budgets": budgets, "large": large, "guesses": guesses, "rad": rad}[options.what](options)
 
 
 # Every strategy at every budget
@@ -337,62 +327,6 @@ def draw_rad(data: str, queries: list[int], figures: dict[str, dict]) -> None:
     figure.savefig(RESULTS / f"select_rad_{data}.svg")
 
 
-# The draw alone
-
-
-def times(large: bool) -> None:
-    """Seconds to choose 100,000 of 10^7, and of more, beside numpy.sort of the same array; peak memory of each."""
-    sizes = (10**7, 3 * 10**7, 10**8) if large else (10**7,)
-    figures = {}
-    for count in sizes:
-        for shape in ("uniform", "student"):
-            figures[f"{shape} {count:.0e}"] = json.loads(
-                subprocess.run(
-                    [sys.executable, __file__, "draw-one", str(count), shape],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                    env=os.environ | {"OMP_NUM_THREADS": "1"},
-                ).stdout
-            )
-    keep("select_draw", figures)
-
-
-def draw_one(count: int, shape: str) -> None:
-    """In a process of its own: both timings in turn, five times; medians."""
-    generator = np.random.default_rng(0)
-    gains = generator.random(count, dtype=np.float32)
-    if shape == "student":  # most candidates are easy: as a student's margins are spread
-        np.power(gains, np.float32(8.0), out=gains)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    figures: dict[str, list[float]] = {"sort": [], "draw": []}
-    for number in range(5):
-        begin = time.perf_counter()
-        chosen = draw(gains, 100_000, 0.05 * count, None, np.random.default_rng(number))
-        figures["draw"].append(time.perf_counter() - begin)
-        assert len(np.unique(chosen)) == 100_000
-        if number == 0:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        copy = gains.copy()
-        begin = time.perf_counter()
-        copy.sort()
-        figures["sort"].append(time.perf_counter() - begin)
-        del copy
-    ratios = sorted(a / b for a, b in zip(figures["draw"], figures["sort"], strict=True))
-    print(
-        json.dumps(
-            {
-                "draw_seconds": round(statistics.median(figures["draw"]), 3),
-                "sort_seconds": round(statistics.median(figures["sort"]), 3),
-                "ratio": round(ratios[2], 2),
-                "ratio_least_and_most": [round(ratios[0], 2), round(ratios[-1], 2)],
-                "gains_MiB": round(4 * count / 2**20),
-                "more_MiB": round((peak - held) / 1024),
-            }
-        )
-    )
-
-
 def told(function: Callable, tasks: list[tuple], at_once: int) -> list:
     """The results of all tasks, in their order, each printed when it is there."""
     results = []
@@ -403,7 +337,4 @@ def told(function: Callable, tasks: list[tuple], at_once: int) -> list:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["draw-one"]:
-        draw_one(int(sys.argv[2]), sys.argv[3])
-    else:
-        main()
+    main()
