@@ -255,7 +255,7 @@ def trial(data: str, seed: int, folder: str) -> dict[str, Any]:
             "kind": "local",
             "model": size["teacher"],
             "weights": f"{folder}/teacher-{seed}.safetensors",
-            "train": {"epochs": size["teacher_epochs"], "augment": augment, "threads": 1},
+            "train": {"epochs": size["teacher_epochs"], "augment": augment, "clip_norm": 2.0, "threads": 1},
         },
         "budget": {"queries": size["b"] * size["rounds"]},
         "pool": {"kind": "images"},
