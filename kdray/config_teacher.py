@@ -16,7 +16,7 @@ class TeacherTrainConfig(TrainConfig):
     images: ImagesConfig | None = None
     """Labelled images the teacher is trained on; null: those of `labelled` (RAD, Algorithm 1)."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
-    """Longer gradients are cut to this length; null cuts none. Not as short as a student's: few true labels teach less."""
+    """Longer gradients are cut to this length; null cuts none. At a student's 2 few true labels teach less."""
     threads: Threads = "auto"
     """CPU threads of the teacher's training; auto as for the student."""
     seed: Annotated[int, Field(ge=0)] = 0
