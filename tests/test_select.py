@@ -171,6 +171,19 @@ def test_cluster_margin_looks_at_a_sample_of_many_pairs_and_at_all_of_many_image
     assert first != second, "another sample"
 
 
+@pytest.mark.parametrize("strategy", ["cluster-margin", "coreset"])
+def test_who_looks_at_all_that_is_left_says_so_in_every_round(strategy, pool, images, model, monkeypatch):
+    for of in (pool, images):
+        first = choose(strategy, of, 20, model)
+        second = choose(strategy, of, 20, model, taken=first.ids)
+        for chosen in (first, second):
+            facts = chosen.search.facts()
+            assert facts["passes"] == facts["exhaustive"]
+    monkeypatch.setattr("kdray.select.sample._MOST", 50)
+    facts = choose(strategy, pool, 4, model).search.facts()
+    assert facts["passes"] < facts["exhaustive"]
+
+
 def test_vanilla_takes_several_of_a_pair_and_its_scores_are_the_lowest_of_all(pool, model):
     vanilla, active = choose("vanilla", pool, 60, model), choose("active-mixup", pool, 60, model)
     assert len(set((vanilla.ids // len(LAMBDAS)).tolist())) < 60

@@ -33,7 +33,7 @@ def cluster_margin(task: Task) -> Selection:
     rows = round_robin(margins, clusters, task.k, task.generator)
     looked = Looked(
         passes=best.evaluated + features.evaluated,
-        exhaustive=task.candidates,
+        exhaustive=task.free_groups * task.pool.group_size + features.evaluated,
         text=f"{len(np.unique(clusters)):,} clusters of the {len(ids):,} smallest margins of {len(groups):,}",
     )
     return Selection(ids=ids[rows], scores=margins[rows], search=looked)

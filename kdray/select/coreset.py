@@ -31,7 +31,8 @@ def coreset(task: Task) -> Selection:
     known = np.concatenate([part.rows for part in centres]) if centres else np.empty((0, features.rows.shape[1]))
     rows = k_center_greedy(features.rows, known.astype(np.float32), task.k)
     passes += features.evaluated + sum(part.evaluated for part in centres)
-    looked = Looked(passes=passes, exhaustive=task.candidates, text=f"k-center greedy among {len(ids):,}")
+    missed = (task.free_groups - len(ids)) * (1 + task.pool.group_size * (task.pool.group_size > 1))
+    looked = Looked(passes=passes, exhaustive=passes + missed, text=f"k-center greedy among {len(ids):,}")
     return Selection(ids=ids[rows], scores=None if scores is None else scores[rows], search=looked)
 
 

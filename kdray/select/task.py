@@ -51,7 +51,7 @@ class Looked:
 
     Attributes:
         passes: forward passes of the student.
-        exhaustive: forward passes that asking about every candidate takes.
+        exhaustive: forward passes that asking about everything that is left takes.
         about: more about the choice, by name.
         text: the same in words.
     """
