@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-storms test-all lint bench clean
+
+# Compiled once, not by each process again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Made anew whenever pyproject.toml changes. torch and torchvision in one go: pip then takes a pair that fits.
 .venv/ready: pyproject.toml
@@ -12,9 +15,17 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/kdray run examples/digits.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+# All but the storms, which have a small version here.
 test: .venv/ready
-	$(BIN)/python -m pytest -m alone
-	$(BIN)/python -m pytest -m "not alone" --numprocesses 3 --dist worksteal
+	$(PYTEST) -m "not storm"
+
+test-storms: .venv/ready
+	$(PYTEST) -m storm
+
+test-all: .venv/ready
+	$(PYTEST)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -2,21 +2,23 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
-# Set before Ray is imported anywhere: a cluster started by a test is a throw-away, and dies quickly.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Set before Ray is imported anywhere: what surrounds the tests is no business of theirs, and a cluster that a test
+# starts is a throw-away, and dies quickly.
+for name in [name for name in os.environ if name.startswith(("RAY_", "KDRAY_"))]:
+    del os.environ[name]
+os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ADDRESS"] = ""
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -25,6 +27,21 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that needs a Ray runs in one worker, one test after the other: there is one Ray, and nobody in its way."""
+    for item in items:
+        if "ray_local" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Groups show in the names of tests; where they do not, each worker would start a Ray of its own."""
+    if getattr(session.config.option, "loadgroup", False):
+        grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+        assert all(item.nodeid.endswith("@ray") for item in grouped), "this pytest-xdist does not group tests"
 
 
 def digits_config(weights: Path, **changes) -> dict:
@@ -50,15 +67,21 @@ def digits_config(weights: Path, **changes) -> dict:
 
 
 @pytest.fixture(scope="session")
-def teacher_weights(tmp_path_factory) -> Path:
-    """A small-cnn teacher for 16x16 digits, trained once for all tests."""
+def teacher_weights(tmp_path_factory, worker_id) -> Path:
+    """A small-cnn teacher for 16x16 digits, trained once for all tests of all workers."""
     from kdray.config import Config
     from kdray.teachers.build import train_teacher
 
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    base = tmp_path_factory.getbasetemp()
+    folder = base if worker_id == "master" else base.parent  # which the workers of one `pytest` share
+    path = folder / "shared-teacher" / "teacher.safetensors"
     data = digits_config(path)
     data["teacher"]["train"] = {"images": {"source": "digits", "rows": "0:600", "size": 16}, "epochs": 6}
-    train_teacher(Config.model_validate(data).teacher)
+    path.parent.mkdir(exist_ok=True)
+    with open(folder / "shared-teacher.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            train_teacher(Config.model_validate(data).teacher)
     return path
 
 
@@ -84,34 +107,38 @@ def make_config(teacher_weights):
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """A Ray of two CPUs for all tests that need one in this process."""
+    """A Ray of four CPUs for all tests that need one in this process."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    small = {"num_cpus": 4, "object_store_memory": 256 * 2**20, "include_dashboard": False}
+    ray.init(address="local", log_to_driver=False, logging_level="ERROR", **small)
     yield ray
     ray.shutdown()
 
 
-def kdray(*arguments, cwd: Path, env: dict | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Run the command line as a user does; one thread, so that tests do not wait for each other's cores."""
-    return subprocess.run(
-        [sys.executable, "-m", "kdray", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160"} | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+def command(*arguments: object, cwd: Path | None = None, env: dict | None = None) -> subprocess.CompletedProcess:
+    """Run the command line in this process: quick, and enough where it is not the process that matters."""
+    from typer.testing import CliRunner
+
+    from kdray.cli import app
+
+    with contextlib.chdir(cwd or Path.cwd()):
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"} | (env or {}))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception  # a user would see a traceback
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
-def ray_pids(title: str) -> list[int]:
-    """Workers of this process's own Ray, by what they are: nobody else's may be killed."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-            if f"ray::{title}" in " ".join(process.cmdline()):
-                found.append(process.pid)
-    return found
+def actor_pids(kind: str, name: str | None = None) -> list[int]:
+    """Processes of living actors of a class, or of the one of that name, in the Ray that this process is connected to:
+    nobody else's may be counted or killed."""
+    from ray._private.state import actors
+
+    return [
+        actor["Pid"]
+        for actor in actors().values()
+        if (actor["ActorClassName"], actor["State"]) == (kind, "ALIVE") and name in (None, actor["Name"])
+    ]
 
 
 @contextlib.contextmanager

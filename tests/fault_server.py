@@ -1,8 +1,6 @@
 """A teacher that fails in every way a server can, in a process of its own, and keeps book of every image it was asked.
 
-    python fault_server.py SEED LOG
-
-prints its port. Each image it works on is a line in LOG, on disk before a reply goes out: its hash, what became of it.
+Each image it works on is a line in LOG, on disk before a reply goes out: its hash, what became of it.
 """
 
 import asyncio
@@ -10,7 +8,8 @@ import hashlib
 import json
 import os
 import random
-import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import numpy as np
 from aiohttp import web
@@ -90,8 +89,8 @@ class Server:
         return web.Response(text=json.dumps({"outputs": [output]}), content_type="application/json")
 
 
-async def main(seed: int, log: str) -> None:
-    """Serve until killed."""
+async def main(seed: int, log: str, ready: Callable[[int], None]) -> None:
+    """Serve until killed; `ready` is told the port."""
     server = Server(seed, log)
     app = web.Application()
     app.router.add_get("/v2/models/m", server.about)
@@ -100,9 +99,10 @@ async def main(seed: int, log: str) -> None:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    print(runner.addresses[0][1], flush=True)
+    ready(runner.addresses[0][1])
     await asyncio.Event().wait()
 
 
-if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
+def serve(seed: int, log: str, port: Connection) -> None:
+    """What a process does that is a server: sends its port, and serves until killed."""
+    asyncio.run(main(seed, log, port.send))

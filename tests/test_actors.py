@@ -7,15 +7,17 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import digits_config, ray_pids, served
+from conftest import actor_pids, digits_config, served
 
 from actors.cluster import connect, count_workers
 from actors.scoring import RaySearcher
@@ -59,70 +61,80 @@ def reference(pool, model):
     return LocalSearcher(512).search(pool, model, SearchRequest(k=300))
 
 
+@pytest.fixture(scope="module")
+def two_workers(ray_local) -> Iterator[list]:
+    """Scoring workers for several tests: nothing of one search is left in them for the next."""
+    searcher = RaySearcher(2)
+    searcher.start()
+    yield searcher._actors
+    searcher.close()
+
+
+@pytest.fixture
+def searcher_of(two_workers):
+    """Makes a searcher with some of them."""
+
+    def make(workers: int = 2, **options) -> RaySearcher:
+        searcher = RaySearcher(workers, **options)
+        searcher._actors = two_workers[:workers]
+        return searcher
+
+    return make
+
+
 def same(found, reference) -> bool:
     return found.ids.tolist() == reference.ids.tolist() and found.scores.tobytes() == reference.scores.tobytes()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, ray_local, pool, model, reference):
-    searcher = RaySearcher(workers, chunk=512)
-    try:
-        seen = []
-        request = SearchRequest(k=300)
-        found = searcher.search(pool, model, request, lambda done, total: seen.append((done, total)))
-        assert same(found, reference)
-        assert seen[-1] == (len(pool), len(pool))
-        # The same actors again, with another student and with groups that have left the pool.
-        other = build_model("lenet5", (1, 28, 28), 10, seed=2)
-        taken = np.sort(found.ids // len(LAMBDAS))
-        request = SearchRequest(k=200, taken=taken)
-        assert same(searcher.search(pool, other, request), LocalSearcher(512).search(pool, other, request))
-    finally:
-        searcher.close()
+def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, searcher_of, pool, model, reference):
+    searcher, seen = searcher_of(workers, chunk=512), []
+    request = SearchRequest(k=300)
+    found = searcher.search(pool, model, request, lambda done, total: seen.append((done, total)))
+    assert same(found, reference)
+    assert seen[-1] == (len(pool), len(pool))
+    # The same actors again, with another student and with groups that have left the pool.
+    other = build_model("lenet5", (1, 28, 28), 10, seed=2)
+    taken = np.sort(found.ids // len(LAMBDAS))
+    request = SearchRequest(k=200, taken=taken)
+    assert same(searcher.search(pool, other, request), LocalSearcher(512).search(pool, other, request))
 
 
-def test_workers_guess_as_one_process_does_bit_for_bit(ray_local, pool, model):
+def test_workers_guess_as_one_process_does_bit_for_bit(searcher_of, pool, model):
     pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
     method, request = Method(search="interpolated", min_recall=0.0), SearchRequest(k=10, seed=7)
     assert look_ahead(pool, request, method).guess
     reference = LocalSearcher(512, method=method).search(pool, model, request)
-    searcher = RaySearcher(2, chunk=300, method=method)
-    try:
-        found = searcher.search(pool, model, request)
-    finally:
-        searcher.close()
+    found = searcher_of(chunk=300, method=method).search(pool, model, request)
     assert same(found, reference)
     assert found.facts() == reference.facts()
     assert found.recall.sampled == 200 and found.evaluated <= found.exhaustive / 2
 
 
-def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(ray_local, pool, model):
+def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(searcher_of, pool, model):
     from kdray.select import STRATEGIES, Task, select
 
     pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
     method = Method(search="interpolated", min_recall=0.0)
-    searchers = LocalSearcher(512, method=method), RaySearcher(2, chunk=300, method=method)
-    try:
-        for name in STRATEGIES:
-            chosen = []
-            for searcher in searchers:
-                task = Task(
-                    pool=pool,
-                    k=30,
-                    taken=np.array([5, 700, 19_000]),
-                    generator=np.random.default_rng(3),
-                    ask=lambda request, by=searcher: by.search(pool, model, request),
-                    known=pool.images,
-                )
-                chosen.append(select(name, task))
-            here, there = chosen
-            assert here.ids.tolist() == there.ids.tolist(), name
-            if here.scores is not None:
-                assert here.scores.tobytes() == there.scores.tobytes(), name
-            if here.search is not None:
-                assert here.search.facts() == there.search.facts(), name
-    finally:
-        searchers[1].close()
+    searchers = LocalSearcher(512, method=method), searcher_of(chunk=300, method=method)
+    for name in STRATEGIES:
+        chosen = []
+        for searcher in searchers:
+            task = Task(
+                pool=pool,
+                k=30,
+                taken=np.array([5, 700, 19_000]),
+                generator=np.random.default_rng(3),
+                ask=lambda request, by=searcher: by.search(pool, model, request),
+                known=pool.images,
+            )
+            chosen.append(select(name, task))
+        here, there = chosen
+        assert here.ids.tolist() == there.ids.tolist(), name
+        if here.scores is not None:
+            assert here.scores.tobytes() == there.scores.tobytes(), name
+        if here.search is not None:
+            assert here.search.facts() == there.search.facts(), name
 
 
 def test_what_is_scored_shows_in_rays_metrics(ray_local, pool, model):
@@ -142,39 +154,60 @@ def test_what_is_scored_shows_in_rays_metrics(ray_local, pool, model):
     assert "kdray_chunk_seconds_bucket" in text
 
 
-def test_a_worker_killed_in_mid_search_changes_nothing(ray_local, pool, model, reference):
-    searcher = RaySearcher(2, chunk=512)
+def test_a_worker_killed_in_mid_search_changes_nothing(searcher_of, pool, model, reference):
+    searcher = searcher_of(chunk=512)
+    victims = searcher.pids()
+
+    def kill(done: int, total: int) -> None:
+        if victims and done > total // 4:
+            os.kill(victims.pop(), signal.SIGKILL)
+
+    assert same(searcher.search(pool, model, SearchRequest(k=300), kill), reference)
+    assert len(victims) == 0 and searcher.requeued >= 1
+
+
+def test_cpus_that_become_free_in_mid_search_are_put_to_work(ray_local, pool, model, reference):
+    """As when a node joins."""
+
+    class Holder:
+        def ready(self) -> bool:
+            return True
+
+    free = int(ray_local.available_resources()["CPU"])
+    holder = ray_local.remote(Holder).options(num_cpus=free - 1).remote()
+    searcher, notes = RaySearcher(1, chunk=512, grow=True), []
     try:
-        searcher.start()
-        victims = searcher.pids()
+        assert ray_local.get(holder.ready.remote())
 
-        def kill(done: int, total: int) -> None:
-            if victims and done > total // 4:
-                os.kill(victims.pop(), signal.SIGKILL)
+        def leave(done: int, total: int) -> None:
+            nonlocal holder
+            if holder is not None and done * 3 > total:
+                ray_local.kill(holder)
+                holder = None
+                until(lambda: ray_local.available_resources().get("CPU", 0) == free - 1)
+                until(lambda: time.monotonic() - searcher._looked_at > 2)  # it looks every two seconds
 
-        assert same(searcher.search(pool, model, SearchRequest(k=300), kill), reference)
-        assert len(victims) == 0 and searcher.requeued >= 1
+        assert same(searcher.search(pool, model, SearchRequest(k=300), leave, notes.append), reference)
     finally:
         searcher.close()
+    more = "1 more scoring worker" if free == 2 else f"{free - 1} more scoring workers"
+    assert notes == [f"{more}, {free} in all: CPUs have become free"]
+    assert searcher.requeued == 0
 
 
 def test_more_workers_than_cpus_do_not_block_a_search(ray_local, pool, model, reference):
-    searcher = RaySearcher(4, chunk=512)
+    searcher = RaySearcher(5, chunk=512)
     try:
         assert same(searcher.search(pool, model, SearchRequest(k=300)), reference)
     finally:
         searcher.close()
 
 
-def test_an_error_of_the_students_comes_back_as_it_was_raised(ray_local, pool):
+def test_an_error_of_the_students_comes_back_as_it_was_raised(searcher_of, pool):
     broken = build_model("lenet5", (1, 28, 28), 10, seed=1)
     broken.mean.fill_(float("nan"))
-    searcher = RaySearcher(1, chunk=512)
-    try:
-        with pytest.raises(ScoringError, match=r"^the student's output for candidate \d+ is not a number"):
-            searcher.search(pool, broken, SearchRequest(k=3))
-    finally:
-        searcher.close()
+    with pytest.raises(ScoringError, match=r"^the student's output for candidate \d+ is not a number"):
+        searcher_of(1, chunk=512).search(pool, broken, SearchRequest(k=3))
 
 
 @pytest.fixture
@@ -330,7 +363,7 @@ def test_workers_that_die_between_two_rounds_are_there_for_the_next(playful, led
     pool, _ = playful
     pool.teacher.metered = False
     assert facts(buy(grey(*range(1, 21)), pool=pool, ledger=ledger, batch_size=5)) == (20, 0, 0)
-    victims = ray_pids("TeacherWorker")
+    victims = actor_pids("TeacherWorker")
     assert len(victims) == 2
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
@@ -462,7 +495,7 @@ def test_an_http_worker_killed_with_requests_on_their_way_loses_those_and_serves
 
     def kill() -> None:
         until(lambda: desk.inside == 4)
-        (victim,) = ray_pids("HttpTeacherWorker")
+        (victim,) = actor_pids("HttpTeacherWorker")
         os.kill(victim, signal.SIGKILL)
         desk.hold = 0
 
@@ -481,9 +514,9 @@ def test_an_http_worker_that_died_at_its_leisure_still_knows_how_to_ask(http_par
     """Ray has started it again before anybody looked; what the server had told it must be asked for again."""
     pool, _, _ = http_parts
     buy(grey(1), pool=pool, ledger=ledger, batch_size=1)
-    (victim,) = ray_pids("HttpTeacherWorker")
+    (victim,) = actor_pids("HttpTeacherWorker")
     os.kill(victim, signal.SIGKILL)
-    until(lambda: any(pid != victim for pid in ray_pids("HttpTeacherWorker")))
+    until(lambda: any(pid != victim for pid in actor_pids("HttpTeacherWorker")))
     bought = buy(grey(*range(2, 12)), pool=pool, ledger=ledger, batch_size=5, round=1)
     assert bought.positions.tolist() == list(range(10))
     assert ledger.rejected() == 0
@@ -510,26 +543,36 @@ class KillWorkers(Observer):
     """Kills workers of the run it watches, one of each kind, while they work for the first round."""
 
     def __init__(self) -> None:
-        self.victims = {"choose": {"ScoringWorker.work"}, "query": {"TeacherWorker", "LedgerService"}}
+        self.victims = {"choose": {"ScoringWorker"}, "query": {"TeacherWorker", "LedgerService"}}
         self._now: set[str] = set()
+        self._spared = {pid for kinds in self.victims.values() for kind in kinds for pid in actor_pids(kind)}
 
     def phase(self, round, name):
         self._now = self.victims.get(name, set()) if round == 1 else set()
 
     def progress(self, done, total, *, spent=None):
         for kind in list(self._now) if done > total // 4 else ():
-            for pid in ray_pids(kind)[:1]:
+            at_work = [pid for pid in actor_pids(kind) if pid not in self._spared and is_at_work(pid, kind)]
+            for pid in at_work[:1]:
                 os.kill(pid, signal.SIGKILL)
                 self._now.remove(kind)
 
 
-def test_a_run_selects_alike_without_ray_on_one_worker_on_two_and_after_a_kill(ray_local, teacher_weights, tmp_path):
+def is_at_work(pid: int, kind: str) -> bool:
+    """Whether a scoring worker is in a call right now; others may be killed at any time."""
+    try:
+        return kind != "ScoringWorker" or "ray::ScoringWorker.work" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_run_selects_alike_without_ray_on_one_worker_and_on_two_that_are_killed(ray_local, teacher_weights, tmp_path):
     grid = [0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70]
     changes = {"images__count": 70, "budget__queries": 90, "resources__chunk": 128, "pool__lambdas": grid}
     local = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "local"), local=True)
     assert all(metrics.search["keep"] >= 4 for metrics in local.history[1:]), "it guessed"
     killer = KillWorkers()
-    for name, workers, observer in (("one", 1, None), ("two", 2, None), ("killed", 2, killer)):
+    for name, workers, observer in (("one", 1, None), ("killed", 2, killer)):
         config = parse_config(digits_config(teacher_weights, **changes, resources__scoring_workers=workers))
         result = run(config, RunDirectory(tmp_path / name), observer=observer)
         for number in (1, 2):
@@ -551,7 +594,7 @@ def test_a_function_of_the_users_own_module_is_asked_from_a_worker(ray_local, tm
         "    return np.stack([share, 1 - share], axis=1)\n"
     )
     monkeypatch.chdir(tmp_path)
-    data = digits_config("unused", select__rounds=1, budget__queries=80, test=None)
+    data = digits_config("unused", select__rounds=1, budget__queries=80, test=None, resources__scoring_workers=1)
     data["teacher"] = {"kind": "python", "function": "my_teacher:ask", "classes": 2}
     result = run(parse_config(data), RunDirectory(tmp_path / "run"))
     assert result.receipt.queries == 80
@@ -562,6 +605,7 @@ def test_a_function_of_the_users_own_module_is_asked_from_a_worker(ray_local, tm
 def test_the_training_worker_can_be_asked_for(ray_local, teacher_weights, tmp_path):
     changes = {"select__rounds": 1, "budget__queries": 80}
     local = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "local"), local=True)
+    changes |= {"resources__scoring_workers": 1, "resources__teacher_workers": 0}
     config = parse_config(digits_config(teacher_weights, **changes, resources__trainer__where="worker"))
     there = run(config, RunDirectory(tmp_path / "there"))
     assert (tmp_path / "local/student.safetensors").read_bytes() == (
@@ -573,7 +617,7 @@ def test_the_training_worker_can_be_asked_for(ray_local, teacher_weights, tmp_pa
 def test_workers_are_counted_from_what_is_free(ray_local):
     with connect({}) as cluster:
         assert cluster.address == "connected"
-        assert 0 <= cluster.cpus <= 2
+        assert 0 <= cluster.cpus <= 4
     assert [count_workers("auto", cpus) for cpus in (0.0, 1.0, 7.9)] == [1, 1, 7]
     assert count_workers(3, 64.0) == 3
     assert ray_local.is_initialized(), "a cluster that was there before is left running"

@@ -1,19 +1,21 @@
 """`kdray bench score`: it measures, and says what it cannot."""
 
 import pytest
-from conftest import kdray
+import torch
+from conftest import command
 
 from kdray.bench import Setting, Speed, bare, lines, parse_shape
 from kdray.errors import ConfigError
 
 
-def test_a_measurement_of_one_worker(tmp_path):
-    done = kdray(
+def test_a_measurement_of_one_worker(ray_local, tmp_path):
+    threads = torch.get_num_threads()
+    done = command(
         *("bench", "score", "--model", "small-cnn", "--shape", "1x8x8", "--images", "40", "--workers", "1"),
         *("--seconds", "0.2", "--repeats", "1"),
         cwd=tmp_path,
-        env={"RAY_ADDRESS": ""},
     )
+    torch.set_num_threads(threads)
     assert done.returncode == 0, done.stderr
     assert "1 worker" in done.stdout and "of the bare forward pass" in done.stdout and "MiB a worker" in done.stdout
     assert "scaling" not in done.stdout
@@ -33,7 +35,7 @@ def test_a_measurement_of_one_worker(tmp_path):
     ],
 )
 def test_what_cannot_be_measured(arguments, message, tmp_path):
-    done = kdray("bench", "score", *arguments, cwd=tmp_path)
+    done = command("bench", "score", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
 

@@ -10,13 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from aiohttp import web
-from conftest import digits_config, kdray
+from conftest import command, digits_config
 from PIL import Image
+from processes import kdray
 from safetensors.torch import save_file
 from test_http import answering, free_port, serving
-from typer.testing import CliRunner
 
-from kdray.cli import app
 from kdray.ledger import Ledger
 from kdray.students.export import ModelCard, read_card, save_model
 from kdray.students.models import build_model
@@ -59,8 +58,8 @@ def finished(tmp_path_factory, teacher_weights) -> tuple[Path, Path]:
     changes = {"budget__queries": 50, "select__rounds": 1, "student__epochs": 1}
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(digits_config(teacher_weights, **changes)))
-    done = CliRunner().invoke(app, ["run", str(config), "--local", "--out", str(folder / "run")])
-    assert done.exit_code == 0, done.stderr
+    done = command("run", config, "--local", "--out", folder / "run")
+    assert done.returncode == 0, done.stderr
     return folder / "run", config
 
 
@@ -86,8 +85,8 @@ def refused(*arguments: str | Path, unchanged: tuple[Path, ...] = ()) -> str:
     """The message of a command that must fail and leave everything as it was; runs it in this process."""
     roots = (Path.cwd(), *unchanged)
     before = [everything(root) for root in roots]
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 2, (done.exit_code, done.stderr, repr(done.exception))
+    done = command(*arguments)
+    assert done.returncode == 2, (done.returncode, done.stderr)
     assert done.stdout == ""
     assert [everything(root) for root in roots] == before
     return only_message(done.stderr)
@@ -386,9 +385,9 @@ def test_a_server_without_metadata_is_found_out_with_one_query_at_most(status, b
         url = f"http://127.0.0.1:{free_port()}/p" if status is None else f"{server.url}/p"
         teacher = {"kind": "http", "protocol": "json", "classes": 10, "name": "mine", "url": url}
         path = config_file(teacher=teacher, select__rounds=0, budget__queries=41, student__epochs=1, test=None)
-        done = CliRunner().invoke(app, ["run", str(path), "--local", "--out", "out"])
+        done = command("run", path, "--local", "--out", "out")
         assert len(server.requests) == (status is not None)
-    assert done.exit_code == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     message = only_message(done.stderr[done.stderr.index("kdray: ") :])
     assert matches(message, pattern.replace("{url}", url)), message
     assert "\n" not in message and spent(Path("out")) == charged
@@ -397,8 +396,8 @@ def test_a_server_without_metadata_is_found_out_with_one_query_at_most(status, b
         return web.json_response({"probabilities": [[0.1] * 10] * len((await request.json())["images"])})
 
     with serving(right) as server:
-        again = CliRunner().invoke(app, ["run", str(path), f"teacher.url={server.url}/p", "--local", "--out", "out"])
-    assert again.exit_code == 0, again.stderr
+        again = command("run", path, f"teacher.url={server.url}/p", "--local", "--out", "out")
+    assert again.returncode == 0, again.stderr
     assert spent(Path("out")) == 40 + charged
 
 
@@ -499,8 +498,8 @@ def test_with_force_a_teacher_is_trained_again(config_file, tmp_path):
     recipe = "teacher.train={images: {source: digits, rows: '0:50', size: 16}, epochs: 1}"
     arguments = ["teacher", "train", str(config_file()), f"teacher.weights={weights}", recipe]
     assert "give --force" in refused(*arguments)
-    done = CliRunner().invoke(app, [*arguments, "--force"])
-    assert done.exit_code == 0 and f"wrote {weights}" in done.stdout, done.stderr
+    done = command(*arguments, "--force")
+    assert done.returncode == 0 and f"wrote {weights}" in done.stdout, done.stderr
     assert read_card(weights).model == "small-cnn"
 
 
@@ -527,8 +526,8 @@ def test_a_teacher_whose_recipe_is_wrong_is_not_written(recipe, start, bad, conf
     [["run"], ["resume"], ["report"], ["plan"], ["frobnicate"], ["run", "x.yaml", "--frob"], ["teacher", "x"]],
 )
 def test_wrong_words_get_a_usage_line_and_exit_code_2(arguments, tmp_path):
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 2 and done.stdout == ""
+    done = command(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("Usage: ") and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -569,7 +568,7 @@ def test_a_ray_address_that_leads_nowhere_fails_soon_and_pays_nothing(address, m
     assert done.stdout == "" and only_message(done.stderr).startswith(message)
     assert "\n" not in only_message(done.stderr)
     assert not out.exists()
-    again = CliRunner().invoke(app, ["run", str(config), "--local", "--out", str(out)])
-    assert again.exit_code == 0, again.stderr
+    again = command("run", config, "--local", "--out", out)
+    assert again.returncode == 0, again.stderr
     assert spent(out) == 150
     assert (out / "student.safetensors").read_bytes() == (finished[0] / "student.safetensors").read_bytes()

@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import kdray
+from processes import Program, kdray
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from kdray.run import RunDirectory, read_result
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,22 +44,39 @@ def head(tmp_path_factory):
         }
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-        port, dashboard, client, agent, metrics = free_ports(5)
-        command = (
-            f"ray start --head --block --num-cpus=2 --temp-dir={short}/ray --port={port} --dashboard-port={dashboard} "
-            f"--ray-client-server-port={client} --dashboard-agent-listen-port={agent} --metrics-export-port={metrics}"
-        )
-        process = subprocess.Popen(
-            command.split(), env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):  # somebody else may take a port first
+                ports, said = free_ports(5), []
+                process = stack.enter_context(ray_start(f"{short}/ray", ports, environment))
+                for line in process.stdout:
+                    said.append(line)
+                    if "Ray runtime started" in line:
+                        yield environment, ports[0], ports[1]
+                        return
+            pytest.fail("the head did not come up: " + "".join(said))
+
+
+@contextlib.contextmanager
+def ray_start(folder: str, ports: list[int], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """`ray start` on these ports, and its end with all that it has started."""
+    port, dashboard, client, agent, metrics = ports
+    command = (
+        f"ray start --head --block --num-cpus=2 --temp-dir={folder} --port={port} --dashboard-port={dashboard} "
+        f"--ray-client-server-port={client} --dashboard-agent-listen-port={agent} --metrics-export-port={metrics}"
+    )
+    with subprocess.Popen(
+        command.split(),
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         try:
-            for line in process.stdout:
-                if b"Ray runtime started" in line:
-                    break
-            assert process.poll() is None, "the head did not come up"
-            yield environment, port, dashboard
+            yield process
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
             with contextlib.suppress(ProcessLookupError):
@@ -65,14 +85,12 @@ def head(tmp_path_factory):
 
 def run_on(head, arguments: list[str], address: str, cwd: Path) -> subprocess.CompletedProcess:
     environment, _, _ = head
-    return subprocess.run(
-        [sys.executable, "-m", "kdray", *arguments],
-        cwd=cwd,
-        env=environment | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    return kdray(*arguments, cwd=cwd, env=instead(environment, RAY_ADDRESS=address))
+
+
+def instead(environment: dict[str, str], **more: str) -> dict[str, str | None]:
+    """What makes an environment of ours into this one."""
+    return dict.fromkeys(os.environ) | environment | more
 
 
 def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, config_file, tmp_path):
@@ -86,17 +104,13 @@ def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, con
     assert students[0] == students[1]
 
 
+@pytest.mark.storm
+@pytest.mark.timeout(1200)
 def test_a_driver_killed_on_the_cluster_is_resumed_to_the_same_bits(head, config_file, tmp_path):
     environment, _, _ = head
     path, out = config_file(student__epochs=8), tmp_path / "killed"
     for line_of_death in ("round 0/2 asking", "round 1/2 choosing", "round 1/2 training"):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kdray", "run", str(path), "--out", str(out)],
-            env=environment | {"RAY_ADDRESS": "auto", "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        with process:
+        with Program("run", path, "--out", out, env=instead(environment, RAY_ADDRESS="auto")) as process:
             assert any(line.startswith(line_of_death) for line in process.stderr), line_of_death
             process.kill()
     done = run_on(head, ["resume", str(out)], "auto", tmp_path)
@@ -109,16 +123,12 @@ def test_a_driver_killed_on_the_cluster_is_resumed_to_the_same_bits(head, config
     assert killed.receipt == lived.receipt
 
 
+@pytest.mark.storm
 def test_sigterm_stops_a_run_on_ray_as_cleanly_as_ctrl_c(head, config_file, tmp_path):
     environment, _, _ = head
     out = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdray", "run", str(config_file(student__epochs=8)), "--out", str(out)],
-        env=environment | {"RAY_ADDRESS": "auto", "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    path = config_file(student__epochs=8)
+    with Program("run", path, "--out", out, env=instead(environment, RAY_ADDRESS="auto")) as process:
         assert any(line.startswith("round 1/2 choosing") for line in process.stderr)
         process.terminate()
         rest = process.stderr.read()
@@ -151,6 +161,8 @@ def test_a_wrong_token_is_one_clear_message(head, config_file, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1, "one message, and nothing around it"
 
 
+@pytest.mark.storm
+@pytest.mark.timeout(1200)  # a busy machine takes minutes to start a job
 def test_ray_job_submit_as_in_the_readme(head):
     environment, _, dashboard = head
     command = "ray job submit --working-dir . -- python -m kdray run examples/digits.yaml"
@@ -161,7 +173,7 @@ def test_ray_job_submit_as_in_the_readme(head):
         env=environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # The job's own folder is deleted after it: what was paid for lies in the home folder.

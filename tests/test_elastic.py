@@ -1,10 +1,15 @@
-"""Nodes that come and go in the middle of a search, on a simulated cluster: the selection stays what it is."""
+"""Nodes that come and go in the middle of a search, on a simulated cluster: the selection stays what it is.
+
+In small, with a worker that dies and CPUs that become free, in test_actors.py.
+"""
 
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = [pytest.mark.storm, pytest.mark.xdist_group("ray")]
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "elastic.py"
 

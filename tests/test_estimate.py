@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import digits_config
-from typer.testing import CliRunner
+from conftest import command, digits_config
 
 from kdray.artefacts import RunDirectory, write_image_set
-from kdray.cli import app
 from kdray.config_file import load_config, parse_config
 from kdray.errors import ConfigError, ImageSetError
 from kdray.files import read_json
@@ -295,8 +293,8 @@ def test_teacher_train_takes_a_count(tmp_path):
     data = digits_config(tmp_path / "weak.safetensors")
     data["teacher"]["train"] = {"images": {"source": "digits", "rows": "0:600", "size": 16}, "epochs": 2}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
-    answer = CliRunner().invoke(app, ["teacher", "train", str(tmp_path / "config.yaml"), "--count", "30"])
-    assert answer.exit_code == 0, answer.output
+    answer = command("teacher", "train", tmp_path / "config.yaml", "--count", "30")
+    assert answer.returncode == 0, answer.stderr
     few = load_student(tmp_path / "weak.safetensors")
     config = load_config(
         tmp_path / "config.yaml", ["teacher.train.images.count=30", f"teacher.weights={tmp_path / 'same.safetensors'}"]

@@ -1,17 +1,14 @@
 """Whole runs against a teacher behind HTTP, as a user starts them: the server and the run each in its own process."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import kdray
+from processes import Program, kdray
 
 TOKEN = "t0ken-that-nobody-may-see"
 
@@ -22,9 +19,8 @@ def serve(teacher_weights, tmp_path) -> Iterator:
     servers = []
 
     def start(*options: str) -> str:
-        command = [sys.executable, "-m", "kdray", "teacher", "serve", "--model", str(teacher_weights), "--port", "0"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKEN": TOKEN}
-        servers.append(subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=environment))
+        command = ["teacher", "serve", "--model", str(teacher_weights), "--port", "0"]
+        servers.append(Program(*command, *options, env={"TOKEN": TOKEN}))
         line = servers[-1].stdout.readline()
         assert line.startswith("serving 10 classes at http://127.0.0.1:"), line
         return line.split()[-1].partition("/v2/")[0]
@@ -52,7 +48,9 @@ def images_answered(url: str) -> int:
         return json.load(reply)["model_stats"][0]["inference_count"]
 
 
-@pytest.mark.parametrize("flags", [["--local"], []], ids=["local", "ray"])
+@pytest.mark.parametrize(
+    "flags", [["--local"], pytest.param([], marks=pytest.mark.xdist_group("ray"))], ids=["local", "ray"]
+)
 def test_a_teacher_over_http_gives_the_same_run_as_in_the_process(serve, config_file, tmp_path, flags):
     done = kdray("run", config_file(), "--local", "--out", tmp_path / "here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """The ledger: never a query past a budget or a limit, never an answer lost, whoever asks, dies or pulls the plug."""
 
 import hashlib
-import multiprocessing
 import os
 import resource
 import signal
@@ -31,6 +30,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from processes import processes
 
 from kdray.errors import BudgetExceeded, LedgerError
 from kdray.ledger import Ledger, Reservation, hash_images
@@ -39,10 +39,6 @@ from kdray.ledger.receipt import accounts, lines, total
 from kdray.ledger.records import AnswerRows, Grant, Order, Outcome
 from kdray.ledger.schema import prepare
 from kdray.teachers.answers import Answers, to_answers
-
-# Processes of their own, made from one that has the imports behind it.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["hypothesis.extra.numpy", "kdray.ledger.receipt", "pytest"])
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC).timestamp()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ray_pids
+from conftest import actor_pids
 
 import actors.ledger
 from actors.cluster import NAMESPACE
@@ -82,6 +82,12 @@ def there(ray_local, ledger: RayLedger) -> bool:
     except ValueError:
         return False
     return True
+
+
+def ledgers(ray_local) -> set[str]:
+    """Names of the ledger actors of this Ray."""
+    names = [actor["name"] for actor in ray_local.util.list_named_actors(all_namespaces=True)]
+    return {name for name in names if name.startswith("ledger-")}
 
 
 def test_a_purchase_can_have_all_it_needs():
@@ -156,7 +162,7 @@ class Dangerous:
             if order:
                 (self.folder / f"die-after-{order}").touch()
             if self.batches in (15, 22):
-                for pid in ray_pids("Mortal"):
+                for pid in actor_pids("Mortal"):
                     os.kill(pid, signal.SIGKILL)
         return brightness(images)
 
@@ -192,10 +198,11 @@ def test_two_runs_buy_each_image_once_while_the_actor_is_killed_again_and_again(
 
 def test_all_who_name_the_file_share_an_actor_and_the_last_to_leave_ends_it(open_ledger, ray_local, tmp_path):
     (tmp_path / "same").symlink_to(tmp_path)
+    before = ledgers(ray_local)
     first, second = open_ledger(100), open_ledger(path=tmp_path / "same" / "ledger.sqlite")
     elsewhere = open_ledger(100, path=tmp_path / "other.sqlite")
     assert first._actor == second._actor != elsewhere._actor
-    assert len(ray_pids("Mortal")) == 2
+    assert ledgers(ray_local) - before == {first._name, elsewhere._name}
     first.open_account("me", {"training": 7})
     assert second.remaining("training", "me") == 7
     first.close()
@@ -243,6 +250,7 @@ def test_a_file_that_was_deleted_and_made_anew_is_the_one_that_is_used(open_ledg
 
 def test_what_is_wrong_with_the_file_is_one_sentence(open_ledger, ray_local, tmp_path):
     ledger = open_ledger(100)
+    before = ledgers(ray_local)
     (tmp_path / "broken.sqlite").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 32)
     for path, budget, message in (
         (tmp_path / "ledger.sqlite", 50, "was made for a budget of 100 queries, not 50"),
@@ -253,7 +261,7 @@ def test_what_is_wrong_with_the_file_is_one_sentence(open_ledger, ray_local, tmp
         with pytest.raises(LedgerError, match=message) as error:
             RayLedger(path, budget)
         assert isinstance(error.value, KdrayError) and len(str(error.value).splitlines()) == 1
-    assert len(ray_pids("Mortal")) == 1, "no actor was started for a file that cannot be used"
+    assert ledger._name in ledgers(ray_local) <= before, "no actor was started for a file that cannot be used"
     with pytest.raises(AttributeError):
         ledger.change_budget(10)
     assert ledger.remaining() == 100
@@ -264,7 +272,7 @@ def test_the_actor_of_a_file_that_was_spoilt_meanwhile_says_so(open_ledger, tmp_
     for file in tmp_path.glob("ledger.sqlite-*"):
         file.unlink()
     (tmp_path / "ledger.sqlite").write_bytes(b"no database at all" * 1000)
-    (pid,) = ray_pids("Mortal")
+    (pid,) = actor_pids("Mortal", ledger._name)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(LedgerError, match=r"cannot use .* as a ledger") as error:
         ledger.remaining()

@@ -7,10 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import digits_config, kdray
-from typer.testing import CliRunner
+from conftest import command, digits_config
+from processes import kdray
 
-from kdray.cli import app
 from kdray.errors import LedgerError
 from kdray.ledger import Ledger
 from kdray.ledger.receipt import Account, Line, accounts, export, lines, reasons, total
@@ -328,16 +327,16 @@ def told(stdout: str) -> tuple[str, str]:
 
 def test_the_receipt_of_a_run(a_run, tmp_path):
     before = {entry.name for entry in a_run.iterdir()}
-    done = kdray("ledger", a_run, cwd=tmp_path)
+    done = command("ledger", a_run, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert told(done.stdout) == (f"ledger {a_run / 'ledger.sqlite'}", RUN_RECEIPT)
     assert {entry.name for entry in a_run.iterdir()} == before
 
 
 def test_the_receipt_of_a_file_with_a_price_and_an_export(filled, tmp_path):
-    done = kdray("ledger", filled, cwd=tmp_path)
+    done = command("ledger", filled, cwd=tmp_path)
     assert (done.returncode, done.stderr, told(done.stdout)[1]) == (0, "", FILE_RECEIPT)
-    done = kdray("ledger", filled, "--price", "2", "--export", "all.parquet", cwd=tmp_path)
+    done = command("ledger", filled, "--price", "2", "--export", "all.parquet", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     _, text = told(done.stdout)
     assert "training all 7 10 1 2 13 7 2 8 26.00 16.00\n" in text
@@ -349,7 +348,7 @@ def test_the_receipt_of_a_file_with_a_price_and_an_export(filled, tmp_path):
 def test_the_budget_of_a_shared_file_is_changed(tmp_path):
     path = tmp_path / "ledger.sqlite"
     fill(path)
-    done = kdray("ledger", path, "--budget", "14", cwd=tmp_path)
+    done = command("ledger", path, "--budget", "14", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "training budget of the whole file: 13 of 14 spent, 0 left, 3 on their way" in done.stdout
     ledger = Ledger(path, 14)
@@ -361,8 +360,8 @@ def test_the_budget_of_a_shared_file_is_changed(tmp_path):
 
 def refused(*arguments: object) -> str:
     """The one line that a command says which fails; in this process."""
-    done = CliRunner().invoke(app, ["ledger", *map(str, arguments)])
-    assert done.exit_code == 2, (done.exit_code, done.stderr, repr(done.exception))
+    done = command("ledger", *arguments)
+    assert done.returncode == 2, (done.returncode, done.stderr)
     assert done.stderr.startswith("kdray: ") and done.stderr.endswith("\n") and done.stderr.count("\n") == 1
     return done.stderr.removeprefix("kdray: ").removesuffix("\n")
 
@@ -403,8 +402,8 @@ def test_a_budget_too_large_and_an_export_in_the_way_are_refused(tmp_path):
     fill(path)
     before = path.read_bytes()
     assert refused(path, "--budget", 10**20).startswith("a budget of 100,000,000,000,000,000,000 queries is more than")
-    done = CliRunner().invoke(app, ["ledger", str(path), "--export", str(path)])
-    assert done.exit_code == 2
+    done = command("ledger", path, "--export", path)
+    assert done.returncode == 2
     assert done.stderr == f"kdray: {path} is there and is no parquet file; choose another name for the export\n"
     assert path.read_bytes() == before
 
@@ -422,8 +421,8 @@ def test_a_budget_too_large_and_an_export_in_the_way_are_refused(tmp_path):
 )
 def test_wrong_words_are_told_with_the_usage(arguments, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["ledger", *arguments])
-    assert (done.exit_code, done.stdout) == (2, "")
+    done = command("ledger", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Usage: ") and complaint in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -462,7 +461,7 @@ def test_a_run_of_an_older_kdray_owns_all_that_has_no_name(tmp_path, a_run):
     shop.ledger.close()
     book = find_book(run, None)
     assert book.owner == ""
-    done = CliRunner().invoke(app, ["ledger", str(run)])
+    done = command("ledger", run)
     assert "training budget of the whole file: 2 of 100 spent, 98 left (24.50 EUR)\n" in done.stdout
     assert not (run / "id").exists()
 
@@ -475,8 +474,8 @@ def test_brackets_in_names_are_shown_as_they_are(name, tmp_path):
     shop.ledger.open_account(f"{name}-1", {"training": 5})
     shop.buy([1], bad={0: f"{name} is no number"}, owner=f"{name}-1", teacher=f"http:{name}")
     shop.ledger.close()
-    done = CliRunner().invoke(app, ["ledger", str(folder / "ledger.sqlite")])
-    assert done.exit_code == 0, repr(done.exception)
+    done = command("ledger", folder / "ledger.sqlite")
+    assert done.returncode == 0
     first, text = told(done.stdout)
     assert first == f"ledger {folder / 'ledger.sqlite'}"
     for part in (f"{name}-1 training 0", f"teacher http:{name}: 1", f"the run {name}-1: 1", f"1 rejected: {name} is"):

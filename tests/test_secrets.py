@@ -4,9 +4,6 @@ import asyncio
 import html
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from urllib.parse import parse_qs, quote, quote_plus, urlsplit
@@ -15,13 +12,12 @@ import pytest
 import torch
 import yaml
 from aiohttp import web
-from conftest import kdray
+from conftest import command
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import Program, kdray
 from test_http import GOOD, answering, ask, images, reset, serving, talking, teacher, v2
-from typer.testing import CliRunner
 
-from kdray.cli import app
 from kdray.errors import TeacherError
 from kdray.teachers.http import HttpTeacherPool
 from kdray.teachers.pool import Fault
@@ -307,11 +303,10 @@ def test_the_search_for_secrets_finds_one(tmp_path):
     assert found(tmp_path, PLAIN) and found(tmp_path, AWKWARD) and leaks(f"x{PLAIN[5:15]}x", PLAIN)
 
 
-def command(*arguments: str | Path) -> tuple[int, str]:
-    """Exit code and all that is printed; in this process, which saves its start."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout + done.stderr
+def said(*arguments: str | Path) -> tuple[int, str]:
+    """Exit code and all that is printed."""
+    done = command(*arguments)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -328,14 +323,14 @@ def test_a_whole_run_keeps_the_keys_to_itself(tmp_path, monkeypatch):
     with serving(server_side) as server:
         Path("config.yaml").write_text(yaml.safe_dump(http_config(server.url)))
         monkeypatch.setenv("HEADER_KEY", PLAIN[::-1])
-        code, wrong = command("run", "config.yaml", "--local", "--out", "out")
+        code, wrong = said("run", "config.yaml", "--local", "--out", "out")
         assert code == 2 and not Path("out").exists() and server_side.count == 0
         assert "refuses the key (401: wrong keys: Bearer ${HEADER_KEY} and ${QUERY_KEY} for" in wrong
         assert leaks(wrong, PLAIN[::-1]) == []
         done = kdray("run", "config.yaml", "--local", "--out", "out", cwd=tmp_path, env=KEYS)
         assert done.returncode == 0, done.stderr
         assert server_side.count > 8  # it went through all of it
-    code, ledger = command("ledger", "out")
+    code, ledger = said("ledger", "out")
     assert code == 0 and "has no luck" in ledger and "${HEADER_KEY}" in ledger
     assert {"config.yaml", "ledger.sqlite", "report.html", "events", "student.safetensors"} <= set(os.listdir("out"))
     assert "${HEADER_KEY}" in Path("out/config.yaml").read_text()
@@ -347,21 +342,18 @@ def test_a_run_that_is_killed_leaves_no_key_behind_and_goes_on_only_with_it(tmp_
     server_side = Indiscreet(hang_at=8)
     with serving(server_side) as server:
         Path("config.yaml").write_text(yaml.safe_dump(http_config(server.url)))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kdray", "run", "config.yaml", "--local", "--out", "out"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
-            assert server_side.hangs.wait(120)
-        finally:
-            process.send_signal(signal.SIGKILL)
-        printed = process.communicate()
+        with Program("run", "config.yaml", "--local", "--out", "out") as process:
+            try:
+                assert server_side.hangs.wait(120)
+            finally:
+                process.kill()
+            printed = process.communicate()
         assert Path("out/ledger.sqlite-wal").stat().st_size > 0
         hidden(tmp_path, *printed)
         with monkeypatch.context() as forgetful:
             forgetful.delenv("QUERY_KEY")
-            code, text = command("resume", "out", "--local")
+            code, text = said("resume", "out", "--local")
             assert code == 2 and "needs the environment variable QUERY_KEY, which is not set; export QUERY_KEY=" in text
-        code, resumed = command("resume", "out", "--local")
+        code, resumed = said("resume", "out", "--local")
         assert code == 0, resumed
     hidden(tmp_path, resumed)
