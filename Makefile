@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-storms test-all lint bench clean
+.PHONY: demo test test-storms test-all lint docs bench clean
 
 # Compiled once, not by each process again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,7 +30,11 @@ test-all: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/ready
+	$(BIN)/python docs/write_pages.py
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/figure4.py

@@ -1,9 +1,10 @@
-"""Finding a Ray cluster, and sizing the workers from what it has.
+"""Connecting to a Ray cluster, and the number of scoring workers for its free CPUs.
 
-Ray hides two failures behind a wait of 20 to 80 seconds: nobody listens at the address, and the token is missing. Both
-are looked for first, so that each gives one sentence at once.
+Ray reports two failures only after 20 to 80 seconds: no process listens at the address, or the token is missing. kdray
+looks for both first, so that it can report each at once and in one sentence.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -23,11 +25,12 @@ _PROBE_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The cluster a run works on.
+    """The cluster that a run uses.
 
     Attributes:
-        address: of its head, or "local" where this process started it.
-        cpus, gpus: free now, over all nodes.
+        address: RAY_ADDRESS, "local" if this process started the cluster, or "connected" if the process was connected
+            to it before.
+        cpus, gpus: free CPUs and GPUs over all nodes.
     """
 
     address: str
@@ -37,12 +40,12 @@ class Cluster:
 
 @contextmanager
 def connect(environ: Mapping[str, str] = os.environ) -> Iterator[Cluster]:
-    """A cluster to work on: the one this process is connected to, the one RAY_ADDRESS names, or a new local one.
+    """Use the cluster that this process is connected to, the one that RAY_ADDRESS names, or a new local one.
 
-    Only what was opened here is closed at the end, and only a cluster started here is shut down.
+    At the end, a connection opened here is closed, and a cluster started here is shut down.
 
     Raises:
-        ClusterError: the address is malformed, nobody listens there, or the cluster refuses this client.
+        ClusterError: the address is malformed, no process listens there, or the cluster refuses this client.
     """
     if ray.is_initialized():  # a notebook, a Tune trial
         yield _describe("connected")
@@ -59,12 +62,12 @@ def connect(environ: Mapping[str, str] = os.environ) -> Iterator[Cluster]:
 
 
 def count_workers(wanted: int | str, cpus: float) -> int:
-    """Scoring workers: what the config wants, or one a free CPU, at least one."""
+    """Number of scoring workers: the number in the config, or one for each free CPU and at least one."""
     return wanted if isinstance(wanted, int) else max(1, int(cpus))
 
 
 def unwrap(error: ray.exceptions.RayTaskError) -> BaseException:
-    """The error a worker raised on purpose, without Ray's account of where; a fault in the code stays as it is."""
+    """The `KdrayError` that a worker raised, without Ray's traceback. Any other error is returned unchanged."""
     return error.cause if isinstance(error.cause, KdrayError) else error
 
 
@@ -74,7 +77,7 @@ def _describe(address: str) -> Cluster:
 
 
 def _start_local(environ: Mapping[str, str]) -> None:
-    # An empty RAY_ADDRESS counts as set for Ray, so the local cluster is asked for by name.
+    # Ray treats an empty RAY_ADDRESS as set, so the local cluster is named explicitly.
     _init(address="local", include_dashboard=False)
 
 
@@ -90,7 +93,7 @@ def _join(address: str, environ: Mapping[str, str]) -> None:
             socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
         except OSError as error:
             raise ClusterError(
-                f"RAY_ADDRESS={address}: nobody answers there ({error.strerror or error}); is the head running? "
+                f"RAY_ADDRESS={address}: no connection ({error.strerror or error}); is the head node running? "
                 "Unset RAY_ADDRESS to use a local Ray, or give --local to use none"
             ) from None
     try:
@@ -105,18 +108,21 @@ def _join(address: str, environ: Mapping[str, str]) -> None:
         ) from None
 
 
-def _init(**options) -> None:
-    """Start or join, and leave SIGTERM to whoever handled it before: Ray would take it and end without a word."""
+def _init(**options: Any) -> None:
+    """Start or join a cluster, and restore the SIGTERM handler: that of Ray ends the process without a message."""
     before = signal.getsignal(signal.SIGTERM)
-    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True, **options)
+    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def _silent_backend() -> Iterator[None]:
-    """Drop what is written to standard error below Python: while it cannot join, Ray's backend adds a warning a second
-    there, at every log level, which would bury the one sentence that says why."""
+    """Discard what native code writes to standard error.
+
+    While Ray's backend cannot join, it writes a warning there every second, at every log level. The warnings would hide
+    the message that gives the reason.
+    """
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""What Ray must find in the environment before it is imported: it reads it once, at import. Does not import Ray."""
+"""Environment variables that must be set before Ray is imported, because Ray reads them then. Does not import Ray."""
 
 import os
 from collections.abc import MutableMapping
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set token authentication where the user has a token and has not said otherwise.
+    """Enable token authentication if the user has a token and RAY_AUTH_MODE is not set.
 
-    Ray looks for the token by itself only with RAY_ADDRESS=auto; with an explicit address it goes without and hangs.
+    Ray looks for the token itself only with RAY_ADDRESS=auto. With an explicit address it sends no token and hangs.
     """
     if "RAY_AUTH_MODE" not in environ and environ.get("RAY_ADDRESS") and _has_token(environ):
         environ["RAY_AUTH_MODE"] = "token"

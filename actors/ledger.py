@@ -1,9 +1,9 @@
 """The ledger behind one named actor, so that drivers and trials on any node of a cluster share one file.
 
-All state is in the file: an actor that is killed is started again by Ray, opens it again, and repeats the call it died
-in. Every call may be repeated: settling twice changes nothing, and a grant that is asked for again by its name gives
-back what the first one took, for its reply never arrived. So an actor that is ended too early costs nothing but the
-time to start another.
+All state is in the file. If the actor is killed, Ray starts it again; it opens the file and repeats the call in which
+it died. Every call may be repeated: a second settlement changes nothing, and a grant that is requested again under the
+same name returns the first grant, whose reply was lost. So an actor that ends too early costs only the time to start
+another.
 """
 
 import hashlib
@@ -42,16 +42,16 @@ _CALLS = frozenset(
 )
 _MAX_TRIES = 5
 _POLL_S = 0.1
-_FORGET_S = 3600.0  # a user that has said nothing for so long was killed, or will start another actor when it needs one
+_FORGET_S = 3600.0  # a user without a call for this time was killed, or will start another actor when it needs one
 
 
 class LedgerService:
     """Holds the one connection of a cluster to a ledger file.
 
     Args:
-        path: of the file, on the actor's node.
+        path: path of the file on the actor's node.
         budget: see `Ledger`.
-        clock: seconds, for who has not been heard of.
+        clock: returns the time in seconds, to find users that make no more calls.
     """
 
     def __init__(self, path: str, budget: int | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -60,38 +60,38 @@ class LedgerService:
         self._seen: dict[str, float] = {}
 
     def enter(self, user: str, budget: int | None) -> None:
-        """Note that `user` works with it; refuses another budget than the file has."""
+        """Register `user`. Raises LedgerError if `budget` is not that of the file."""
         if _identity(self._path) != self._file:
-            # Deleted and made anew: Ray starts this actor again, on the new file. The old one is not closed, for SQLite
-            # would delete the new one's log with it.
+            # The file was deleted and made again. Ray restarts this actor, which then opens the new file. The old file
+            # is not closed, because SQLite would then delete the log of the new file.
             os._exit(1)
         if budget is not None:
             self._ledger.open_account("", {"training": budget})
         self._seen[user] = self._clock()
 
     def leave(self, user: str) -> bool:
-        """Forget `user`; whether nobody is left."""
+        """Forget `user`. Returns whether no user is left."""
         self._seen.pop(user, None)
         return all(self._clock() - seen > _FORGET_S for seen in self._seen.values())
 
-    def call(self, user: str, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """A method of the ledger."""
+    def call(self, user: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a method of the ledger."""
         self._seen[user] = self._clock()
         return getattr(self._ledger, name)(*args, **kwargs)
 
 
 class RayLedger:
-    """The methods of `kdray.ledger.store.Ledger` that a run needs, answered by the cluster's actor for this file.
+    """The methods of `kdray.ledger.store.Ledger` that a run needs, executed by the cluster's actor for this file.
 
     Args:
-        path: of the file, on this node.
+        path: path of the file on this node.
         budget: see `Ledger`.
     """
 
-    def __init__(self, path: str | os.PathLike, budget: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], budget: int | None = None) -> None:
         self.path, self._budget, self._user = os.path.realpath(path), budget, uuid.uuid4().hex
         node = ray.get_runtime_context().get_node_id()
-        # Another node's file of the same name is another file.
+        # The same path on another node is another file.
         self._name = f"ledger-{hashlib.blake2b(f'{node}:{self.path}'.encode(), digest_size=8).hexdigest()}"
         self._node = node
         self._enter()
@@ -100,11 +100,11 @@ class RayLedger:
         """Find the actor or start it.
 
         Raises:
-            LedgerError: the file cannot be used; or the actor keeps dying.
+            LedgerError: the file cannot be used, or the actor keeps dying.
         """
-        # Opened here first: what is wrong with the file is said by this process, before an actor dies of it.
+        # The file is opened here first, so that this process reports a faulty file before an actor dies of it.
         Ledger(self.path, self._budget).close()
-        actor = ray.remote(LedgerService).options(
+        actor: Any = ray.remote(LedgerService).options(
             name=self._name,
             namespace=NAMESPACE,
             get_if_exists=True,
@@ -119,7 +119,7 @@ class RayLedger:
             try:
                 self._get(lambda: self._actor.enter.remote(self._user, self._budget))
                 return
-            except ActorDiedError:  # ended by the last of its other users, just as this one came
+            except ActorDiedError:  # its last other user has just ended it
                 time.sleep(_POLL_S)
         raise self._dying()
 
@@ -142,23 +142,23 @@ class RayLedger:
     def _dying(self) -> LedgerError:
         return LedgerError(f"the ledger actor of {self.path} keeps dying; look at 'ray status', then 'kdray resume'")
 
-    def _get(self, send: Callable[[], ray.ObjectRef]) -> Any:
+    def _get(self, send: Callable[[], Any]) -> Any:
         try:
             return ray.get(send())
         except RayTaskError as error:
             raise unwrap(error) from None
 
     def close(self) -> None:
-        """Leave; the last to leave ends the actor."""
+        """Leave the actor. The last user to leave ends it."""
         try:
             if self._get(lambda: self._actor.leave.remote(self._user)):
                 ray.kill(self._actor)
         except (ray.exceptions.RayError, LedgerError):
-            pass  # the cluster is going away, and the actor with it
+            pass  # the cluster is shutting down, and the actor with it
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Which file lies at `path` now."""
+    """Device and inode of the file at `path`; None if there is no file."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

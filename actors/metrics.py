@@ -1,4 +1,4 @@
-"""What scoring tells Ray's metrics: they show at each node's metrics port, and in the dashboard where there is one."""
+"""Metrics of scoring. Ray exports them at the metrics port of each node, and shows them in its dashboard if it runs."""
 
 import time
 
@@ -11,11 +11,11 @@ class ScoringMetrics:
     def __init__(self) -> None:
         self._scored = Counter("kdray_candidates_scored", "Forward passes of the student, in images.")
         self._seconds = Histogram(
-            "kdray_chunk_seconds", "Time a scoring task took.", boundaries=[0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
+            "kdray_chunk_seconds", "Duration of a scoring task.", boundaries=[0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
         )
 
     def done(self, images: int, begin: float) -> None:
-        """A task of so many images, begun at that `time.monotonic()`, is done."""
+        """Count a finished task of `images` images that began at `begin` of `time.monotonic()`."""
         if images:
             self._scored.inc(images)
         self._seconds.observe(time.monotonic() - begin)
@@ -25,9 +25,9 @@ class SearchMetrics:
     """Counters of the driver."""
 
     def __init__(self) -> None:
-        self._requeued = Counter("kdray_chunks_requeued", "Scoring tasks given out again after a worker's death.")
+        self._requeued = Counter("kdray_chunks_requeued", "Scoring tasks assigned again after a worker died.")
 
     def requeued(self, tasks: int) -> None:
-        """So many more."""
+        """Count `tasks` more requeued tasks."""
         if tasks:
             self._requeued.inc(tasks)

@@ -1,16 +1,16 @@
-"""Handing numbered tasks to actors that may die: the policy, without Ray.
+"""The policy that assigns numbered tasks to workers that may die. It does not use Ray.
 
-Each worker holds up to `depth` tasks, so that the next is there when one ends. A worker's tasks go back to the queue
-when it dies. When the queue is empty, an idle worker steals a copy of a task that waits behind another on a busy
-worker: whoever is first wins, and tasks are pure, so it does not matter who.
+Each worker holds up to `depth` tasks, so that it can start the next task as soon as one ends. If a worker dies, its
+tasks go back to the queue. If the queue is empty, an idle worker steals a copy of a task that waits behind another on a
+busy worker. The first result is used. Tasks are pure, so both copies give the same result.
 """
 
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from kdray.errors import ScoringError
 
-# A chunk that has taken this many workers with it is not their bad luck: it kills them (out of memory, say).
+# If this many workers have died while they held a task, the task itself kills them, for example by its memory.
 MAX_TRIES = 8
 
 
@@ -18,36 +18,36 @@ class Assignment:
     """Which worker holds which task.
 
     Args:
-        tasks: the number of tasks, 0..tasks-1.
-        workers: who is there at the start; others join.
-        depth: tasks a worker holds.
+        tasks: number of tasks, 0 to tasks - 1.
+        workers: workers at the start; others may join.
+        depth: most tasks that a worker holds.
     """
 
-    def __init__(self, tasks: int, workers: Sequence[Hashable] = (), depth: int = 2) -> None:
-        # Only what is under way is kept, never a list of all tasks: a pool of billions has millions of them.
+    def __init__(self, tasks: int, workers: Sequence[int] = (), depth: int = 2) -> None:
+        # Only open tasks are stored, not all tasks: a pool of billions of candidates has millions of tasks.
         self._tasks, self._depth = tasks, depth
         self._next = self._finished = 0
         self._returned: deque[int] = deque()
         self._open: set[int] = set()
-        self._held: dict[Hashable, list[int]] = {worker: [] for worker in workers}
+        self._held: dict[int, list[int]] = {worker: [] for worker in workers}
         self._losses: Counter[int] = Counter()
         self.requeued = 0
-        """Tasks given out again because their worker died."""
+        """Number of tasks assigned again because their worker died."""
         self.stolen = 0
-        """Copies given to idle workers."""
+        """Number of copies of tasks assigned to idle workers."""
 
     @property
     def complete(self) -> bool:
-        """Every task is done."""
+        """Whether every task is done."""
         return self._finished == self._tasks
 
     @property
-    def workers(self) -> list[Hashable]:
-        """Who is there."""
+    def workers(self) -> list[int]:
+        """The workers that may get tasks."""
         return list(self._held)
 
-    def next_tasks(self) -> list[tuple[Hashable, int]]:
-        """(worker, task) to start now, one task to each worker in turn until all hold `depth` or nothing is left."""
+    def next_tasks(self) -> list[tuple[int, int]]:
+        """The (worker, task) pairs to start now: one task for each worker in turn, until all hold `depth` tasks."""
         given = []
         for level in range(self._depth):
             for worker, held in self._held.items():
@@ -61,8 +61,8 @@ class Assignment:
                     given.append((worker, task))
         return given
 
-    def done(self, worker: Hashable, task: int) -> bool:
-        """`worker` finished `task`. True if it was the first to."""
+    def done(self, worker: int, task: int) -> bool:
+        """Record that `worker` finished `task`. Returns whether it is the first worker to finish this task."""
         if task in self._held.get(worker, ()):
             self._held[worker].remove(task)
         first = task in self._open
@@ -70,11 +70,11 @@ class Assignment:
         self._finished += first
         return first
 
-    def lost(self, worker: Hashable) -> None:
-        """`worker` died: what it held goes back to the front of the queue.
+    def lost(self, worker: int) -> None:
+        """Record that `worker` died. Its tasks go back to the front of the queue.
 
         Raises:
-            ScoringError: a task has now been lost `MAX_TRIES` times.
+            ScoringError: a task has been lost `MAX_TRIES` times.
         """
         for task in reversed(self._held.pop(worker, [])):
             if task not in self._open or any(task in held for held in self._held.values()):
@@ -82,14 +82,14 @@ class Assignment:
             self._losses[task] += 1
             if self._losses[task] >= MAX_TRIES:
                 raise ScoringError(
-                    f"{MAX_TRIES} scoring workers died over chunk {task}; they may run out of memory: lower "
+                    f"{MAX_TRIES} scoring workers died while they held task {task}; they may run out of memory: lower "
                     "resources.scoring_workers or resources.chunk, then 'kdray resume'"
                 )
             self.requeued += 1
             self._returned.appendleft(task)
 
-    def joined(self, worker: Hashable) -> None:
-        """A worker is there (again)."""
+    def joined(self, worker: int) -> None:
+        """Add a worker, which may be new or restarted."""
         self._held.setdefault(worker, [])
 
     def _from_queue(self) -> int | None:
@@ -103,8 +103,8 @@ class Assignment:
         self._next += 1
         return self._next - 1
 
-    def _steal(self, thief: Hashable) -> int | None:
-        """The last task of a worker that holds at least two: it waits there and would run here."""
+    def _steal(self, thief: int) -> int | None:
+        """The last task of a worker that holds at least two. It waits there, and `thief` can run it at once."""
         for worker, held in self._held.items():
             if worker != thief and len(held) > 1 and held[-1] in self._open:
                 self.stolen += 1

@@ -1,4 +1,4 @@
-"""Scoring on Ray: workers that hold the pool and the student, and the searcher that gives them tasks."""
+"""Scoring on Ray: workers that hold the pool and the student, and the searcher that assigns tasks to them."""
 
 import os
 import time
@@ -13,51 +13,55 @@ from actors.cluster import unwrap
 from actors.metrics import ScoringMetrics, SearchMetrics
 from actors.scheduling import Assignment
 from kdray.errors import ScoringError
-from kdray.memory import keep_freed_memory
-from kdray.search import Method
-from kdray.search.forward import Forward, a_seconds_work
-from kdray.search.guesses import Sweep
-from kdray.search.requests import Reply, Request, expected_passes, perform
-from kdray.search.stages import Merge, Stage
-from kdray.search.work import batch_on
+from kdray.pools.base import Pool
+from kdray.search.cost import batch_on
+from kdray.search.forward import Forward, ForwardOptions, a_seconds_work
+from kdray.search.requests import R, Request, RunStage, SearchContext
+from kdray.search.stages import Cut, Merge, Stage
+from kdray.sections.search import SearchSettings
+from kdray.utils.memory import keep_freed_memory
 
 _RESTART_POLL_S = 0.1
-_LOOK_S = 2.0  # between two looks for free CPUs
+_LOOK_S = 2.0  # least time between two checks for free CPUs
+
+Reference = ray.ObjectRef[Any]
+Box = list[Reference]
+"""A list with one reference. Ray replaces a bare reference in a call by its object, but not a reference in a list."""
 
 
 class ScoringWorker:
-    """Does tasks of a search. Fetches the pool, the student and the stage the first time a call names them, and keeps
-    the newest of each.
+    """Runs tasks of a search.
 
-    A worker that Ray restarts has lost them and simply fetches them again: no call depends on an earlier one.
+    It fetches the pool, the student and the stage when a call first names them, and keeps the newest of each. A worker
+    that Ray restarts has lost them and fetches them again: no call depends on an earlier one.
 
     Args:
         device: cpu or cuda.
-        options: of `kdray.search.forward.Forward`.
+        options: how the student is run.
     """
 
-    def __init__(self, device: str = "cpu", options: dict[str, str] | None = None) -> None:
+    def __init__(self, device: str = "cpu", options: ForwardOptions | None = None) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
-        self._device, self._options = device, options or {}
+        self._device, self._options = device, options or ForwardOptions()
         self._held: dict[str, tuple[Any, Any]] = {}
         self._metrics = ScoringMetrics()
 
     def pid(self) -> int:
-        """The worker's process."""
+        """The process id of the worker."""
         return os.getpid()
 
-    def work(self, pool: list, model: list, stage: list, number: int, bound: float) -> Any:
-        """Task `number` of a stage; `pool`, `model` and `stage` are one-item lists of object references."""
+    def work(self, pool: Box, model: Box, stage: Box, number: int, bound: float) -> Any:
+        """Run task `number` of a stage. The pool, the student and the stage come as references."""
         begin = time.monotonic()
-        pool = self._fetch("pool", pool[0], lambda value: value.to(self._device))
-        forward = self._fetch("model", model[0], lambda value: Forward(value, self._device, **self._options))
-        stage = self._fetch("stage", stage[0], lambda value: value)
-        result = stage.run(pool, forward, number, bound)
+        held: Pool = self._fetch("pool", pool[0], lambda value: value.to(self._device))
+        forward: Forward = self._fetch("model", model[0], lambda value: Forward(value, self._device, self._options))
+        work: Stage = self._fetch("stage", stage[0], lambda value: value)
+        result = work.run(held, forward, number, bound)
         self._metrics.done(result.evaluated, begin)
         return result
 
-    def _fetch(self, name: str, reference: ray.ObjectRef, make: Callable[[Any], Any]) -> Any:
+    def _fetch(self, name: str, reference: Reference, make: Callable[[Any], Any]) -> Any:
         held = self._held.get(name)
         if held is None or held[0] != reference.hex():
             held = self._held[name] = (reference.hex(), make(ray.get(reference)))
@@ -65,16 +69,16 @@ class ScoringWorker:
 
 
 class RaySearcher:
-    """Asks a student about a pool with scoring actors. Start it with `start`, end it with `close`.
+    """Performs requests about a pool with scoring workers. `start` starts the workers, `close` ends them.
 
     Args:
-        workers: how many actors, one CPU each.
-        gpus: of each actor; may be a fraction.
-        chunk: images a task, about; None: about a second's work.
-        patience_s: how long to go on without a single living worker.
-        method: how to search.
-        options: of `kdray.search.forward.Forward`.
-        grow: take CPUs that become free, such as those of a node that joins, while it searches.
+        workers: number of workers, one CPU each.
+        gpus: GPUs of each worker; may be a fraction.
+        chunk: approximate number of images in a task; None means about one second's work.
+        patience_s: longest time to continue without a living worker.
+        settings: how pools are searched.
+        options: how the student is run.
+        grow: whether to start more workers during a search if CPUs become free, such as those of a node that joins.
     """
 
     def __init__(
@@ -84,54 +88,57 @@ class RaySearcher:
         gpus: float = 0.0,
         chunk: int | None = None,
         patience_s: float = 120.0,
-        method: Method | None = None,
-        options: dict[str, str] | None = None,
+        settings: SearchSettings | None = None,
+        options: ForwardOptions | None = None,
         grow: bool = False,
     ) -> None:
         self._count, self._gpus, self._patience_s = workers, gpus, patience_s
         self._device = "cuda" if gpus else "cpu"
         self._chunk = chunk
-        self._method, self._options, self._grow = method or Method(), options or {}, grow
-        self._actors: list[ray.actor.ActorHandle] = []
-        self._pool: tuple[Any, ray.ObjectRef] | None = None
+        self._settings, self._options = settings or SearchSettings(), options or ForwardOptions()
+        self._grow = grow
+        self._actors: list[Any] = []  # Ray's handles: their methods are made at run time
+        self._pool: tuple[Pool, Reference] | None = None
         self._looked_at = 0.0
         self.requeued = 0
-        """Tasks given out again after a worker's death, over all searches."""
+        """Number of tasks assigned again after a worker died, over all searches."""
 
     def start(self) -> None:
-        """Start the actors; they come up while other work goes on."""
+        """Start the workers. This does not wait until they are ready."""
         self._add(self._count)
 
     def _add(self, count: int) -> None:
-        actor = ray.remote(ScoringWorker).options(
+        actor: Any = ray.remote(ScoringWorker).options(
             num_cpus=1, num_gpus=self._gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
         )
         self._actors += [actor.remote(self._device, self._options) for _ in range(count)]
 
     def close(self) -> None:
-        """End the actors."""
+        """End the workers."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
 
     def pids(self) -> list[int]:
-        """Process of each worker, for those who watch them."""
+        """The process id of each worker."""
         return ray.get([actor.pid.remote() for actor in self._actors])
 
     def search(
         self,
-        pool,
+        pool: Pool,
         model: torch.nn.Module,
-        request: Request,
+        request: Request[R],
+        *,
+        seed: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
-    ) -> Reply:
-        """See `kdray.search.Searcher`. The result does not depend on workers, their order or their deaths.
+    ) -> R:
+        """See `kdray.search.requests.Searcher`. The result does not depend on the number of workers or their deaths.
 
         Raises:
-            ScoringError: the student's scores are not numbers, or no worker lives for `patience_s`.
+            ScoringError: a score of the student is not a number, or no worker lives for `patience_s`.
         """
-        expected, done = expected_passes(pool, request, self._method), 0
+        expected, done = request.passes(pool, self._settings), 0
 
         def tell(passes: int) -> None:
             nonlocal done
@@ -140,23 +147,27 @@ class RaySearcher:
                 on_progress(done, max(done, expected))
 
         chunk = self._chunk or a_seconds_work(model, pool.image_shape, self._device, self._options)
-        sweep = self.sweeper(pool, model, tell, on_note)
-        return perform(
-            pool, request, self._method, sweep, chunk=chunk, batch=batch_on(self._device, model), on_note=on_note
+        context = SearchContext(
+            run_stage=self.stage_runner(pool, model, tell, on_note),
+            cut=Cut(chunk=chunk, batch=batch_on(self._device, model)),
+            settings=self._settings,
+            seed=seed,
+            note=on_note or (lambda text: None),
         )
+        return request.perform(pool, context)
 
-    def sweeper(
+    def stage_runner(
         self,
-        pool,
+        pool: Pool,
         model: torch.nn.Module,
         on_passes: Callable[[int], None] = lambda passes: None,
         on_note: Callable[[str], None] | None = None,
-    ) -> Sweep:
-        """What does the tasks of a stage on the workers.
+    ) -> RunStage:
+        """A function that runs the tasks of a stage on the workers.
 
         Args:
-            on_passes: told of each task's forward passes when it is done.
-            on_note: told what the user should know.
+            on_passes: called with the number of forward passes of each finished task.
+            on_note: called with each message for the user.
         """
         if not self._actors:
             self.start()
@@ -164,8 +175,8 @@ class RaySearcher:
             self._pool = (pool, ray.put(pool))
         boxes, metrics = ([self._pool[1]], [ray.put(model.cpu())]), SearchMetrics()
 
-        def sweep(stage: Stage, merge: Merge) -> None:
-            under_way = _Sweep(self._actors, (*boxes, [ray.put(stage)]), len(stage), merge)
+        def run_stage(stage: Stage, merge: Merge) -> None:
+            under_way = _StageRun(self._actors, (*boxes, [ray.put(stage)]), len(stage), merge)
             alive_at = time.monotonic()
             while not under_way.assignment.complete:
                 self._look_for_more(under_way, on_note)
@@ -181,9 +192,9 @@ class RaySearcher:
             self.requeued += under_way.assignment.requeued
             metrics.requeued(under_way.assignment.requeued)
 
-        return sweep
+        return run_stage
 
-    def _look_for_more(self, under_way: "_Sweep", on_note: Callable[[str], None] | None) -> None:
+    def _look_for_more(self, under_way: "_StageRun", on_note: Callable[[str], None] | None) -> None:
         """Start workers on CPUs that have become free."""
         if not self._grow or time.monotonic() - self._looked_at < _LOOK_S:
             return
@@ -192,7 +203,7 @@ class RaySearcher:
         room = int(free.get("CPU", 0))
         if self._gpus:
             room = min(room, int(free.get("GPU", 0) / self._gpus))
-        room -= under_way.waiting  # those will take theirs
+        room -= under_way.waiting  # workers that have not started yet need CPUs too
         if room > 0:
             known = len(self._actors)
             self._add(room)
@@ -202,28 +213,28 @@ class RaySearcher:
                 on_note(f"{room} more scoring {more}, {known + room} in all: CPUs have become free")
 
 
-class _Sweep:
-    """One stage under way: which task runs where, which workers are being waited for."""
+class _StageRun:
+    """A stage in progress: which task runs on which worker, and which workers have not started yet."""
 
-    def __init__(self, actors: list, boxes: tuple, tasks: int, merge: Merge) -> None:
+    def __init__(self, actors: list[Any], boxes: tuple[Box, ...], tasks: int, merge: Merge) -> None:
         self._actors, self._boxes, self._merge = actors, boxes, merge
         self.assignment = Assignment(tasks)
-        self._running: dict[ray.ObjectRef, tuple[int, int]] = {}
-        # A worker gets tasks once it has answered a call: one that waits for a free CPU must not hold any.
-        self._waking: dict[ray.ObjectRef, int] = {}
+        self._running: dict[Reference, tuple[int, int]] = {}
+        # A worker gets tasks after it has answered a call: a worker that waits for a free CPU must not hold tasks.
+        self._waking: dict[Reference, int] = {}
         self.wake(range(len(actors)))
 
     @property
     def waiting(self) -> int:
-        """Workers that have not come up, or not again."""
+        """Number of workers that have not started, or have not restarted."""
         return len(self._waking)
 
     def wake(self, workers: range) -> None:
-        """Give these tasks once they answer."""
+        """Call these workers. They get tasks when they answer."""
         self._waking |= {self._actors[worker].pid.remote(): worker for worker in workers}
 
     def advance(self) -> bool:
-        """Hand out tasks and take in the next reply, if one comes within a second; whether it was a new one."""
+        """Assign tasks, and process the next reply if it comes within a second. Returns whether it is a new result."""
         for worker, task in self.assignment.next_tasks():
             call = self._actors[worker].work.remote(*self._boxes, task, self._merge.bound)
             self._running[call] = (worker, task)
@@ -233,11 +244,11 @@ class _Sweep:
         return self._woken(ready[0]) if ready[0] in self._waking else self._scored(ready[0])
 
     def cancel_rest(self) -> None:
-        """Drop stolen copies that lost the race and have not started."""
+        """Cancel copies of finished tasks that have not started."""
         for call in self._running:
             ray.cancel(call)
 
-    def _scored(self, call: ray.ObjectRef) -> bool:
+    def _scored(self, call: Reference) -> bool:
         worker, task = self._running.pop(call)
         try:
             result = ray.get(call)
@@ -253,8 +264,8 @@ class _Sweep:
         self._merge.add(task, result)
         return True
 
-    def _woken(self, call: ray.ObjectRef) -> bool:
-        """A worker answers for the first time, or again after its death; or it died once more."""
+    def _woken(self, call: Reference) -> bool:
+        """Process the reply of a worker that has started or restarted, or that died again."""
         worker = self._waking.pop(call)
         try:
             ray.get(call)

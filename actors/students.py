@@ -1,8 +1,10 @@
-"""The student's training in a Ray actor, where the GPU or the cores are."""
+"""Training of the student in a Ray actor, on a node with a GPU or with many cores."""
 
 import time
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
@@ -10,17 +12,19 @@ from ray.util.queue import Empty, Queue
 
 from actors.cluster import unwrap
 from kdray.errors import ScoringError
-from kdray.students.fit import StudentSpec, fit
-from kdray.students.train import TrainResult
+from kdray.training.loop import TrainResult
+from kdray.training.trainer import StudentSpec, fit
 
 _MAX_TRIES = 3
 
 
 class TrainingWorker:
-    """Trains one student a call; nothing is kept between calls."""
+    """Trains one student in each call. It keeps nothing between calls."""
 
-    def fit(self, spec: StudentSpec, images, targets, round: int, epochs: Queue) -> tuple[bytes, TrainResult]:
-        """`kdray.students.fit.fit` on numpy arrays; epochs done go to the queue."""
+    def fit(
+        self, spec: StudentSpec, images: np.ndarray, targets: np.ndarray, round: int, epochs: Queue
+    ) -> tuple[bytes, TrainResult]:
+        """Call `kdray.training.trainer.fit` with numpy arrays, and put each finished epoch into the queue."""
         return fit(
             spec,
             torch.from_numpy(images.copy()),
@@ -31,10 +35,10 @@ class TrainingWorker:
 
 
 class RayTrainer:
-    """Trains in an actor with `threads` CPUs' worth of threads and `gpus` GPUs.
+    """Trains the student in a Ray actor with `spec.threads` threads and `gpus` GPUs.
 
     Args:
-        spec: what to train.
+        spec: the student to train.
         gpus: GPUs of the actor; may be a fraction.
     """
 
@@ -48,7 +52,9 @@ class RayTrainer:
         round: int,
         on_epoch: Callable[[int, float], None] | None = None,
     ) -> tuple[bytes, TrainResult]:
-        """See `kdray.rounds.Trainer`. Training is pure, so one that dies with its node is started again elsewhere.
+        """See `kdray.training.base.Trainer.fit`.
+
+        Training depends on its arguments alone, so a worker that dies with its node is replaced by another.
 
         Raises:
             ScoringError: the worker died three times.
@@ -56,8 +62,8 @@ class RayTrainer:
         arrays = ray.put(images.numpy()), ray.put(targets.numpy())
         for _ in range(_MAX_TRIES):
             epochs = Queue(actor_options={"num_cpus": 0})
-            # No CPU is reserved: the scoring workers, which hold them, stand still while the student trains.
-            worker = ray.remote(TrainingWorker).options(num_cpus=0, num_gpus=self._gpus).remote()
+            # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
+            worker: Any = ray.remote(TrainingWorker).options(num_cpus=0, num_gpus=self._gpus).remote()
             result = worker.fit.remote(self._spec, *arrays, round, epochs)
             try:
                 while not ray.wait([result], timeout=0)[0]:
@@ -67,11 +73,12 @@ class RayTrainer:
                         continue
                     if on_epoch is not None:
                         on_epoch(done, loss)
-                return ray.get(result)
+                trained: tuple[bytes, TrainResult] = ray.get(result)
+                return trained
             except RayTaskError as error:
                 raise unwrap(error) from None
             except (RayActorError, ActorUnavailableError):
-                time.sleep(1.0)  # the node's death has to be noticed before another can be chosen
+                time.sleep(1.0)  # Ray must notice that the node died before it can choose another
             finally:
                 ray.kill(worker)
                 epochs.shutdown(force=True)

@@ -1,20 +1,20 @@
-"""The teacher pool on Ray: actors that ask. What goes when, and what a failure means, is the purchase's to decide."""
+"""The teacher pool on Ray: actors that ask. The purchase decides when a batch goes and what follows a failure."""
 
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 import numpy as np
 import ray
 import torch
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from kdray.errors import TeacherError
-from kdray.teachers.answers import Answers, Teacher
-from kdray.teachers.http import HttpTeacher
-from kdray.teachers.pool import Fault, Reply
+from kdray.teachers.answers import Answers
+from kdray.teachers.base import AsyncTeacher, Teacher
+from kdray.teachers.faults import Fault
+from kdray.teachers.pool import TeacherReply
 
 _RESTART_POLL_S = 0.1
 Wired = tuple[np.ndarray | None, np.ndarray, dict[int, str]]
@@ -24,14 +24,14 @@ class TeacherWorker:
     """Holds one teacher and answers batches.
 
     Args:
-        build: makes the teacher; called in the worker, so weights are read there.
+        build: makes the teacher; called in the worker, where the weights are then read.
     """
 
     def __init__(self, build: Callable[[], Teacher]) -> None:
         self._teacher = build()
 
     def ready(self) -> bool:
-        """Answers once the teacher is made."""
+        """Returns once the teacher is made."""
         return True
 
     def answer(self, images: np.ndarray) -> Wired | Fault:
@@ -42,24 +42,24 @@ class TeacherWorker:
             return Fault(kind="failed", message=str(error))
 
 
-class HttpTeacherWorker:
-    """Keeps many requests to one server on their way: an async actor.
+class AsyncTeacherWorker:
+    """Keeps many requests to one teacher on their way: an async actor.
 
     Args:
         build: makes the teacher.
     """
 
-    def __init__(self, build: Callable[[], HttpTeacher]) -> None:
+    def __init__(self, build: Callable[[], AsyncTeacher]) -> None:
         self._teacher = build()
-        self._session: aiohttp.ClientSession | None = None
+        self._session: Any = None
 
     async def ready(self) -> bool:
-        """Answers once the worker is there."""
+        """Returns once the teacher is made."""
         return True
 
     async def answer(self, images: np.ndarray) -> Wired | Fault:
         """One request; as `TeacherWorker.answer`."""
-        if self._session is None:  # here and not in `ready`: a worker that was killed comes back without being asked
+        if self._session is None:  # here and not in `ready`, which a worker that Ray restarts may never be asked
             self._session = self._teacher.session()
         result = await self._teacher.ask(self._session, torch.from_numpy(images.copy()))
         return result if isinstance(result, Fault) else _wired(result)
@@ -69,10 +69,10 @@ class RayTeacherPool:
     """Sends batches to several actors. A batch whose worker died is reported, never repeated here.
 
     Args:
-        teacher: the same teacher in this process: who is asked, how many classes, metered or not.
+        teacher: the same teacher in this process: its identity, number of classes, and whether it is metered.
         build: makes it in a worker.
         workers: how many actors.
-        slots: batches on their way at once, over all of them; an actor of a teacher that is not on HTTP does one.
+        slots: batches on their way at once, over all actors, where the teacher can answer several; else one an actor.
         gpus: of each actor.
     """
 
@@ -87,22 +87,22 @@ class RayTeacherPool:
     ) -> None:
         self.teacher = teacher
         self._build, self._count, self._gpus = build, workers, gpus
-        self._many = isinstance(teacher, HttpTeacher)
+        self._many = isinstance(teacher, AsyncTeacher)
         self.slots = (slots or workers) if self._many else workers
         self._each = -(-self.slots // workers)
-        self._actors: list[ray.actor.ActorHandle] = []
+        self._actors: list[ray.actor.ActorHandle[Any]] = []
         self._load: Counter[int] = Counter()
         self._awake: set[int] = set()
-        self._waking: dict[ray.ObjectRef, int] = {}
-        self._running: dict[ray.ObjectRef, tuple[Any, int]] = {}
+        self._waking: dict[ray.ObjectRef[Any], int] = {}
+        self._running: dict[ray.ObjectRef[Any], tuple[Any, int]] = {}
 
     def start(self) -> None:
         """Start the actors. They reserve no CPU: they work while the scoring workers, which do, stand still."""
         options = {"num_cpus": 0, "num_gpus": self._gpus, "max_restarts": -1, "max_task_retries": 0}
-        worker: type = TeacherWorker
+        worker: type[Any] = TeacherWorker
         if self._many:
-            worker, options["max_concurrency"] = HttpTeacherWorker, self._each + 1
-        actor = ray.remote(worker).options(**options)
+            worker, options["max_concurrency"] = AsyncTeacherWorker, self._each + 1
+        actor: Any = ray.remote(worker).options(**options)
         self._actors = [actor.remote(self._build) for _ in range(self._count)]
         for number in range(self._count):
             self._wake(number)
@@ -117,8 +117,8 @@ class RayTeacherPool:
         self._running.clear()
 
     def send(self, key: Any, images: torch.Tensor) -> None:
-        """See `kdray.teachers.pool.TeacherPool`. Goes only to a worker that has said it is there: one that never came
-        up cannot have spent it.
+        """See `kdray.teachers.pool.TeacherPool`. A batch goes only to a worker whose teacher is made: nothing is
+        spent by a worker that cannot make it.
 
         Raises:
             TeacherError: a worker cannot make its teacher; nothing was sent to it.
@@ -133,7 +133,7 @@ class RayTeacherPool:
         self._load[number] += 1
         self._running[self._actors[number].answer.remote(images.numpy())] = (key, number)
 
-    def collect(self, timeout_s: float | None) -> list[Reply]:
+    def collect(self, timeout_s: float | None) -> list[TeacherReply]:
         """See `kdray.teachers.pool.TeacherPool`."""
         if not self._running:
             return []
@@ -147,7 +147,7 @@ class RayTeacherPool:
         self._waking[self._actors[number].ready.remote()] = number
 
     def _wait_for_workers(self, timeout_s: float | None) -> None:
-        """Note workers that have come up."""
+        """Note the workers that have become ready."""
         ready, _ = ray.wait(list(self._waking), num_returns=1, timeout=timeout_s)
         for call in ready:
             number = self._waking.pop(call)
@@ -162,7 +162,7 @@ class RayTeacherPool:
                 reason = str(error).strip().splitlines()[-1]
                 raise TeacherError(f"a teacher worker cannot start: {reason}") from None
 
-    def _reply(self, reference: ray.ObjectRef) -> Reply:
+    def _reply(self, reference: ray.ObjectRef[Any]) -> TeacherReply:
         key, number = self._running.pop(reference)
         self._load[number] = max(0, self._load[number] - 1)
         try:
@@ -170,14 +170,14 @@ class RayTeacherPool:
         except (RayActorError, ActorUnavailableError) as error:
             if number in self._awake:
                 self._wake(number)
-            return Reply(
+            return TeacherReply(
                 key=key, fault=Fault(kind="lost", message=f"a teacher worker died: {str(error).splitlines()[0]}")
             )
         except RayTaskError as error:  # a fault in the teacher's code; other replies must not be lost with it
             reason = f"{type(error.cause).__name__}: {error.cause}"
-            return Reply(key=key, fault=Fault(kind="failed", message=f"a teacher worker failed: {reason}"))
+            return TeacherReply(key=key, fault=Fault(kind="failed", message=f"a teacher worker failed: {reason}"))
         if isinstance(result, Fault):
-            return Reply(key=key, fault=result)
+            return TeacherReply(key=key, fault=result)
         probs, labels, bad = result
         answers = Answers(
             probs=None if probs is None else torch.from_numpy(probs.copy()),
@@ -185,7 +185,7 @@ class RayTeacherPool:
             num_classes=self.teacher.num_classes,
             bad=bad,
         )
-        return Reply(key=key, answers=answers)
+        return TeacherReply(key=key, answers=answers)
 
 
 def _wired(answers: Answers) -> Wired:

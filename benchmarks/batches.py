@@ -14,12 +14,13 @@ from unittest.mock import patch
 import torch
 from machine import in_parallel, keep
 
-from kdray.config import ParquetImages, StudentConfig
-from kdray.images import ImageSet, read_images
-from kdray.seeds import numpy_generator
-from kdray.students.evaluate import accuracy, predict
-from kdray.students.models import build_model, pixel_statistics
-from kdray.students.train import train
+from kdray.images.base import ImageSet, read_images
+from kdray.images.parquet import ParquetImages
+from kdray.models.classifier import build_model, pixel_statistics
+from kdray.models.predict import accuracy, predict
+from kdray.training.loop import train
+from kdray.training.recipe import StudentSection
+from kdray.utils.seeds import numpy_generator
 
 COUNTS = (2500, 2524, 2560)  # a rest of 4, of 28, and none of 64
 BATCH = 64
@@ -49,11 +50,11 @@ def one(count: int, even: bool, seed: int) -> float:
     mean, std = pixel_statistics(data.images)
     model = build_model("lenet5", data.image_shape, 10, seed=seed, mean=mean, std=std)
     targets = torch.nn.functional.one_hot(torch.as_tensor(data.labels), 10).float()
-    recipe = StudentConfig(epochs=20, batch_size=BATCH, augment={"shift": 2, "flip": True})
+    recipe = StudentSection(epochs=20, batch_size=BATCH, augment={"shift": 2, "flip": True})
     if even:
         train(model, data.images, targets, recipe, seed=seed, threads=1)
     else:
-        with patch.object(sys.modules["kdray.students.train"], "_batch_edges", usual):  # the package has a train, too
+        with patch.object(sys.modules["kdray.training.loop"], "_batch_edges", usual):  # the package has a train, too
             train(model, data.images, targets, recipe, seed=seed, threads=1)
     return accuracy(predict(model, test.images).argmax(dim=1), torch.as_tensor(test.labels))
 

@@ -24,10 +24,10 @@ import numpy as np
 from machine import RESULTS, ROOT, in_parallel, keep
 from matplotlib.figure import Figure
 
-from kdray.artefacts import RunDirectory
-from kdray.config_file import load_config, parse_config
-from kdray.run import run
-from kdray.select import STRATEGIES
+from kdray.config.load import load_config, parse_config
+from kdray.runs.directory import RunDirectory
+from kdray.runs.run import run
+from kdray.select.base import strategies
 
 BUDGETS = (500, 1000, 2000, 4000)
 GUESSED = ("rad", "rad-pairs")
@@ -77,7 +77,7 @@ def main() -> None:
 
 def budgets(options: argparse.Namespace) -> None:
     """Every strategy at every budget, everything scored."""
-    figures = all_budgets(options.only or tuple(STRATEGIES), "exhaustive", options)
+    figures = all_budgets(options.only or tuple(strategies.parts()), "exhaustive", options)
     if options.only:
         figures = kept_budgets(options.seeds) | figures
     figures = compared(figures, BUDGETS)
@@ -105,7 +105,7 @@ def kept_budgets(seeds: int) -> dict[str, dict[int, dict[str, Any]]]:
     kept = json.loads((RESULTS / "select_budgets.json").read_text())["figures"]
     if kept["runs_each"] != seeds:
         sys.exit(f"--only: the kept figures are of {kept['runs_each']} seeds, not {seeds}; give --seeds")
-    return {name: {int(q): at for q, at in kept[name].items()} for name in kept if name in STRATEGIES}
+    return {name: {int(q): at for q, at in kept[name].items()} for name in kept if name in strategies.parts()}
 
 
 def compared(
@@ -267,8 +267,8 @@ def trial(data: str, seed: int, folder: str) -> dict[str, Any]:
 
 def weak_teacher(data: str, seed: int, folder: str) -> float:
     """Train a trial's teacher on its labelled images; its accuracy."""
-    from kdray.inputs import read_labelled
-    from kdray.teachers.build import measure_teacher, train_teacher
+    from kdray.runs.inputs import read_labelled
+    from kdray.teachers.recipe import measure_teacher, train_teacher
 
     config = parse_config(trial(data, seed, folder))
     train_teacher(config.teacher, labelled=read_labelled(config, "labelled"))
@@ -297,8 +297,8 @@ def one_trial(data: str, name: str, seed: int, folder: str) -> dict[str, Any]:
 
 def teacher_right(config, result) -> float:
     """Share of what was bought that the teacher labelled as the truth has it; nobody but this benchmark looks."""
-    from kdray.images import read_images
-    from kdray.seeds import numpy_generator
+    from kdray.images.base import read_images
+    from kdray.utils.seeds import numpy_generator
 
     truth = read_images(config.images, generator=numpy_generator(config.seed, "images"), with_labels=True).labels
     parts = [part for part in result.labelled if len(part)]

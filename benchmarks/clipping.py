@@ -13,9 +13,9 @@ from pathlib import Path
 
 from machine import ROOT, in_parallel, keep
 
-from kdray.artefacts import RunDirectory
-from kdray.config_file import load_config
-from kdray.run import run
+from kdray.config.load import load_config
+from kdray.runs.directory import RunDirectory
+from kdray.runs.run import run
 
 BUDGETS = (500, 1000)
 NORMS = (None, 5.0, 2.0, 1.0)

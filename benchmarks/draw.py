@@ -15,7 +15,7 @@ import time
 import numpy as np
 from machine import keep
 
-from kdray.select.spread import draw
+from kdray.select.rad.draw import draw
 
 
 def main() -> None:

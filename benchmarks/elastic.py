@@ -35,9 +35,10 @@ def measure(case: str, images: int) -> dict[str, float | str | int]:
     from ray.cluster_utils import Cluster
 
     from actors.scoring import RaySearcher
+    from kdray.models.classifier import build_model
     from kdray.pools.mixup import MixupPool
     from kdray.search import SearchRequest
-    from kdray.students.models import build_model
+    from kdray.sections.search import SearchSettings
 
     generator = torch.Generator().manual_seed(0)
     data = torch.randint(0, 256, (images, 1, 28, 28), generator=generator, dtype=torch.uint8)
@@ -45,7 +46,8 @@ def measure(case: str, images: int) -> dict[str, float | str | int]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     node = cluster.add_node(num_cpus=1) if case in ("steady", "kill") else None
     ray.init(address=cluster.address, namespace="kdray", log_to_driver=False, logging_level="ERROR")
-    searcher = RaySearcher(1 if node is None else 2, chunk=1024, grow=True)
+    settings = SearchSettings(search="exhaustive")
+    searcher = RaySearcher(1 if node is None else 2, chunk=1024, settings=settings, grow=True)
     searcher.start()
     before = searcher.pids()
     happened: list[float] = []
@@ -60,7 +62,7 @@ def measure(case: str, images: int) -> dict[str, float | str | int]:
 
     notes: list[str] = []
     begin = time.perf_counter()
-    found = searcher.search(pool, model, SearchRequest(k=200), act, notes.append)
+    found = searcher.search(pool, model, SearchRequest(k=200), on_progress=act, on_note=notes.append)
     seconds = time.perf_counter() - begin
     searcher.close()
     ray.shutdown()

@@ -61,12 +61,13 @@ def make_features(path: Path) -> None:
     """Penultimate features, float32 [20,000, 84], of a student of 200 MNIST images; the first 200 are those."""
     import torch
 
-    from kdray.config import ParquetImages, StudentConfig
-    from kdray.images import read_images
-    from kdray.seeds import numpy_generator
-    from kdray.students.features import penultimate
-    from kdray.students.models import build_model, pixel_statistics
-    from kdray.students.train import train
+    from kdray.images.base import read_images
+    from kdray.images.parquet import ParquetImages
+    from kdray.models.classifier import build_model, pixel_statistics
+    from kdray.models.features import penultimate
+    from kdray.training.loop import train
+    from kdray.training.recipe import StudentSection
+    from kdray.utils.seeds import numpy_generator
 
     os.chdir(HERE)
     where = ParquetImages(source="parquet", path="../shared/data/mnist-train.parquet", count=IMAGES)
@@ -75,7 +76,7 @@ def make_features(path: Path) -> None:
     mean, std = pixel_statistics(few)
     model = build_model("lenet5", data.image_shape, 10, seed=0, mean=mean, std=std)
     targets = torch.nn.functional.one_hot(torch.as_tensor(data.labels[:LABELLED]), 10).float()
-    train(model, few, targets, StudentConfig(epochs=20), seed=0, threads=1)
+    train(model, few, targets, StudentSection(epochs=20), seed=0, threads=1)
     with torch.inference_mode():
         parts = [penultimate(model.eval(), part) for part in data.images.split(500)]
     np.save(path, torch.cat(parts).numpy())
@@ -93,7 +94,7 @@ def one(way: str, path: str) -> None:
     """Choose, and print which and how long it took."""
     features = np.load(path)
     if way == "kdray":
-        from kdray.select.coreset import k_center_greedy
+        from kdray.select.strategies.coreset import k_center_greedy
 
         k_center_greedy(features[:300], features[:1], 1)  # what is made once, such as threads
         begin = time.perf_counter()

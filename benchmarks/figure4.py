@@ -15,9 +15,9 @@ import ray
 from machine import keep
 
 from actors import environment
-from kdray.artefacts import RunDirectory
-from kdray.config_file import load_config
-from kdray.run import run
+from kdray.config.load import load_config
+from kdray.runs.directory import RunDirectory
+from kdray.runs.run import run
 
 CHOICES = ("cluster-margin", "rad", "active-mixup", "vanilla", "random")
 

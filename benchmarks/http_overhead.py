@@ -17,17 +17,16 @@ from pathlib import Path
 import torch
 from machine import keep
 
-from kdray.config import HttpTeacher as HttpConfig
-from kdray.config import LocalTeacher as LocalConfig
-from kdray.config import ParquetImages
-from kdray.images import read_images
+from kdray.images.base import read_images
+from kdray.images.parquet import ParquetImages
 from kdray.ledger.limits import Limits
 from kdray.ledger.store import Ledger
-from kdray.purchase import Bought, Terms, buy
-from kdray.seeds import numpy_generator
-from kdray.teachers.build import build_teacher
-from kdray.teachers.http import HttpTeacherPool
+from kdray.runs.purchase import Bought, PurchasePolicy, buy
+from kdray.teachers.async_pool import AsyncTeacherPool
+from kdray.teachers.http import HttpTeacherConfig as HttpConfig
+from kdray.teachers.local import LocalTeacherConfig as LocalConfig
 from kdray.teachers.pool import LocalTeacherPool, TeacherPool
+from kdray.utils.seeds import numpy_generator
 
 WEIGHTS = "runs/teachers/mnist-lenet5.safetensors"
 DATA = "../shared/data/mnist-train.parquet"
@@ -38,9 +37,9 @@ def timed(pool: TeacherPool, images: torch.Tensor, batch_size: int) -> tuple[flo
     """Seconds to buy all images into a new ledger, and what was bought."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite", budget=len(images))
-        terms = Terms(limits=Limits(in_flight=pool.slots))
+        policy = PurchasePolicy(limits=Limits(in_flight=pool.slots))
         begin = time.monotonic()
-        bought = buy(images, pool=pool, ledger=ledger, batch_size=batch_size, terms=terms)
+        bought = buy(images, teachers=pool, ledger=ledger, batch_size=batch_size, policy=policy)
         seconds = time.monotonic() - begin
         ledger.close()
     pool.close()
@@ -67,11 +66,11 @@ def main(weights: str, count: int, repeats: int) -> None:
         http = HttpConfig(kind="http", url=url, model="teacher", classes=10)
         far = HttpConfig(kind="http", url=slow_url, model="teacher", classes=10)
         for _ in range(repeats):
-            here, first = timed(LocalTeacherPool(build_teacher(local, shape)), images, 128)
-            there, second = timed(HttpTeacherPool(build_teacher(http, shape), 8), images, 128)
+            here, first = timed(LocalTeacherPool(local.build(shape)), images, 128)
+            there, second = timed(AsyncTeacherPool(http.build(shape), 8), images, 128)
             some = images[:400]
-            one, _ = timed(HttpTeacherPool(build_teacher(far, shape), 1), some, 1)
-            many, _ = timed(HttpTeacherPool(build_teacher(far, shape), 32), some, 1)
+            one, _ = timed(AsyncTeacherPool(far.build(shape), 1), some, 1)
+            many, _ = timed(AsyncTeacherPool(far.build(shape), 32), some, 1)
             rows.append(
                 {
                     "local_s": round(here, 2),

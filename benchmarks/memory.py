@@ -25,9 +25,10 @@ def measure(count: int, search: str) -> dict[str, float | str]:
     import torch
 
     from actors.scoring import RaySearcher
-    from kdray.bench import peak_mib
     from kdray.pools.mixup import MixupPool
-    from kdray.search import Method, SearchRequest
+    from kdray.runs.bench import peak_mib
+    from kdray.search import SearchRequest
+    from kdray.sections.search import SearchSettings
 
     images = torch.randint(0, 256, (count, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     whole = MixupPool(images, LAMBDAS)
@@ -42,7 +43,7 @@ def measure(count: int, search: str) -> dict[str, float | str]:
             return self.layer(x.flatten(1).float() / 255)
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    searcher = RaySearcher(2, chunk=8192, method=Method(search=search, min_recall=0.0))
+    searcher = RaySearcher(2, chunk=8192, settings=SearchSettings(search=search, min_recall=0.0))
     searcher.start()
     workers = searcher.pids()
     searcher.search(pool, Linear(), SearchRequest(k=K))

@@ -17,19 +17,20 @@ from pathlib import Path
 import torch
 from machine import keep
 
-from kdray.artefacts import RunDirectory
-from kdray.bench import Setting, measure
-from kdray.config import PoolConfig
-from kdray.config_file import load_config
-from kdray.images import read_images
-from kdray.inputs import make_pool
-from kdray.pools.mixup import MixupPool
-from kdray.run import run
-from kdray.search import Found, Method, SearchRequest
-from kdray.seeds import numpy_generator
-from kdray.students.export import load_student
+from kdray.config.load import load_config
+from kdray.images.base import read_images
+from kdray.models.checkpoint import load_student
+from kdray.pools.mixup import MixupPool, MixupSection
+from kdray.runs.bench import Setting, measure
+from kdray.runs.directory import RunDirectory
+from kdray.runs.run import run
+from kdray.search import SearchRequest, SearchResult
+from kdray.search.forward import ForwardOptions
+from kdray.sections.search import SearchSettings
+from kdray.utils.seeds import numpy_generator
 
 WORKERS = 2
+EXHAUSTIVE = SearchSettings(search="exhaustive")
 PEER_PAIRS = 60_000
 
 
@@ -40,7 +41,7 @@ def ceiling(repeats: int) -> dict:
         model="resnet18", images=500, shape=(3, 32, 32), workers=WORKERS, seconds=40.0, repeats=max(2, repeats // 2)
     )
     settings = {
-        "lenet5, pixels": dataclasses.replace(lenet, options=(("mixing", "pixels"),)),
+        "lenet5, pixels": dataclasses.replace(lenet, options=ForwardOptions(mixing="pixels")),
         "lenet5, auto": lenet,
         "resnet18, auto": resnet,
     }
@@ -82,14 +83,14 @@ class Timed:
     def __exit__(self, *exception) -> None:
         self._cluster.__exit__(*exception)
 
-    def __call__(self, pool: MixupPool, model, request: SearchRequest, method: Method):
+    def __call__(self, pool: MixupPool, model, request: SearchRequest, settings: SearchSettings):
         """(what was found, seconds, notes)."""
-        searcher, notes = self._make(WORKERS, method=method), []
+        searcher, notes = self._make(WORKERS, settings=settings), []
         searcher.start()
         small = MixupPool(pool.images[:30], pool.lambdas)
         searcher.search(small, model, SearchRequest(k=10))
         begin = time.perf_counter()
-        found = searcher.search(pool, model, request, on_note=notes.append)
+        found = searcher.search(pool, model, request, seed=1, on_note=notes.append)
         seconds = time.perf_counter() - begin
         searcher.close()
         return found, seconds, notes
@@ -103,12 +104,12 @@ def compare(pool: MixupPool, model, searches: list[tuple[int, float]], prefixes:
     """
     most = max(k for k, _ in searches)
     with Timed() as search:
-        exact, exact_s, _ = search(pool, model, SearchRequest(k=most), Method())
+        exact, exact_s, _ = search(pool, model, SearchRequest(k=most), EXHAUSTIVE)
         print(f"exhaustive: {exact.evaluated:,} passes, {exact_s:.1f} s", flush=True)
         runs = []
         for k, times in searches:
-            method = Method(search="interpolated", keep=times, min_recall=0.0)
-            found, seconds, _ = search(pool, model, SearchRequest(k=k, seed=1), method)
+            settings = SearchSettings(search="interpolated", keep=times, min_recall=0.0)
+            found, seconds, _ = search(pool, model, SearchRequest(k=k), settings)
             for few in (k, *(few for few in prefixes if few < k)):
                 runs.append(
                     {
@@ -132,7 +133,7 @@ def compare(pool: MixupPool, model, searches: list[tuple[int, float]], prefixes:
     }
 
 
-def against(exact: Found, found: Found, k: int) -> dict:
+def against(exact: SearchResult, found: SearchResult, k: int) -> dict:
     """The k best that were found, beside the k best there are."""
     chosen = dict(zip(exact.ids[:k].tolist(), exact.scores[:k].tolist(), strict=True))
     ids, scores = found.ids[:k].tolist(), found.scores[:k]
@@ -152,7 +153,7 @@ def mnist() -> dict:
     images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
     lists = (44_000, 110_000, 220_000)  # pairs scored exactly; 110,000 is the default for k = 22,000
     searches = [(k, listed / k) for k in (22_000, 5_000, 1_000) for listed in lists]
-    return compare(make_pool(config, images), student, searches)
+    return compare(config.pool.build(images.images, config.seed), student, searches)
 
 
 def cifar10(pairs: int) -> dict:
@@ -179,7 +180,7 @@ def peers(repeats: int) -> dict:
 
     config, student = round_0("examples/mnist.yaml", Path("runs/bench-mnist"), "budget.queries=2000")
     images = read_images(config.images, generator=numpy_generator(config.seed, "images")).images
-    lambdas = PoolConfig().grid()
+    lambdas = MixupSection().grid()
     rows: list[dict[str, float]] = []
     with Timed() as search, tempfile.TemporaryDirectory() as folder:
         paper_script.write_images(images, Path(folder))
@@ -187,7 +188,7 @@ def peers(repeats: int) -> dict:
             pool = MixupPool(images, lambdas, pairs=PEER_PAIRS, seed=number)
             pairs = torch.stack(pool.pair(torch.arange(PEER_PAIRS)), dim=1).numpy()
             k = PEER_PAIRS // 90
-            found, seconds, _ = search(pool, student, SearchRequest(k=k), Method())
+            found, seconds, _ = search(pool, student, SearchRequest(k=k), EXHAUSTIVE)
             row = {"kdray": found.evaluated / seconds}
             best = 0.0
             for loaders in (0, 1, WORKERS):

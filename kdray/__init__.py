@@ -1,7 +1,7 @@
 """kdray: distil a black-box image classifier with as few paid queries as possible."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdray.errors import KdrayError
 
@@ -11,20 +11,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from kdray.api import distil
-    from kdray.students.export import load_student
+    from kdray.models.checkpoint import load_student
 
 __version__ = "0.1.0"
 __all__ = ["KdrayError", "distil", "load_student"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Both bring torch, which takes seconds; `kdray --help` does not need it.
     if name == "distil":
         from kdray.api import distil
 
         return distil
     if name == "load_student":
-        from kdray.students.export import load_student
+        from kdray.models.checkpoint import load_student
 
         return load_student
     raise AttributeError(f"module 'kdray' has no attribute {name!r}")

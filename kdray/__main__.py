@@ -1,6 +1,6 @@
 """`python -m kdray`."""
 
-from kdray.cli import main
+from kdray.cli.app import main
 
 if __name__ == "__main__":
     main()

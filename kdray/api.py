@@ -1,4 +1,4 @@
-"""kdray from Python: one call, for notebooks, scripts and sweeps."""
+"""The Python interface of kdray: one function, for notebooks, scripts and sweeps."""
 
 import hashlib
 import itertools
@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdray.artefacts import RunDirectory
-from kdray.config_file import parse_config
-from kdray.display import make_display
-from kdray.errors import ConfigError, ImageSetError, TeacherError
-from kdray.images import ImageSet
-from kdray.inputs import Given, read_candidates, resolve
-from kdray.ledger.store import Ledger, hash_images
-from kdray.paths import runs_folder
-from kdray.run import Result, run
-from kdray.teachers.answers import AnswerFormat, Answers
-from kdray.teachers.function import FunctionTeacher, to_array
+from kdray.config.load import parse_config
+from kdray.errors import ConfigError, ImageSetError
+from kdray.images.base import ImageSet
+from kdray.observers.display import make_display
+from kdray.runs.class_count import find_class_count
+from kdray.runs.directory import RunDirectory, runs_folder
+from kdray.runs.inputs import InMemoryInputs, read_pool, resolve
+from kdray.runs.result import Result
+from kdray.runs.run import run
 
 
 def distil(
@@ -34,27 +32,29 @@ def distil(
     test: Any = None,
     classes: int | list[str] | None = None,
     teacher_options: Mapping[str, Any] | None = None,
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     local: bool | None = None,
     progress: bool = True,
     **config: Any,
 ) -> Result:
-    """Distil `teacher` into a student, asking it at most `budget` times.
+    """Distil `teacher` into a student with at most `budget` queries.
 
     Args:
-        teacher: a function of uint8 [B, C, H, W] (numpy) that gives probabilities [B, K] or labels [B]; or a `teacher`
-            section of a config. A function is asked in this process.
-        images: uint8 array or tensor, [N, C, H, W], [N, H, W, C] or [N, H, W], unlabelled; or an `images` section.
-        budget: most training queries, or a `budget` section.
-        labelled: (images, labels) that cost nothing and are trained on in every round, or a `labelled` section.
+        teacher: a function that maps uint8 [B, C, H, W] (numpy) to probabilities [B, K] or labels [B]; or a `teacher`
+            section of a config. A function is called in this process.
+        images: unlabelled images, uint8 array or tensor, [N, C, H, W], [N, H, W, C] or [N, H, W]; or an `images`
+            section.
+        budget: maximum number of training queries, or a `budget` section.
+        labelled: (images, labels) on which the student is trained in every round and which cost no queries, or a
+            `labelled` section.
         validation: (images, labels) on which the teacher's error is measured for RAD, or a `validation` section.
-        test: (images, labels) to measure the student on, or a `test` section.
-        classes: number or names of a function's classes. Where not given, the first image is asked to find out: a
-            query like any other, charged and kept.
-        teacher_options: further fields of a function's `teacher` section: `answers` ("hard" for one that gives labels;
-            needs `classes`), `batch_size`, `limits`, `metered`, `name`.
-        out: run directory; the same call with the same directory goes on where it stopped.
-        local: all in this process, or on Ray. None takes Ray where this process is connected to it or
+        test: (images, labels) on which the student is measured, or a `test` section.
+        classes: number or names of the classes of a function. Without it, one query for the first image finds their
+            number. It is charged and recorded like any other query.
+        teacher_options: further fields of the `teacher` section of a function: `answers` ("hard" for a function that
+            returns labels; needs `classes`), `batch_size`, `limits`, `metered`, `name`.
+        out: run directory. The same call with the same directory resumes the run. None makes a new directory.
+        local: True runs everything in this process, False uses Ray. None uses Ray if this process is connected to it or
             RAY_ADDRESS is set.
         progress: show progress on standard error.
         config: further sections and fields, as in the YAML: `select={"rounds": 3}`, `student={"epochs": 20}`, `seed=1`.
@@ -63,7 +63,7 @@ def distil(
         The result: `student` (an nn.Module), `labelled`, `history` of rounds, `receipt`, `directory`.
 
     Raises:
-        KdrayError: see `kdray.run.run`.
+        KdrayError: see `kdray.runs.run.run`.
     """
     directory = RunDirectory(out) if out is not None else _free_directory()
     data: dict[str, Any] = dict(config)
@@ -96,7 +96,7 @@ def distil(
         directory,
         local=_no_ray() if local is None else local,
         observer=make_display() if progress else None,
-        given=Given(images=image_set, function=function, **with_labels),
+        in_memory=InMemoryInputs(images=image_set, function=function, **with_labels),
     )
 
 
@@ -104,7 +104,8 @@ def as_images(array: Any, field: str) -> torch.Tensor:
     """An array or tensor of images as uint8 [N, C, H, W].
 
     Raises:
-        ImageSetError: not uint8, or not one of the shapes [N, C, H, W], [N, H, W, C], [N, H, W] with 1 or 3 channels.
+        ImageSetError: the array is not uint8, or its shape is not [N, C, H, W], [N, H, W, C] or [N, H, W] with 1 or 3
+            channels.
     """
     tensor = array.detach().cpu() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
     if tensor.dtype != torch.uint8:
@@ -130,8 +131,10 @@ def _labelled(pair: Any, field: str) -> ImageSet:
 
 
 def _kept_in(directory: RunDirectory, name: str, data: ImageSet) -> dict[str, str]:
-    """The config section of an array: a file in the run directory, named after its content, so that other images are
-    another config."""
+    """The config section of an array: a file in the run directory.
+
+    The name of the file contains a hash of the images, so other images give another config.
+    """
     digest = hashlib.blake2b(data.images.numpy().tobytes(), digest_size=6)
     if data.labels is not None:
         digest.update(data.labels.numpy().tobytes())
@@ -139,86 +142,42 @@ def _kept_in(directory: RunDirectory, name: str, data: ImageSet) -> dict[str, st
 
 
 def _function_sections(
-    function: Callable, options: dict[str, Any], directory: RunDirectory, images: ImageSet | None, data: dict
-) -> tuple[dict, dict]:
-    """`teacher` and `resources` for a function that only this process has."""
+    function: Callable[..., Any],
+    options: dict[str, Any],
+    directory: RunDirectory,
+    images: ImageSet | None,
+    data: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sections `teacher` and `resources` for a function, which exists only in this process."""
     module = getattr(function, "__module__", None) or "python"
     qualified = f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
     options = {"kind": "python", "function": qualified, "answers": "soft"} | options
     if options["classes"] is None:
         if images is None or options["answers"] == "hard":
             raise ConfigError(
-                "classes: give the number or the names of the teacher's classes; they cannot be found out"
+                "classes: give the number or the names of the teacher's classes; kdray can find their number only with "
+                "images as an array and a function that returns probabilities"
             )
-        form = AnswerFormat(options["answers"], options.get("decimals"))
-        identity = f"python:{options.get('name') or qualified}:{form}"
         ledger = Path((data.get("ledger") or {}).get("path") or directory.ledger)
-        # The account is opened here, so what it may hold must be known, and with it all else that can be wrong.
+        # The account is opened here, so its limit must be known. The whole config is checked for that.
         assumed = data | {"teacher": options | {"classes": 2}}
-        planned = read_candidates(resolve(parse_config(assumed, origin="kdray.distil")), images)
+        planned = read_pool(resolve(parse_config(assumed, origin="kdray.distil")), images)
         budget = data["budget"]["queries"] - planned.estimate
-        options["classes"] = _discover(function, identity, form, directory, ledger, images.images[:1], budget)
+        options["classes"] = find_class_count(
+            function,
+            options.get("name") or qualified,
+            options["answers"],
+            options.get("decimals"),
+            image=images.images[:1],
+            directory=directory,
+            ledger_path=ledger,
+            budget=budget,
+        )
     return options, dict(data.get("resources") or {}) | {"teacher_workers": 0}
 
 
-def _discover(
-    function: Callable,
-    identity: str,
-    form: AnswerFormat,
-    directory: RunDirectory,
-    path: Path,
-    first: torch.Tensor,
-    budget: int,
-) -> int:
-    """Number of classes, from the ledger at `path` or, once, by asking for the first image.
-
-    Raises:
-        TeacherError: the function fails, or gives labels, which do not tell how many classes there are.
-    """
-    key = hash_images(first)
-    directory.lock()
-    try:
-        owner, ledger = directory.owner(), Ledger(path)
-        try:
-            known = ledger.lookup(identity, key)
-            if not known:
-                ledger.open_account(owner, {"training": budget})
-                reservation = ledger.reserve(1, teacher=identity, owner=owner)
-                try:
-                    answers = _ask_once(function, identity, form, first)
-                except BaseException:  # it was asked, whatever came of it
-                    ledger.mark_uncertain(reservation)
-                    raise
-                ledger.commit(reservation, key, answers.rows())
-                known = ledger.lookup(identity, key)
-        finally:
-            ledger.close()
-    finally:
-        directory.unlock()
-    return len(known[key[0]][1])
-
-
-def _ask_once(function: Callable, identity: str, form: AnswerFormat, image: torch.Tensor) -> Answers:
-    try:
-        reply = function(image.numpy())
-    except Exception as error:  # whatever a user's function raises
-        raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
-    reply = to_array(reply)
-    if reply.ndim != 2 or reply.dtype.kind != "f":
-        raise TeacherError(
-            f"the teacher function gives {reply.dtype} of shape {list(reply.shape)} for one image, "
-            "which does not tell how many classes there are: give classes=, and "
-            'teacher_options={"answers": "hard"} if it gives labels'
-        )
-    return (
-        FunctionTeacher(lambda _: reply, identity=identity, num_classes=reply.shape[1], form=form)
-        .answer(image)
-        .believed()
-    )
-
-
 def _no_ray() -> bool:
-    """Whether there is no cluster to work on. Looks for Ray only where it has been imported already."""
+    """Whether there is no Ray cluster to use. This does not import Ray."""
     connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     return not connected and not os.environ.get("RAY_ADDRESS")
 

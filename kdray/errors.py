@@ -1,7 +1,7 @@
-"""Every error a user can meet. A message says what happened, with which value, and what to do.
+"""The errors that kdray raises on purpose. A message says what happened, with which value, and what to do.
 
-One base class, so the command line prints the message and exits with code 2 without a traceback.
-All of them take one string, so they survive the trip back from a Ray actor unchanged.
+All errors have one base class, so the command line prints the message and exits with code 2 without a traceback.
+All errors take one string, so a Ray actor can return them unchanged.
 """
 
 
@@ -22,27 +22,27 @@ class ModelError(KdrayError):
 
 
 class TeacherError(KdrayError):
-    """The teacher cannot be built, or its answers make no sense."""
+    """The teacher cannot be built, or its answers are invalid."""
 
 
 class BudgetExceeded(KdrayError):
-    """A reservation would pass the budget. Nothing was reserved and nothing was asked."""
+    """A reservation would exceed the budget. Nothing was reserved and no query was made."""
 
 
 class LedgerError(KdrayError):
-    """The ledger file cannot be used: another schema, another budget, or not a ledger at all."""
+    """The ledger file cannot be used: it has another schema or another budget, or it is not a ledger."""
 
 
 class PoolExhausted(KdrayError):
-    """More candidates were asked for than the pool still holds."""
+    """More candidates were requested than are left in the pool."""
 
 
 class ScoringError(KdrayError):
-    """The student's scores cannot be used, or no scoring worker is left."""
+    """The student's scores are invalid, or no worker is left."""
 
 
 class RunDirectoryError(KdrayError):
-    """The run directory is missing, in use, or belongs to another config."""
+    """The run directory is missing, is in use, or belongs to another config."""
 
 
 class ClusterError(KdrayError):

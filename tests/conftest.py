@@ -41,7 +41,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Groups show in the names of tests; where they do not, each worker would start a Ray of its own."""
     if getattr(session.config.option, "loadgroup", False):
         grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
-        assert all(item.nodeid.endswith("@ray") for item in grouped), "this pytest-xdist does not group tests"
+        assert all("@" in item.nodeid for item in grouped), "this pytest-xdist does not group tests"
 
 
 def digits_config(weights: Path, **changes) -> dict:
@@ -69,8 +69,8 @@ def digits_config(weights: Path, **changes) -> dict:
 @pytest.fixture(scope="session")
 def teacher_weights(tmp_path_factory, worker_id) -> Path:
     """A small-cnn teacher for 16x16 digits, trained once for all tests of all workers."""
-    from kdray.config import Config
-    from kdray.teachers.build import train_teacher
+    from kdray.config.root import Config
+    from kdray.teachers.recipe import train_teacher
 
     base = tmp_path_factory.getbasetemp()
     folder = base if worker_id == "master" else base.parent  # which the workers of one `pytest` share
@@ -100,7 +100,7 @@ def config_file(tmp_path, teacher_weights):
 @pytest.fixture
 def make_config(teacher_weights):
     """A parsed digits config with changes (`section__key=value`)."""
-    from kdray.config_file import parse_config
+    from kdray.config.load import parse_config
 
     return lambda **changes: parse_config(digits_config(teacher_weights, **changes))
 
@@ -120,7 +120,7 @@ def command(*arguments: object, cwd: Path | None = None, env: dict | None = None
     """Run the command line in this process: quick, and enough where it is not the process that matters."""
     from typer.testing import CliRunner
 
-    from kdray.cli import app
+    from kdray.cli.app import app
 
     with contextlib.chdir(cwd or Path.cwd()):
         done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"} | (env or {}))
@@ -142,18 +142,19 @@ def actor_pids(kind: str, name: str | None = None) -> list[int]:
 
 
 @contextlib.contextmanager
-def served(teacher, image_shape: tuple[int, int, int], *middlewares, **options) -> Iterator[str]:
+def served(teacher, image_shape: tuple[int, int, int], *middlewares, classes=None, **options) -> Iterator[str]:
     """A teacher behind HTTP, in a thread of this process, on a free port; its address.
 
     Args:
         middlewares: of aiohttp, around every request.
-        options: of `kdray.teachers.serve.ServeOptions`.
+        classes: their names.
+        options: of `kdray.teachers.server.ServeOptions`.
     """
     from aiohttp import web
 
-    from kdray.teachers.serve import ServeOptions, make_app
+    from kdray.teachers.server import ServeOptions, make_app
 
-    app = make_app(teacher, image_shape, ServeOptions(**options))
+    app = make_app(teacher, image_shape, ServeOptions(**options), classes)
     app.middlewares.extend(middlewares)
     ready, port, loop = threading.Event(), [], asyncio.new_event_loop()
     stop = asyncio.Event()

@@ -5,14 +5,13 @@ import sys
 import numpy as np
 import torch
 
-from kdray.config import HttpTeacher as HttpConfig
 from kdray.errors import TeacherError
 from kdray.ledger.limits import Limits
 from kdray.ledger.store import Ledger
-from kdray.purchase import Terms, buy
-from kdray.teachers.build import build_teacher
-from kdray.teachers.http import HttpTeacherPool
-from kdray.teachers.retry import Patience, RetryPolicy
+from kdray.runs.purchase import PurchasePolicy, buy
+from kdray.teachers.async_pool import AsyncTeacherPool
+from kdray.teachers.http import HttpTeacherConfig as HttpConfig
+from kdray.teachers.retry import RetryPolicy, RetryState
 
 SHAPE = (1, 4, 4)
 DONE, AGAIN = 0, 3
@@ -37,9 +36,9 @@ def config(url: str, seed: int) -> HttpConfig:
 def drive(url: str, ledger_path: str, budget: int, count: int, seed: int, address: str | None) -> None:
     """Buy answers to `count` images on Ray at `address` (None: in this process), and leave with DONE or AGAIN."""
     section = config(url, seed)
-    teacher = build_teacher(section, SHAPE)
+    teacher = section.build(SHAPE)
     if address is None:
-        ledger, pool = Ledger(ledger_path), HttpTeacherPool(teacher, 4)
+        ledger, pool = Ledger(ledger_path), AsyncTeacherPool(teacher, 4)
     else:
         from functools import partial
 
@@ -51,18 +50,18 @@ def drive(url: str, ledger_path: str, budget: int, count: int, seed: int, addres
 
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
         ledger = RayLedger(ledger_path)
-        pool = RayTeacherPool(teacher, partial(build_teacher, section, SHAPE), 1, slots=4)
+        pool = RayTeacherPool(teacher, partial(section.build, SHAPE), 1, slots=4)
         pool.start()
     ledger.open_account(owner(seed), {"training": budget})
     ledger.recover(owner(seed))
-    terms = Terms(
+    policy = PurchasePolicy(
         limits=Limits(in_flight=4),
-        patience=Patience(RetryPolicy(tries=8, backoff_s=0.02, max_backoff_s=0.2, max_bad_share=1.0)),
+        retry=RetryState(RetryPolicy(tries=8, backoff_s=0.02, max_backoff_s=0.2, max_bad_share=1.0)),
         lease_s=5.0,
         probe=True,
     )
     try:
-        buy(images(count, seed), pool=pool, ledger=ledger, batch_size=8, owner=owner(seed), terms=terms)
+        buy(images(count, seed), teachers=pool, ledger=ledger, batch_size=8, owner=owner(seed), policy=policy)
         code = DONE
     except TeacherError as error:
         print(error, flush=True)

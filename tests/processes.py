@@ -21,8 +21,8 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     [
         *("torch", "torchvision", "sklearn.datasets", "hypothesis.extra.numpy", "pytest"),
-        *("kdray.cli", "kdray.run", "kdray.display", "kdray.report.page", "kdray.plan", "kdray.ledger_view"),
-        *("kdray.teachers.build", "kdray.teachers.http", "kdray.teachers.serve", "kdray.ledger.receipt", "kdray.bench"),
+        *("kdray.cli.app", "kdray.cli.ledger", "kdray.ledger.receipt", "kdray.observers.display", "kdray.report.page"),
+        *("kdray.runs.bench", "kdray.runs.plan", "kdray.runs.run", "kdray.runs.teachers", "kdray.teachers.server"),
     ]
 )
 
@@ -43,7 +43,7 @@ def _main(arguments: list[str], cwd: str, env: dict[str, str], out: connection.C
     sys.argv = ["kdray", *arguments]
     sys.path.insert(0, cwd)
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # it would have read this at its import
-    from kdray.cli import main
+    from kdray.cli.app import main
 
     main()
 

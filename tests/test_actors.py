@@ -23,26 +23,30 @@ from actors.cluster import connect, count_workers
 from actors.scoring import RaySearcher
 from actors.students import RayTrainer
 from actors.teachers import RayTeacherPool
-from kdray.artefacts import RunDirectory
-from kdray.config import HttpTeacher as HttpConfig
-from kdray.config_file import parse_config
+from kdray.config.load import parse_config
 from kdray.errors import ScoringError, TeacherError
 from kdray.ledger import Ledger
 from kdray.ledger.limits import Limits
-from kdray.observers import Observer
+from kdray.models.checkpoint import ModelCard
+from kdray.models.classifier import build_model
+from kdray.observers.base import Observer
 from kdray.pools.mixup import MixupPool
-from kdray.purchase import Terms, buy
-from kdray.run import run
-from kdray.search import LocalSearcher, Method, SearchRequest
-from kdray.search.method import look_ahead
-from kdray.students.export import ModelCard
-from kdray.students.fit import LocalTrainer, StudentSpec
-from kdray.students.models import build_model
+from kdray.runs.directory import RunDirectory
+from kdray.runs.purchase import PurchasePolicy, buy
+from kdray.runs.run import run
+from kdray.search import SearchRequest
+from kdray.search.local import LocalSearcher
+from kdray.search.lowest import plan_search
+from kdray.sections.search import SearchSettings
+from kdray.select.base import Task, select, strategies
 from kdray.teachers import AnswerFormat, Answers
-from kdray.teachers.build import build_teacher
-from kdray.teachers.retry import Patience, RetryPolicy
+from kdray.teachers.http import HttpTeacherConfig as HttpConfig
+from kdray.teachers.retry import RetryPolicy, RetryState
+from kdray.training.trainer import LocalTrainer, StudentSpec
 
 LAMBDAS = [0.3, 0.4, 0.5, 0.6, 0.7]
+EXHAUSTIVE = SearchSettings(search="exhaustive")
+GUESSING = SearchSettings(search="interpolated", min_recall=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def reference(pool, model):
-    return LocalSearcher(512).search(pool, model, SearchRequest(k=300))
+    return LocalSearcher(512, settings=EXHAUSTIVE).search(pool, model, SearchRequest(k=300))
 
 
 @pytest.fixture(scope="module")
@@ -88,36 +92,34 @@ def same(found, reference) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, searcher_of, pool, model, reference):
-    searcher, seen = searcher_of(workers, chunk=512), []
+    searcher, seen = searcher_of(workers, chunk=512, settings=EXHAUSTIVE), []
     request = SearchRequest(k=300)
-    found = searcher.search(pool, model, request, lambda done, total: seen.append((done, total)))
+    found = searcher.search(pool, model, request, on_progress=lambda done, total: seen.append((done, total)))
     assert same(found, reference)
     assert seen[-1] == (len(pool), len(pool))
     # The same actors again, with another student and with groups that have left the pool.
     other = build_model("lenet5", (1, 28, 28), 10, seed=2)
     taken = np.sort(found.ids // len(LAMBDAS))
     request = SearchRequest(k=200, taken=taken)
-    assert same(searcher.search(pool, other, request), LocalSearcher(512).search(pool, other, request))
+    again = LocalSearcher(512, settings=EXHAUSTIVE).search(pool, other, request)
+    assert same(searcher.search(pool, other, request), again)
 
 
 def test_workers_guess_as_one_process_does_bit_for_bit(searcher_of, pool, model):
     pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
-    method, request = Method(search="interpolated", min_recall=0.0), SearchRequest(k=10, seed=7)
-    assert look_ahead(pool, request, method).guess
-    reference = LocalSearcher(512, method=method).search(pool, model, request)
-    found = searcher_of(chunk=300, method=method).search(pool, model, request)
+    request = SearchRequest(k=10)
+    assert plan_search(pool, request, GUESSING).guess
+    reference = LocalSearcher(512, settings=GUESSING).search(pool, model, request, seed=7)
+    found = searcher_of(chunk=300, settings=GUESSING).search(pool, model, request, seed=7)
     assert same(found, reference)
     assert found.facts() == reference.facts()
     assert found.recall.sampled == 200 and found.evaluated <= found.exhaustive / 2
 
 
 def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(searcher_of, pool, model):
-    from kdray.select import STRATEGIES, Task, select
-
     pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
-    method = Method(search="interpolated", min_recall=0.0)
-    searchers = LocalSearcher(512, method=method), searcher_of(chunk=300, method=method)
-    for name in STRATEGIES:
+    searchers = LocalSearcher(512, settings=GUESSING), searcher_of(chunk=300, settings=GUESSING)
+    for name in strategies.parts():
         chosen = []
         for searcher in searchers:
             task = Task(
@@ -128,7 +130,7 @@ def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(searcher
                 ask=lambda request, by=searcher: by.search(pool, model, request),
                 known=pool.images,
             )
-            chosen.append(select(name, task))
+            chosen.append(select(strategies.parse(name), task))
         here, there = chosen
         assert here.ids.tolist() == there.ids.tolist(), name
         if here.scores is not None:
@@ -138,7 +140,7 @@ def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(searcher
 
 
 def test_what_is_scored_shows_in_rays_metrics(ray_local, pool, model):
-    searcher = RaySearcher(1, chunk=2048)
+    searcher = RaySearcher(1, chunk=2048, settings=EXHAUSTIVE)
     try:
         searcher.search(pool, model, SearchRequest(k=5))
         port, deadline, text = ray_local.nodes()[0]["MetricsExportPort"], time.monotonic() + 120, ""
@@ -155,14 +157,14 @@ def test_what_is_scored_shows_in_rays_metrics(ray_local, pool, model):
 
 
 def test_a_worker_killed_in_mid_search_changes_nothing(searcher_of, pool, model, reference):
-    searcher = searcher_of(chunk=512)
+    searcher = searcher_of(chunk=512, settings=EXHAUSTIVE)
     victims = searcher.pids()
 
     def kill(done: int, total: int) -> None:
         if victims and done > total // 4:
             os.kill(victims.pop(), signal.SIGKILL)
 
-    assert same(searcher.search(pool, model, SearchRequest(k=300), kill), reference)
+    assert same(searcher.search(pool, model, SearchRequest(k=300), on_progress=kill), reference)
     assert len(victims) == 0 and searcher.requeued >= 1
 
 
@@ -175,7 +177,7 @@ def test_cpus_that_become_free_in_mid_search_are_put_to_work(ray_local, pool, mo
 
     free = int(ray_local.available_resources()["CPU"])
     holder = ray_local.remote(Holder).options(num_cpus=free - 1).remote()
-    searcher, notes = RaySearcher(1, chunk=512, grow=True), []
+    searcher, notes = RaySearcher(1, chunk=512, settings=EXHAUSTIVE, grow=True), []
     try:
         assert ray_local.get(holder.ready.remote())
 
@@ -187,7 +189,8 @@ def test_cpus_that_become_free_in_mid_search_are_put_to_work(ray_local, pool, mo
                 until(lambda: ray_local.available_resources().get("CPU", 0) == free - 1)
                 until(lambda: time.monotonic() - searcher._looked_at > 2)  # it looks every two seconds
 
-        assert same(searcher.search(pool, model, SearchRequest(k=300), leave, notes.append), reference)
+        found = searcher.search(pool, model, SearchRequest(k=300), on_progress=leave, on_note=notes.append)
+        assert same(found, reference)
     finally:
         searcher.close()
     more = "1 more scoring worker" if free == 2 else f"{free - 1} more scoring workers"
@@ -196,7 +199,7 @@ def test_cpus_that_become_free_in_mid_search_are_put_to_work(ray_local, pool, mo
 
 
 def test_more_workers_than_cpus_do_not_block_a_search(ray_local, pool, model, reference):
-    searcher = RaySearcher(5, chunk=512)
+    searcher = RaySearcher(5, chunk=512, settings=EXHAUSTIVE)
     try:
         assert same(searcher.search(pool, model, SearchRequest(k=300)), reference)
     finally:
@@ -207,13 +210,13 @@ def test_an_error_of_the_students_comes_back_as_it_was_raised(searcher_of, pool)
     broken = build_model("lenet5", (1, 28, 28), 10, seed=1)
     broken.mean.fill_(float("nan"))
     with pytest.raises(ScoringError, match=r"^the student's output for candidate \d+ is not a number"):
-        searcher_of(1, chunk=512).search(pool, broken, SearchRequest(k=3))
+        searcher_of(1, chunk=512, settings=EXHAUSTIVE).search(pool, broken, SearchRequest(k=3))
 
 
 @pytest.fixture
 def teacher_parts(teacher_weights):
     config = parse_config(digits_config(teacher_weights)).teacher
-    build = partial(build_teacher, config, (1, 16, 16))
+    build = partial(config.build, (1, 16, 16))
     images = torch.randint(0, 256, (100, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return build, images
 
@@ -229,7 +232,7 @@ def test_a_pool_of_teachers_answers_as_one_does(ray_local, ledger, teacher_parts
     build, images = teacher_parts
     pool = RayTeacherPool(build(), build, 2)
     try:
-        bought = buy(images, pool=pool, ledger=ledger, batch_size=16)
+        bought = buy(images, teachers=pool, ledger=ledger, batch_size=16)
     finally:
         pool.close()
     direct = build().answer(images)
@@ -362,12 +365,12 @@ def test_dead_workers_are_reported_and_serve_again(playful):
 def test_workers_that_die_between_two_rounds_are_there_for_the_next(playful, ledger):
     pool, _ = playful
     pool.teacher.metered = False
-    assert facts(buy(grey(*range(1, 21)), pool=pool, ledger=ledger, batch_size=5)) == (20, 0, 0)
+    assert facts(buy(grey(*range(1, 21)), teachers=pool, ledger=ledger, batch_size=5)) == (20, 0, 0)
     victims = actor_pids("TeacherWorker")
     assert len(victims) == 2
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    bought = buy(grey(*range(21, 51)), pool=pool, ledger=ledger, batch_size=5, round=1)
+    bought = buy(grey(*range(21, 51)), teachers=pool, ledger=ledger, batch_size=5, round=1)
     assert (facts(bought), ledger.spent()) == ((30, 0, 0), 50)
     assert torch.equal(bought.answers.probs, brightness(grey(*range(21, 51))).probs)
 
@@ -377,7 +380,7 @@ def test_a_dead_teacher_workers_batch_is_asked_again_and_counted_honestly(metere
     pool, folder = playful
     pool.teacher.metered = metered
     (folder / "die").touch()
-    bought = buy(grey(*range(1, 101)), pool=pool, ledger=ledger, batch_size=25)
+    bought = buy(grey(*range(1, 101)), teachers=pool, ledger=ledger, batch_size=25)
     # What may have been billed counts as charged: the budget then ends one batch early.
     assert (bought.charged, bought.short, ledger.spent()) == (charged, short, charged)
     assert ledger.uncertain() == (25 if metered else 0)
@@ -396,7 +399,7 @@ def test_a_worker_that_cannot_make_its_teacher_costs_nothing(ray_local, ledger, 
     pool = RayTeacherPool(Playful(str(tmp_path)), broken, 1)
     try:
         with pytest.raises(TeacherError, match=r"cannot start: .*no such weights here"):
-            buy(grey(*range(1, 21)), pool=pool, ledger=ledger, batch_size=5)
+            buy(grey(*range(1, 21)), teachers=pool, ledger=ledger, batch_size=5)
     finally:
         pool.close()
     assert (ledger.spent(), ledger.remaining()) == (0, 100)
@@ -454,7 +457,7 @@ def office(ray_local):
     desk, counting = Desk(), Counting()
     with served(counting, (1, 4, 4), desk.middleware) as url:
         section = HttpConfig(kind="http", url=url, model="teacher", classes=2, timeout_s=30)
-        build = partial(build_teacher, section, (1, 4, 4))
+        build = partial(section.build, (1, 4, 4))
         pool = RayTeacherPool(build(), build, 1, slots=4)
         yield pool, desk, counting
         pool.close()
@@ -473,11 +476,11 @@ def test_one_worker_keeps_many_requests_on_their_way(http_parts, ledger):
     pool, desk, counting = http_parts
     assert pool.slots == 4
     images = grey(*range(1, 91))
-    terms = Terms(probe=True, limits=Limits(in_flight=4))
-    buy(images[:2], pool=pool, ledger=ledger, batch_size=2, terms=terms)
+    policy = PurchasePolicy(probe=True, limits=Limits(in_flight=4))
+    buy(images[:2], teachers=pool, ledger=ledger, batch_size=2, policy=policy)
     assert desk.most == 1, "it had never answered"
     desk.hold = 4
-    bought = buy(images, pool=pool, ledger=ledger, batch_size=3, round=1, terms=terms)
+    bought = buy(images, teachers=pool, ledger=ledger, batch_size=3, round=1, policy=policy)
     assert desk.most == 4
     assert (facts(bought), bought.set_aside.keys()) == ((87 + 5, 2, 0), {76})
     assert torch.equal(bought.answers.probs, brightness(images[bought.positions]).probs)
@@ -489,19 +492,19 @@ def test_one_worker_keeps_many_requests_on_their_way(http_parts, ledger):
 def test_an_http_worker_killed_with_requests_on_their_way_loses_those_and_serves_again(http_parts, ledger):
     """The server has four requests in hand when the worker that sent them is killed."""
     pool, desk, counting = http_parts
-    terms = Terms(patience=Patience(RetryPolicy(backoff_s=0.01)))
-    buy(grey(1), pool=pool, ledger=ledger, batch_size=1, terms=terms)
+    policy = PurchasePolicy(retry=RetryState(RetryPolicy(backoff_s=0.01)))
+    buy(grey(1), teachers=pool, ledger=ledger, batch_size=1, policy=policy)
     desk.hold = 5  # which never come
 
     def kill() -> None:
         until(lambda: desk.inside == 4)
-        (victim,) = actor_pids("HttpTeacherWorker")
+        (victim,) = actor_pids("AsyncTeacherWorker")
         os.kill(victim, signal.SIGKILL)
         desk.hold = 0
 
     with ThreadPoolExecutor(1) as executor:
         killed = executor.submit(kill)
-        bought = buy(grey(*range(2, 42)), pool=pool, ledger=ledger, batch_size=5, round=1, terms=terms)
+        bought = buy(grey(*range(2, 42)), teachers=pool, ledger=ledger, batch_size=5, round=1, policy=policy)
         killed.result()
     assert facts(bought) == (40 + 20, 0, 0)
     assert torch.equal(bought.answers.probs, brightness(grey(*range(2, 42))).probs)
@@ -513,11 +516,11 @@ def test_an_http_worker_killed_with_requests_on_their_way_loses_those_and_serves
 def test_an_http_worker_that_died_at_its_leisure_still_knows_how_to_ask(http_parts, ledger):
     """Ray has started it again before anybody looked; what the server had told it must be asked for again."""
     pool, _, _ = http_parts
-    buy(grey(1), pool=pool, ledger=ledger, batch_size=1)
-    (victim,) = actor_pids("HttpTeacherWorker")
+    buy(grey(1), teachers=pool, ledger=ledger, batch_size=1)
+    (victim,) = actor_pids("AsyncTeacherWorker")
     os.kill(victim, signal.SIGKILL)
-    until(lambda: any(pid != victim for pid in actor_pids("HttpTeacherWorker")))
-    bought = buy(grey(*range(2, 12)), pool=pool, ledger=ledger, batch_size=5, round=1)
+    until(lambda: any(pid != victim for pid in actor_pids("AsyncTeacherWorker")))
+    bought = buy(grey(*range(2, 12)), teachers=pool, ledger=ledger, batch_size=5, round=1)
     assert bought.positions.tolist() == list(range(10))
     assert ledger.rejected() == 0
 

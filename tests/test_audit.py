@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdray.search.audit import Stratum, estimate, share_out
+from kdray.search.recall import Stratum, estimate_recall, share_out
 
 
 def column(*scores: float) -> np.ndarray:
@@ -14,11 +14,11 @@ def column(*scores: float) -> np.ndarray:
 
 def test_by_hand():
     chosen = np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
-    nothing = estimate(chosen, [Stratum(size=100, scores=column(0.5, 0.9))])
+    nothing = estimate_recall(chosen, [Stratum(size=100, scores=column(0.5, 0.9))])
     assert (nothing.value, nothing.high, nothing.sampled) == (1.0, 1.0, 2)
     assert nothing.low == 0.0  # two of a hundred say next to nothing
     # One of two in the sample stands for five: with 0.1 and 0.2 chosen, two of the four places are left for it.
-    half = estimate(chosen, [Stratum(size=10, scores=column(0.25, 0.9))])
+    half = estimate_recall(chosen, [Stratum(size=10, scores=column(0.25, 0.9))])
     assert half.value == pytest.approx(0.5)
     assert half.low <= 0.5 <= half.high
 
@@ -42,13 +42,13 @@ def test_shares_of_a_sample_by_hand():
 
 def test_a_tie_is_no_miss():
     chosen = np.array([0.1, 0.2], dtype=np.float32)
-    assert estimate(chosen, [Stratum(size=50, scores=column(0.2, 0.2, 0.2))]).value == 1.0
+    assert estimate_recall(chosen, [Stratum(size=50, scores=column(0.2, 0.2, 0.2))]).value == 1.0
 
 
 def test_without_anything_left_out_it_is_certain():
     chosen = np.array([0.1, 0.2], dtype=np.float32)
     for strata in ([], [Stratum(size=0, scores=np.empty((0, 1), np.float32))]):
-        found = estimate(chosen, strata)
+        found = estimate_recall(chosen, strata)
         assert (found.value, found.low, found.high, found.sampled) == (1.0, 1.0, 1.0, 0)
 
 
@@ -61,7 +61,7 @@ def test_a_sample_of_everything_gives_the_truth(k, others, width, seed, ties):
     cut = rng.integers(0, others + 1)
     rest = draw(others, width).astype(np.float32)
     strata = [Stratum(size=len(part), scores=part) for part in (rest[:cut], rest[cut:])]
-    found = estimate(chosen, strata)
+    found = estimate_recall(chosen, strata)
     everything = np.sort(np.concatenate([chosen, rest.ravel()]))[:k]
     missed = k - sum(min((everything == value).sum(), (chosen == value).sum()) for value in np.unique(chosen))
     assert found.value == pytest.approx(1 - missed / k)
@@ -82,7 +82,7 @@ def test_the_estimate_is_right_on_average_and_the_interval_holds_the_truth():
             Stratum(size=len(part), scores=rng.choice(part, count, replace=False)[:, None])
             for part, count in ((beside, 100), (others, 300))
         ]
-        found = estimate(chosen, strata)
+        found = estimate_recall(chosen, strata)
         values.append(found.value - recall)
         inside += found.low <= recall <= found.high
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values)) + 0.002

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import command
 
-from kdray.bench import Setting, Speed, bare, lines, parse_shape
 from kdray.errors import ConfigError
+from kdray.runs.bench import Setting, Speed, bare, lines, parse_shape
 
 
 def test_a_measurement_of_one_worker(ray_local, tmp_path):

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from test_http import answering, free_port, serving
 
 from kdray.ledger import Ledger
-from kdray.students.export import ModelCard, read_card, save_model
-from kdray.students.models import build_model
+from kdray.models.checkpoint import ModelCard, read_card, save_model
+from kdray.models.classifier import build_model
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,10 @@ CONFIG = [
         "{config}: budget.queries: input should be a valid integer, unable to parse string as an integer, got 'many'",
     ),
     ("student.epochs=0", "{config}: student.epochs: input should be greater than or equal to 1, got 0"),
-    ("images.source=web", "{config}: images.source: 'web' is not one of 'parquet', 'folder', 'torchvision', 'digits'"),
+    (
+        "images.source=web",
+        "{config}: images.source: 'web' is not one of 'digits', 'folder', 'parquet', 'torchvision', nor module:object",
+    ),
     (
         "pool.lambdas=[0.5, 1.5]",
         "{config}: pool.lambdas: λ = 1.5 lies outside [0, 1]; every λ must lie in [0, 1]",
@@ -313,8 +316,6 @@ def key(monkeypatch):
         (200, metadata(), {"input": {"name": "x"}}, "teacher.input.name: the model has no input 'x'; it has 'image'"),
         (200, metadata(outputs={"datatype": "INT64", "shape": [-1]}), {}, "the teacher gives no probabilities; set "
          "teacher.answers to hard for labels"),
-        (200, {"model_version_status": []}, {"protocol": "tensorflow"}, "the server has the model, but no version of "
-         "it is available now"),
         (200, metadata(), {"answers": "top11"}, "teacher.answers: top11 of a teacher with 10 classes; use top10 at "
          "most, or soft"),
         (200, metadata(), {"ca": "no.pem"}, "teacher.ca: no file at */no.pem"),
@@ -336,9 +337,11 @@ def test_a_server_that_does_not_fit_is_found_out_before_anything_is_paid(status,
 @pytest.mark.parametrize(
     ("url", "pattern"),
     [
-        ("http://127.0.0.1:{port}", "nobody answers at http://127.0.0.1:{port}/v2/models/m (*Connect call failed*): is "
-         "the server up, is teacher.url right?"),
-        ("http://nowhere.invalid", "nobody answers at http://nowhere.invalid/v2/models/m (*): is the server up, is "
+        ("http://127.0.0.1:{port}",
+         "no server answers at http://127.0.0.1:{port}/v2/models/m (*Connect call failed*): is the server up, is "
+         "teacher.url right?"),
+        ("http://nowhere.invalid",
+         "no server answers at http://nowhere.invalid/v2/models/m (*): is the server up, is "
          "teacher.url right?"),
         ("http://nowhere..invalid", "teacher.url: http://nowhere..invalid/v2/models/m is not an address"),
         ("nowhere:80", "{config}: teacher.url: 'nowhere:80' is not an address; write it as http://HOST:PORT or "
@@ -362,7 +365,7 @@ def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pa
         (404, b"", 0, "{url} does not exist there (404); check teacher.url and teacher.model"),
         (400, {"detail": "no"}, 0, "{url} does not take the request (400: no)"),
         (307, b"", 0, "{url} answers 307, not 200 (it points to elsewhere); set teacher.url to where the model is"),
-        (None, b"", 0, "nobody answers at {url} (*): is the server up, is teacher.url right?"),
+        (None, b"", 0, "no server answers at {url} (*): is the server up, is teacher.url right?"),
         (200, "<p>Hello</p>", 1, "{url} replied text/html, not JSON: '<p>Hello</p>'; check teacher.url"),
         (
             200,
@@ -554,7 +557,7 @@ def test_processes_end_with_the_same_message_and_code(config_file, finished, bad
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1: nobody answers there (Connection refused); is the head running? "),
+        ("127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1: no connection (Connection refused); is the head node running? "),
         ("nonsense", "RAY_ADDRESS=nonsense is not an address; set it to auto or to HOST:PORT"),
         ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 is an address for 'ray job submit'"),
     ],

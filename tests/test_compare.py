@@ -8,15 +8,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdray.errors import ConfigError, ModelError
+from kdray.models.base import model_names
+from kdray.models.classifier import ImageClassifier, build_model
+from kdray.models.features import head, penultimate
 from kdray.pools.images import ImagePool
 from kdray.pools.mixup import MixupPool
-from kdray.scores import entropy
-from kdray.search import EndsRequest, FeaturesRequest, LocalSearcher
-from kdray.select import Task, select
-from kdray.select.cluster_margin import cluster, clustered, round_robin
-from kdray.select.coreset import k_center_greedy
-from kdray.students.features import head, penultimate
-from kdray.students.models import ZOO, ImageClassifier, build_model
+from kdray.search import FeaturesRequest, SourceLogitsRequest
+from kdray.search.acquisition import entropy
+from kdray.search.local import LocalSearcher
+from kdray.select.base import Task, select, strategies
+from kdray.select.strategies.cluster_margin import cluster, clustered, round_robin
+from kdray.select.strategies.coreset import k_center_greedy
 
 
 def pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -72,7 +74,7 @@ def test_coreset_stays_away_from_what_is_labelled():
             ask=lambda request: searcher.search(pool, model, request),
             known=known,
         )
-        return select("coreset", task).ids
+        return select(strategies.parse("coreset"), task).ids
 
     assert chosen([], known).min() >= 20  # given as labelled
     assert chosen(range(10), known[10:]).min() >= 20  # half of them bought in earlier rounds
@@ -91,7 +93,7 @@ def test_clusters_are_those_that_lie_together():
 
 
 def test_buckets_share_no_cluster(monkeypatch):
-    monkeypatch.setattr("kdray.select.cluster_margin.BUCKET", 30)
+    monkeypatch.setattr("kdray.select.strategies.cluster_margin.BUCKET", 30)
     features = np.random.default_rng(0).normal(size=(70, 4)).astype(np.float32)
     found = cluster(features, np.random.default_rng(1))
     sizes = np.bincount(found)
@@ -140,9 +142,9 @@ def test_unixkd_takes_uncertain_images_pure_and_mixes_the_next():
         return searcher.search(pool, model, request)
 
     task = Task(pool=pool, k=18, taken=np.empty(0, np.int64), generator=np.random.default_rng(0), ask=ask)
-    ids = select("unixkd", task).ids
+    ids = select(strategies.parse("unixkd"), task).ids
     about = pool.describe(torch.from_numpy(ids))
-    uncertain = entropy(torch.from_numpy(ask(EndsRequest()).rows).softmax(dim=1)).numpy()
+    uncertain = entropy(torch.from_numpy(ask(SourceLogitsRequest()).rows).softmax(dim=1)).numpy()
     order = np.argsort(-uncertain)
     shown = pool.render(torch.from_numpy(ids))
     assert torch.equal(shown[:12], pool.images[torch.from_numpy(order[:12].copy())])
@@ -163,7 +165,7 @@ def test_unixkd_gives_every_image_its_turn_before_any_has_two():
             generator=np.random.default_rng(number),
             ask=lambda request: searcher.search(pool, model, request),
         )
-        ids = select("unixkd", task).ids
+        ids = select(strategies.parse("unixkd"), task).ids
         taken = np.concatenate([taken, ids])
         about = pool.describe(torch.from_numpy(ids))
         larger = [i if share >= 0.5 else j for i, j, share in zip(*about.values(), strict=True)]
@@ -177,7 +179,7 @@ def test_unixkd_gives_every_image_its_turn_before_any_has_two():
 # Features
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", model_names())
 def test_every_student_of_the_zoo_has_features_and_its_head_makes_logits_of_them(name):
     model = build_model(name, (3, 32, 32), 4, seed=0, mean=[0.5] * 3, std=[0.5] * 3).eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -208,15 +210,16 @@ def test_features_of_candidates_and_of_other_images_are_what_the_student_makes_o
     assert LocalSearcher(5).search(pool, model, FeaturesRequest()).rows.shape[0] == 0
 
 
-def test_a_strategy_that_needs_features_refuses_a_student_without_before_anything_is_paid(make_config, monkeypatch):
-    from kdray.inputs import read_inputs
+def headless(shape, classes):
+    """A network without a linear layer."""
+    return nn.Sequential(nn.Conv2d(shape[0], classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    def headless(shape, classes):
-        return nn.Sequential(nn.Conv2d(shape[0], classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    monkeypatch.setitem(ZOO, "headless", headless)
-    config = make_config(student__model="headless", select__strategy="coreset")
+def test_a_strategy_that_needs_features_refuses_a_student_without_before_anything_is_paid(make_config):
+    from kdray.runs.inputs import read_inputs
+
+    config = make_config(student__model="test_compare:headless", select__strategy="coreset")
     with pytest.raises(ConfigError, match=r"select\.strategy: coreset compares features"):
         read_inputs(config)
-    read_inputs(make_config(student__model="headless", select__strategy="margin"))
-    assert isinstance(build_model("headless", (1, 16, 16), 10, seed=0), ImageClassifier)
+    read_inputs(make_config(student__model="test_compare:headless", select__strategy="margin"))
+    assert isinstance(build_model("test_compare:headless", (1, 16, 16), 10, seed=0), ImageClassifier)

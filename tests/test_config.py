@@ -17,21 +17,22 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from kdray.config import (
-    Config,
-    DigitsImages,
-    FolderImages,
-    HttpTeacher,
-    LambdaGrid,
-    LocalTeacher,
-    ParquetImages,
-    PoolConfig,
-    PythonTeacher,
-    TorchvisionImages,
-    schedule,
-)
-from kdray.config_file import apply_overrides, differences, dump_config, load_config, parse_config
+from kdray.config.load import apply_overrides, differences, dump_config, load_config, parse_config
+from kdray.config.root import Config
 from kdray.errors import ConfigError
+from kdray.images.digits import DigitsImages
+from kdray.images.folder import FolderImages
+from kdray.images.parquet import ParquetImages
+from kdray.images.torchvision import TorchvisionImages
+from kdray.pools.mixup import LambdaGrid, MixupSection
+from kdray.sections.base import Section
+from kdray.sections.registry import registry_of, sections_of
+from kdray.select.base import schedule
+from kdray.teachers.function import PythonTeacherConfig
+from kdray.teachers.http import HttpTeacherConfig
+from kdray.teachers.local import LocalTeacherConfig
+from kdray.training.losses.cross_entropy import CrossEntropy
+from kdray.training.losses.kl import KL
 
 MINIMAL = {
     "images": {"source": "digits"},
@@ -44,8 +45,10 @@ MEMBERS = {
     FolderImages: {"source": "folder", "path": "x"},
     TorchvisionImages: {"source": "torchvision", "name": "MNIST", "root": "x"},
     DigitsImages: {"source": "digits"},
-    PythonTeacher: {"kind": "python", "function": "module:function", "classes": 10},
-    HttpTeacher: {
+    CrossEntropy: {"kind": "cross-entropy"},
+    KL: {"kind": "kl"},
+    PythonTeacherConfig: {"kind": "python", "function": "module:function", "classes": 10},
+    HttpTeacherConfig: {
         "kind": "http",
         "url": "http://127.0.0.1:8080",
         "model": "m",
@@ -53,18 +56,19 @@ MEMBERS = {
         "input": {"pixels": "unit", "normalise": {"mean": [0.5], "std": [0.5]}},
         "reply": {"rows": "probabilities", "probabilities": ""},
     },
-    LocalTeacher: {
+    LocalTeacherConfig: {
         "kind": "local",
         "weights": "x",
         "normalise": {"mean": [0.5], "std": [0.5]},
         "train": {"images": {"source": "digits"}},
     },
+    MixupSection: {"kind": "mixup", "lambdas": {"min": 0.3, "max": 0.7, "step": 0.04}},
 }
 # Every optional section is there, so that any field can be set alone.
 WHOLE = MINIMAL | {
     "test": {"source": "digits"},
-    "teacher": MEMBERS[LocalTeacher],
-    "pool": {"lambdas": {"min": 0.3, "max": 0.7, "step": 0.04}},
+    "teacher": MEMBERS[LocalTeacherConfig],
+    "pool": MEMBERS[MixupSection],
     "student": {"early_stop": {}},
 }
 
@@ -84,13 +88,18 @@ def refusal(*overrides: str, data: Any = MINIMAL) -> str:
 # All fields, found in the models themselves: a new field is tested from its first day.
 
 
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The sections an annotation may stand for."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
-        return [model for part in typing.get_args(annotation) for model in models_in(part)]
-    return []
+def models_in(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections a field may hold: of a registry, all its parts."""
+    return sections_of(field.annotation, field.metadata)
+
+
+def member(part: type[BaseModel], field: FieldInfo) -> dict[str, Any]:
+    """A valid section of one of the kinds a field may hold."""
+    if part in MEMBERS:
+        return MEMBERS[part]
+    registry = registry_of(field.annotation, field.metadata)
+    assert registry is not None, f"MEMBERS lacks {part.__name__}"
+    return {registry.tag: part.model_fields[registry.tag].default}
 
 
 def walk(model: type[BaseModel] = Config, path: str = "", data: dict = WHOLE) -> Iterator[tuple]:
@@ -98,10 +107,21 @@ def walk(model: type[BaseModel] = Config, path: str = "", data: dict = WHOLE) ->
     for name, field in model.model_fields.items():
         inner = f"{path}.{name}".lstrip(".")
         yield inner, field, data, list(model.model_fields)
-        found = models_in(field.annotation)
+        found = models_in(field)
         for part in found:
-            fresh = apply_overrides(data, [f"{inner}={json.dumps(MEMBERS[part])}"]) if len(found) > 1 else data
+            fresh = apply_overrides(data, [f"{inner}={json.dumps(member(part, field))}"]) if len(found) > 1 else data
             yield from walk(part, inner, fresh)
+
+
+def without_meaning(model: type[Section] = Config, path: str = "") -> Iterator[str]:
+    """Fields without a docstring, as dotted paths."""
+    meanings = model.meanings()
+    for name, field in model.model_fields.items():
+        inner = f"{path}.{name}".lstrip(".")
+        if name not in meanings:
+            yield inner
+        for part in models_in(field):
+            yield from without_meaning(part, inner)
 
 
 def limits(field: FieldInfo) -> list[tuple[str, float]]:
@@ -124,13 +144,13 @@ def case(path: str, data: dict, *rest: Any) -> Any:
     section: Any = data
     for name in path.split(".")[:-1]:
         section = section.get(name) or {}
-    kind = section.get("source") or section.get("kind")
+    kind = section.get("source") or section.get("kind") or section.get("strategy")
     return pytest.param(path, data, *rest, id=f"{path}[{kind}]" if kind else path)
 
 
 FIELDS = list(walk())
 HIDDEN = ("teacher.url", "teacher.headers")  # what is given there may be a key, and is not repeated
-LEAVES = [(path, field, data) for path, field, data, _ in FIELDS if not models_in(field.annotation)]
+LEAVES = [(path, field, data) for path, field, data, _ in FIELDS if not models_in(field)]
 
 
 def test_the_walk_finds_the_fields_and_the_configs_it_makes_are_valid():
@@ -199,9 +219,36 @@ def test_a_required_field_that_is_missing_is_named(path, data):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("images.source=nope", "images.source: 'nope' is not one of 'parquet', 'folder', 'torchvision', 'digits'"),
-        ("teacher.kind=nope", "teacher.kind: 'nope' is not one of 'local', 'python', 'http'"),
-        ("images={}", "images.source: is missing; give one of 'parquet', 'folder', 'torchvision', 'digits'"),
+        (
+            "images.source=nope",
+            "images.source: 'nope' is not one of 'digits', 'folder', 'parquet', 'torchvision', nor module:object",
+        ),
+        (
+            "teacher={kind: local, weights: x, model: lenet5, train: {images: {source: digit}}}",
+            "teacher.train.images.source: 'digit' is not one of 'digits', 'folder', 'parquet', 'torchvision', nor "
+            "module:object; did you mean 'digits'?",
+        ),
+        (
+            "test={source: digits, split: test}",
+            "test.split belongs to source torchvision; with source = digits leave it out",
+        ),
+        ("images=[3]", "images: input should be a mapping, got [3]"),
+        (
+            "student.loss={temperature: 4}",
+            "student.loss.temperature is set, but means nothing to cross-entropy, the default; leave it out, or set "
+            "student.loss.kind to kl",
+        ),
+        (
+            "student.loss={kind: cross-entropy, temperature: 4}",
+            "student.loss.temperature belongs to kind kl; with kind = cross-entropy leave it out",
+        ),
+        ("student.loss=focal", "student.loss.kind: 'focal' is not one of 'cross-entropy', 'kl', nor module:object"),
+        (
+            "student.loss={kind: kl, temperature: 0}",
+            "student.loss.temperature: input should be greater than 0, got 0",
+        ),
+        ("teacher.kind=nope", "teacher.kind: 'nope' is not one of 'http', 'local', 'python', nor module:object"),
+        ("images={}", "images.source: is missing; give one of 'digits', 'folder', 'parquet', 'torchvision'"),
         ("images.colour=blue", "images.colour: input should be 'grey' or 'rgb', got 'blue'"),
         ("images.size=[8, 0]", "images.size.1: input should be greater than or equal to 1, got 0"),
         (
@@ -215,16 +262,31 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         ("budget=5", "budget: input should be a mapping, got 5"),
         ("budget.evaluation=-1", "budget.evaluation: input should be greater than or equal to 0, or 'auto', got -1"),
-        ("select.w=1.5", "select.w: input should be less than or equal to 1, or 'auto', got 1.5"),
+        ("select={strategy: rad, w: 1.5}", "select.w: input should be less than or equal to 1, or 'auto', got 1.5"),
         (
-            "select.m=1.5",
+            "select={strategy: rad, m: 1.5}",
             "select.m: input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got 1.5",
         ),
         (
-            "select.m=-2",
+            "select={strategy: rad-pairs, m: -2}",
             "select.m: input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got -2",
         ),
-        ("pool.kind=cutmix", "pool.kind: input should be 'mixup' or 'images', got 'cutmix'"),
+        ("pool.kind=cutmix", "pool.kind: 'cutmix' is not one of 'mixup', 'images', nor module:object"),
+        (
+            "pool={kind: images, lambdas: [0.5]}",
+            "pool.lambdas belongs to kind mixup; with kind = images leave it out",
+        ),
+        (
+            "select.strategy=margins",
+            "select.strategy: 'margins' is not one of 'cluster-margin', 'active-mixup', 'coreset', 'entropy', "
+            "'margin', 'rad', 'rad-pairs', 'random', 'uniform', 'unixkd', 'vanilla', "
+            "nor module:object; did you mean 'margin'?",
+        ),
+        (
+            "select.m=0.1",
+            "select.m is set, but means nothing to cluster-margin, the default; leave it out, or set select.strategy "
+            "to rad",
+        ),
         ("pool.lambdas=[]", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
         ("pool.lambdas={min: 1, max: 0, step: 0.1}", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
         ("pool.lambdas=[0.5, 1.5]", "pool.lambdas: λ = 1.5 lies outside [0, 1]; every λ must lie in [0, 1]"),
@@ -371,28 +433,19 @@ def test_a_broken_file_is_told_the_place_and_not_what_stands_there(tmp_path):
     ("data", "overrides", "message"),
     [
         (V2, ["model=null"], "teacher: model is missing: the name of the model on the server, for v2"),
-        (
-            V2,
-            ["model=null", "protocol=tensorflow"],
-            "teacher: model is missing: the name of the model on the server, for tensorflow",
-        ),
         (V2, ["request=$images"], "teacher: request and reply belong to json; v2 says itself how they look"),
-        (
-            V2,
-            ["reply={rows: a, label: b}", "protocol=tensorflow"],
-            "teacher: request and reply belong to json; tensorflow says itself how they look",
-        ),
-        (V2, ["input.encoding=png"], "teacher: input.encoding: png is for json; v2 and tensorflow take arrays"),
+        (V2, ["reply={rows: a, label: b}"], "teacher: request and reply belong to json; v2 says itself how they look"),
+        (V2, ["input.encoding=png"], "teacher: input.encoding: png is for json; v2 takes arrays"),
         (V2, ["input.normalise={mean: [0.5], std: [1]}"], "teacher: input.normalise needs input.pixels: unit"),
         (V2, ["classes=[a, b, a]"],
          "teacher.classes: 'a' is given twice; a server may answer in these names, so they must differ"),
         *[
             (JSON, [f"{field}=x"],
-             "teacher: model, version and output belong to v2 and tensorflow; with json the url says it all")
+             "teacher: model, version and output belong to v2; with json the url says it all")
             for field in ("model", "version", "output")
         ],
         (JSON, ["input.name=x"],
-         "teacher: input.name belongs to v2 and tensorflow; with json the request says it all"),
+         "teacher: input.name belongs to v2; with json the request says it all"),
         (JSON, ["reply={rows: a, label: b}"], "teacher: the reply gives labels alone; set answers to hard"),
         (JSON, ["reply={probabilities: a}"],
          "teacher: without reply.rows a reply is about one image; set batch_size to 1"),
@@ -452,18 +505,6 @@ def test_bodies_and_replies_that_make_sense_are_taken_and_dumped_whole(overrides
     config = parse(*[f"teacher.{text}" for text in overrides], data=JSON)
     (tmp_path / "a.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "a.yaml") == config
-
-
-def test_a_run_config_from_before_the_limits_is_still_read():
-    for teacher in (MINIMAL["teacher"], MEMBERS[PythonTeacher]):
-        old = MINIMAL | {"teacher": teacher | {"rate_per_s": None, "burst": None}}
-        assert parse(data=old) == parse(data=MINIMAL | {"teacher": teacher})
-    for old in ({"rate_per_s": 5}, {"burst": 2}, {"rate_per_s": 5, "burst": None}):
-        message = refusal(data=MINIMAL | {"teacher": MINIMAL["teacher"] | old})
-        assert message == (
-            "teacher: rate_per_s and burst, in images, have become limits.requests_per_s and limits.burst, in requests "
-            "of batch_size images"
-        )
 
 
 @pytest.mark.parametrize("field", ["student.model", "teacher.model"])
@@ -546,8 +587,12 @@ def test_every_field_says_what_it_means():
         "test.source",
         "teacher.train.images.source",
         "teacher.kind",
+        "pool.kind",
+        "select.strategy",
+        "student.loss.kind",
+        "teacher.train.loss.kind",
     }
-    assert {path for path, field, *_ in FIELDS if not field.description} <= tags
+    assert set(without_meaning()) <= tags
 
 
 # Overrides
@@ -626,7 +671,7 @@ configs = st.fixed_dictionaries(
                 {"kind": st.just("local"), "weights": texts},
                 optional={"decimals": st.integers(0, 10), "classes": st.lists(texts, min_size=2)},
             ),
-            st.just(MEMBERS[PythonTeacher]),
+            st.just(MEMBERS[PythonTeacherConfig]),
         ),
         "budget": st.fixed_dictionaries(
             {"queries": st.integers(1, 10**12)},
@@ -708,6 +753,11 @@ def test_files_that_are_not_there_are_named(tmp_path):
         (["seed=4"], ["seed: 0 -> 4"]),
         (["student.augment.shift=2"], ["student.augment.shift: 0 -> 2"]),
         (["budget.queries=7", "seed=1"], ["seed: 0 -> 1", "budget.queries: 1000 -> 7"]),
+        (["student.loss=cross-entropy"], []),
+        (
+            ["student.loss={kind: kl, temperature: 4}"],
+            ["student.loss.kind: 'cross-entropy' -> 'kl'", "student.loss.temperature: None -> 4.0"],
+        ),
         (["images.size=8"], ["images.size: None -> [8, 8]"]),
         (["images={source: folder, path: p}"], ["images.source: 'digits' -> 'folder'", "images.path: None -> 'p'"]),
         (
@@ -735,7 +785,7 @@ def test_differences_name_field_and_both_values(overrides, expected):
 def test_the_default_grid_is_the_papers_eleven_values():
     expected = (0.30, 0.34, 0.38, 0.42, 0.46, 0.50, 0.54, 0.58, 0.62, 0.66, 0.70)
     assert LambdaGrid(min=0.30, max=0.70, step=0.04).values() == expected
-    assert PoolConfig().grid() == expected and 0.5 in PoolConfig().grid() and 0.7 in PoolConfig().grid()
+    assert MixupSection().grid() == expected and 0.5 in MixupSection().grid() and 0.7 in MixupSection().grid()
 
 
 @pytest.mark.parametrize(

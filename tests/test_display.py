@@ -8,13 +8,14 @@ import sys
 from conftest import digits_config
 from rich.console import Console
 
-from kdray.display import LiveDisplay, PlainDisplay, make_display, result_table
-from kdray.observers import Observer, Observers, RoundMetrics
+from kdray.observers.base import Observer, Observers, RoundMetrics
+from kdray.observers.display import LiveDisplay, PlainDisplay, make_display, result_table
 
 
 def metrics(**changes) -> RoundMetrics:
     values = {
-        "round": 1, "images": 100, "queries": 100, "bought": 60, "reused": 0, "short": 0, "evaluated": 2340,
+        "round": 1, "images": 100, "queries": 100, "bought": 60, "reused": 0, "short": 0, "set_aside": 0,
+        "evaluated": 2340, "search": {}, "estimate_queries": 0, "estimate": {},
         "student_accuracy": 0.875, "teacher_accuracy": 0.98, "success_rate": 0.8929, "agreement": 0.88,
         "evaluation_queries": 50, "loss": 0.5,
         "seconds": {"choose": 1.0, "query": 0.25, "train": 2.0, "evaluate": 0.05},
@@ -49,7 +50,7 @@ def test_plain_lines_hold_no_control_characters():
 
 def test_a_long_phase_speaks_now_and_then_with_rate_and_money(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("kdray.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("kdray.observers.display.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     display = PlainDisplay(stream)
     display.begin(rounds=2, budget=160, spent=40, title="x")
@@ -66,7 +67,7 @@ def test_a_long_phase_speaks_now_and_then_with_rate_and_money(monkeypatch):
 
 def test_less_than_one_a_second_is_told_as_seconds_for_each(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("kdray.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("kdray.observers.display.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     display = PlainDisplay(stream)
     display.begin(rounds=2, budget=160, spent=40, title="x")

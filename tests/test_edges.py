@@ -1,10 +1,5 @@
 """Edges where things once went wrong: races, damaged files, odd replies, budgets that end in the middle of a loss."""
 
-import multiprocessing
-import resource
-import sqlite3
-from contextlib import contextmanager
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,72 +12,22 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_purchase import clock, make_ledger  # noqa: F401 - fixtures
 
-from kdray.artefacts import RunDirectory
-from kdray.config import EarlyStopConfig, ParquetImages, TorchvisionImages, schedule
-from kdray.config_file import dump_config, parse_config
-from kdray.errors import ConfigError, ImageSetError, LedgerError, ModelError, RunDirectoryError, TeacherError
-from kdray.images import encode_png, read_images
-from kdray.inputs import read_inputs
-from kdray.ledger import Ledger
-from kdray.ledger.records import AnswerRows
-from kdray.run import read_result, resume, run
-from kdray.students.models import build_model
-from kdray.students.train import train
+from kdray.config.load import dump_config, parse_config
+from kdray.errors import ConfigError, ImageSetError, ModelError, RunDirectoryError, TeacherError
+from kdray.images.base import read_images
+from kdray.images.parquet import ParquetImages
+from kdray.images.png import encode_png
+from kdray.images.torchvision import TorchvisionImages
+from kdray.models.classifier import build_model
+from kdray.runs.directory import RunDirectory
+from kdray.runs.inputs import read_inputs
+from kdray.runs.result import read_result
+from kdray.runs.run import resume, run
+from kdray.select.base import schedule
 from kdray.teachers import Answers
 from kdray.teachers.answers import training_targets
-from kdray.teachers.local import build_local_teacher
-
-
-@contextmanager
-def opened(path, budget: int):
-    ledger = Ledger(path, budget)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
-@contextmanager
-def no_file_larger_than(size: int):
-    """A disk that is full at `size` bytes a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def keys(count: int) -> list[bytes]:
-    """Keys of so many images."""
-    return [number.to_bytes(16, "big") for number in range(count)]
-
-
-def any_answers(count: int) -> AnswerRows:
-    return AnswerRows(labels=np.zeros(count, dtype=np.int64), probs=torch.rand(count, 10).numpy())
-
-
-def _open_together(path, start, results):
-    start.wait()
-    try:
-        Ledger(path, 1000).close()
-        results.put(None)
-    except LedgerError as error:
-        results.put(str(error))
-
-
-def test_several_processes_may_open_a_new_ledger_at_once(tmp_path):
-    context, failures = multiprocessing.get_context("fork"), []
-    for number in range(20):
-        start, results = context.Barrier(6), context.Queue()
-        arguments = (tmp_path / f"{number}.sqlite", start, results)
-        processes = [context.Process(target=_open_together, args=arguments, daemon=True) for _ in range(6)]
-        for process in processes:
-            process.start()
-        failures += [error for error in (results.get(timeout=60) for _ in processes) if error]
-        for process in processes:
-            process.join()
-    assert failures == []
+from kdray.training.loop import train
+from kdray.training.recipe import EarlyStop
 
 
 def dies_once(*first: int):
@@ -101,61 +46,11 @@ def dies_once(*first: int):
 @pytest.mark.parametrize("slots", [1, 8])
 def test_a_worker_that_dies_while_the_budget_ends_loses_nothing(slots, clock, make_ledger):  # noqa: F811
     ledger, line = make_ledger(10), purchases.Line(clock, dies_once(0, 8), slots=slots, metered=False)
-    terms = purchases.Terms(patience=purchases.patient())
-    bought = purchases.buy(purchases.pictures(*range(12)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+    policy = purchases.PurchasePolicy(retry=purchases.patient())
+    bought = purchases.buy(purchases.pictures(*range(12)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
     assert len(bought.positions) == 10
     assert (purchases.facts(bought), ledger.remaining()) == ((10, 0, 2), 0)
     assert set(ledger.read("SELECT state FROM reservations")) == {("answered",), ("released",)}
-
-
-def test_a_foreign_database_is_left_as_it_is(tmp_path):
-    path = tmp_path / "foreign.sqlite"
-    with sqlite3.connect(path) as db:
-        db.execute("CREATE TABLE recipes (name TEXT)")
-    db.close()
-    before = path.read_bytes()
-    with pytest.raises(LedgerError, match="left as it is"):
-        Ledger(path, 10)
-    assert path.read_bytes() == before
-
-
-def test_a_damaged_page_is_a_ledger_error(tmp_path):
-    path = tmp_path / "ledger.sqlite"
-    with opened(path, 5000) as ledger:
-        ledger.commit(ledger.reserve(2000, teacher="t"), keys(2000), any_answers(2000))
-    data = bytearray(path.read_bytes())
-    data[8 * 4096 :] = b"\xa5" * (len(data) - 8 * 4096)
-    path.write_bytes(data)
-    with pytest.raises(LedgerError), opened(path, 5000) as ledger:
-        ledger.lookup("t", keys(2000))
-
-
-def test_a_ledger_without_a_schema_entry_is_a_ledger_error(tmp_path):
-    path = tmp_path / "ledger.sqlite"
-    Ledger(path, 10).close()
-    with sqlite3.connect(path) as db:
-        db.execute("DELETE FROM meta")
-    db.close()
-    with pytest.raises(LedgerError, match="which ledger schema"):
-        Ledger(path, 10)
-
-
-def test_a_closed_ledger_says_so(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.sqlite", 10)
-    ledger.close()
-    for act in (lambda: ledger.lookup("t", keys(1)), ledger.remaining, ledger.spent):
-        with pytest.raises(LedgerError, match="is closed"):
-            act()
-
-
-def test_a_full_disk_is_called_by_its_name(tmp_path):
-    path = tmp_path / "ledger.sqlite"
-    with opened(path, 100_000) as ledger:
-        reservation = ledger.reserve(60_000, teacher="t")
-        limit = path.with_name("ledger.sqlite-wal").stat().st_size + 3_000_000
-        with no_file_larger_than(limit), pytest.raises(LedgerError) as error:
-            ledger.commit(reservation, keys(60_000), any_answers(60_000))
-        assert "rollback" not in str(error.value)
 
 
 def test_an_evaluation_cap_below_what_was_spent_buys_nothing(make_ledger):  # noqa: F811
@@ -187,7 +82,7 @@ def test_charged_reused_and_short_add_up(make_ledger):  # noqa: F811
 @pytest.mark.parametrize(("count", "lr"), [(1, 0.05), (8, 1e30)], ids=["one image", "diverged"])
 def test_early_stop_without_a_finite_held_out_loss(count, lr):
     shape = (1, 16, 16)
-    recipe = students.recipe(epochs=3, lr=lr, early_stop=EarlyStopConfig())
+    recipe = students.recipe(epochs=3, lr=lr, early_stop=EarlyStop())
     model = build_model("lenet5", shape, 3, seed=0)
     result = train(model, students.images(count, shape), students.soft_targets(count), recipe, seed=0)
     assert 1 <= result.best_epoch <= 3
@@ -207,19 +102,19 @@ def test_an_exported_program_refuses_other_shapes(shape, tmp_path):
     program = torch.export.export(teachers.network(), (torch.zeros(2, *teachers.SHAPE),), dynamic_shapes=batch)
     torch.export.save(program, path)
     with pytest.raises(TeacherError, match="cannot answer images of shape"):
-        build_local_teacher(teachers.local(path), shape)
+        teachers.local(path).build(shape)
 
 
 def test_an_exported_program_of_one_batch_size_says_what_to_set(tmp_path):
     path = tmp_path / "network.pt2"
     torch.export.save(torch.export.export(teachers.network(), (torch.zeros(2, *teachers.SHAPE),)), path)
     with pytest.raises(TeacherError, match=r"needs teacher\.batch_size"):
-        build_local_teacher(teachers.local(path), teachers.SHAPE)
+        teachers.local(path).build(teachers.SHAPE)
 
 
 def test_a_program_that_gives_a_tuple_is_refused(tmp_path):
     with pytest.raises(TeacherError, match="cannot answer"):
-        build_local_teacher(teachers.local(teachers.script(teachers.network(Pair), tmp_path / "p.pt")), teachers.SHAPE)
+        teachers.local(teachers.script(teachers.network(Pair), tmp_path / "p.pt")).build(teachers.SHAPE)
 
 
 def test_a_top_k_row_rounded_to_nothing_becomes_its_label():
@@ -243,27 +138,27 @@ def test_a_ragged_reply_is_refused_and_a_bfloat16_one_read():
 def test_a_module_that_fails_on_import_is_a_teacher_error(text, tmp_path, monkeypatch):
     teachers.module(tmp_path, monkeypatch, "kdray_test_failing", text)
     with pytest.raises(TeacherError, match="cannot import"):
-        teachers.build_function_teacher(teachers.python("kdray_test_failing:ask"))
+        teachers.python("kdray_test_failing:ask").build((1, 8, 8))
     with pytest.raises(TeacherError, match="cannot import"):
-        teachers.build_function_teacher(teachers.python(".mod:ask"))
+        teachers.python(".mod:ask").build((1, 8, 8))
 
 
 def test_a_damaged_card_is_a_model_error(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(1)}, path, metadata={"kdray": '{"model": "lenet5"}'})
-    with pytest.raises(ModelError, match="not readably"):
+    with pytest.raises(ModelError, match="description is not readable"):
         students.load_student(path)
 
 
 def test_torchvision_with_kdrays_weights_says_what_they_are(tmp_path):
     teachers.save_zoo(tmp_path / "z.safetensors")
     with pytest.raises(ModelError, match="small-cnn"):
-        build_local_teacher(teachers.local(tmp_path / "z.safetensors", model="torchvision/resnet18"), (3, 32, 32))
+        teachers.local(tmp_path / "z.safetensors", model="torchvision/resnet18").build((3, 32, 32))
 
 
 def test_no_images_get_no_answers(tmp_path):
     teachers.save_zoo(tmp_path / "z.safetensors")
-    teacher = build_local_teacher(teachers.local(tmp_path / "z.safetensors", model="small-cnn"), teachers.SHAPE)
+    teacher = teachers.local(tmp_path / "z.safetensors", model="small-cnn").build(teachers.SHAPE)
     assert len(teacher.answer(teachers.images(0))) == 0
 
 
@@ -334,7 +229,7 @@ def test_a_part_a_torchvision_set_does_not_have_is_refused(tmp_path):
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
-    from kdray.config import FolderImages
+    from kdray.images.folder import FolderImages
 
     Image.fromarray(np.array([[0, 257], [32768, 65535]], dtype=np.uint16)).save(tmp_path / "x.png")
     read = read_images(FolderImages(source="folder", path=str(tmp_path)), generator=np.random.default_rng(0))

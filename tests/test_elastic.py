@@ -31,13 +31,16 @@ def reference() -> str:
 
     import torch
 
+    from kdray.models.classifier import build_model
     from kdray.pools.mixup import MixupPool
-    from kdray.search import LocalSearcher, SearchRequest
-    from kdray.students.models import build_model
+    from kdray.search import SearchRequest
+    from kdray.search.local import LocalSearcher
+    from kdray.sections.search import SearchSettings
 
     data = torch.randint(0, 256, (250, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pool, model = MixupPool(data, (0.3, 0.4, 0.5, 0.6, 0.7)), build_model("lenet5", (1, 28, 28), 10, seed=0)
-    found = LocalSearcher(1024).search(pool, model, SearchRequest(k=200))
+    searcher = LocalSearcher(1024, settings=SearchSettings(search="exhaustive"))
+    found = searcher.search(pool, model, SearchRequest(k=200))
     return hashlib.blake2b(found.ids.tobytes() + found.scores.tobytes(), digest_size=8).hexdigest()
 
 

@@ -10,18 +10,20 @@ import torch
 import yaml
 from conftest import command, digits_config
 
-from kdray.artefacts import RunDirectory, write_image_set
-from kdray.config_file import load_config, parse_config
+from kdray.config.load import load_config, parse_config
 from kdray.errors import ConfigError, ImageSetError
-from kdray.files import read_json
-from kdray.images import ImageSet
-from kdray.inputs import read_candidates, read_inputs
+from kdray.images.base import ImageSet
 from kdray.ledger.receipt import lines
 from kdray.ledger.store import Ledger
-from kdray.run import read_result, resume, run
-from kdray.select.mistakes import Mistakes, deviation, estimate, strangers
-from kdray.students.export import load_student
-from kdray.teachers.build import train_teacher
+from kdray.models.checkpoint import load_student
+from kdray.runs.directory import RunDirectory
+from kdray.runs.inputs import read_inputs, read_pool
+from kdray.runs.result import read_result
+from kdray.runs.run import resume, run
+from kdray.runs.tables import write_image_set
+from kdray.select.rad.mistakes import Mistakes, deviation, estimate_share, foreign_classes
+from kdray.teachers.recipe import train_teacher
+from kdray.utils.files import read_json
 
 # Pure
 
@@ -36,7 +38,7 @@ def test_lemma_5_by_hand():
     surely = log(4 / 0.05)
     want = surely * (1 / 1000 + 1 / 100) + sqrt(2 * 0.2 * 0.8 * surely) * (1 / sqrt(1000) + 1 / sqrt(100))
     assert deviation(0.2, 1000, 100) == pytest.approx(want)
-    told = estimate(np.arange(100) < 20, 1000, "validation")
+    told = estimate_share(np.arange(100) < 20, 1000, "validation")
     assert (told.answered, told.mistakes, told.share) == (100, 20, 0.2)
     assert (told.low, told.high) == (0.0, pytest.approx(0.2 + want))
     assert deviation(0.0, 10**6, 10**6) == pytest.approx(2e-6 * surely)
@@ -46,19 +48,19 @@ def test_the_interval_of_lemma_5_holds_what_is_true():
     rng = np.random.default_rng(0)
     for _ in range(200):
         wrong = rng.random(2000) < 0.1
-        told = estimate(rng.choice(wrong, 200, replace=False), 2000, "validation")
+        told = estimate_share(rng.choice(wrong, 200, replace=False), 2000, "validation")
         assert told.low <= wrong.mean() <= told.high
 
 
 def test_an_estimate_from_nothing_is_the_usual_share():
-    told = estimate(np.empty(0, bool), 100, "ends")
+    told = estimate_share(np.empty(0, bool), 100, "sources")
     assert (told.share, told.low, told.high) == (0.05, 0.0, 1.0)
 
 
 def test_a_mistake_is_a_class_of_neither_image_and_unknown_images_say_nothing():
     labels = np.array([1, 2, 3, 3, 4, 0])
     first, second = np.array([1, 1, 1, -1, 4, 2]), np.array([5, 2, 2, 2, -1, 2])
-    assert strangers(labels, first, second).tolist() == [False, False, True, True]
+    assert foreign_classes(labels, first, second).tolist() == [False, False, True, True]
 
 
 # In a run
@@ -110,7 +112,7 @@ def test_what_was_bought_for_the_estimate_is_trained_on_and_belongs_to_the_user(
 def test_the_estimate_is_what_the_answers_say(robust):
     directory = RunDirectory(robust.directory)
     told = read_json(directory.artefact(1, "estimate"))
-    pool = read_candidates(robust.config).pool
+    pool = read_pool(robust.config).pool
     sample, images = directory.read_labelled(1, 10, sample=True), directory.read_labelled(0, 10)
     classes = dict(zip(images.ids.tolist(), images.answers.labels.tolist(), strict=True))
     i, j = pool.pair(torch.from_numpy(sample.ids // 3))
@@ -118,7 +120,7 @@ def test_the_estimate_is_what_the_answers_say(robust):
         said not in (classes[a], classes[b])
         for said, a, b in zip(sample.answers.labels.tolist(), i.tolist(), j.tolist(), strict=True)
     ]
-    assert told["mistakes"] == sum(wrong) and told["answered"] == 20 and told["how"] == "ends"
+    assert told["mistakes"] == sum(wrong) and told["answered"] == 20 and told["how"] == "sources"
     for number, left in ((1, 280), (2, 240)):
         search = robust.history[number].search
         assert search["rad_n"] == left and search["rad_m"] == pytest.approx(told["share"] * left)
@@ -311,7 +313,10 @@ def test_teacher_train_takes_a_count(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation": None}, "select.m: nobody can tell where a teacher errs on real images"),
+        (
+            {"validation": None},
+            "select.m: where a teacher errs on real images cannot be told without knowing what they show",
+        ),
         ({"select__m": 600, "select__estimate_queries": "auto"}, "select.m: the teacher cannot err on 600 of 540"),
         ({"select__estimate_queries": 60}, "select.estimate_queries: 60 queries for the estimate of m leave nothing"),
         ({"validation__count": 10}, "select.estimate_queries: 25 labelled images wanted .* validation has 10"),
@@ -346,11 +351,11 @@ def test_gains_that_no_memory_holds_are_refused_with_a_pool_that_fits(teacher_we
     data = semi(teacher_weights, pool={"kind": "mixup", "lambdas": {"min": 0.0001, "max": 0.9999, "step": 0.0001}})
     data["budget"]["queries"] = 20_100
     with pytest.raises(ConfigError, match=r"select\.strategy: rad holds the gains of all .* set pool\.pairs") as told:
-        read_candidates(parse_config(data), given)
+        read_pool(parse_config(data), given)
     fits = int(re.search(r"at most ([\d,]+) pairs", str(told.value)).group(1).replace(",", ""))
-    read_candidates(parse_config(data | {"pool": data["pool"] | {"pairs": fits}}), given)
+    read_pool(parse_config(data | {"pool": data["pool"] | {"pairs": fits}}), given)
     data["select"] = {"strategy": "active-mixup"}
-    read_candidates(parse_config(data), given)
+    read_pool(parse_config(data), given)
 
 
 def test_a_labelled_set_of_other_classes_is_refused(tmp_path, teacher_weights):

@@ -26,7 +26,6 @@ from fault_server import BILLED, name, probabilities
 from processes import processes
 
 from kdray.ledger.store import Ledger, hash_images
-from kdray.teachers.build import build_teacher
 
 _STARTS = 25  # of one driver, before a run counts as stuck
 
@@ -92,7 +91,7 @@ class Run:
             image, fate = line.split()
             fates.setdefault(image, Counter())[fate] += 1
         ledger, owner = Ledger(self.ledger), fault_driver.owner(self.number)
-        teacher = build_teacher(fault_driver.config(self.url, self.number), fault_driver.SHAPE)
+        teacher = fault_driver.config(self.url, self.number).build(fault_driver.SHAPE)
         keys = hash_images(images)
         known = ledger.lookup(teacher.identity, keys)
         (number,) = ledger.read("SELECT id FROM teachers WHERE identity = ?", (teacher.identity,))
@@ -140,7 +139,7 @@ def test_killed_drivers_on_a_failing_server(count, deaths, runs, tmp_path):
     for some in (runs[:10], runs[10:]):
         for run in some:
             run.start()
-        _fire(some, generator, partial(_drivers, some), (0.02, 0.12))
+        _fire(some, generator, partial(_drivers, some), (0.01, 0.06))
     totals = sum((run.check() for run in runs), Counter())
     assert sum(run.deaths for run in runs) >= deaths
     assert totals["uncertain"] > 0 and (totals["rejected"] > 0 or count < 20)
@@ -161,7 +160,7 @@ def test_killed_drivers_workers_and_ledger_actors_on_ray(groups, each, fewest, r
     generator, killed = random.Random(6), Counter()
 
     def victims() -> list[int]:
-        kind = min(("driver", "HttpTeacherWorker", "LedgerService"), key=lambda k: (killed[k], k))
+        kind = min(("driver", "AsyncTeacherWorker", "LedgerService"), key=lambda k: (killed[k], k))
         if killed.total() >= 3 * allowed:
             return []
         found = [run.process.pid for run in some if not run.done] if kind == "driver" else actor_pids(kind)
@@ -176,7 +175,7 @@ def test_killed_drivers_workers_and_ledger_actors_on_ray(groups, each, fewest, r
             run.start()
         _fire(some, generator, victims, (0.4, 1.2) if groups > 1 else (0.1, 0.5))
     totals = sum((run.check() for run in runs), Counter())
-    assert min(killed[kind] for kind in ("driver", "HttpTeacherWorker", "LedgerService")) >= fewest, killed
+    assert min(killed[kind] for kind in ("driver", "AsyncTeacherWorker", "LedgerService")) >= fewest, killed
     assert totals["known"] > 0 and (totals["uncertain"] > 0 or groups == 1)
 
 

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from kdray.models.classifier import ImageClassifier, build_model
 from kdray.pools.mixup import MixupPool
-from kdray.search import LocalSearcher, SearchRequest
+from kdray.search import SearchRequest
+from kdray.search.cost import CPU_BATCH, GPU_BATCH, SLOW_CPU_BATCH, batch_on, multiplications
 from kdray.search.first_layer import Outputs, pays, split
-from kdray.search.forward import Forward
-from kdray.search.work import CPU_BATCH, GPU_BATCH, SLOW_CPU_BATCH, batch_on, multiplications
-from kdray.students.models import ImageClassifier, build_model
+from kdray.search.forward import Forward, ForwardOptions
+from kdray.search.local import LocalSearcher
+from kdray.sections.search import SearchSettings
 
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
 PAIRS = list(itertools.combinations(range(12), 2))  # in the pool's order
@@ -98,7 +100,7 @@ def test_it_pays_where_the_first_layer_is_much_of_the_work_and_its_outputs_fit()
 def test_logits_are_those_of_mixed_pixels_but_for_their_rounding(indices):
     model = build_model("lenet5", (1, 28, 28), 10, seed=3)
     pool, groups = MixupPool(images(9), GRID), torch.tensor([0, 7, 35, 20])
-    pixels, features = (Forward(model, mixing=mixing) for mixing in ("pixels", "first-layer"))
+    pixels, features = (Forward(model, options=ForwardOptions(mixing=way)) for way in ("pixels", "first-layer"))
     one, other = (torch.cat(list(f.candidates(pool, groups, 3, indices))) for f in (pixels, features))
     assert one.shape == other.shape == (4 * len(indices or GRID), 10)
     assert torch.allclose(one, other, atol=0.01)
@@ -110,18 +112,23 @@ def test_logits_are_those_of_mixed_pixels_but_for_their_rounding(indices):
 def test_a_search_finds_what_mixed_pixels_would_and_auto_takes_the_faster_way():
     pool, request = MixupPool(images(40), GRID), SearchRequest(k=100)
     model = build_model("lenet5", (1, 28, 28), 10, seed=3)
-    found = {way: LocalSearcher(mixing=way).search(pool, model, request) for way in ("pixels", "first-layer", "auto")}
+
+    def searcher(way: str) -> LocalSearcher:
+        return LocalSearcher(settings=SearchSettings(search="exhaustive"), options=ForwardOptions(mixing=way))
+
+    found = {way: searcher(way).search(pool, model, request) for way in ("pixels", "first-layer", "auto")}
     assert len(set(found["pixels"].ids.tolist()) & set(found["first-layer"].ids.tolist())) >= 90
     assert found["auto"].scores.tobytes() == found["first-layer"].scores.tobytes()
     other = build_model("small-cnn", (1, 28, 28), 10, seed=3)
-    both = [LocalSearcher(mixing=way).search(pool, other, request).scores.tobytes() for way in ("pixels", "auto")]
+    both = [searcher(way).search(pool, other, request).scores.tobytes() for way in ("pixels", "auto")]
     assert both[0] == both[1]
 
 
 def test_a_forward_pass_serves_one_pool_after_another():
     model = build_model("lenet5", (1, 28, 28), 10, seed=3)
-    shared = Forward(model, mixing="first-layer")
+    behind = ForwardOptions(mixing="first-layer")
+    shared = Forward(model, options=behind)
     for count in (5, 9, 5):
         pool = MixupPool(images(count), GRID)
-        fresh = next(Forward(model, mixing="first-layer").candidates(pool, torch.tensor([3]), 1))
+        fresh = next(Forward(model, options=behind).candidates(pool, torch.tensor([3]), 1))
         assert torch.equal(next(shared.candidates(pool, torch.tensor([3]), 1)), fresh)

@@ -20,17 +20,17 @@ from pathlib import Path
 import pytest
 import torch
 from aiohttp import web
+from conftest import served
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdray.config import HttpTeacher as HttpConfig
 from kdray.errors import TeacherError
 from kdray.teachers import AnswerFormat, Answers
-from kdray.teachers.build import build_teacher, read_secrets
+from kdray.teachers.async_pool import AsyncTeacherPool, as_reply
+from kdray.teachers.faults import Fault
 from kdray.teachers.function import FunctionTeacher
-from kdray.teachers.http import HttpTeacher, HttpTeacherPool, _retry_after, as_reply
-from kdray.teachers.pool import Fault
-from kdray.teachers.serve import ServeOptions, make_app
+from kdray.teachers.http import HttpTeacherConfig as HttpConfig
+from kdray.teachers.http.client import HttpTeacher, _retry_after
 
 SHAPE = (1, 4, 3)
 CLASSES = ["cat", "dog", "ray"]
@@ -168,7 +168,7 @@ def teacher(url: str, environ: dict[str, str] | None = None, **changes) -> HttpT
     """A teacher as its config section makes it; json with the default body and reply."""
     fields = {"kind": "http", "protocol": "json", "url": url, "classes": CLASSES, "timeout_s": 30.0, **changes}
     config = HttpConfig(**fields)
-    return build_teacher(config, SHAPE, secrets=read_secrets(config, environ or {}))
+    return config.build(SHAPE, secrets=config.read_secrets(environ or {}))
 
 
 def v2(url: str, environ: dict[str, str] | None = None, **changes) -> HttpTeacher:
@@ -234,26 +234,15 @@ def brightness(data) -> list:
 
 @pytest.mark.parametrize("answers", ["soft", "hard", "top2"])
 def test_the_server_of_kdray_gives_its_teachers_answers_to_the_bit(answers):
-    served = FunctionTeacher(brightness, identity="f", num_classes=3, form=AnswerFormat())
-    app = make_app(served, SHAPE, ServeOptions(name="m"))
-
-    async def start() -> web.AppRunner:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner
-
-    runner = servers_loop().run(start())
-    try:
-        asked = v2(f"http://127.0.0.1:{runner.addresses[0][1]}", answers=answers)
+    shown, data = FunctionTeacher(brightness, identity="f", num_classes=3, form=AnswerFormat()), images(20)
+    with served(shown, SHAPE, name="m") as url:
+        asked = v2(url, answers=answers)
         asked.check()
-        got, data = asked.answer(images(20)), images(20)
-        expected = AnswerFormat(answers).apply(served.answer(data).probs)
-        assert torch.equal(got.labels, expected.labels) and got.bad == {}
-        assert (got.probs is None) == (expected.probs is None)
-        assert got.probs is None or got.probs.numpy().tobytes() == expected.probs.numpy().tobytes()
-    finally:
-        servers_loop().run(runner.cleanup())
+        got = asked.answer(data)
+    expected = AnswerFormat(answers).apply(shown.answer(data).probs)
+    assert torch.equal(got.labels, expected.labels) and got.bad == {}
+    assert (got.probs is None) == (expected.probs is None)
+    assert got.probs is None or got.probs.numpy().tobytes() == expected.probs.numpy().tobytes()
 
 
 def test_the_same_images_have_the_same_idempotency_key_and_others_another():
@@ -426,14 +415,14 @@ def test_a_success_without_an_answer_is_malformed(status, body, message):
 def test_a_connection_that_is_refused_costs_nothing():
     url = f"http://127.0.0.1:{free_port()}"
     fault = ask(teacher(url))
-    assert fault.kind == "unsent" and fault.message.startswith(f"nobody answers at {url} (")
+    assert fault.kind == "unsent" and fault.message.startswith(f"no server answers at {url} (")
     assert fault.message.endswith("): is the server up, is teacher.url right?")
-    assert told(v2(url)).startswith(f"nobody answers at {url}/v2/models/m (")
+    assert told(v2(url)).startswith(f"no server answers at {url}/v2/models/m (")
 
 
 def test_a_host_that_does_not_exist_costs_nothing():
     fault = ask(teacher("http://nowhere.invalid/predict"))
-    assert fault.kind == "unsent" and fault.message.startswith("nobody answers at http://nowhere.invalid/predict (")
+    assert fault.kind == "unsent" and fault.message.startswith("no server answers at http://nowhere.invalid/predict (")
 
 
 def test_an_address_that_only_its_variables_spoil_is_told():
@@ -455,13 +444,13 @@ def test_a_connection_that_never_comes_about_costs_nothing():
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         fault = ask(teacher(f"http://127.0.0.1:{full.getsockname()[1]}", timeout_s=0.4))
-    assert fault.kind == "unsent" and "nobody answers at" in fault.message
+    assert fault.kind == "unsent" and "no server answers at" in fault.message
 
 
 def test_a_tls_greeting_that_is_never_answered_costs_nothing():
     with talking(never) as server:
         fault = ask(teacher(server.url.replace("http:", "https:"), timeout_s=0.4))
-    assert fault.kind == "unsent" and "nobody answers at" in fault.message
+    assert fault.kind == "unsent" and "no server answers at" in fault.message
 
 
 def http_reply(text: bytes, length: int) -> bytes:
@@ -693,16 +682,28 @@ def test_what_looking_finds_wrong_is_told_before_anything_is_paid(status, body, 
         assert server.posts == [] and len(server.requests) == 1
 
 
-def test_looking_at_tensorflow_serving():
-    status = [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]
-    with serving(answering(200, {"model_version_status": status})) as server:
-        asked = v2(server.url, protocol="tensorflow")
-        asked.check()
-        assert server.requests[0][:2] == ("GET", "/v1/models/m")
-    with serving(answering(200, {"model_version_status": [status[0] | {"state": "LOADING"}]})) as server:
-        assert "no version of it is available now" in told(v2(server.url, protocol="tensorflow"))
-    with serving(answering(404, {"error": "Could not find any versions of model m"})) as server:
-        assert "Could not find any versions of model m" in told(v2(server.url, protocol="tensorflow"))
+@pytest.mark.parametrize(
+    ("request_", "reply", "answers", "predictions"),
+    [
+        ("$images", {"probabilities": ""}, "soft", [GOOD, GOOD]),
+        ({"$each": {"x": "$image"}}, {"probabilities": "p"}, "soft", [{"p": GOOD, "l": 1}] * 2),
+        ("$images", {"probabilities": ""}, "hard", [GOOD, GOOD]),
+        ("$images", {"label": ""}, "hard", [1, 1]),
+        ("$images", {"label": "0"}, "hard", [[1], [1]]),
+        ({"$each": {"x": "$image"}}, {"label": "l"}, "hard", [{"p": GOOD, "l": "dog"}] * 2),
+    ],
+)
+def test_tensorflow_serving_is_asked_through_json(request_, reply, answers, predictions):
+    with serving(answering(200, {"predictions": predictions})) as server:
+        url, classes = f"{server.url}/v1/models/m:predict", ["cat", "dog", "ray"]
+        forms = {"request": {"instances": request_}, "reply": {"rows": "predictions", **reply}}
+        given = ask(teacher(url, classes=classes, answers=answers, **forms))
+        assert given.labels.tolist() == [1, 1] and given.bad == {}
+        assert (given.probs is None) == (answers == "hard")
+        ((method, path, _, body),) = server.requests
+        pixels = images().permute(0, 2, 3, 1).tolist()
+        instances = pixels if request_ == "$images" else [{"x": one} for one in pixels]
+        assert (method, path, json.loads(body)) == ("POST", "/v1/models/m:predict", {"instances": instances})
 
 
 def test_a_teacher_that_was_not_checked_looks_before_its_first_request_and_only_then():
@@ -765,7 +766,7 @@ def test_as_many_requests_as_slots_are_on_their_way_at_once():
         return web.json_response({"probabilities": [GOOD] * number})
 
     with serving(handler) as server:
-        pool = HttpTeacherPool(teacher(server.url), slots=6)
+        pool = AsyncTeacherPool(teacher(server.url), slots=6)
         assert (pool.slots, pool.teacher.num_classes, pool.collect(0.0)) == (6, 3, [])
         for key in range(6):
             pool.send(key, images(key + 1))
@@ -785,7 +786,7 @@ def test_collecting_waits_no_longer_than_told_and_gets_what_came_later():
         return web.json_response({"probabilities": [GOOD, GOOD]})
 
     with serving(handler) as server:
-        pool = HttpTeacherPool(teacher(server.url), slots=2)
+        pool = AsyncTeacherPool(teacher(server.url), slots=2)
         pool.send("a", images())
         assert pool.collect(0.05) == []
         let_go.set()
@@ -803,7 +804,7 @@ def test_closing_drops_what_is_on_its_way_at_once(started, capfd, recwarn):
         await asyncio.sleep(60)
 
     with serving(handler) as server:
-        pool = HttpTeacherPool(teacher(server.url, timeout_s=60.0), slots=4)
+        pool = AsyncTeacherPool(teacher(server.url, timeout_s=60.0), slots=4)
         for key in range(4):
             pool.send(key, images())
         if started:
@@ -812,14 +813,14 @@ def test_closing_drops_what_is_on_its_way_at_once(started, capfd, recwarn):
         pool.close()
         pool.close()
         assert time.monotonic() - began < 10
-        assert not any(thread.name == "kdray-http" for thread in threading.enumerate())
+        assert not any(thread.name == "kdray-teacher" for thread in threading.enumerate())
         assert pool.collect(None) == []
     assert capfd.readouterr().err == "" and not recwarn.list
 
 
 def test_a_pool_may_be_used_again_after_it_was_closed():
     with serving(answering(200, {"probabilities": [GOOD, GOOD]})) as server:
-        pool = HttpTeacherPool(teacher(server.url), slots=2)
+        pool = AsyncTeacherPool(teacher(server.url), slots=2)
         for _ in range(2):
             pool.send("a", images())
             assert [reply.key for reply in pool.collect(20)] == ["a"]
@@ -828,7 +829,7 @@ def test_a_pool_may_be_used_again_after_it_was_closed():
 
 def test_faults_come_as_replies_and_a_fault_of_kdray_reaches_its_user():
     with serving(answering(429, SAID, Retry_After="9")) as server:
-        pool = HttpTeacherPool(teacher(server.url), slots=2)
+        pool = AsyncTeacherPool(teacher(server.url), slots=2)
         pool.send("a", images())
         (reply,) = pool.collect(20)
         assert (reply.key, reply.answers, reply.fault.kind, reply.fault.wait_s) == ("a", None, "throttled", 9)

@@ -1,5 +1,6 @@
-"""Whole runs against a teacher behind HTTP, as a user starts them: the server and the run each in its own process."""
+"""Whole runs against a teacher behind HTTP, as a user starts them."""
 
+import contextlib
 import json
 import signal
 import urllib.request
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import served
+from faulty import failing, quota
 from processes import Program, kdray
+
+from kdray.teachers.local import LocalTeacherConfig
 
 TOKEN = "t0ken-that-nobody-may-see"
 
@@ -29,6 +34,14 @@ def serve(teacher_weights, tmp_path) -> Iterator:
     for server in servers:
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=20) == 0
+
+
+@pytest.fixture
+def here(teacher_weights) -> Iterator:
+    """Starts a server in this process, with middleware, and gives its address."""
+    config = LocalTeacherConfig(kind="local", model="small-cnn", weights=str(teacher_weights))
+    with contextlib.ExitStack() as servers:
+        yield lambda *middlewares: servers.enter_context(served(config.build((1, 16, 16)), (1, 16, 16), *middlewares))
 
 
 def http_config(config_file, url: str, **changes) -> Path:
@@ -83,8 +96,8 @@ def test_a_run_with_a_key_leaves_no_trace_of_it(serve, config_file, tmp_path):
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_a_server_that_fails_now_and_then_costs_what_the_receipt_says(serve, config_file, tmp_path):
-    url = serve("--error-rate", "0.3", "--seed", "1")
+def test_a_server_that_fails_now_and_then_costs_what_the_receipt_says(here, config_file, tmp_path):
+    url = here(failing(0.3, seed=1))
     path = http_config(
         config_file, url, teacher__metered=True, teacher__batch_size=4, teacher__retry={"backoff_s": 0.05}
     )
@@ -100,15 +113,15 @@ def test_a_server_that_fails_now_and_then_costs_what_the_receipt_says(serve, con
     assert answered == sum(len(ids) for ids in bought(tmp_path / "run")["id"])
 
 
-def test_a_teacher_that_is_down_stops_the_run_and_resume_goes_on(serve, config_file, tmp_path):
-    url = serve("--quota", "100")
+def test_a_teacher_that_is_down_stops_the_run_and_resume_goes_on(here, config_file, tmp_path):
+    url = here(quota(100))
     path = http_config(config_file, url, teacher__retry={"max_wait_s": 10}, teacher__name="the same")
     done = kdray("run", path, "--local", "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2
     assert "3,600 s" in done.stderr and "Traceback" not in done.stderr
     assert images_answered(url) <= 100
     paid = images_answered(url)
-    other = serve()  # the quota is new, and so is the address
+    other = here()  # without a quota, and at another address
     moved = http_config(config_file, other, teacher__retry={"max_wait_s": 10}, teacher__name="the same")
     done = kdray("run", moved, "--local", "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

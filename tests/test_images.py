@@ -15,22 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
-from kdray.config import ImagesConfig
 from kdray.errors import ImageSetError
-from kdray.images import ImageSet, decode_png, encode_png, parse_rows, read_images
-from kdray.seeds import numpy_generator
+from kdray.images.base import ImageSet, parse_rows, read_images, sources
+from kdray.images.png import decode_png, encode_png
+from kdray.utils.seeds import numpy_generator
 
 CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-CONFIG = TypeAdapter(ImagesConfig)
 
 
 def read(*, seed: int = 0, field: str = "images", with_labels: bool = False, **config) -> ImageSet:
     """What `read_images` makes of a config section."""
-    parsed = CONFIG.validate_python(config)
-    return read_images(parsed, generator=numpy_generator(seed, field), field=field, with_labels=with_labels)
+    return read_images(
+        sources.parse(config), generator=numpy_generator(seed, field), field=field, with_labels=with_labels
+    )
 
 
 def encode(pixels: np.ndarray, form: str = "PNG", **options) -> bytes:

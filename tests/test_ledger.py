@@ -37,8 +37,13 @@ from kdray.ledger import Ledger, Reservation, hash_images
 from kdray.ledger.limits import Fill, Limits, TokenBucket, day_of, seconds_left_today
 from kdray.ledger.receipt import accounts, lines, total
 from kdray.ledger.records import AnswerRows, Grant, Order, Outcome
-from kdray.ledger.schema import prepare
 from kdray.teachers.answers import Answers, to_answers
+
+
+def limited(**fields) -> Limits:
+    """Limits of which no other than `fields` is met."""
+    return Limits(**{"in_flight": 10**9, **fields})
+
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC).timestamp()
 
@@ -599,7 +604,7 @@ def test_a_budget_is_cut_to_the_last_query(path, clock):
 
 def test_a_grant_asked_for_again_by_its_name_takes_nothing_twice(path, clock):
     with two(path, clock, 10) as (first, second):
-        again = {"request": "r-1", "limits": Limits(queries_per_day=10, in_flight=2)}
+        again = {"request": "r-1", "limits": limited(queries_per_day=10, in_flight=2)}
         lost = ask(first, keys(1, 2, 3), keys(4), **again)
         came = ask(second, keys(1, 2, 3), keys(4), **again)
         assert [part.send for part in came.parts] == [part.send for part in lost.parts] == [keys(1, 2, 3), keys(4)]
@@ -686,9 +691,9 @@ def test_what_arrives_keeps_to_the_rate_though_requests_are_held_up(kind, steps)
 
 
 def test_the_buckets_in_force():
-    assert Limits().buckets() == {}
-    assert Limits(requests_per_s=10, burst=5).buckets() == {"second": TokenBucket(10, 5)}
-    both = Limits(requests_per_s=2, requests_per_minute=30, burst=3).buckets()
+    assert limited().buckets() == {}
+    assert limited(requests_per_s=10, burst=5).buckets() == {"second": TokenBucket(10, 5)}
+    both = limited(requests_per_s=2, requests_per_minute=30, burst=3).buckets()
     assert both == {"second": TokenBucket(2, 3), "minute": TokenBucket(0.5, 3)}
 
 
@@ -713,7 +718,7 @@ def test_the_check_of_the_windows_can_fail():
 @settings(max_examples=30, deadline=None)
 def test_no_window_holds_more_than_the_rate_and_the_burst(steps):
     """Whoever asks, however often, and whether they wait as told (-1) or not."""
-    clock, limits, times = Clock(), Limits(requests_per_s=10, burst=5), []
+    clock, limits, times = Clock(), limited(requests_per_s=10, burst=5), []
     ledger = Ledger(":memory:", 10_000, clock=clock)
     for number, (wanted, pause) in enumerate(steps):
         orders = [[key(100 * number + k)] for k in range(wanted)]
@@ -736,7 +741,7 @@ def test_no_window_holds_more_than_the_rate_and_the_burst(steps):
 
 @pytest.mark.parametrize("poll", [None, 0.07, 0.3], ids=["as told", "often", "seldom"])
 def test_ten_a_second_in_the_long_run_over_two_runs(poll, path, clock):
-    limits, times, number = Limits(requests_per_s=10, burst=5), [], 0
+    limits, times, number = limited(requests_per_s=10, burst=5), [], 0
     with two(path, clock, 10_000) as ledgers:
         while clock.now < NOON + 20:
             orders = [[key(number + k)] for k in range(8)]
@@ -750,7 +755,7 @@ def test_ten_a_second_in_the_long_run_over_two_runs(poll, path, clock):
 
 
 def test_a_minute_holds_no_more_than_it_should(path, clock):
-    slow, both = Limits(requests_per_minute=30, burst=2), Limits(requests_per_minute=30, requests_per_s=1, burst=2)
+    slow, both = limited(requests_per_minute=30, burst=2), limited(requests_per_minute=30, requests_per_s=1, burst=2)
     with opened(path, 10_000, clock=clock) as ledger:
         for teacher, limits, rates in (("t", slow, [0.5]), ("u", both, [0.5, 1])):
             begin, times = clock.now, []
@@ -762,7 +767,7 @@ def test_a_minute_holds_no_more_than_it_should(path, clock):
                 clock.now += grant.wait_s
             assert all(within(times, rate, 2) for rate in rates)
             assert len(times) == pytest.approx(62, abs=1)
-    fast = Limits(requests_per_minute=600, requests_per_s=1, burst=1)  # here the seconds are the tighter ones
+    fast = limited(requests_per_minute=600, requests_per_s=1, burst=1)  # here the seconds are the tighter ones
     with opened(path, 10_000, clock=clock) as ledger:
         assert sent(ask(ledger, keys(1), teacher="v", limits=fast)) == 1
         clock.now += 0.5
@@ -772,7 +777,7 @@ def test_a_minute_holds_no_more_than_it_should(path, clock):
 
 
 def test_what_is_known_or_refused_uses_no_token(path, clock):
-    limits = Limits(requests_per_s=1, burst=2)
+    limits = limited(requests_per_s=1, burst=2)
     with opened(path, 3, clock=clock) as ledger:
         label_all(ledger, ask(ledger, keys(1)))
         free = ask(ledger, keys(1), keys(1), keys(2), keys(3), limits=limits)
@@ -784,7 +789,7 @@ def test_what_is_known_or_refused_uses_no_token(path, clock):
 
 
 def test_a_restarted_run_does_not_get_its_burst_again(path, clock):
-    limits = Limits(requests_per_s=1, burst=3)
+    limits = limited(requests_per_s=1, burst=3)
     with opened(path, 100, clock=clock) as ledger:
         assert sent(ask(ledger, *[keys(k) for k in range(5)], limits=limits)) == 3
     with opened(path, 100, clock=clock) as ledger:
@@ -795,7 +800,7 @@ def test_a_restarted_run_does_not_get_its_burst_again(path, clock):
 
 
 def test_a_clock_that_is_set_back_gives_nothing_and_stops_nothing(path, clock):
-    limits = Limits(requests_per_s=10, burst=5)
+    limits = limited(requests_per_s=10, burst=5)
     with opened(path, 1000, clock=clock) as ledger:
         assert sent(ask(ledger, *[keys(k) for k in range(9)], limits=limits)) == 5
         clock.now -= 3600
@@ -811,7 +816,7 @@ def test_a_clock_that_is_set_back_gives_nothing_and_stops_nothing(path, clock):
 
 @pytest.mark.parametrize("way", ["answered", "uncertain", "released", "recovered", "lease"])
 def test_requests_in_flight_are_counted_over_all_runs(way, path, clock):
-    limits = Limits(in_flight=3)
+    limits = limited(in_flight=3)
     with two(path, clock) as (first, second):
         mine = ask(first, keys(1, 2), keys(3), limits=limits, lease_s=60)
         assert (sent(mine), mine.blocked) == (2, None)
@@ -837,12 +842,12 @@ def test_requests_in_flight_are_counted_over_all_runs(way, path, clock):
 def test_fewer_in_flight_than_are_on_their_way(path, clock):
     with opened(path, 100, clock=clock) as ledger:
         ask(ledger, *[keys(k) for k in range(5)])
-        none = ask(ledger, keys(10), limits=Limits(in_flight=2))
+        none = ask(ledger, keys(10), limits=limited(in_flight=2))
         assert (sent(none), none.blocked) == (0, "in flight")
 
 
 def test_a_day_ends_at_midnight_utc(path):
-    clock, limits = Clock(datetime(2026, 3, 14, 23, 59, 50, tzinfo=UTC).timestamp()), Limits(queries_per_day=10)
+    clock, limits = Clock(datetime(2026, 3, 14, 23, 59, 50, tzinfo=UTC).timestamp()), limited(queries_per_day=10)
     with two(path, clock) as (first, second):
         mine = ask(first, keys(*range(6)), limits=limits)
         assert mine.blocked is None
@@ -866,7 +871,7 @@ def test_a_day_ends_at_midnight_utc(path):
 
 
 def test_a_day_counts_runs_without_a_limit_too(path, clock):
-    limits = Limits(queries_per_day=10)
+    limits = limited(queries_per_day=10)
     with two(path, clock) as (free, bound):
         mine = ask(free, keys(*range(7)))
         free.reserve(1, teacher="t")
@@ -877,13 +882,13 @@ def test_a_day_counts_runs_without_a_limit_too(path, clock):
 
 def test_the_tighter_of_day_and_budget_is_named(path, clock):
     with opened(path, 8, clock=clock) as ledger:
-        assert ask(ledger, keys(*range(20)), teacher="u", limits=Limits(queries_per_day=3)).blocked == "day"
-        assert ask(ledger, keys(*range(20)), limits=Limits(queries_per_day=5)).blocked == "budget"  # both end here
-        assert ask(ledger, keys(30), limits=Limits(queries_per_day=5)).blocked == "budget"
+        assert ask(ledger, keys(*range(20)), teacher="u", limits=limited(queries_per_day=3)).blocked == "day"
+        assert ask(ledger, keys(*range(20)), limits=limited(queries_per_day=5)).blocked == "budget"  # both end here
+        assert ask(ledger, keys(30), limits=limited(queries_per_day=5)).blocked == "budget"
         ledger.change_budget(20)
-        assert ask(ledger, keys(30), limits=Limits(queries_per_day=5)).blocked == "day"
-        assert ask(ledger, keys(*range(20, 40)), limits=Limits(queries_per_day=100)).blocked == "budget"
-        assert ask(ledger, keys(50), limits=Limits(queries_per_day=100)).blocked == "budget"
+        assert ask(ledger, keys(30), limits=limited(queries_per_day=5)).blocked == "day"
+        assert ask(ledger, keys(*range(20, 40)), limits=limited(queries_per_day=100)).blocked == "budget"
+        assert ask(ledger, keys(50), limits=limited(queries_per_day=100)).blocked == "budget"
 
 
 def test_days_by_hand():
@@ -897,19 +902,19 @@ def test_a_teacher_at_rest_is_asked_by_nobody(path, clock):
         first.rest("t", 30)
         second.rest("t", 10)  # does not shorten it
         for ledger, owner in ((first, "a"), (second, "b")):
-            told = ask(ledger, keys(1), owner=owner, limits=Limits())
+            told = ask(ledger, keys(1), owner=owner, limits=limited())
             assert (sent(told), told.blocked, told.wait_s) == (0, "resting", 30)
         assert ask(second, keys(1), owner="b").blocked == "resting"  # also by one who has no limits
-        assert sent(ask(second, keys(1), owner="b", teacher="u", limits=Limits())) == 1
+        assert sent(ask(second, keys(1), owner="b", teacher="u", limits=limited())) == 1
         clock.now += 29
-        assert ask(second, keys(1), owner="b", limits=Limits()).wait_s == 1
+        assert ask(second, keys(1), owner="b", limits=limited()).wait_s == 1
         first.rest("t", 5)  # a longer one counts
         clock.now += 4.9
-        assert ask(second, keys(1), owner="b", limits=Limits()).blocked == "resting"
+        assert ask(second, keys(1), owner="b", limits=limited()).blocked == "resting"
         clock.now += 0.1
-        assert sent(ask(second, keys(1), owner="b", limits=Limits())) == 1
+        assert sent(ask(second, keys(1), owner="b", limits=limited())) == 1
         first.rest("never asked", 5)
-        assert ask(second, keys(1), teacher="never asked", limits=Limits()).blocked == "resting"
+        assert ask(second, keys(1), teacher="never asked", limits=limited()).blocked == "resting"
 
 
 # ---- any sequence of events, against a plain model
@@ -1225,26 +1230,25 @@ def test_processes_that_want_the_same_images_pay_for_each_once(path):
         assert sum(ledger.spent(owner=str(n)) for n in range(4)) == 200
 
 
-def open_at_once(path: Path, budget: int, start, results) -> None:
-    start.wait()
-    ledger = Ledger(path, budget)
-    results.put(ledger.reserve(1, teacher="t").queries)
-    ledger.close()
+def open_at_once(paths: list[Path], budget: int, start, results) -> None:
+    for path in paths:
+        start.wait()
+        ledger = Ledger(path, budget)
+        results.put(ledger.reserve(1, teacher="t").queries)
+        ledger.close()
 
 
-@pytest.mark.parametrize("schema", [None, 1])
-def test_many_open_a_file_at_the_same_moment(schema, path):
-    """One that is not there yet, or one that must be brought up to date first."""
-    if schema == 1:
-        write_schema_1(path)
+def test_many_make_a_file_at_the_same_moment(path):
+    files = [path.with_name(f"{number}.sqlite") for number in range(20)]
     start, results = processes.Barrier(6, timeout=30), processes.Queue()
-    racers = [started(open_at_once, path, 100, start, results) for _ in range(6)]
-    assert [results.get(timeout=60) for _ in racers] == [1] * 6
+    racers = [started(open_at_once, files, 100, start, results) for _ in range(6)]
+    assert [results.get(timeout=60) for _ in racers for _ in files] == [1] * 6 * 20
     for racer in racers:
         racer.join()
     assert [racer.exitcode for racer in racers] == [0] * 6
-    with opened(path, 100) as ledger:
-        assert ledger.remaining() == 100 - 6 - (OLD_HELD if schema else 0)
+    for file in files:
+        with opened(file, 100) as ledger:
+            assert ledger.remaining() == 100 - 6
 
 
 def test_threads_may_share_one_ledger(path):
@@ -1369,19 +1373,21 @@ def no_file_larger_than(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("count", [1, 3000])
-def test_a_full_disk_leaves_the_books_as_they_were(count, path):
-    with opened(path, 10_000) as ledger:
+@pytest.mark.parametrize(("count", "room"), [(1, 0), (3000, 50_000), (60_000, 3_000_000)])
+def test_a_full_disk_leaves_the_books_as_they_were(count, room, path):
+    with opened(path, 100_000) as ledger:
         reservation = ledger.reserve(count, teacher="t")
         answers = soft(torch.rand(count, 10).tolist())
-        room = 50_000 if count > 1 else 0
         with no_file_larger_than(path.with_name("ledger.sqlite-wal").stat().st_size + room):
-            with pytest.raises(LedgerError, match=r"ledger\.sqlite cannot be written: .*; nothing more was spent"):
+            with pytest.raises(
+                LedgerError, match=r"ledger\.sqlite cannot be written: .*; nothing more was spent"
+            ) as error:
                 ledger.commit(reservation, keys(*range(count)), answers)
-            assert counts(ledger) == (0, 0, 10_000 - count)
+            assert "rollback" not in str(error.value)  # but the disk, which is to blame
+            assert counts(ledger) == (0, 0, 100_000 - count)
             assert ledger.lookup("t", keys(*range(count))) == {}
         ledger.commit(reservation, keys(*range(count)), answers)  # there is room again
-        assert counts(ledger) == (count, 0, 10_000 - count)
+        assert counts(ledger) == (count, 0, 100_000 - count)
     with opened(path) as ledger:
         assert len(ledger.lookup("t", keys(*range(count)))) == count
 
@@ -1396,179 +1402,6 @@ def test_a_grant_on_a_full_disk_takes_nothing(path):
         assert before == (ledger.read("SELECT * FROM accounts"), ledger.read("SELECT * FROM days"))
         assert ask(ledger, keys(*range(2, 1000))).blocked is None  # no claim was left either
         assert ledger.remaining() == 10_000 - 999
-
-
-# ---- files of schema 1
-
-
-OLD_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE budgets (
-    purpose TEXT PRIMARY KEY, cap INTEGER NOT NULL,
-    reserved INTEGER NOT NULL DEFAULT 0, answered INTEGER NOT NULL DEFAULT 0, uncertain INTEGER NOT NULL DEFAULT 0,
-    CHECK (reserved >= 0 AND answered >= 0 AND uncertain >= 0)
-);
-CREATE TABLE teachers (id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE);
-CREATE TABLE reservations (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, teacher INTEGER NOT NULL REFERENCES teachers (id),
-    purpose TEXT NOT NULL REFERENCES budgets (purpose), round INTEGER NOT NULL, queries INTEGER NOT NULL,
-    metered INTEGER NOT NULL, state TEXT NOT NULL CHECK (state IN ('reserved', 'answered', 'released', 'uncertain')),
-    created REAL NOT NULL
-);
-CREATE TABLE answers (
-    teacher INTEGER NOT NULL REFERENCES teachers (id), hash BLOB NOT NULL,
-    reservation TEXT NOT NULL REFERENCES reservations (id), label INTEGER NOT NULL, probs BLOB,
-    PRIMARY KEY (teacher, hash)
-) WITHOUT ROWID;
-"""
-OLD_RESERVATIONS = [  # id, owner, teacher, purpose, round, queries, metered, state, created
-    ("r1", "", 1, "training", 0, 3, 1, "answered", 1000.5),
-    ("r2", "", 2, "training", 1, 2, 1, "answered", 1001.0),
-    ("r3", "", 1, "training", 1, 5, 1, "uncertain", 1002.0),
-    ("r4", "", 1, "training", 1, 7, 1, "released", 1003.0),
-    ("r5", "", 1, "training", 2, 4, 1, "reserved", 1004.0),
-    ("r6", "", 2, "training", 2, 6, 0, "reserved", 1005.0),
-    ("r7", "", 1, "evaluation", 0, 2, 1, "answered", 1006.0),
-    ("r8", "b", 1, "training", 0, 1, 1, "answered", 1007.0),
-    ("r9", "b", 1, "training", 1, 8, 1, "reserved", 1008.0),
-]
-OLD_ANSWERS = [  # teacher, hash, reservation, label, probs
-    *[(1, key(n), "r1", n, np.array([n, 0.5, -0.0], "<f4").tobytes()) for n in (1, 2, 3)],
-    *[(2, key(n), "r2", n, None) for n in (1, 9)],
-    *[(1, key(n), "r7", n, np.array([n, 0.5, -0.0], "<f4").tobytes()) for n in (4, 5)],
-    (1, key(6), "r8", 6, np.array([6, 0.5, -0.0], "<f4").tobytes()),
-]
-OLD_HELD = 3 + 2 + 5 + 4 + 6 + 1 + 8  # of the training budget
-
-
-def write_schema_1(path: Path) -> None:
-    """A ledger as kdray 0.1 left it, with something of everything."""
-    database = sqlite3.connect(path, isolation_level=None)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.executescript(OLD_SCHEMA)
-    database.execute("INSERT INTO meta VALUES ('schema', '1')")
-    database.execute("INSERT INTO budgets VALUES ('training', 100, 18, 6, 5), ('evaluation', 10, 0, 2, 0)")
-    database.execute("INSERT INTO teachers VALUES (1, 't'), (2, 'u')")
-    database.executemany("INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", OLD_RESERVATIONS)
-    database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", OLD_ANSWERS)
-    database.close()
-
-
-def has_everything(path: Path) -> None:
-    """What schema 1 held is there, to the last bit, in schema 2."""
-    with opened(path) as ledger:
-        assert ledger.read("SELECT value FROM meta WHERE key = 'schema'") == [("2",)]
-        tables = {name for (name,) in ledger.read("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        assert not {name for name in tables if name.endswith("_1") or name == "budgets"}
-        columns = "id, owner, teacher, purpose, round, queries, metered, state, created"
-        assert ledger.read(f"SELECT {columns} FROM reservations ORDER BY id") == OLD_RESERVATIONS
-        assert ledger.read("SELECT * FROM answers ORDER BY reservation, hash") == sorted(
-            OLD_ANSWERS, key=lambda row: (row[2], row[1])
-        )
-        assert ledger.read("SELECT * FROM rejects") == []
-        found = ledger.lookup("t", keys(*range(10)))
-        assert {k: (label, probs.tolist()) for k, (label, probs) in found.items()} == {
-            key(n): (n, [n, 0.5, 0.0]) for n in range(1, 7)
-        }
-        assert ledger.lookup("u", keys(*range(10))) == {key(1): (1, None), key(9): (9, None)}
-        assert ledger.teachers() == ["t", "u"]
-        assert counts(ledger) == (11, 5, 100 - OLD_HELD)
-        assert counts(ledger, "evaluation") == (2, 0, 8)
-        assert (ledger.spent(owner="b"), ledger.uncertain(owner="b")) == (1, 0)
-        assert ledger.spent_in_round(1) == (2, 5)
-        assert total(lines(ledger)).charged == 13
-
-
-def test_an_older_file_is_brought_up_to_date(path):
-    write_schema_1(path)
-    with opened(path, 100, evaluation=10):
-        pass
-    has_everything(path)
-    before = path.read_bytes()
-    with opened(path, 100):
-        pass
-    assert path.read_bytes() == before
-    has_everything(path)
-
-
-def test_an_older_file_can_be_worked_with(path):
-    write_schema_1(path)
-    with opened(path, 100) as ledger:
-        ledger.open_account("b", {"training": 30})
-        assert ledger.remaining(owner="b") == 30 - 9
-        assert ledger.recover("b") == (8, 0)
-        assert ledger.recover("") == (4, 6)
-        assert counts(ledger) == (11 + 8 + 4, 5 + 8 + 4, 100 - OLD_HELD + 6)
-        grant = ask(ledger, keys(1, 50), owner="b")
-        assert (grant.parts[0].known, grant.parts[0].send) == (keys(1), keys(50))
-        label_all(ledger, grant)
-        assert ledger.remaining(owner="b") == 30 - 10
-        assert ledger.read("PRAGMA foreign_key_check") == []
-        assert ledger.read("PRAGMA integrity_check") == [("ok",)]
-
-
-def test_another_budget_is_refused_and_an_older_file_stays_as_it_was(path):
-    write_schema_1(path)
-    before = dump(path)
-    with pytest.raises(LedgerError, match="a budget of 100 queries, not 99"):
-        Ledger(path, 99)
-    assert dump(path) == before
-
-
-def test_a_move_that_fails_half_way_leaves_the_older_file_as_it_was(path):
-    write_schema_1(path)
-    database = sqlite3.connect(path)
-    database.execute("CREATE TABLE hits (notes TEXT)")  # somebody's own, in the way of a new one
-    database.commit()
-    database.close()
-    before = dump(path)
-    with pytest.raises(LedgerError, match=r"cannot be written: .*hits.* already exists; nothing more was spent"):
-        Ledger(path, 100)
-    assert dump(path) == before
-    database = sqlite3.connect(path)
-    database.execute("DROP TABLE hits")
-    database.commit()
-    database.close()
-    has_everything(path)
-
-
-def die_in_the_middle(path: Path, statement: int) -> None:
-    """A process that is killed while it brings a file up to date, after so many statements."""
-    database, number = sqlite3.connect(path, isolation_level=None), 0
-
-    def count(_: str) -> None:
-        nonlocal number
-        number += 1
-        if number == statement:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    database.execute("PRAGMA cache_size = 1")  # what does not fit goes to the file before its time
-    database.execute("BEGIN IMMEDIATE")
-    database.set_trace_callback(count)
-    prepare(database, str(path))
-    database.execute("COMMIT")
-
-
-@pytest.mark.parametrize("statement", [3, 9, 21, 26, 30, 33])
-def test_a_process_killed_while_it_moves_an_older_file_leaves_it_as_it_was(statement, path):
-    write_schema_1(path)
-    before = dump(path)
-    process = started(die_in_the_middle, path, statement)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert dump(path) == before
-    has_everything(path)
-
-
-def test_a_full_disk_leaves_an_older_file_as_it_was(path):
-    write_schema_1(path)
-    before, content = dump(path), path.read_bytes()
-    for room in (0, 8192, path.stat().st_size + 4096):
-        with no_file_larger_than(room), pytest.raises(LedgerError):
-            Ledger(path, 100)
-        assert dump(path) == before
-    assert path.read_bytes() == content
-    has_everything(path)
 
 
 # ---- files that cannot be a ledger
@@ -1595,7 +1428,7 @@ def test_without_a_budget_nothing_can_be_spent(path):
             assert ask(ledger, keys(1)).blocked == "budget"
 
 
-@pytest.mark.parametrize("version", ["3", "0", "17"])
+@pytest.mark.parametrize("version", ["1", "3", "0"])
 def test_another_schema_is_refused_and_left_alone(version, path):
     with opened(path, 10) as ledger:
         ledger.commit(ledger.reserve(1, teacher="t"), keys(1), hard(1))
@@ -1604,7 +1437,7 @@ def test_another_schema_is_refused_and_left_alone(version, path):
     database.commit()
     database.close()
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match=f"schema {version}, this kdray reads up to 2; use the kdray that wrote it"):
+    with pytest.raises(LedgerError, match=f"schema {version}, this kdray reads 2; use the kdray that wrote it"):
         Ledger(path, 10)
     assert path.read_bytes() == before
 
@@ -1643,6 +1476,16 @@ def test_a_torn_ledger_is_refused_and_left_alone(path):
     assert path.read_bytes() == torn
 
 
+def test_a_damaged_page_is_a_ledger_error(path):
+    with opened(path, 5000) as ledger:
+        ledger.commit(ledger.reserve(2000, teacher="t"), keys(*range(2000)), soft(torch.rand(2000, 10).tolist()))
+    data = bytearray(path.read_bytes())
+    data[8 * 4096 :] = b"\xa5" * (len(data) - 8 * 4096)
+    path.write_bytes(data)
+    with pytest.raises(LedgerError), opened(path, 5000) as ledger:
+        ledger.lookup("t", keys(*range(2000)))
+
+
 def test_a_foreign_database_is_refused(path):
     database = sqlite3.connect(path)
     database.execute("CREATE TABLE recipes (name TEXT)")
@@ -1677,22 +1520,18 @@ def as_nobody():
             os.seteuid(0)
 
 
-@pytest.mark.parametrize("schema", [1, 2])
 @pytest.mark.parametrize("folder", [0o555, 0o777], ids=["folder too", "file alone"])
-def test_a_read_only_ledger_is_refused_and_left_alone(schema, folder):
+def test_a_read_only_ledger_is_refused_and_left_alone(folder):
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "ledger.sqlite"
-        if schema == 1:
-            write_schema_1(path)
-        else:
-            with opened(path, 10) as ledger:
-                label_all(ledger, ask(ledger, keys(1)))
+        with opened(path, 10) as ledger:
+            label_all(ledger, ask(ledger, keys(1)))
         path.chmod(0o444)
         before = path.read_bytes()
         Path(name).chmod(folder)
         try:
             with as_nobody(), pytest.raises(LedgerError) as error:
-                Ledger(path, 100 if schema == 1 else 10)
+                Ledger(path, 10)
         finally:
             Path(name).chmod(0o777)
         assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -22,7 +22,7 @@ from kdray.errors import KdrayError, LedgerError
 from kdray.ledger import Ledger, hash_images
 from kdray.ledger.limits import Limits
 from kdray.ledger.records import Order, Outcome
-from kdray.purchase import LedgerLike, buy
+from kdray.runs.purchase import LedgerLike, buy
 from kdray.teachers import AnswerFormat, Answers
 from kdray.teachers.pool import LocalTeacherPool
 
@@ -173,7 +173,7 @@ def test_two_runs_buy_each_image_once_while_the_actor_is_killed_again_and_again(
 
     def work(owner: str, ledger: RayLedger) -> None:
         ledger.open_account(owner, {"training": 150})
-        results[owner] = buy(images, pool=LocalTeacherPool(teacher), ledger=ledger, batch_size=4, owner=owner)
+        results[owner] = buy(images, teachers=LocalTeacherPool(teacher), ledger=ledger, batch_size=4, owner=owner)
 
     threads = [threading.Thread(target=work, args=(owner, open_ledger(150))) for owner in ("a", "b")]
     for thread in threads:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kdray.errors import ConfigError
 from kdray.pools.mixup import MixupPool
-from kdray.pools.order import RandomOrder
 from kdray.pools.pairs import count_pairs
+from kdray.pools.permutation import RandomOrder
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**62 - 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdray.config_file import load_config
+from kdray.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,13 +24,14 @@ def test_ray_remote_is_said_only_in_the_actors():
     assert users == []
 
 
-def test_the_config_page_is_what_the_config_says():
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        import write_config
-    finally:
-        sys.path.remove(str(ROOT / "docs"))
-    assert (ROOT / "docs" / "config.md").read_text() == write_config.page()
+def test_the_pages_made_from_the_code_are_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import write_pages
+
+    choosing = (ROOT / "docs" / "choosing.md").read_text()
+    assert (ROOT / "docs" / "config.md").read_text() == write_pages.config_page(), "run make docs"
+    assert choosing == write_pages.choosing_page(choosing), "run make docs"
+    assert all(f"| `{name}` |" in choosing for name in write_pages.strategies.parts())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
@@ -47,8 +48,3 @@ def test_the_readme_names_only_commands_and_files_that_exist():
     assert len(named) >= 5
     for name in {name for pair in named for name in pair if name}:
         assert re.search(rf"\b{name}\b", commands), name
-
-
-def test_help_answers_without_torch():
-    code = "import sys; import kdray.cli; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -15,15 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import kdray.purchase
+import kdray.runs.purchase
 from kdray.errors import LedgerError, TeacherError
 from kdray.ledger import Ledger, hash_images
 from kdray.ledger.limits import Limits
 from kdray.ledger.records import Order, Outcome
-from kdray.purchase import Bought, Terms, buy
+from kdray.runs.purchase import Bought, PurchasePolicy, buy
 from kdray.teachers import Answers
-from kdray.teachers.pool import Fault, LocalTeacherPool, Reply
-from kdray.teachers.retry import Patience, RetryPolicy
+from kdray.teachers.faults import Fault
+from kdray.teachers.pool import LocalTeacherPool, TeacherReply
+from kdray.teachers.retry import RetryPolicy, RetryState
 
 CLASSES = 3
 
@@ -117,7 +118,7 @@ class Line:
         self._waiting.append((self._clock.now + self._seconds(number), number, key, images))
         self.on_their_way.append(len(self._waiting))
 
-    def collect(self, timeout_s: float | None) -> list[Reply]:
+    def collect(self, timeout_s: float | None) -> list[TeacherReply]:
         if not self._waiting:
             return []
         due = min(self._waiting)[0]
@@ -130,13 +131,13 @@ class Line:
     def close(self) -> None:
         self._waiting.clear()
 
-    def _reply(self, number: int, key: Any, images: Tensor) -> Reply:
+    def _reply(self, number: int, key: Any, images: Tensor) -> TeacherReply:
         self.replied += 1
         result = self._script(numbers_of(images), number)
         if isinstance(result, Fault):
-            return Reply(key=key, fault=result)
+            return TeacherReply(key=key, fault=result)
         answers = self.teacher.answer(images)
-        return Reply(key=key, answers=spoilt(answers, result) if result else answers)
+        return TeacherReply(key=key, answers=spoilt(answers, result) if result else answers)
 
 
 def spoilt(answers: Answers, bad: dict[int, str]) -> Answers:
@@ -164,7 +165,7 @@ def never_believed(*wrong: int) -> Callable[[list[int], int], dict[int, str]]:
 def clock(monkeypatch) -> Clock:
     """A purchase's clock, which no test has to wait for."""
     clock = Clock()
-    monkeypatch.setattr("kdray.purchase.time", clock)
+    monkeypatch.setattr("kdray.runs.purchase.time", clock)
     return clock
 
 
@@ -174,7 +175,7 @@ def make_ledger(tmp_path) -> Iterator[Callable[..., Ledger]]:
     ledgers = []
 
     def open_ledger(budget: int, evaluation: int | None = None) -> Ledger:
-        clock = kdray.purchase.time.time
+        clock = kdray.runs.purchase.time.time
         ledgers.append(Ledger(tmp_path / "ledger.sqlite", budget, evaluation, clock=clock))
         return ledgers[-1]
 
@@ -184,17 +185,17 @@ def make_ledger(tmp_path) -> Iterator[Callable[..., Ledger]]:
 
 
 def purchase(images: Tensor, teacher: CountingTeacher, ledger: Ledger, batch_size: int = 4, **more) -> Bought:
-    return buy(images, pool=LocalTeacherPool(teacher), ledger=ledger, batch_size=batch_size, **more)
+    return buy(images, teachers=LocalTeacherPool(teacher), ledger=ledger, batch_size=batch_size, **more)
 
 
-def patient(proven: bool = True, **policy) -> Patience:
+def patient(proven: bool = True, **policy) -> RetryState:
     """Patience with a teacher that has answered before, without jitter."""
 
     class Longest(random.Random):
         def uniform(self, a: float, b: float) -> float:
             return b
 
-    patience = Patience(RetryPolicy(**policy), Longest())
+    patience = RetryState(RetryPolicy(**policy), Longest())
     if proven:
         patience.succeeded()
     return patience
@@ -361,7 +362,7 @@ def test_what_others_have_bought_meanwhile_is_taken_also_when_the_own_budget_is_
     def script(asked: list[int], number: int) -> None:
         purchase(pictures(9, 10, 11), CountingTeacher(), other, owner="rich")
 
-    bought = buy(pictures(*range(12)), pool=Line(clock, script), ledger=ledger, batch_size=4, owner="poor")
+    bought = buy(pictures(*range(12)), teachers=Line(clock, script), ledger=ledger, batch_size=4, owner="poor")
     assert bought.positions.tolist() == [0, 1, 2, 3, 9, 10, 11]
     assert answers_are_right(bought, pictures(*range(12)))
     assert facts(bought) == (4, 3, 5)
@@ -370,8 +371,8 @@ def test_what_others_have_bought_meanwhile_is_taken_also_when_the_own_budget_is_
 def test_queries_that_come_back_are_spent_on_what_was_cut(clock, make_ledger):
     """Ten queries: two and a half batches are on their way; the first comes back unasked, so all goes on."""
     ledger, line = make_ledger(10), Line(clock, at(1, kind="throttled"), slots=3)
-    terms = Terms(patience=patient())
-    bought = buy(pictures(*range(12)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+    policy = PurchasePolicy(retry=patient())
+    bought = buy(pictures(*range(12)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
     assert line.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [0, 1, 2, 3]]
     assert bought.positions.tolist() == list(range(10))
     assert (facts(bought), money(ledger)) == ((10, 0, 2), (10, 0, 0, 0))
@@ -387,9 +388,9 @@ def test_what_the_budget_cut_off_is_asked_when_a_query_is_left_after_all(clock, 
     def script(asked: list[int], number: int) -> Fault | None:
         return fault("declined") if 0 in asked else None
 
-    ledger, terms = make_ledger(10), Terms(patience=patient(max_bad_share=0.1))
+    ledger, policy = make_ledger(10), PurchasePolicy(retry=patient(max_bad_share=0.1))
     line = Line(clock, script, slots=3, seconds=lambda number: 5.0 if number == 1 else 1.0)
-    bought = buy(pictures(*range(12)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+    bought = buy(pictures(*range(12)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
     assert line.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [0, 1], [2, 3], [0], [1], [10]]
     assert (bought.positions.tolist(), bought.set_aside) == (list(range(1, 11)), {0: "it was declined"})
     assert (facts(bought), money(ledger)) == ((10, 0, 1), (10, 0, 0, 0))
@@ -408,9 +409,8 @@ def test_any_purchase_is_what_a_slow_buyer_would_make(
     if known:
         purchase(pictures(*known), CountingTeacher(), ledger)
     line = Line(clock, slots=slots, metered=metered, seconds=lambda number: chance.choice([1, 2, 5]))
-    bought = buy(
-        pictures(*numbers), pool=line, ledger=ledger, batch_size=batch_size, round=1, terms=Terms(patience=patient())
-    )
+    policy = PurchasePolicy(retry=patient())
+    bought = buy(pictures(*numbers), teachers=line, ledger=ledger, batch_size=batch_size, round=1, policy=policy)
 
     have, left, batches = set(known), money_left, {}
     for position, number in enumerate(numbers):
@@ -434,35 +434,35 @@ def test_any_purchase_is_what_a_slow_buyer_would_make(
 
 
 def test_one_image_goes_first_where_the_teacher_has_never_answered(clock, make_ledger):
-    line, terms = Line(clock, slots=3), Terms(patience=patient(proven=False), probe=True)
+    line, policy = Line(clock, slots=3), PurchasePolicy(retry=patient(proven=False), probe=True)
     ledger = make_ledger(100)
-    buy(pictures(*range(12)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+    buy(pictures(*range(12)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
     assert line.batches == [[0], [1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert line.on_their_way == [1, 1, 2, 3]
-    buy(pictures(*range(20, 26)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+    buy(pictures(*range(20, 26)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
     assert line.batches[4:] == [[20, 21, 22, 23], [24, 25]], "it has answered: no second probe"
 
 
 def test_a_run_that_goes_on_needs_no_probe(clock, make_ledger):
     ledger, line = make_ledger(100), Line(clock)
     purchase(pictures(1), CountingTeacher(), ledger)
-    terms = Terms(patience=patient(proven=False), probe=True)
-    buy(pictures(*range(1, 6)), pool=line, ledger=ledger, batch_size=5, terms=terms)
+    policy = PurchasePolicy(retry=patient(proven=False), probe=True)
+    buy(pictures(*range(1, 6)), teachers=line, ledger=ledger, batch_size=5, policy=policy)
     assert line.batches == [[2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize(("kind", "tried"), [("lost", [0, 1, 2]), ("doubtful", [0, 1, 2]), ("throttled", [0, 0, 0])])
 def test_until_it_has_answered_each_request_is_one_image(kind, tried, clock, make_ledger):
     """A wrong address that swallows requests, or a model that answers logits, costs `tries` queries, not batches."""
-    ledger, terms = make_ledger(100), Terms(patience=patient(proven=False, tries=3), probe=True)
+    ledger, policy = make_ledger(100), PurchasePolicy(retry=patient(proven=False, tries=3), probe=True)
     line = Line(clock, at(*range(1, 10), kind=kind), slots=4)
     with pytest.raises(TeacherError, match=f"failed 3 times in a row; last: it was {kind}"):
-        buy(pictures(*range(12)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+        buy(pictures(*range(12)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
     assert line.batches == [[n] for n in tried]
     assert ledger.spent() == (0 if kind == "throttled" else 3)
     # One is lost, the next comes: then whole batches, and the lost one at the end.
-    line, terms = Line(clock, at(1, kind=kind)), Terms(patience=patient(proven=False), probe=True)
-    buy(pictures(*range(20, 32)), pool=line, ledger=make_ledger(100), batch_size=4, terms=terms)
+    line, policy = Line(clock, at(1, kind=kind)), PurchasePolicy(retry=patient(proven=False), probe=True)
+    buy(pictures(*range(20, 32)), teachers=line, ledger=make_ledger(100), batch_size=4, policy=policy)
     after = [[20], [21, 22, 23]] if kind == "throttled" else [[21], [22, 23]]
     assert line.batches[:3] == [[20], *after]
     assert line.asked == Counter([20, *range(20, 32)])
@@ -470,14 +470,14 @@ def test_until_it_has_answered_each_request_is_one_image(kind, tried, clock, mak
 
 def test_one_request_is_on_its_way_until_the_first_answer_and_while_the_teacher_fails(clock, make_ledger):
     line = Line(clock, at(1, 6, kind="throttled"), slots=3)
-    terms = Terms(patience=patient(proven=False))
-    buy(pictures(*range(20)), pool=line, ledger=make_ledger(100), batch_size=2, terms=terms)
+    policy = PurchasePolicy(retry=patient(proven=False))
+    buy(pictures(*range(20)), teachers=line, ledger=make_ledger(100), batch_size=2, policy=policy)
     # 1 fails, 2 is answered, 3 to 5 go together; when they are answered 6 to 8, of which 6 fails, the others do not.
     assert line.on_their_way[:8] == [1, 1, 1, 2, 3, 1, 2, 3]
     line = Line(clock, at(2, 3, 4, 5, 6, kind="throttled"), slots=3, seconds=lambda number: 1 + number / 100)
     buy(
-        pictures(*range(40, 60)), pool=line, ledger=make_ledger(100), batch_size=2,
-        terms=Terms(patience=patient(tries=9)),
+        pictures(*range(40, 60)), teachers=line, ledger=make_ledger(100), batch_size=2,
+        policy=PurchasePolicy(retry=patient(tries=9)),
     )  # fmt: skip
     # 1 to 3 together; 1 is answered, 2 and 3 are not (4 took the place of 1): alone until 7 is answered.
     assert line.on_their_way == [1, 2, 3, 3, 1, 1, 1, 1, 2, 3, *line.on_their_way[10:]]
@@ -497,7 +497,7 @@ REJECTED, UNCERTAIN = {"malformed", "doubtful"}, {"lost", "failed"}
 )
 def test_every_fault_costs_what_it_may_cost_and_stops_or_goes_on(kind, metered, proven, clock, make_ledger):
     ledger, line = make_ledger(100), Line(clock, at(1, kind=kind), metered=metered)
-    terms, images = Terms(patience=patient(proven)), pictures(*range(8))
+    policy, images = PurchasePolicy(retry=patient(proven)), pictures(*range(8))
     state, charged = "released", 0
     if kind in REJECTED:
         state, charged = "answered", 4
@@ -506,11 +506,11 @@ def test_every_fault_costs_what_it_may_cost_and_stops_or_goes_on(kind, metered, 
     stops = kind in (STOPS if proven else STOPS_UNPROVEN)
     if stops:
         with pytest.raises(TeacherError, match=f"^it was {kind}$"):
-            buy(images, pool=line, ledger=ledger, batch_size=4, terms=terms)
+            buy(images, teachers=line, ledger=ledger, batch_size=4, policy=policy)
         assert line.batches == [[0, 1, 2, 3]]
         answered = 0
     else:
-        bought = buy(images, pool=line, ledger=ledger, batch_size=4, terms=terms)
+        bought = buy(images, teachers=line, ledger=ledger, batch_size=4, policy=policy)
         assert bought.positions.tolist() == list(range(8)) and answers_are_right(bought, images)
         assert facts(bought) == (8 + charged, 0, 0)
         again = {"declined": [[0, 1], [2, 3], [4, 5, 6, 7]]}
@@ -532,12 +532,14 @@ def test_every_fault_costs_what_it_may_cost_and_stops_or_goes_on(kind, metered, 
 @pytest.mark.parametrize("metered", [True, False])
 def test_a_reply_with_another_number_of_answers_is_no_answer(metered, clock, make_ledger):
     class Short(Line):
-        def _reply(self, number: int, key: Any, images: Tensor) -> Reply:
+        def _reply(self, number: int, key: Any, images: Tensor) -> TeacherReply:
             reply = super()._reply(number, key, images)
-            return Reply(key=key, answers=reply.answers[torch.arange(2)]) if number == 2 else reply
+            return TeacherReply(key=key, answers=reply.answers[torch.arange(2)]) if number == 2 else reply
 
     ledger, line = make_ledger(100), Short(clock, metered=metered)
-    bought = buy(pictures(*range(6)), pool=line, ledger=ledger, batch_size=3, terms=Terms(patience=patient()))
+    bought = buy(
+        pictures(*range(6)), teachers=line, ledger=ledger, batch_size=3, policy=PurchasePolicy(retry=patient())
+    )
     assert line.batches == [[0, 1, 2], [3, 4, 5], [3, 4, 5]]
     assert (facts(bought), money(ledger)) == ((9, 0, 0), (6, 3, 0, 0))
     assert answers_are_right(bought, pictures(*range(6)))
@@ -549,12 +551,18 @@ def test_a_teacher_that_fails_so_often_in_a_row_stops_the_run_and_each_time_is_p
     ledger = make_ledger(100)
     line = Line(clock, lambda pictures, number: fault("lost") if number >= 2 else None)
     with pytest.raises(TeacherError, match=r"^the teacher failed 3 times in a row; last: it was lost$"):
-        buy(pictures(*range(20)), pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient(tries=3)))
+        buy(
+            pictures(*range(20)),
+            teachers=line,
+            ledger=ledger,
+            batch_size=4,
+            policy=PurchasePolicy(retry=patient(tries=3)),
+        )
     assert line.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
     assert money(ledger) == (4, 0, 12, 0)
     # Asked once more, later: what was answered is not paid again.
     line = Line(clock)
-    bought = buy(pictures(*range(20)), pool=line, ledger=ledger, batch_size=4)
+    bought = buy(pictures(*range(20)), teachers=line, ledger=ledger, batch_size=4)
     assert line.batches == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [16, 17, 18, 19]]
     assert (facts(bought), money(ledger)) == ((32, 0, 0), (20, 0, 12, 0))
 
@@ -562,8 +570,8 @@ def test_a_teacher_that_fails_so_often_in_a_row_stops_the_run_and_each_time_is_p
 @pytest.mark.parametrize("kind", ["throttled", "unsent", "lost", "malformed"])
 def test_requests_that_fail_together_are_one_failure(kind, clock, make_ledger):
     line = Line(clock, at(1, 2, 3, 4, 5, kind=kind), slots=5, seconds=float)
-    terms = Terms(patience=patient(tries=2))
-    bought = buy(pictures(*range(30)), pool=line, ledger=make_ledger(100), batch_size=3, terms=terms)
+    policy = PurchasePolicy(retry=patient(tries=2))
+    bought = buy(pictures(*range(30)), teachers=line, ledger=make_ledger(100), batch_size=3, policy=policy)
     assert line.on_their_way[:6] == [1, 2, 3, 4, 5, 1], "and it is alone until it is answered"
     assert bought.positions.tolist() == list(range(30))
 
@@ -579,7 +587,7 @@ def test_batches_that_are_lost_are_asked_again(metered, lost, slots, clock, make
 
     ledger, images = make_ledger(100), pictures(*range(10))
     line = Line(clock, script, metered=metered, slots=slots)
-    bought = buy(images, pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient()))
+    bought = buy(images, teachers=line, ledger=ledger, batch_size=4, policy=PurchasePolicy(retry=patient()))
     assert sorted(line.teacher.batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]  # each answered once
     assert answers_are_right(bought, images)
     assert (facts(bought), money(ledger)) == ((10 + lost, 0, 0), (10, 0, lost, 0))
@@ -588,7 +596,9 @@ def test_batches_that_are_lost_are_asked_again(metered, lost, slots, clock, make
 
 def test_what_was_lost_is_paid_from_the_budget(clock, make_ledger):
     ledger, line = make_ledger(10), Line(clock, at(2, kind="lost"))
-    bought = buy(pictures(*range(9)), pool=line, ledger=ledger, batch_size=3, terms=Terms(patience=patient()))
+    bought = buy(
+        pictures(*range(9)), teachers=line, ledger=ledger, batch_size=3, policy=PurchasePolicy(retry=patient())
+    )
     assert line.batches == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [3]]  # one query is left when 3, 4 and 5 come again
     assert bought.positions.tolist() == [0, 1, 2, 3, 6, 7, 8]
     assert (facts(bought), money(ledger)) == ((10, 0, 2), (7, 0, 3, 0))
@@ -602,8 +612,8 @@ def test_images_that_are_lost_every_time_are_set_aside_while_others_are_answered
 
     ledger = make_ledger(1000)
     line = Line(clock, script, slots=2, seconds=lambda number: 1 + number % 3)
-    terms = Terms(patience=patient(tries=3, max_bad_share=0.1))
-    bought = buy(pictures(*range(80)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+    policy = PurchasePolicy(retry=patient(tries=3, max_bad_share=0.1))
+    bought = buy(pictures(*range(80)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
     assert bought.set_aside == dict.fromkeys(range(8, 12), "it was lost")
     assert (facts(bought), money(ledger)) == ((76 + 12, 0, 0), (76, 0, 12, 0))
 
@@ -615,8 +625,8 @@ def test_after_a_failure_all_is_quiet_for_as_long_as_the_policy_says(clock, make
     line = Line(clock, at(2, 3, 4, kind="throttled"))
     start = clock.now
     buy(
-        pictures(*range(4)), pool=line, ledger=make_ledger(100), batch_size=2,
-        terms=Terms(patience=patient(backoff_s=2.0)),
+        pictures(*range(4)), teachers=line, ledger=make_ledger(100), batch_size=2,
+        policy=PurchasePolicy(retry=patient(backoff_s=2.0)),
     )  # fmt: skip
     # A second a reply, and rests of 2, 4 and 8 seconds between them.
     assert [round(when - start) for when, _ in line.sent] == [0, 1, 4, 9, 18]
@@ -626,11 +636,11 @@ def test_a_teacher_that_asks_for_more_rest_than_the_run_will_wait_stops_it(clock
     ledger, line = make_ledger(100), Line(clock, at(2, kind="throttled", wait_s=301.0))
     begin = clock.now
     with pytest.raises(TeacherError, match=r"it wants to be left alone for 301 s \(teacher.retry.max_wait_s\)"):
-        buy(pictures(*range(8)), pool=line, ledger=ledger, batch_size=4)
+        buy(pictures(*range(8)), teachers=line, ledger=ledger, batch_size=4)
     assert (clock.now - begin < 5, money(ledger)) == (True, (4, 0, 0, 0))
     notes, line = [], Line(clock, at(1, kind="throttled", wait_s=299.0))
     buy(
-        pictures(*range(8)), pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient()),
+        pictures(*range(8)), teachers=line, ledger=ledger, batch_size=4, policy=PurchasePolicy(retry=patient()),
         on_note=notes.append,
     )  # fmt: skip
     assert 299 <= line.sent[1][0] - line.sent[0][0] <= 302
@@ -643,25 +653,25 @@ def test_a_rest_is_for_all_who_ask_this_teacher(metered, limits, clock, make_led
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    terms = Terms(patience=patient(), limits=limits)
+    policy = PurchasePolicy(retry=patient(), limits=limits)
     line = Line(clock, at(1, kind="throttled", wait_s=60.0), metered=metered)
     with pytest.raises(KeyboardInterrupt):
         buy(
-            pictures(1), pool=line, ledger=make_ledger(100), batch_size=4, owner="first",
-            terms=terms, on_progress=stop,
+            pictures(1), teachers=line, ledger=make_ledger(100), batch_size=4, owner="first",
+            policy=policy, on_progress=stop,
         )  # fmt: skip
     failed_at = clock.now
     other = Line(clock, metered=metered)
-    terms = Terms(patience=patient(), limits=limits)
+    policy = PurchasePolicy(retry=patient(), limits=limits)
     ledger = make_ledger(100)
-    buy(pictures(2), pool=other, ledger=ledger, batch_size=4, owner="second", terms=terms)
+    buy(pictures(2), teachers=other, ledger=ledger, batch_size=4, owner="second", policy=policy)
     assert 60 <= other.sent[0][0] - failed_at <= 62
     # Another teacher was not meant.
     third = Line(clock)
     third.teacher.identity = "somebody else"
     ledger.rest(other.teacher.identity, 1000)
     before = clock.now
-    buy(pictures(3), pool=third, ledger=ledger, batch_size=4, terms=terms)
+    buy(pictures(3), teachers=third, ledger=ledger, batch_size=4, policy=policy)
     assert third.sent[0][0] - before < 1
 
 
@@ -676,9 +686,9 @@ def test_limits_hold_for_two_runs_together(clock, count, slots, in_flight, rate,
     chance, ledger = random.Random(seed), Ledger(":memory:", 1000, clock=clock.time)
     limits = Limits(in_flight=in_flight, requests_per_s=rate, burst=burst)
 
-    def terms() -> Terms:
-        policy = RetryPolicy(tries=1000, backoff_s=0.01, max_backoff_s=0.01)
-        return Terms(patience=Patience(policy, chance), limits=limits, lease_s=1e6)
+    def policy() -> PurchasePolicy:
+        retry = RetryPolicy(tries=1000, backoff_s=0.01, max_backoff_s=0.01)
+        return PurchasePolicy(retry=RetryState(retry, chance), limits=limits, lease_s=1e6)
 
     def moody(asked: list[int], number: int) -> Fault | None:
         return fault("throttled") if chance.random() < 0.2 else None
@@ -688,11 +698,11 @@ def test_limits_hold_for_two_runs_together(clock, count, slots, in_flight, rate,
     def script(asked: list[int], number: int) -> Fault | None:
         if number == 2:
             images = pictures(*range(100, 100 + count))
-            buy(images, pool=second, ledger=ledger, batch_size=2, owner="second", terms=terms())
+            buy(images, teachers=second, ledger=ledger, batch_size=2, owner="second", policy=policy())
         return moody(asked, number)
 
     first = Line(clock, script, seconds=lambda number: 0.3)
-    buy(pictures(*range(10)), pool=first, ledger=ledger, batch_size=2, owner="first", terms=terms())
+    buy(pictures(*range(10)), teachers=first, ledger=ledger, batch_size=2, owner="first", policy=policy())
     assert money(ledger) == (10 + count, 0, 0, 0)
     assert 1 + max(second.on_their_way) <= in_flight
     sent = sorted(when for line in (first, second) for when, _ in line.sent)
@@ -710,7 +720,7 @@ def test_a_used_up_day_stops_the_run_and_the_next_one_goes_on(clock, make_ledger
     limits, images = Limits(queries_per_day=10), pictures(*range(24))
     line = Line(clock, slots=2)
     with pytest.raises(TeacherError) as error:
-        buy(images, pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient(), limits=limits))
+        buy(images, teachers=line, ledger=ledger, batch_size=4, policy=PurchasePolicy(retry=patient(), limits=limits))
     assert str(error.value) == (
         "the teacher's daily quota (teacher.limits.queries_per_day) is used up; go on in 1.8 hours, after midnight UTC"
     )  # it is 22:13 there
@@ -719,23 +729,25 @@ def test_a_used_up_day_stops_the_run_and_the_next_one_goes_on(clock, make_ledger
     assert len(ledger.lookup(line.teacher.identity, hash_images(images))) == 10
     with pytest.raises(TeacherError, match="daily quota"):  # another run is told the same
         buy(
-            pictures(99), pool=line, ledger=make_ledger(100), batch_size=4, owner="other",
-            terms=Terms(patience=patient(), limits=limits),
+            pictures(99), teachers=line, ledger=make_ledger(100), batch_size=4, owner="other",
+            policy=PurchasePolicy(retry=patient(), limits=limits),
         )  # fmt: skip
     clock.now += 2 * 3600
     with pytest.raises(TeacherError, match=r"go on in 23\.8 hours"):
-        buy(images, pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient(), limits=limits))
+        buy(images, teachers=line, ledger=ledger, batch_size=4, policy=PurchasePolicy(retry=patient(), limits=limits))
     assert line.batches[3:] == [[10, 11], [12, 13, 14, 15], [16, 17, 18, 19]]
     clock.now += 24 * 3600
-    bought = buy(images, pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient(), limits=limits))
+    bought = buy(
+        images, teachers=line, ledger=ledger, batch_size=4, policy=PurchasePolicy(retry=patient(), limits=limits)
+    )
     assert (facts(bought), money(ledger)) == ((24, 0, 0), (24, 0, 0, 0))
 
 
 def test_a_day_that_ends_while_the_budget_does_is_no_reason_to_come_back(clock, make_ledger):
     limits = Limits(queries_per_day=6)
     bought = buy(
-        pictures(*range(9)), pool=Line(clock), ledger=make_ledger(6), batch_size=3,
-        terms=Terms(patience=patient(), limits=limits),
+        pictures(*range(9)), teachers=Line(clock), ledger=make_ledger(6), batch_size=3,
+        policy=PurchasePolicy(retry=patient(), limits=limits),
     )  # fmt: skip
     assert facts(bought) == (6, 0, 3)
 
@@ -745,7 +757,7 @@ def test_a_day_that_ends_while_the_budget_does_is_no_reason_to_come_back(clock, 
 
 def test_an_image_whose_answers_make_no_sense_is_asked_alone_and_then_set_aside(clock, make_ledger):
     ledger, line, images = make_ledger(100), Line(clock, never_believed(5)), pictures(*range(40))
-    bought = buy(images, pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient(tries=5)))
+    bought = buy(images, teachers=line, ledger=ledger, batch_size=4, policy=PurchasePolicy(retry=patient(tries=5)))
     assert line.batches == [*(list(range(k, k + 4)) for k in range(0, 40, 4)), *[[5]] * 4]
     assert bought.set_aside == {5: "picture 5 is NaN"}
     assert bought.positions.tolist() == [n for n in range(40) if n != 5] and answers_are_right(bought, images)
@@ -753,7 +765,7 @@ def test_an_image_whose_answers_make_no_sense_is_asked_alone_and_then_set_aside(
     assert refusals(ledger, line.teacher, 4, 5) == {5: (5, "picture 5 is NaN")}
     # Never paid again, by nobody.
     other = Line(clock)
-    later = buy(images, pool=other, ledger=make_ledger(100), batch_size=4, owner="another run")
+    later = buy(images, teachers=other, ledger=make_ledger(100), batch_size=4, owner="another run")
     assert (other.batches, later.set_aside, facts(later)) == ([], {5: "picture 5 is NaN"}, (0, 39, 0))
 
 
@@ -762,8 +774,8 @@ def test_several_such_images_do_not_pass_for_a_teacher_that_is_down(clock, make_
     wrong = (5, 17, 18, 33, 58)
     for slots in (1, 3):
         ledger, line = Ledger(":memory:", 1000, clock=clock.time), Line(clock, never_believed(*wrong), slots=slots)
-        terms = Terms(patience=patient(tries=5, max_bad_share=0.1))
-        bought = buy(pictures(*range(60)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+        policy = PurchasePolicy(retry=patient(tries=5, max_bad_share=0.1))
+        bought = buy(pictures(*range(60)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
         assert bought.set_aside == {n: f"picture {n} is NaN" for n in wrong}
         assert money(ledger) == (55, 5 * 5, 0, 0)
         assert line.asked[17] == 5
@@ -775,18 +787,20 @@ def test_an_accident_is_not_held_against_an_image(clock, make_ledger):
         return {1: "it slipped"} if number == 1 else {}
 
     ledger, line = make_ledger(100), Line(clock, script)
-    bought = buy(pictures(*range(8)), pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient()))
+    bought = buy(
+        pictures(*range(8)), teachers=line, ledger=ledger, batch_size=4, policy=PurchasePolicy(retry=patient())
+    )
     assert line.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [1]]
     assert (facts(bought), bought.set_aside, money(ledger)) == ((9, 0, 0), {}, (8, 1, 0, 0))
     assert reservations(ledger)[2] == (1, "answered", 2, None)
 
 
 def test_too_many_such_images_stop_the_run(clock, make_ledger):
-    wrong, terms = range(0, 40, 13), lambda share: Terms(patience=patient(tries=2, max_bad_share=share))
+    wrong, policy = range(0, 40, 13), lambda share: PurchasePolicy(retry=patient(tries=2, max_bad_share=share))
     ledger, images = make_ledger(1000), pictures(*range(40))
     line = Line(clock, never_believed(*wrong))  # 0, 13, 26, 39: a tenth
     with pytest.raises(TeacherError) as error:
-        buy(images, pool=line, ledger=ledger, batch_size=4, terms=terms(0.07))
+        buy(images, teachers=line, ledger=ledger, batch_size=4, policy=policy(0.07))
     assert str(error.value) == (
         "3 of 40 images have no answer one can believe, more than teacher.retry.max_bad_share = 0.07 allows; "
         "the last reason: picture 26 is NaN"
@@ -795,9 +809,9 @@ def test_too_many_such_images_stop_the_run(clock, make_ledger):
     assert spent == 40 + 3
     # Started again: refused before anything is paid. With patience for them, it goes on where it was.
     with pytest.raises(TeacherError, match="3 of 40 images have no answer"):
-        buy(images, pool=line, ledger=ledger, batch_size=4, terms=terms(0.07))
+        buy(images, teachers=line, ledger=ledger, batch_size=4, policy=policy(0.07))
     assert ledger.spent() == spent
-    bought = buy(images, pool=line, ledger=ledger, batch_size=4, terms=terms(0.1))
+    bought = buy(images, teachers=line, ledger=ledger, batch_size=4, policy=policy(0.1))
     assert (sorted(bought.set_aside), ledger.spent()) == ([0, 13, 26, 39], spent + 1)
 
 
@@ -814,8 +828,8 @@ def test_tries_are_remembered_where_the_run_is_killed_between_them(clock, make_l
 
         try:
             return buy(
-                images, pool=line, ledger=ledger, batch_size=4, on_progress=stop,
-                terms=Terms(patience=patient(tries=5, max_bad_share=0.5)),
+                images, teachers=line, ledger=ledger, batch_size=4, on_progress=stop,
+                policy=PurchasePolicy(retry=patient(tries=5, max_bad_share=0.5)),
             )  # fmt: skip
         finally:
             asked.append(line.asked[7])
@@ -839,8 +853,8 @@ def test_a_run_that_goes_on_with_nothing_but_such_images_sets_them_aside(clock, 
             raise KeyboardInterrupt
 
     def start(line: Line, **more) -> Bought:
-        terms = Terms(patience=patient(proven=False, tries=5, max_bad_share=0.2), probe=True)
-        return buy(pictures(*range(60)), pool=line, ledger=ledger, batch_size=4, terms=terms, **more)
+        policy = PurchasePolicy(retry=patient(proven=False, tries=5, max_bad_share=0.2), probe=True)
+        return buy(pictures(*range(60)), teachers=line, ledger=ledger, batch_size=4, policy=policy, **more)
 
     with pytest.raises(KeyboardInterrupt):
         start(Line(clock, never_believed(*wrong)), on_progress=stop)
@@ -852,8 +866,8 @@ def test_a_run_that_goes_on_with_nothing_but_such_images_sets_them_aside(clock, 
 
 
 def test_a_purchase_of_nothing_but_such_images_is_no_reason_to_doubt_a_teacher_that_has_answered(clock, make_ledger):
-    line, terms = Line(clock, never_believed(1, 2, 3)), Terms(patience=patient(tries=3, max_bad_share=1.0))
-    bought = buy(pictures(1, 2, 3), pool=line, ledger=make_ledger(100), batch_size=2, terms=terms)
+    line, policy = Line(clock, never_believed(1, 2, 3)), PurchasePolicy(retry=patient(tries=3, max_bad_share=1.0))
+    bought = buy(pictures(1, 2, 3), teachers=line, ledger=make_ledger(100), batch_size=2, policy=policy)
     assert (len(bought.positions), sorted(bought.set_aside), facts(bought)) == (0, [0, 1, 2], (9, 0, 0))
 
 
@@ -861,9 +875,9 @@ def test_a_teacher_that_never_made_sense_costs_one_batch_each_time_it_is_tried(c
     """It answers logits, say. The user starts the run again, and has not seen to it."""
     ledger, line = make_ledger(1000), Line(clock, lambda asked, number: dict.fromkeys(range(len(asked)), "logits?"))
     for times in (1, 2, 3):
-        terms = Terms(patience=patient(proven=False))
+        policy = PurchasePolicy(retry=patient(proven=False))
         with pytest.raises(TeacherError, match=r"^logits\?$"):
-            buy(pictures(*range(40)), pool=line, ledger=ledger, batch_size=4, terms=terms)
+            buy(pictures(*range(40)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
         assert money(ledger) == (0, 4 * times, 0, 0)
 
 
@@ -877,8 +891,8 @@ def test_a_teacher_gone_mad_is_found_out_soon(batch_size, clock, make_ledger):
     ledger, line = make_ledger(1000), Line(clock, script)
     with pytest.raises(TeacherError, match="the teacher failed 3 times in a row; last: NaN"):
         buy(
-            pictures(*range(200)), pool=line, ledger=ledger, batch_size=batch_size,
-            terms=Terms(patience=patient(tries=3)),
+            pictures(*range(200)), teachers=line, ledger=ledger, batch_size=batch_size,
+            policy=PurchasePolicy(retry=patient(tries=3)),
         )  # fmt: skip
     assert len(line.batches) == 4 + 3
     assert money(ledger) == (4 * batch_size, 3 * batch_size, 0, 0)
@@ -892,7 +906,7 @@ def test_a_declined_batch_is_halved_until_the_one_image_is_alone(clock, make_led
         return fault("declined") if 13 in asked else None
 
     ledger, line, images = make_ledger(1000), Line(clock, script), pictures(*range(32))
-    bought = buy(images, pool=line, ledger=ledger, batch_size=8, terms=Terms(patience=patient()))
+    bought = buy(images, teachers=line, ledger=ledger, batch_size=8, policy=PurchasePolicy(retry=patient()))
     eights = [list(range(k, k + 8)) for k in range(0, 32, 8)]
     halves = [[8, 9, 10, 11], [12, 13, 14, 15], [12, 13], [12], [13], [14, 15]]
     assert line.batches == [*eights[:2], *halves, *eights[2:]]
@@ -933,8 +947,8 @@ def test_two_runs_that_buy_the_same_images_at_once_pay_for_each_one_once(tmp_pat
         ledger = Ledger(tmp_path / "ledger.sqlite", 1000)
         try:
             results[owner] = buy(
-                images, pool=LocalTeacherPool(teacher), ledger=ledger, batch_size=4, owner=owner,
-                terms=Terms(limits=Limits(in_flight=8)),
+                images, teachers=LocalTeacherPool(teacher), ledger=ledger, batch_size=4, owner=owner,
+                policy=PurchasePolicy(limits=Limits(in_flight=8)),
             )  # fmt: skip
         finally:
             ledger.close()
@@ -981,8 +995,8 @@ def _buy_in_a_process(teacher: Logging, path: str, start) -> None:
     ledger = Ledger(path)
     start.wait(30)
     bought = buy(
-        pictures(*range(90)), pool=LocalTeacherPool(teacher), ledger=ledger, batch_size=3, owner=str(os.getpid()),
-        terms=Terms(lease_s=60.0),
+        pictures(*range(90)), teachers=LocalTeacherPool(teacher), ledger=ledger, batch_size=3, owner=str(os.getpid()),
+        policy=PurchasePolicy(lease_s=60.0),
     )  # fmt: skip
     ledger.close()
     os._exit(0 if answers_are_right(bought, pictures(*range(90))) and not bought.short else 1)
@@ -1027,12 +1041,13 @@ def test_what_another_run_has_on_its_way_is_waited_for_and_asked_when_its_lease_
     def script(asked: list[int], number: int) -> None:
         nonlocal bought
         bought = buy(
-            pictures(*range(8)), pool=second, ledger=b, batch_size=4, owner="b", terms=Terms(lease_s=50.0),
-            on_note=notes.append,
+            pictures(*range(8)), teachers=second, ledger=b, batch_size=4, owner="b",
+            policy=PurchasePolicy(lease_s=50.0), on_note=notes.append,
         )  # fmt: skip
 
     bought, begin = None, clock.now
-    buy(pictures(2, 3, 4), pool=Line(clock, script), ledger=a, batch_size=4, owner="a", terms=Terms(lease_s=50.0))
+    policy = PurchasePolicy(lease_s=50.0)
+    buy(pictures(2, 3, 4), teachers=Line(clock, script), ledger=a, batch_size=4, owner="a", policy=policy)
     assert second.batches[:2] == [[0, 1], [5, 6, 7]]
     assert sorted(second.batches[2:]) == [[2, 3], [4]]
     assert second.sent[1][0] - begin < 10 and 50 <= second.sent[2][0] - begin <= 52
@@ -1065,8 +1080,8 @@ def test_who_may_buy_no_more_waits_for_what_others_have_on_their_way(
             ledger.settle([Outcome(reservation=part.reservation, state=state, hashes=hashes, answers=answers)])
 
     def b() -> Bought:
-        terms = Terms(limits=limits, lease_s=50.0)
-        return buy(images, pool=line, ledger=ledger, batch_size=4, owner="b", terms=terms, on_note=end_of_a)
+        policy = PurchasePolicy(limits=limits, lease_s=50.0)
+        return buy(images, teachers=line, ledger=ledger, batch_size=4, owner="b", policy=policy, on_note=end_of_a)
 
     begin = clock.now
     if cap == "day" and state is None:
@@ -1113,7 +1128,7 @@ def test_what_is_on_its_way_when_the_teacher_refuses_is_waited_for(kind, clock, 
     ledger = make_ledger(100)
     line = Line(clock, script, slots=4, seconds=lambda number: {2: 1.0, 3: 20.0}.get(number, 60.0))
     with pytest.raises(TeacherError, match=f"^it was {kind}$"):
-        buy(pictures(*range(20)), pool=line, ledger=ledger, batch_size=3, terms=Terms(patience=patient()))
+        buy(pictures(*range(20)), teachers=line, ledger=ledger, batch_size=3, policy=PurchasePolicy(retry=patient()))
     assert (len(line.sent), line.replied) == (4, 4)
     assert money(ledger) == (5, 1, 3 + 3 * (kind == "failed"), 0)
     assert len(ledger.lookup(line.teacher.identity, hash_images(pictures(*range(20))))) == 5
@@ -1148,8 +1163,8 @@ def test_when_the_user_stops_the_run_the_replies_of_the_next_seconds_are_kept(er
     begin = clock.now
     with pytest.raises(error, match="no terminal"):
         buy(
-            pictures(*range(20)), pool=line, ledger=ledger, batch_size=4, on_progress=broken,
-            terms=Terms(patience=patient()),
+            pictures(*range(20)), teachers=line, ledger=ledger, batch_size=4, on_progress=broken,
+            policy=PurchasePolicy(retry=patient()),
         )  # fmt: skip
     assert len(line.sent) == 4 and clock.now - begin < 15
     assert money(ledger) == (12, 0, 4, 0)
@@ -1158,14 +1173,14 @@ def test_when_the_user_stops_the_run_the_replies_of_the_next_seconds_are_kept(er
 
 def test_stopping_twice_counts_what_is_on_its_way_and_ends_at_once(clock, make_ledger):
     class Impatient(Line):
-        def collect(self, timeout_s: float | None) -> list[Reply]:
+        def collect(self, timeout_s: float | None) -> list[TeacherReply]:
             raise KeyboardInterrupt
 
     ledger = make_ledger(100)
     with pytest.raises(KeyboardInterrupt):
         buy(
-            pictures(*range(20)), pool=Impatient(clock, slots=2), ledger=ledger, batch_size=4,
-            terms=Terms(patience=patient()),
+            pictures(*range(20)), teachers=Impatient(clock, slots=2), ledger=ledger, batch_size=4,
+            policy=PurchasePolicy(retry=patient()),
         )  # fmt: skip
     assert money(ledger) == (0, 0, 8, 0)
 
@@ -1183,7 +1198,7 @@ def test_what_could_not_be_sent_is_given_back(error, sent, clock, make_ledger):
 
     ledger, line = make_ledger(100), Torn(clock, slots=3)
     with pytest.raises(error, match="no worker there"):
-        buy(pictures(*range(20)), pool=line, ledger=ledger, batch_size=4, terms=Terms(patience=patient()))
+        buy(pictures(*range(20)), teachers=line, ledger=ledger, batch_size=4, policy=PurchasePolicy(retry=patient()))
     assert money(ledger) == (4, 0, 4 * (sent - 1), 0)
     states = ["answered", "uncertain" if sent == 2 else "released", "released"]
     assert [row[1] for row in reservations(ledger)] == states
@@ -1211,8 +1226,8 @@ def test_a_ledger_that_fails_while_the_run_ends_does_not_hide_why_it_ends(clock,
     ledger.fails_at = (2,)
     with pytest.raises(KeyboardInterrupt, match="the user"):
         buy(
-            pictures(*range(12)), pool=Line(clock, slots=2, seconds=float), ledger=ledger, batch_size=4,
-            on_progress=stop, terms=Terms(patience=patient()),
+            pictures(*range(12)), teachers=Line(clock, slots=2, seconds=float), ledger=ledger, batch_size=4,
+            on_progress=stop, policy=PurchasePolicy(retry=patient()),
         )  # fmt: skip
     assert money(ledger) == (4, 0, 0, 4)
     assert ledger.recover("") == (4, 0), "the next start counts it"
@@ -1224,7 +1239,7 @@ def test_answers_that_could_not_be_written_are_written_when_the_run_ends(clock, 
     ledger.fails_at = (2,)
     line = Line(clock)
     with pytest.raises(LedgerError, match="the disk is full"):
-        buy(pictures(*range(12)), pool=line, ledger=ledger, batch_size=4)
+        buy(pictures(*range(12)), teachers=line, ledger=ledger, batch_size=4)
     assert money(ledger) == (8, 0, 0, 0), "the second try had room"
     assert len(ledger.lookup(line.teacher.identity, hash_images(pictures(*range(12))))) == 8
     ledger.close()
@@ -1240,13 +1255,13 @@ def test_a_reply_to_an_earlier_purchase_is_not_taken_for_an_answer_to_this_one(c
     line = Line(clock, slots=4, seconds=lambda number: 30.0 if number == 2 else 1.0 if number == 1 else 25.0)
     with pytest.raises(KeyboardInterrupt):
         buy(
-            pictures(*range(8)), pool=line, ledger=ledger, batch_size=4, on_progress=stop,
-            terms=Terms(patience=patient()),
+            pictures(*range(8)), teachers=line, ledger=ledger, batch_size=4, on_progress=stop,
+            policy=PurchasePolicy(retry=patient()),
         )  # fmt: skip
     assert money(ledger) == (4, 0, 4, 0)
     line.slots = 3  # one is taken
     images = pictures(*range(50, 62))
-    bought = buy(images, pool=line, ledger=ledger, batch_size=4, round=1, terms=Terms(patience=patient()))
+    bought = buy(images, teachers=line, ledger=ledger, batch_size=4, round=1, policy=PurchasePolicy(retry=patient()))
     assert bought.positions.tolist() == list(range(12)) and answers_are_right(bought, images)
     assert money(ledger) == (16, 0, 4, 0)
 
@@ -1313,12 +1328,14 @@ def test_whatever_goes_wrong_the_books_agree(clock, seed, numbers, batch_size, b
         if start == 50:
             chaos.rate, tries = 0.0, 10**6  # a teacher that has come to its senses
         line = Line(clock, chaos, slots=slots, metered=metered, seconds=lambda number: chance.choice([0.2, 1, 5]))
-        terms = Terms(
+        policy = PurchasePolicy(
             limits=limits, probe=probe, lease_s=100,
-            patience=patient(proven=False, tries=tries, backoff_s=0.1, max_bad_share=1.0),
+            retry=patient(proven=False, tries=tries, backoff_s=0.1, max_bad_share=1.0),
         )  # fmt: skip
         try:
-            bought = buy(images, pool=line, ledger=ledger, batch_size=batch_size, terms=terms, on_progress=observe)
+            bought = buy(
+                images, teachers=line, ledger=ledger, batch_size=batch_size, policy=policy, on_progress=observe
+            )
         except (TeacherError, KeyboardInterrupt):
             check()
             clock.now += 12 * 3600

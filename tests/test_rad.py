@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from kdray.select.rad import distribution, inclusion, optimal_value
+from kdray.select.rad.draw import chances, draw, most_draws
+from kdray.select.rad.game import distribution, inclusion, optimal_value
 from kdray.select.rounding import dependent_round, round_parts
-from kdray.select.spread import chances, draw, most_draws
 
 
 def game(gains: np.ndarray, losses: np.ndarray, mistakes: float, draws: int, most: float | None) -> float:

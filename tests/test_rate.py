@@ -16,9 +16,8 @@ from processes import processes
 
 from kdray.ledger.limits import Limits
 from kdray.ledger.store import Ledger
-from kdray.purchase import Terms, buy
-from kdray.teachers.build import build_teacher
-from kdray.teachers.http import HttpTeacherPool
+from kdray.runs.purchase import PurchasePolicy, buy
+from kdray.teachers.async_pool import AsyncTeacherPool
 
 RATE, BURST, WORKERS = 10.0, 5, 4
 LIMITS = Limits(requests_per_s=RATE, burst=BURST, in_flight=8)
@@ -63,11 +62,11 @@ def ask(url: str, path: str, owner: str, seed: int, count: int) -> None:
     """One run of several on a ledger: buys, one image a request."""
     ledger = Ledger(path)
     ledger.open_account(owner, {"training": count})
-    teacher = build_teacher(fault_driver.config(url, 0), fault_driver.SHAPE)
+    teacher = fault_driver.config(url, 0).build(fault_driver.SHAPE)
     teacher.check()  # as a run does before it buys
-    pool = HttpTeacherPool(teacher, 4)
+    pool = AsyncTeacherPool(teacher, 4)
     images = fault_driver.images(count, seed)
-    bought = buy(images, pool=pool, ledger=ledger, batch_size=1, owner=owner, terms=Terms(limits=LIMITS))
+    bought = buy(images, teachers=pool, ledger=ledger, batch_size=1, owner=owner, policy=PurchasePolicy(limits=LIMITS))
     assert len(bought.positions) == count
     pool.close()
     ledger.close()
@@ -120,7 +119,7 @@ def test_four_workers_on_ray_keep_to_one_rate(server, tmp_path: Path, ray_local)
 
     url, arrivals = server
     section = fault_driver.config(url, 0)
-    build = partial(build_teacher, section, fault_driver.SHAPE)
+    build = partial(section.build, fault_driver.SHAPE)
     pool = RayTeacherPool(build(), build, WORKERS, slots=8)
     pool.start()
     path = tmp_path / "ledger.sqlite"
@@ -128,10 +127,10 @@ def test_four_workers_on_ray_keep_to_one_rate(server, tmp_path: Path, ray_local)
     images = fault_driver.images(92, 1)
     # All workers are up and connected first: what a cold one needs to start would squeeze later requests together.
     ray_local.get([worker.ready.remote() for worker in pool._actors])
-    buy(images[:32], pool=pool, ledger=ledger, batch_size=1)
+    buy(images[:32], teachers=pool, ledger=ledger, batch_size=1)
     arrivals.clear()
     begin = time.monotonic()
-    buy(images[32:], pool=pool, ledger=ledger, batch_size=1, terms=Terms(limits=LIMITS))
+    buy(images[32:], teachers=pool, ledger=ledger, batch_size=1, policy=PurchasePolicy(limits=LIMITS))
     pool.close()
     ledger.close()
     check(begin, arrivals, granted(path)[32:], 60)

@@ -10,11 +10,11 @@ import yaml
 from conftest import command, digits_config
 from processes import kdray
 
+from kdray.cli.ledger import Book, find_book
 from kdray.errors import LedgerError
 from kdray.ledger import Ledger
 from kdray.ledger.receipt import Account, Line, accounts, export, lines, reasons, total
 from kdray.ledger.records import AnswerRows, Order, Outcome
-from kdray.ledger_view import Book, find_book
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 FIRST, SECOND = "digits-1f", "digits [old]-2e"
@@ -450,20 +450,6 @@ def test_a_book_is_found_for_a_run_and_for_a_file(a_run, filled, tmp_path):
     (run / "id").write_text(f"{SECOND}\n")
     (run / ".lock").touch()
     assert find_book(run, None) == Book(path=filled, owner=SECOND, price=None, currency="USD")
-
-
-def test_a_run_of_an_older_kdray_owns_all_that_has_no_name(tmp_path, a_run):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_bytes((a_run / "config.yaml").read_bytes())
-    shop = Shop(run / "ledger.sqlite")
-    shop.buy([1, 2], owner="")
-    shop.ledger.close()
-    book = find_book(run, None)
-    assert book.owner == ""
-    done = command("ledger", run)
-    assert "training budget of the whole file: 2 of 100 spent, 98 left (24.50 EUR)\n" in done.stdout
-    assert not (run / "id").exists()
 
 
 @pytest.mark.parametrize("name", ["[bold]", "[/]", "a[/red]b", "[link=x]"])

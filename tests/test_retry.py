@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdray.teachers.pool import Fault
-from kdray.teachers.retry import Patience, RetryPolicy
+from kdray.teachers.faults import Fault
+from kdray.teachers.retry import RetryPolicy, RetryState
 
 KINDS = ("refused", "throttled", "unsent", "lost", "malformed", "doubtful", "declined", "failed")
 ALONE = ("lost", "malformed", "doubtful")  # may be the accident of one request
@@ -31,8 +31,8 @@ class Shortest(random.Random):
         return a
 
 
-def proven(policy: RetryPolicy | None = None, jitter: random.Random | None = None) -> Patience:
-    patience = Patience(policy or RetryPolicy(), jitter or Longest())
+def proven(policy: RetryPolicy | None = None, jitter: random.Random | None = None) -> RetryState:
+    patience = RetryState(policy or RetryPolicy(), jitter or Longest())
     patience.succeeded()
     return patience
 
@@ -49,7 +49,7 @@ def test_every_kind_of_fault_says_whether_it_may_be_billed_and_whether_asking_ag
 
 
 def test_one_request_until_it_has_answered_and_one_while_it_fails():
-    patience = Patience(RetryPolicy(), Longest())
+    patience = RetryState(RetryPolicy(), Longest())
     assert [patience.slots(n) for n in (1, 8)] == [1, 1]
     patience.failed(fault("throttled"), 0, 1)
     assert patience.slots(8) == 1
@@ -139,7 +139,7 @@ def test_rests_lie_within_half_and_the_whole_of_what_the_row_gives(events, backo
 
 def test_the_jitter_is_by_itself_random_and_both_ends_are_within_bounds():
     rests = {proven(RetryPolicy(), random.SystemRandom()).failed(fault("throttled"), 0, 1) for _ in range(20)}
-    assert len({Patience(RetryPolicy()).failed(fault("throttled"), 0, 1) for _ in range(20)} | rests) == 40
+    assert len({RetryState(RetryPolicy()).failed(fault("throttled"), 0, 1) for _ in range(20)} | rests) == 40
     assert proven(jitter=Shortest()).failed(fault("throttled"), 0, 1) == 0.25
     assert proven(jitter=Longest()).failed(fault("throttled"), 0, 1) == 0.5
 
@@ -155,7 +155,7 @@ def test_a_row_of_any_length_has_a_rest():
 @pytest.mark.parametrize("is_proven", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_stops_at_once_before_and_after_the_first_answer(kind, is_proven):
-    patience = proven() if is_proven else Patience(RetryPolicy(), Longest())
+    patience = proven() if is_proven else RetryState(RetryPolicy(), Longest())
     patience.failed(fault(kind), 0, 1)
     stops = kind in ("refused", "failed") or (not is_proven and kind in ("unsent", "malformed", "declined"))
     assert patience.verdict(fault(kind)) == (f"it was {kind}" if stops else None)

@@ -25,15 +25,16 @@ from conftest import command, copy_run, served
 from processes import Program, kdray
 
 import kdray as package
-from kdray.artefacts import RunDirectory
-from kdray.config_file import load_config, parse_config
+from kdray.config.load import load_config, parse_config
 from kdray.errors import ConfigError, LedgerError, RunDirectoryError, TeacherError
-from kdray.images import ImageSet
-from kdray.inputs import Given
+from kdray.images.base import ImageSet
 from kdray.ledger import Ledger, hash_images
-from kdray.observers import Observer
-from kdray.run import choose_directory, read_result, resume, run
-from kdray.teachers.build import build_teacher
+from kdray.observers.base import Observer
+from kdray.runs.directory import RunDirectory
+from kdray.runs.inputs import InMemoryInputs
+from kdray.runs.plan import Plan, make_plan, plan_lines
+from kdray.runs.result import read_result
+from kdray.runs.run import choose_directory, resume, run
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +69,12 @@ def test_a_run_spends_its_budget_round_by_round(finished):
 
 def test_the_figures_are_what_the_student_and_the_teacher_do(finished):
     config = load_config(finished.directory / "config.yaml")
-    from kdray.inputs import read_inputs
+    from kdray.runs.inputs import read_inputs
 
     inputs = read_inputs(config)
     with torch.inference_mode():
         student = finished.student(inputs.test.images).argmax(dim=1)
-    teacher = build_teacher(config.teacher, inputs.images.image_shape).answer(inputs.test.images).labels
+    teacher = config.teacher.build(inputs.images.image_shape).answer(inputs.test.images).labels
     last = finished.history[-1]
     assert last.student_accuracy == pytest.approx(float((student == inputs.test.labels).double().mean()))
     assert last.teacher_accuracy == pytest.approx(float((teacher == inputs.test.labels).double().mean()))
@@ -86,9 +87,9 @@ def test_chosen_pairs_leave_the_pool_and_images_are_what_the_ids_say(finished):
     directory = RunDirectory(finished.directory)
     first, second = directory.read_candidates(1), directory.read_candidates(2)
     assert not set((first.ids // 3).tolist()) & set((second.ids // 3).tolist())
-    from kdray.inputs import read_candidates
+    from kdray.runs.inputs import read_pool
 
-    found = read_candidates(finished.config)
+    found = read_pool(finished.config)
     images, pool = found.images, found.pool
     labelled = finished.labelled
     assert torch.equal(labelled[0].images, images.images)
@@ -135,9 +136,9 @@ def test_a_sample_of_the_pairs_is_what_is_chosen_from(make_config, tmp_path):
     result = run(make_config(pool__pairs=150), RunDirectory(tmp_path / "run"), local=True)
     assert [m.evaluated for m in result.history] == [0, 450, 450]
     chosen = RunDirectory(tmp_path / "run").read_candidates(1)
-    from kdray.inputs import read_candidates
+    from kdray.runs.inputs import read_pool
 
-    pool = read_candidates(result.config).pool
+    pool = read_pool(result.config).pool
     assert pool.num_groups == 150
     pairs = set(zip(*(part.tolist() for part in pool.pair(torch.arange(150))), strict=True))
     assert set(zip(chosen.columns["i"], chosen.columns["j"], strict=True)) <= pairs
@@ -162,7 +163,7 @@ def test_another_score_chooses_other_candidates(score, finished, make_config, tm
 
 
 def test_answers_in_the_labelled_set_are_the_teachers_own(finished):
-    teacher = build_teacher(finished.config.teacher, (1, 16, 16))
+    teacher = finished.config.teacher.build((1, 16, 16))
     for part in finished.labelled:
         direct = teacher.answer(part.images)
         assert torch.equal(part.answers.probs, direct.probs)
@@ -178,8 +179,8 @@ def test_the_labelled_set_is_hugging_face_style_parquet(finished):
     assert features["label"]["names"] == [str(k) for k in range(10)]
     assert table.column("source").unique().to_pylist() == ["mixup"]
     # It is an image set itself: another run can start from what this one bought.
-    from kdray.config import ParquetImages
-    from kdray.images import read_images
+    from kdray.images.base import read_images
+    from kdray.images.parquet import ParquetImages
 
     config = ParquetImages(source="parquet", path=str(finished.directory / "labelled"))
     again = read_images(config, generator=np.random.default_rng(0), with_labels=True)
@@ -479,7 +480,7 @@ def inference_count(url: str) -> int:
 
 def test_two_runs_at_once_on_one_ledger_pay_for_each_image_once(finished, config_file, tmp_path):
     """Two processes with the same config, against one server."""
-    teacher = build_teacher(finished.config.teacher, (1, 16, 16))
+    teacher = finished.config.teacher.build((1, 16, 16))
     with served(teacher, (1, 16, 16), latency_s=0.02) as url:
         section = {"kind": "http", "url": url, "model": "teacher", "classes": [str(k) for k in range(10)]}
         path = config_file(teacher=section | {"batch_size": 4}, ledger__path=str(tmp_path / "shared.sqlite"))
@@ -613,20 +614,20 @@ def test_a_run_says_which_images_it_set_aside_and_stops_where_they_are_many(tmp_
     }
     data["teacher"]["retry"] = {"tries": 3, "backoff_s": 0.001}
     given, directory = (
-        Given(images=ImageSet(images=torch.from_numpy(images[:, None])), function=teacher),
+        InMemoryInputs(images=ImageSet(images=torch.from_numpy(images[:, None])), function=teacher),
         tmp_path / "run",
     )
     with pytest.raises(TeacherError, match=r"^3 of 40 images have no answer one can believe, more than .*negative"):
-        run(parse_config(data), RunDirectory(directory), local=True, given=given)
+        run(parse_config(data), RunDirectory(directory), local=True, in_memory=given)
     assert bought(directory) == 40 + 2 * 3
     data["teacher"]["retry"]["max_bad_share"] = 0.1
     heard = Notes()
-    result = run(parse_config(data), RunDirectory(directory), local=True, given=given, observer=heard)
+    result = run(parse_config(data), RunDirectory(directory), local=True, in_memory=given, observer=heard)
     assert bought(directory) == 46, "the tries of the first process count"
     assert result.history[0].set_aside == 3
     assert [text for text in heard.texts if "set aside" in text] == [
-        "3 of 40 images of round 0 were set aside: no answer to them could be believed "
-        "(such as: the teacher answered a negative probability (-2); does it give logits?)"
+        "3 of 40 images of round 0 were set aside: they have no valid answer "
+        "(for example: the teacher answered a negative probability (-2); does it give logits?)"
     ]
 
 
@@ -697,12 +698,91 @@ def test_plan_counts_what_the_run_does_and_leaves_no_trace(config_file, tmp_path
         "780 groups, 2,340 candidates",
         "160 = 40 for the images + 2 x 60",
         "1.60 EUR",
-        "candidates/s",
+        "candidates/s, from a 2-second probe of one here)",
         "MiB a worker",
     ):
         assert part in done.stdout
     assert "4,680 forward passes" in done.stdout and "in the driver" not in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def a_plan(**changes) -> Plan:
+    """Of 2,000 MNIST images and their 21,989,000 candidates, all scored once by two workers."""
+    values = {
+        "images": 2000, "groups": 1_999_000, "candidates": 21_989_000, "schedule": [2000, 22_000], "estimate": 0,
+        "evaluation": None, "cost": None, "currency": "USD", "requests": 750, "batch": 32, "asking_s": None,
+        "asking_days": 1, "scored": 21_989_000, "exhaustive": 21_989_000, "group_size": 11, "rate_per_s": 2000.0,
+        "workers": 2, "worker_bytes": 500 << 20, "driver_bytes": 0, "held": "", "note": None,
+        "pairs": None,
+    }  # fmt: skip
+    return Plan(**(values | changes))
+
+
+def scoring(**changes) -> str:
+    return dict(plan_lines(a_plan(**changes)))["scoring"]
+
+
+def test_a_plan_says_how_long_scoring_takes_and_how_it_knows():
+    assert scoring(scored=60_000, rate_per_s=2000.0) == (
+        "about 30 s for 60,000 forward passes, 366.5 times fewer than all, with 2 workers (2,000 candidates/s, from a "
+        "2-second probe of one here)"
+    )
+    assert scoring(scored=0, rate_per_s=0.0) == "none: this strategy does not look at the student"
+
+
+def test_a_plan_whose_scoring_is_long_says_what_takes_the_time_and_how_to_take_less():
+    assert scoring(pairs=109_000) == (
+        "about 183 min for 21,989,000 forward passes, with 2 workers (2,000 candidates/s, from a 2-second probe of one "
+        "here); one λ of all 1,999,000 pairs takes 17 min, and the grid has 11; pool.pairs=109000 would take about "
+        "10 min"
+    )
+    assert scoring(rate_per_s=19_990.0).endswith("; one λ of all 1,999,000 pairs takes 100 s, and the grid has 11")
+    assert "about 10.9 h for" in scoring(rate_per_s=560.0)
+    # Ten minutes are not long yet, and where a group is one image there are no λ and no pairs.
+    assert scoring(scored=1_200_000, rate_per_s=2000.0).endswith("2-second probe of one here)")
+    assert "; one λ" in scoring(scored=2_002_000, rate_per_s=2000.0)
+    # A strategy that looks at a part of the pool does not take one λ of all of it.
+    assert "; one λ" not in scoring(scored=1_990_000, rate_per_s=2000.0)
+    assert scoring(group_size=1, groups=21_989_000).endswith("2-second probe of one here)")
+
+
+@pytest.mark.parametrize("strategy", ["active-mixup", "rad", "cluster-margin", "random"])
+def test_the_pairs_a_long_plan_suggests_are_the_most_that_take_ten_minutes(strategy, make_config, monkeypatch):
+    monkeypatch.setattr("kdray.runs.plan.probe", lambda *arguments, **options: 50.0)
+
+    def plan(**pool) -> Plan:
+        changes = {"images__count": 400, "budget__queries": 1000, "resources__scoring_workers": 2}
+        return make_plan(make_config(**changes, select={"strategy": strategy}, **pool))
+
+    whole = plan()
+    assert whole.scoring_s == (0 if strategy == "random" else pytest.approx(whole.scored / 100))
+    if strategy == "random":
+        assert whole.pairs is None
+    else:
+        assert whole.scoring_s > 600
+        assert plan(pool__pairs=whole.pairs).scoring_s <= 600 < plan(pool__pairs=whole.pairs + 1000).scoring_s
+
+
+def test_a_plan_is_made_from_the_rate_of_a_probe_in_this_process(make_config, monkeypatch):
+    asked = []
+
+    def probe(pool, model, seconds, clock, **options):
+        asked.append((len(pool), seconds, options["options"].mixing, torch.get_num_threads()))
+        return 3.5
+
+    monkeypatch.setattr("kdray.runs.plan.probe", probe)
+    changes = {"resources__scoring_workers": 2, "pool__mixing": "pixels"}
+    plan = make_plan(make_config(**changes))
+    assert asked == [(2340, 2.0, "pixels", 1)]
+    assert (plan.rate_per_s, plan.workers, plan.scored, plan.scoring_s) == (7.0, 2, 4680, 4680 / 7)
+    assert (plan.schedule, plan.groups, plan.group_size, plan.driver_bytes) == ([40, 60, 60], 780, 3, 0)
+    rows = dict(plan_lines(plan))
+    assert "with 2 workers (7 candidates/s, from a 2-second probe of one here)" in rows["scoring"]
+    assert "; one λ of all 780 pairs takes 111 s, and the grid has 3" in rows["scoring"]
+    # Nothing is probed where nothing is scored.
+    for none in ({"select__strategy": "random"}, {"select__rounds": 0, "budget__queries": 40}):
+        assert make_plan(make_config(**none)).rate_per_s == 0.0
+    assert len(asked) == 1
 
 
 def test_plan_of_22_million_candidates_takes_no_memory_for_them(teacher_weights, tmp_path):
@@ -764,7 +844,7 @@ def test_ctrl_c_waits_for_the_answers_that_are_on_their_way(finished, config_fil
         return await handler(request)
 
     out = tmp_path / "stopped"
-    teacher = build_teacher(finished.config.teacher, (1, 16, 16))
+    teacher = finished.config.teacher.build((1, 16, 16))
     with served(teacher, (1, 16, 16), hold) as url:
         section = {"kind": "http", "url": url, "model": "teacher", "classes": [str(k) for k in range(10)]}
         path = config_file(teacher=section | {"batch_size": 8, "limits": {"in_flight": 4}})

@@ -57,7 +57,7 @@ def test_a_task_that_kills_every_worker_ends_the_search():
         assignment.lost("a")
     assignment.joined("a")
     assignment.next_tasks()
-    with pytest.raises(ScoringError, match="chunk 0"):
+    with pytest.raises(ScoringError, match="task 0"):
         assignment.lost("a")
 
 

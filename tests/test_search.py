@@ -8,16 +8,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdray.errors import ScoringError
+from kdray.models.classifier import build_model
 from kdray.pools.mixup import MixupPool
-from kdray.scores import confidence, entropy, margin
-from kdray.search import LocalSearcher, LowestK, Method, Scored, SearchRequest, probe
-from kdray.search.forward import Forward
+from kdray.search import LowestK, Scored, SearchContext, SearchRequest
+from kdray.search.acquisition import confidence, entropy, margin
+from kdray.search.cost import CPU_BATCH
+from kdray.search.forward import Forward, ForwardOptions
 from kdray.search.interpolation import first_knots, fit, linear, second_knots
-from kdray.search.method import look_ahead, run_search
-from kdray.search.stages import Cuts, Ends, Guess, Sample, ScoreGroups
-from kdray.search.work import CPU_BATCH
-from kdray.students.models import build_model
+from kdray.search.local import LocalSearcher, probe
+from kdray.search.lowest import plan_search
+from kdray.search.stages import Cut, Cuts, Guess, SampleLogits, ScoreGroups, SourceLogits
+from kdray.sections.search import SearchSettings
 
+EXHAUSTIVE = SearchSettings(search="exhaustive")
+CUT = Cut(chunk=8192, batch=CPU_BATCH)
 SCORES = {"confidence": confidence, "margin": margin, "entropy": lambda probs: -entropy(probs)}
 
 
@@ -83,7 +87,7 @@ def test_search_equals_a_naive_triple_loop(n, lambdas, k, per, score, levels, ch
     size = pool.num_groups if per == "group" else len(pool)
     taken = np.sort(rng.choice(size, size=rng.integers(0, size), replace=False)).astype(np.int64)
     request = SearchRequest(k=k, per=per, taken=taken, score=score)
-    found = LocalSearcher(chunk).search(pool, model, request)
+    found = LocalSearcher(chunk, settings=EXHAUSTIVE).search(pool, model, request)
     expected = naive(pool, model, request)
     assert found.ids.tolist() == [number for _, number in expected]
     assert found.scores.tolist() == [score for score, _ in expected]
@@ -110,8 +114,10 @@ def test_a_constant_student_is_decided_by_ids():
             return torch.zeros(len(images), 5)
 
     pool = small_pool(12, [0.4, 0.6], 0)
-    assert LocalSearcher(16).search(pool, Constant(), SearchRequest(k=10)).ids.tolist() == list(range(0, 20, 2))
-    every = LocalSearcher(16).search(pool, Constant(), SearchRequest(k=10, per="candidate"))
+    assert LocalSearcher(16, settings=EXHAUSTIVE).search(pool, Constant(), SearchRequest(k=10)).ids.tolist() == list(
+        range(0, 20, 2)
+    )
+    every = LocalSearcher(16, settings=EXHAUSTIVE).search(pool, Constant(), SearchRequest(k=10, per="candidate"))
     assert every.ids.tolist() == list(range(10))
 
 
@@ -124,7 +130,7 @@ def test_nan_is_an_error_that_names_the_candidate():
 
     pool = MixupPool(torch.tensor([9, 0, 0, 9], dtype=torch.uint8).view(4, 1, 1, 1), [0.5])
     with pytest.raises(ScoringError, match="candidate 3 is not a number"):  # pair (1, 2), the only black one
-        LocalSearcher().search(pool, Broken(), SearchRequest(k=1))
+        LocalSearcher(settings=EXHAUSTIVE).search(pool, Broken(), SearchRequest(k=1))
 
 
 @given(count=st.integers(0, 500), each=st.integers(1, 400), batch=st.integers(1, 300), wanted=st.integers(1, 2000))
@@ -145,15 +151,15 @@ def test_a_real_students_scores_do_not_depend_on_the_chunk_size(chunk):
     pool = MixupPool(torch.randint(0, 256, (25, 1, 28, 28), generator=generator, dtype=torch.uint8), [0.3, 0.5, 0.7])
     model = build_model("lenet5", (1, 28, 28), 10, seed=1)
     request = SearchRequest(k=50)
-    reference = LocalSearcher(300).search(pool, model, request)
-    found = LocalSearcher(chunk).search(pool, model, request)
+    reference = LocalSearcher(300, settings=EXHAUSTIVE).search(pool, model, request)
+    found = LocalSearcher(chunk, settings=EXHAUSTIVE).search(pool, model, request)
     assert found.ids.tolist() == reference.ids.tolist()
     assert found.scores.tobytes() == reference.scores.tobytes()
 
 
 def test_a_bound_never_changes_the_result():
     pool, model = small_pool(14, [0.3, 0.6], 2), Forward(Quantised(2, 3))
-    stage = ScoreGroups(count=pool.num_groups, group_size=2, k=5)
+    stage = ScoreGroups(cut=CUT, count=pool.num_groups, group_size=2, k=5)
     free = stage.run(pool, model, 0)
     assert stage.run(pool, model, 0, bound=float(free.scores[-1])).ids.tolist() == free.ids.tolist()
     assert len(stage.run(pool, model, 0, bound=-1.0).ids) == 0
@@ -185,8 +191,8 @@ class Rough(nn.Module):
         return ((images.flatten(1).float() / 255 - 0.5) @ self.first).relu() @ self.second
 
 
-def guessing(**changes) -> Method:
-    return Method(search="interpolated", **changes)
+def guessing(**changes) -> SearchSettings:
+    return SearchSettings(search="interpolated", **changes)
 
 
 def true_recall(found, exact) -> float:
@@ -197,9 +203,9 @@ def true_recall(found, exact) -> float:
 @pytest.mark.parametrize("score", ["confidence", "entropy"])
 def test_guessing_finds_nearly_all_for_a_fraction_of_the_passes(per, score):
     pool, model = small_pool(60, GRID, 4), Rough(4)
-    request = SearchRequest(k=10, per=per, score=score, seed=1)
-    exact = LocalSearcher().search(pool, model, request)
-    found = LocalSearcher(method=guessing()).search(pool, model, request)
+    request = SearchRequest(k=10, per=per, score=score)
+    exact = LocalSearcher(settings=EXHAUSTIVE).search(pool, model, request)
+    found = LocalSearcher(settings=guessing()).search(pool, model, request, seed=1)
     assert true_recall(found, exact) >= 0.9
     assert found.evaluated * 2 <= found.exhaustive == exact.evaluated == len(pool)
     # What is chosen is chosen on exact scores.
@@ -213,41 +219,43 @@ def test_guessing_finds_nearly_all_for_a_fraction_of_the_passes(per, score):
 def test_margins_are_hard_to_guess_and_the_search_notices():
     """On a line that crosses a decision boundary the margin is small only right beside it: the crossing has to be known
     to a fraction of the grid's step."""
-    pool, request, notes = small_pool(200, GRID, 4), SearchRequest(k=200, score="margin", seed=1), []
-    exact = LocalSearcher().search(pool, Rough(4), request)
-    content = LocalSearcher(method=guessing(min_recall=0.0, audit=1.0)).search(pool, Rough(4), request)
+    pool, request, notes = small_pool(200, GRID, 4), SearchRequest(k=200, score="margin"), []
+    exact = LocalSearcher(settings=EXHAUSTIVE).search(pool, Rough(4), request)
+    content = LocalSearcher(settings=guessing(min_recall=0.0, audit=1.0)).search(pool, Rough(4), request, seed=1)
     assert true_recall(content, exact) < 0.8 and content.recall.value < 0.9
-    found = LocalSearcher(method=guessing(audit=1.0)).search(pool, Rough(4), request, on_note=notes.append)
+    searcher = LocalSearcher(settings=guessing(audit=1.0))
+    found = searcher.search(pool, Rough(4), request, seed=1, on_note=notes.append)
     assert found.ids.tolist() == exact.ids.tolist()
     assert "scoring the whole pool" in notes[-1]
 
 
 def test_the_passes_are_those_that_were_announced():
     pool, request = small_pool(60, GRID, 4), SearchRequest(k=10)
-    outlook = look_ahead(pool, request, guessing())
+    plan = plan_search(pool, request, guessing())
     # 60 images; 35 pairs to fit to; two mixes of each of the 1,770 pairs; three more of five times the list; 50 pairs
     # at the other six, 200 to audit.
-    assert (outlook.shortlist, outlook.wide, outlook.sample, outlook.audit) == (50, 250, 35, 200)
-    assert outlook.passes == 60 + 35 * 11 + 2 * 1770 + 3 * 250 + 50 * 6 + 200 * 11
-    assert outlook.exhaustive == 1770 * 11
+    assert (plan.shortlist, plan.wide, plan.sample, plan.audit) == (50, 250, 35, 200)
+    assert plan.passes == 60 + 35 * 11 + 2 * 1770 + 3 * 250 + 50 * 6 + 200 * 11
+    assert plan.exhaustive == 1770 * 11
     seen = []
-    found = LocalSearcher(method=guessing()).search(pool, Rough(4), request, lambda *done: seen.append(done))
-    assert found.evaluated == outlook.passes
-    assert seen[-1] == (outlook.passes, outlook.passes)
+    searcher = LocalSearcher(settings=guessing())
+    found = searcher.search(pool, Rough(4), request, on_progress=lambda *done: seen.append(done))
+    assert found.evaluated == plan.passes
+    assert seen[-1] == (plan.passes, plan.passes)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_where_guessing_saves_little_all_is_scored():
     pool = small_pool(20, GRID, 0)
-    exact = LocalSearcher().search(pool, Rough(1), SearchRequest(k=60))
-    found = LocalSearcher(method=guessing()).search(pool, Rough(1), SearchRequest(k=60))
+    exact = LocalSearcher(settings=EXHAUSTIVE).search(pool, Rough(1), SearchRequest(k=60))
+    found = LocalSearcher(settings=guessing()).search(pool, Rough(1), SearchRequest(k=60))
     assert found.ids.tolist() == exact.ids.tolist()
     assert (found.evaluated, found.keep, found.recall) == (exact.evaluated, None, None)
-    one = look_ahead(small_pool(200, [0.5], 0), SearchRequest(k=5), guessing())
+    one = plan_search(small_pool(200, [0.5], 0), SearchRequest(k=5), guessing())
     assert not one.guess  # one λ: nothing to guess
-    assert not look_ahead(pool, SearchRequest(k=0), guessing()).guess
-    assert look_ahead(small_pool(200, GRID, 0), SearchRequest(k=5), guessing()).guess
-    assert not look_ahead(small_pool(200, GRID, 0), SearchRequest(k=5), Method(search="exhaustive")).guess
+    assert not plan_search(pool, SearchRequest(k=0), guessing()).guess
+    assert plan_search(small_pool(200, GRID, 0), SearchRequest(k=5), guessing()).guess
+    assert not plan_search(small_pool(200, GRID, 0), SearchRequest(k=5), EXHAUSTIVE).guess
 
 
 class Whimsical(nn.Module):
@@ -260,19 +268,20 @@ class Whimsical(nn.Module):
 
 
 def test_where_nothing_can_be_guessed_all_is_scored_in_the_end():
-    pool, request, notes = small_pool(100, GRID, 4), SearchRequest(k=200, seed=3), []
-    exact = LocalSearcher().search(pool, Whimsical(), request)
-    method = guessing(keep=1.0, min_recall=0.9, audit=1.0)
-    found = LocalSearcher(method=method).search(pool, Whimsical(), request, on_note=notes.append)
+    pool, request, notes = small_pool(100, GRID, 4), SearchRequest(k=200), []
+    exact = LocalSearcher(settings=EXHAUSTIVE).search(pool, Whimsical(), request)
+    unsure = LocalSearcher(settings=guessing(keep=1.0, min_recall=0.9, audit=1.0))
+    found = unsure.search(pool, Whimsical(), request, seed=3, on_note=notes.append)
     assert found.ids.tolist() == exact.ids.tolist()
     assert found.keep is None and found.evaluated > found.exhaustive
     assert "less than pool.min_recall = 0.9: scoring the whole pool" in notes[-1]
     # Who does not want to know is not told, and who does not mind gets what was found.
     told = []
-    unaware = guessing(keep=1.0, audit=0.0)
-    cheap = LocalSearcher(method=unaware).search(pool, Whimsical(), request, on_note=told.append)
+    unaware = LocalSearcher(settings=guessing(keep=1.0, audit=0.0))
+    cheap = unaware.search(pool, Whimsical(), request, seed=3, on_note=told.append)
     assert cheap.recall is None and cheap.keep == 1.0 and told == []
-    content = LocalSearcher(method=guessing(keep=1.0, min_recall=0.0, audit=1.0)).search(pool, Whimsical(), request)
+    patient = LocalSearcher(settings=guessing(keep=1.0, min_recall=0.0, audit=1.0))
+    content = patient.search(pool, Whimsical(), request, seed=3)
     assert content.recall.value < 0.9 and content.keep == 1.0
 
 
@@ -288,22 +297,25 @@ def test_where_nothing_can_be_guessed_all_is_scored_in_the_end():
 def test_too_small_a_recall_is_looked_at_again_where_it_is_not_clear(score, keep, sizes):
     pool, forward, scored = small_pool(120, GRID, 4), Forward(Rough(4, scale=20.0)), []
 
-    def sweep(stage, merge):
+    def run_stage(stage, merge):
         if isinstance(stage, ScoreGroups) and stage.groups is not None:
             scored.append(len(stage.groups))
         for number in range(len(stage)):
             merge.add(number, stage.run(pool, forward, number, merge.bound))
 
-    run_search(pool, SearchRequest(k=300, score=score, seed=3), guessing(keep=keep, audit=0.7), sweep)
+    context = SearchContext(run_stage=run_stage, cut=CUT, settings=guessing(keep=keep, audit=0.7), seed=3)
+    SearchRequest(k=300, score=score).perform(pool, context)
     assert scored == sizes
 
 
 def test_a_list_that_is_too_short_is_made_longer():
-    pool, request, notes = small_pool(120, GRID, 4), SearchRequest(k=300, seed=1), []
+    pool, request, notes = small_pool(120, GRID, 4), SearchRequest(k=300), []
     model = Rough(4, scale=20.0)
-    short = LocalSearcher(method=guessing(keep=1.0, audit=1.0, min_recall=0.0)).search(pool, model, request)
-    found = LocalSearcher(method=guessing(keep=1.0, audit=1.0)).search(pool, model, request, on_note=notes.append)
-    exact = LocalSearcher().search(pool, model, request)
+    content = LocalSearcher(settings=guessing(keep=1.0, audit=1.0, min_recall=0.0))
+    short = content.search(pool, model, request, seed=1)
+    strict = LocalSearcher(settings=guessing(keep=1.0, audit=1.0))
+    found = strict.search(pool, model, request, seed=1, on_note=notes.append)
+    exact = LocalSearcher(settings=EXHAUSTIVE).search(pool, model, request)
     assert notes[0].endswith("scoring 2 times as many exactly instead of 1")
     assert found.keep >= 2.0 and short.keep == 1.0
     assert true_recall(found, exact) > true_recall(short, exact)
@@ -318,15 +330,16 @@ def test_a_list_that_is_too_short_is_made_longer():
 @settings(max_examples=15, deadline=None)
 def test_a_guessing_search_does_not_depend_on_chunks_and_their_order(chunk, taken, per, seed):
     pool, forward = small_pool(60, GRID, 4), Forward(Rough(4))
-    request = SearchRequest(k=10, per=per, taken=np.array(sorted(taken), dtype=np.int64), seed=seed)
+    request = SearchRequest(k=10, per=per, taken=np.array(sorted(taken), dtype=np.int64))
     rng = np.random.default_rng(seed)
 
     def backwards(stage, merge):
         for number in rng.permutation(len(stage)):
             merge.add(int(number), stage.run(pool, forward, int(number), merge.bound))
 
-    found = run_search(pool, request, guessing(), backwards, chunk=chunk)
-    reference = LocalSearcher(700, method=guessing()).search(pool, Rough(4), request)
+    cut = Cut(chunk=chunk, batch=CPU_BATCH)
+    found = request.perform(pool, SearchContext(run_stage=backwards, cut=cut, settings=guessing(), seed=seed))
+    reference = LocalSearcher(700, settings=guessing()).search(pool, Rough(4), request, seed=seed)
     assert found.ids.tolist() == reference.ids.tolist()
     assert found.scores.tobytes() == reference.scores.tobytes()
     assert found.recall == reference.recall
@@ -343,7 +356,7 @@ def test_nan_among_the_guesses_is_an_error_too():
     pool = small_pool(60, GRID, 4)
     pool.images[7] = 0
     with pytest.raises(ScoringError, match="is not a number"):
-        LocalSearcher(method=guessing()).search(pool, Broken(4), SearchRequest(k=5))
+        LocalSearcher(settings=guessing()).search(pool, Broken(4), SearchRequest(k=5))
 
 
 @given(st.integers(2, 12), st.integers(0, 30), st.sampled_from(["confidence", "margin", "entropy"]))
@@ -352,9 +365,10 @@ def test_the_guess_of_a_group_by_the_definition(n, seed, score):
     """A loop over groups and λ: between the two nearest known logits, linearly."""
     pool, model = small_pool(n, [0.1, 0.4, 0.5, 0.9], seed), Rough(seed)
     forward, knots = Forward(model), (1, 3)
-    ends = Ends(count=n).run(pool, forward, 0).rows
+    sources = SourceLogits(cut=CUT, count=n).run(pool, forward, 0).rows
     matrix = linear(pool.lambdas, knots).astype(np.float32)
-    stage = Guess(count=pool.num_groups, k=pool.num_groups, knots=knots, matrix=matrix, ends=ends, score=score)
+    parts = {"cut": CUT, "count": pool.num_groups, "k": pool.num_groups, "sources": sources}
+    stage = Guess(knots=knots, matrix=matrix, score=score, **parts)
     found = stage.run(pool, forward, 0)
     assert found.evaluated == 2 * pool.num_groups
     with torch.no_grad():
@@ -373,10 +387,10 @@ def test_the_guess_of_a_group_by_the_definition(n, seed, score):
 
 def test_a_second_guess_asks_about_the_new_knots_alone():
     pool, forward = small_pool(12, GRID, 3), Forward(Rough(3))
-    ends = Ends(count=12).run(pool, forward, 0).rows
+    sources = SourceLogits(cut=CUT, count=12).run(pool, forward, 0).rows
     few, more = first_knots(11), second_knots(11)
     assert (few, more) == ((3, 7), (1, 3, 5, 7, 9))
-    parts = {"count": 66, "k": 30, "ends": ends}
+    parts = {"cut": CUT, "count": 66, "k": 30, "sources": sources}
     matrices = [linear(pool.lambdas, knots).astype(np.float32) for knots in (few, more)]
     hand_on = ("logits", "scores")
     first = Guess(knots=few, matrix=matrices[0], hand_on=hand_on, **parts).run(pool, forward, 0)
@@ -395,8 +409,11 @@ def test_a_second_guess_asks_about_the_new_knots_alone():
 @pytest.mark.parametrize("per", ["group", "candidate"])
 def test_scores_that_are_handed_on_are_exact_and_not_asked_about_again(per):
     pool, forward = small_pool(12, GRID, 3), Forward(Rough(3))
-    ends, (few, more) = Ends(count=12).run(pool, forward, 0).rows, (first_knots(11), second_knots(11))
-    parts = {"count": 66, "k": 30, "ends": ends}
+    sources, (few, more) = (
+        SourceLogits(cut=CUT, count=12).run(pool, forward, 0).rows,
+        (first_knots(11), second_knots(11)),
+    )
+    parts = {"cut": CUT, "count": 66, "k": 30, "sources": sources}
     matrices = [linear(pool.lambdas, knots).astype(np.float32) for knots in (few, more)]
     first = Guess(knots=few, matrix=matrices[0], hand_on=("logits", "scores"), **parts).run(pool, forward, 0)
     order = np.argsort(first.ids)
@@ -409,7 +426,7 @@ def test_scores_that_are_handed_on_are_exact_and_not_asked_about_again(per):
     with torch.inference_mode():
         exact = SCORES["confidence"](Rough(3)(pool.render(ids.flatten())).softmax(dim=1)).view(30, 5).numpy()
     assert scores == pytest.approx(exact, abs=1e-6)
-    common = {"count": 66, "group_size": 11, "k": 500, "per": per, "groups": groups}
+    common = {"cut": CUT, "count": 66, "group_size": 11, "k": 500, "per": per, "groups": groups}
     whole = ScoreGroups(**common).run(pool, forward, 0)
     rest = ScoreGroups(known=scores, have=more, **common).run(pool, forward, 0)
     assert (whole.evaluated, rest.evaluated) == (30 * 11, 30 * 6)
@@ -468,19 +485,19 @@ def test_a_fit_to_next_to_nothing_stays_near_linear_interpolation():
 
 def test_a_fitted_guess_is_better_than_a_linear_one():
     pool, model = small_pool(80, GRID, 4), Rough(4, scale=20.0)
-    forward, total = Forward(model), pool.num_groups
-    ends = Ends(count=80).run(pool, forward, 0).rows
-    logits = Sample(group_size=11, groups=np.arange(total), chunk=10**6).run(pool, forward, 0).rows
+    forward, total, cut = Forward(model), pool.num_groups, Cut(chunk=10**6, batch=CPU_BATCH)
+    sources = SourceLogits(cut=CUT, count=80).run(pool, forward, 0).rows
+    logits = SampleLogits(cut=cut, group_size=11, groups=np.arange(total)).run(pool, forward, 0).rows
     best = torch.from_numpy(logits).softmax(dim=2).amax(dim=2).amin(dim=1).numpy()
     i, j = (part.numpy() for part in pool.pair(torch.arange(total)))
     sample = np.random.default_rng(0).choice(total, 200, replace=False)
-    sides = np.stack([ends[j], ends[i]], axis=1)
+    sides = np.stack([sources[j], sources[i]], axis=1)
     error = {}
     for name, matrix in (
         ("linear", linear(GRID, (3, 7)).astype(np.float32)),
         ("fitted", fit(GRID, (3, 7), sides[sample], logits[sample])),
     ):
-        stage = Guess(count=total, k=total, knots=(3, 7), matrix=matrix, ends=ends, chunk=10**6)
+        stage = Guess(cut=cut, count=total, k=total, knots=(3, 7), matrix=matrix, sources=sources)
         found = stage.run(pool, forward, 0)
         error[name] = np.abs(found.scores - best[found.ids]).mean()
     assert error["fitted"] < error["linear"]
@@ -495,7 +512,8 @@ def test_a_student_is_scored_alike_with_every_option(precision, compile):
     )
     with torch.no_grad():
         plain = model.eval()(images)
-    forward = Forward(build_model("lenet5", (1, 28, 28), 10, seed=1), precision=precision, compile=compile)
+    options = ForwardOptions(precision=precision, compile=compile)
+    forward = Forward(build_model("lenet5", (1, 28, 28), 10, seed=1), options=options)
     parts = [forward(part) for part in images.split(CPU_BATCH)]  # the last is filled up where there is one shape only
     assert [len(part) for part in parts] == [CPU_BATCH, 7]
     assert all(part.dtype == torch.float32 for part in parts)

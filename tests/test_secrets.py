@@ -19,9 +19,9 @@ from processes import Program, kdray
 from test_http import GOOD, answering, ask, images, reset, serving, talking, teacher, v2
 
 from kdray.errors import TeacherError
-from kdray.teachers.http import HttpTeacherPool
-from kdray.teachers.pool import Fault
-from kdray.teachers.secrets import Secrets
+from kdray.teachers.async_pool import AsyncTeacherPool
+from kdray.teachers.faults import Fault
+from kdray.teachers.http.secrets import Secrets
 
 PLAIN = "sk-live-4f9Zq7Tw2Xn8Lk3Vb6Mc1Rd5"
 AWKWARD = "s3/cr+t=&%#?'\"<\\>: ;ü~xyzzy-plugh"  # every character that some spelling changes
@@ -209,7 +209,7 @@ def test_a_fault_of_kdray_itself_does_not_tell_either():
         raise ValueError(f"header {PLAIN} is wrong")
 
     asked._wire.request = broken
-    pool = HttpTeacherPool(asked, slots=1)
+    pool = AsyncTeacherPool(asked, slots=1)
     pool.send("a", torch.zeros(1, 1, 4, 3, dtype=torch.uint8))
     (reply,) = pool.collect(20)
     pool.close()

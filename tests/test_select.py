@@ -8,18 +8,35 @@ from hypothesis import strategies as st
 from scipy.special import entr
 
 from kdray.errors import PoolExhausted
-from kdray.pools.images import ImagePool
+from kdray.models.classifier import build_model
+from kdray.models.features import head
+from kdray.pools.images import ImagePool, ImagesSection
 from kdray.pools.mixup import MixupPool
-from kdray.pools.order import sample_without
-from kdray.search import GainsRequest, LocalSearcher, Method, ScoresRequest, SearchRequest
-from kdray.select import STRATEGIES, Mistakes, Options, Task, capacity, expected, select
-from kdray.select.rad import distribution
-from kdray.students.features import head
-from kdray.students.models import build_model
+from kdray.pools.permutation import sample_without
+from kdray.search import GainsRequest, ScoresRequest, SearchRequest
+from kdray.search.forward import ForwardOptions
+from kdray.search.local import LocalSearcher
+from kdray.sections.search import SearchSettings
+from kdray.select.base import Selection, Strategy, Task, select, strategies
+from kdray.select.rad.game import distribution
+from kdray.select.rad.mistakes import Mistakes
 
 LAMBDAS = [0.3, 0.4, 0.5, 0.6, 0.7]
-ON_IMAGES = [name for name, strategy in STRATEGIES.items() if not strategy.mixes]
+EXHAUSTIVE, GUESSING = SearchSettings(search="exhaustive"), SearchSettings(search="interpolated")
+PIXELS = ForwardOptions(mixing="pixels")
+STRATEGIES = strategies.parts()
 PAIRS_ONCE = [name for name, strategy in STRATEGIES.items() if strategy.per == "group"]
+
+
+def works_on_images(name: str) -> bool:
+    try:
+        STRATEGIES[name]().check(ImagesSection(), labelled=True, validation=True)
+    except ValueError:
+        return False
+    return True
+
+
+ON_IMAGES = [name for name in STRATEGIES if works_on_images(name)]
 
 
 def pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -45,18 +62,24 @@ def model():
     return model
 
 
-def choose(strategy, pool, k, model, taken=(), seed=0, chunk=64, known=None, method=None, **options):
-    searcher = LocalSearcher(chunk, method=method, mixing="pixels")
+def named(strategy: str, **fields) -> Strategy:
+    return strategies.parse({"strategy": strategy, **fields})
+
+
+def choose(
+    strategy, pool, k, model, taken=(), seed=0, chunk=64, known=None, settings=EXHAUSTIVE, mistakes=None, **fields
+) -> Selection:
+    searcher = LocalSearcher(chunk, settings=settings, options=PIXELS)
     task = Task(
         pool=pool,
         k=k,
         taken=np.array(taken, dtype=np.int64),
         generator=np.random.default_rng(seed),
         ask=lambda request: searcher.search(pool, model, request),
-        options=Options(**options),
         known=known,
+        mistakes=mistakes,
     )
-    return select(strategy, task)
+    return select(named(strategy, **fields), task)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -70,6 +93,10 @@ def test_exactly_k_distinct_ids_of_the_pool(strategy, k, pool, model):
     assert (chosen.search is None) == (not STRATEGIES[strategy].asks) or k == 0
 
 
+def test_all_but_unixkd_choose_among_real_images_too():
+    assert set(STRATEGIES) - set(ON_IMAGES) == {"unixkd"}
+
+
 @pytest.mark.parametrize("strategy", ON_IMAGES)
 @pytest.mark.parametrize("k", [0, 1, 37, 120])
 def test_the_same_of_a_pool_of_real_images(strategy, k, images, model):
@@ -80,7 +107,7 @@ def test_the_same_of_a_pool_of_real_images(strategy, k, images, model):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_chosen_ones_leave_the_pool_until_it_is_empty(strategy, pool, model):
-    taken, room = [], capacity(strategy, pool)
+    taken, room = [], named(strategy).capacity(pool)
     for k in (50, 60, room - 110):
         taken += choose(strategy, pool, k, model, taken, seed=len(taken)).ids.tolist()
     assert len(set(taken)) == len(taken) == room
@@ -127,7 +154,7 @@ def test_what_the_plan_says_a_choice_takes_is_what_it_takes(strategy, pool, imag
     for of in (pool, images) if strategy in ON_IMAGES else (pool,):
         chosen = choose(strategy, of, 30, model)
         took = 0 if chosen.search is None else chosen.search.facts()["passes"]
-        assert took == expected(strategy, of, 30, Method(), "margin")
+        assert took == named(strategy).passes(of, 30, EXHAUSTIVE)
 
 
 def probabilities(pool, model) -> np.ndarray:
@@ -148,7 +175,7 @@ def test_margin_and_entropy_are_the_extremes_of_each_pair(pool, model):
 
 
 def test_cluster_margin_takes_of_the_smallest_margins(pool, model, monkeypatch):
-    monkeypatch.setattr("kdray.select.cluster_margin.BUCKET", 30)
+    monkeypatch.setattr("kdray.select.strategies.cluster_margin.BUCKET", 30)
     top = np.sort(probabilities(pool, model), axis=2)
     margins = top[..., -1] - top[..., -2]
     chosen = choose("cluster-margin", pool, 20, model)
@@ -156,12 +183,12 @@ def test_cluster_margin_takes_of_the_smallest_margins(pool, model, monkeypatch):
     assert (margins[chosen.ids // 5, chosen.ids % 5] <= margins[chosen.ids // 5].min(axis=1) + 1e-5).all()
     assert np.abs(chosen.scores - margins[chosen.ids // 5, chosen.ids % 5]).max() < 1e-5
     assert chosen.search.facts()["passes"] == len(pool) + 30  # those 30 are clustered: the plan says so, too
-    assert expected("cluster-margin", pool, 20, Method(), "margin") == len(pool) + 30
+    assert named("cluster-margin").passes(pool, 20, EXHAUSTIVE) == len(pool) + 30
 
 
 def test_cluster_margin_looks_at_a_sample_of_many_pairs_and_at_all_of_many_images(pool, images, model, monkeypatch):
     monkeypatch.setattr("kdray.select.sample._MOST", 50)
-    monkeypatch.setattr("kdray.select.cluster_margin.BUCKET", 10)
+    monkeypatch.setattr("kdray.select.strategies.cluster_margin.BUCKET", 10)
     of_pairs, of_images = (choose("cluster-margin", of, 4, model).search.facts()["passes"] for of in (pool, images))
     assert pool.num_groups > 50 and len(images) > 50
     assert of_pairs == 50 * len(LAMBDAS) + 10 and of_images == len(images) + 10
@@ -221,9 +248,8 @@ def test_rad_pairs_draws_with_the_probabilities_of_corollary_1_and_takes_the_bes
             taken=np.empty(0, np.int64),
             generator=np.random.default_rng(seed),
             ask=found,
-            options=Options(gain=gain, w=0.7, mistakes=Mistakes(count=12)),
         )
-        ids = select("rad-pairs", task).ids
+        ids = select(named("rad-pairs", gain=gain, w=0.7, m=12), task).ids
         drawn[ids // 5] += 1
         assert (gains[ids // 5, ids % 5] >= gains[ids // 5].max(axis=1) - 1e-5).all()
     assert np.abs(drawn / runs - want).max() < 5 * np.sqrt(want.max() / runs)
@@ -232,7 +258,7 @@ def test_rad_pairs_draws_with_the_probabilities_of_corollary_1_and_takes_the_bes
 
 def asking_once(pool, model):
     """Asks once for what hundreds of draws want to know."""
-    searcher, known = LocalSearcher(64, mixing="pixels"), {}
+    searcher, known = LocalSearcher(64, settings=EXHAUSTIVE, options=PIXELS), {}
 
     def ask(request):
         key = type(request), getattr(request, "groups", np.empty(0)).tobytes()
@@ -244,7 +270,7 @@ def asking_once(pool, model):
 
 
 def test_rad_says_what_it_was_told_and_from_how_many_it_drew(pool, model):
-    facts = choose("rad-pairs", pool, 20, model, mistakes=Mistakes(share=0.25), gain="entropy").search.facts()
+    facts = choose("rad-pairs", pool, 20, model, m=0.25, gain="entropy").search.facts()
     assert (facts["rad_m"], facts["rad_n"], facts["rad_w"]) == (30.0, 120, 0.75)
     assert 20 <= facts["rad_support"] <= 120
     assert facts["passes"] == 120 * 5 + 20 * 5
@@ -252,27 +278,34 @@ def test_rad_says_what_it_was_told_and_from_how_many_it_drew(pool, model):
 
 def test_rad_with_a_teacher_that_never_errs_takes_the_largest_gains(pool, model):
     """m = 0: any distribution over the k largest gains is optimal with k draws, and all of them are certain."""
-    drawn = choose("rad-pairs", pool, 30, model, mistakes=Mistakes(count=0))
+    drawn = choose("rad-pairs", pool, 30, model, m=0)
     strict = choose("margin", pool, 30, model)
     assert set(drawn.ids.tolist()) == set(strict.ids.tolist())
 
 
 def test_rad_draws_fewer_where_chances_would_pass_1_if_told_to(pool, model):
-    options = {"mistakes": Mistakes(count=1), "w": 1.0, "gain": "confidence"}
-    searched = LocalSearcher(64, mixing="pixels").search(pool, model, GainsRequest(score="confidence"))
+    fields = {"m": 1, "w": 1.0, "gain": "confidence"}
+    searcher = LocalSearcher(64, settings=EXHAUSTIVE, options=PIXELS)
+    searched = searcher.search(pool, model, GainsRequest(score="confidence"))
     most = int(1 / distribution(searched.gains, 1, 1.0).max() + 1e-9)
     assert 1 <= most < 60
-    shrunk = choose("rad-pairs", pool, 60, model, shrink=True, **options)
+    shrunk = choose("rad-pairs", pool, 60, model, clip="shrink", **fields)
     assert len(shrunk.ids) == most and shrunk.fewer
-    assert len(choose("rad-pairs", pool, 60, model, **options).ids) == 60
-    enough = choose("rad-pairs", pool, 1, model, shrink=True, **options)
+    assert len(choose("rad-pairs", pool, 60, model, **fields).ids) == 60
+    enough = choose("rad-pairs", pool, 1, model, clip="shrink", **fields)
     assert len(enough.ids) == 1 and not enough.fewer
 
 
 def test_rad_counts_m_among_those_that_are_left(pool, model):
     taken = choose("rad-pairs", pool, 100, model).ids
-    facts = choose("rad-pairs", pool, 5, model, taken=taken, mistakes=Mistakes(share=0.5)).search.facts()
+    facts = choose("rad-pairs", pool, 5, model, taken=taken, m=0.5).search.facts()
     assert (facts["rad_n"], facts["rad_m"]) == (20, 10.0)
+
+
+def test_rad_goes_by_the_estimate_where_one_was_made_and_by_the_usual_share_where_it_failed(pool, model):
+    facts = choose("rad-pairs", pool, 20, model, m="estimate", mistakes=Mistakes(share=0.25)).search.facts()
+    assert (facts["rad_m"], facts["rad_w"]) == (30.0, 0.75)
+    assert choose("rad-pairs", pool, 20, model, m="estimate").search.facts()["rad_m"] == 0.05 * 120
 
 
 @pytest.mark.parametrize("strategy", ["rad", "rad-pairs"])
@@ -280,13 +313,12 @@ def test_rad_counts_m_among_those_that_are_left(pool, model):
 def test_rad_by_guesses_asks_less_and_scores_what_it_draws_exactly(strategy, gain, model):
     wide = MixupPool(pictures(60), np.linspace(0.3, 0.7, 11).round(2).tolist())
     whole, guessed = (
-        choose(strategy, wide, 40, model, gain=gain, method=Method(search=search), mistakes=Mistakes(share=0.2))
-        for search in ("exhaustive", "interpolated")
+        choose(strategy, wide, 40, model, gain=gain, settings=settings, m=0.2) for settings in (EXHAUSTIVE, GUESSING)
     )
     assert guessed.search.facts()["passes"] < 0.5 * whole.search.facts()["passes"]
-    assert guessed.search.facts()["passes"] == expected(strategy, wide, 40, Method(search="interpolated"), gain)
+    assert guessed.search.facts()["passes"] == named(strategy, gain=gain).passes(wide, 40, GUESSING)
     assert 0 < guessed.search.facts()["guess_error"] < 0.1 and "guess_error" not in whole.search.facts()
-    searcher = LocalSearcher(512, mixing="pixels")
+    searcher = LocalSearcher(512, settings=EXHAUSTIVE, options=PIXELS)
     exact = searcher.search(wide, model, ScoresRequest(ids=guessed.ids, score=gain)).rows[:, 0]
     np.testing.assert_allclose(guessed.scores, exact, atol=1e-5)
     if strategy == "rad-pairs":
@@ -298,10 +330,10 @@ def test_rad_by_guesses_asks_less_and_scores_what_it_draws_exactly(strategy, gai
 def test_guessed_gains_of_candidates_are_near_the_exact_ones_and_leave_out_the_taken(model):
     wide = MixupPool(pictures(60), np.linspace(0.3, 0.7, 11).round(2).tolist())
     taken = np.array([0, 5, 19_469])
-    request = GainsRequest(per="candidate", taken=taken, score="confidence", seed=3)
+    request = GainsRequest(per="candidate", taken=taken, score="confidence")
     exact, guessed = (
-        LocalSearcher(512, method=Method(search=search), mixing="pixels").search(wide, model, request)
-        for search in ("exhaustive", "interpolated")
+        LocalSearcher(512, settings=settings, options=PIXELS).search(wide, model, request, seed=3)
+        for settings in (EXHAUSTIVE, GUESSING)
     )
     assert guessed.guessed and not exact.guessed
     assert len(guessed.gains) == len(exact.gains) == len(wide) - 3

@@ -1,7 +1,5 @@
-"""The v2 server: every address, every refusal, exact answers, and being slow and unreliable as asked."""
+"""The v2 server: every address, every refusal, exact answers, and being slow as asked."""
 
-import asyncio
-import errno
 import gzip
 import http.client
 import json
@@ -22,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from aiohttp import web
+from conftest import served
 from torch import nn
 
 from kdray import __version__
@@ -30,7 +29,7 @@ from kdray.teachers import AnswerFormat
 from kdray.teachers.answers import Answers
 from kdray.teachers.function import FunctionTeacher
 from kdray.teachers.local import LocalTeacher
-from kdray.teachers.serve import RequestRate, ServeOptions, decode_request, encode_reply, make_app, serve
+from kdray.teachers.server import ServeOptions, decode_request, encode_reply, serve
 
 SHAPE = (2, 5, 4)
 MODEL = "/v2/models/teacher"
@@ -70,27 +69,8 @@ def body(batch: torch.Tensor, *, nested: bool = False, **changes) -> dict:
 @contextmanager
 def serving(teacher=None, classes=None, **options):
     """A server in a thread on a free port; gives a function that sends one request to it."""
-    app = make_app(teacher or tiny(), SHAPE, ServeOptions(port=0, **options), classes)
-    ready, address, loop, stop = threading.Event(), [], asyncio.new_event_loop(), asyncio.Event()
-
-    async def main() -> None:
-        runner = web.AppRunner(app, shutdown_timeout=1.0)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        address.append(runner.addresses[0])
-        ready.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield Client(*address[0])
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    with served(teacher or tiny(), SHAPE, classes=classes, **options) as url:
+        yield Client(urlsplit(url).hostname, urlsplit(url).port)
 
 
 class Client:
@@ -342,38 +322,10 @@ def test_a_client_that_leaves_half_way_through_its_request_does_no_harm(caplog):
     assert caplog.records == []
 
 
-# ---- limits
+# ---- models that fail
 
 
-def test_a_quota_of_images_is_never_passed():
-    with serving(quota=10) as client:
-        assert client.infer(images(6))[0] == 200
-        status, headers, reply = client.infer(images(5))
-        assert (status, headers["Retry-After"]) == (429, "3600")
-        assert reply == {"error": "the quota is spent: 5 images asked, 4 left of 10"}
-        assert client.infer(body(images(1), name="x"))[0] == 400
-        assert client.infer(images(4))[0] == 200
-        assert client.infer(images(1))[0] == 429
-        assert client.counts() == (10, 2)
-    with serving(quota=10) as client, ThreadPoolExecutor(8) as threads:
-        statuses = list(threads.map(lambda n: client.infer(images(1))[0], range(24)))
-        assert (statuses.count(200), statuses.count(429)) == (10, 14)
-        assert client.counts() == (10, 10)
-
-
-def test_the_last_of_a_quota_goes_to_one_of_two_at_the_same_time():
-    entered, release = threading.Semaphore(0), threading.Event()
-    with serving(function_teacher(blocking(entered, release)), quota=3) as client, ThreadPoolExecutor(1) as threads:
-        first = threads.submit(client.infer, images(2))
-        entered.acquire()
-        assert client.infer(images(2))[0] == 429  # the first is not answered yet
-        release.set()
-        assert first.result()[0] == 200
-        assert client.infer(images(1))[0] == 200
-        assert client.counts() == (3, 2)
-
-
-def test_images_of_a_model_that_failed_are_given_back_to_the_quota(caplog):
+def test_images_of_a_model_that_failed_are_not_counted(caplog):
     calls = []
 
     def fails_once(data):
@@ -382,7 +334,7 @@ def test_images_of_a_model_that_failed_are_given_back_to_the_quota(caplog):
             raise ValueError("out of memory")
         return [[0.5, 0.25, 0.25]] * len(data)
 
-    with serving(function_teacher(fails_once), quota=2) as client:
+    with serving(function_teacher(fails_once)) as client:
         status, _, reply = client.infer(images(2))
         message = "TeacherError: the teacher function failed: ValueError: out of memory"
         assert (status, reply) == (500, {"error": message})
@@ -414,27 +366,7 @@ def test_nonsense_is_passed_on_but_never_as_something_that_is_no_json(caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_rate_is_a_bucket_of_a_seconds_worth():
-    rate = RequestRate(2.5)
-    assert [rate.admit(5.0) for _ in range(4)] == [True, True, True, False]
-    assert [rate.admit(5.5) for _ in range(2)] == [True, False]  # 1.25 refilled
-    assert [rate.admit(5.75), rate.admit(5.75)] == [False, False]  # 0.875
-    assert [rate.admit(100.0) for _ in range(4)] == [True, True, True, False]
-    slow = RequestRate(0.5)
-    assert [slow.admit(now) for now in (0.0, 1.0, 2.0, 3.0, 4.0)] == [True, False, True, False, True]
-
-
-def test_requests_above_the_rate_are_refused():
-    with serving(requests_per_s=0.001, quota=5) as client:
-        assert client.infer(images(1))[0] == 200
-        status, headers, reply = client.infer(images(1))
-        assert (status, headers["Retry-After"]) == (429, "1")
-        assert reply == {"error": "more than 0.001 requests a second"}
-        assert client(MODEL)[0] == 200  # only infer is limited
-        assert client.counts() == (1, 1)
-
-
-# ---- slow and unreliable
+# ---- slow
 
 
 def blocking(entered: threading.Semaphore, release: threading.Event):
@@ -497,56 +429,6 @@ def test_work_for_a_client_that_left_is_counted():
         assert client.counts() == (3, 2)
 
 
-def fates(client: Client, count: int) -> list[str]:
-    """What becomes of `count` requests."""
-    seen = []
-    for _ in range(count):
-        try:
-            status, headers, reply = client.infer(images(2))
-        except ConnectionResetError as error:
-            # A reset by the kernel; a connection closed in order has no number.
-            seen.append("reset" if error.errno == errno.ECONNRESET else "closed")
-        else:
-            assert status == 200 or list(reply) == ["error"]
-            seen.append(f"{status} {headers['Retry-After']}" if status == 503 else str(status))
-            assert ("Retry-After" in headers) == (status in (429, 503))
-    return seen
-
-
-def test_failures_come_in_all_kinds_and_work_that_was_done_is_counted(caplog):
-    with serving(error_rate=1.0) as client:
-        seen = fates(client, 60)
-        assert set(seen) == {"503 0", "503 1", "500", "reset"}
-        assert all(10 <= seen.count(kind) <= 30 for kind in ("500", "reset"))
-        assert client.counts() == (2 * seen.count("reset"), seen.count("reset"))
-        assert client(MODEL)[0] == 200
-        assert client.infer({})[0] == 400  # a client's mistake stays one
-    assert caplog.records == []
-
-
-def test_the_share_and_the_seed_of_failures():
-    runs = {}
-    for name, options in {"all": (1.0, 0), "some": (0.3, 0), "again": (0.3, 0), "other": (0.3, 1)}.items():
-        with serving(error_rate=options[0], seed=options[1]) as client:
-            runs[name] = fates(client, 150)
-            if name == "some":
-                answered = runs["some"].count("200") + runs["some"].count("reset")
-                assert client.counts() == (2 * answered, answered)
-    assert 30 <= 150 - runs["some"].count("200") <= 60
-    assert runs["again"] == runs["some"] != runs["other"]
-    assert all(fate in ("200", always) for fate, always in zip(runs["some"], runs["all"], strict=True))
-
-
-def test_failures_without_work_cost_no_quota():
-    with serving(error_rate=1.0, quota=4) as client:
-        seen = fates(client, 60)
-        assert seen.count("reset") == 2
-        last = len(seen) - seen[::-1].index("reset")
-        assert {"500", "503 0"} & set(seen[:last])
-        assert set(seen[last:]) == {"429"}
-        assert client.counts() == (4, 2)
-
-
 # ---- helpers alone
 
 
@@ -584,11 +466,6 @@ def test_a_reply_is_encoded_without_a_server():
         ({"port": 65536}, r"port must lie in 0\.\.65535"),
         ({"token": " "}, "token must not be empty"),
         ({"latency_s": -0.1}, "latency_s must be 0 or more"),
-        ({"quota": -1}, "quota must be 0 or more"),
-        ({"requests_per_s": 0}, "requests_per_s must be more than 0"),
-        ({"requests_per_s": float("nan")}, "requests_per_s must be more than 0"),
-        ({"error_rate": 1.1}, r"error_rate must lie in 0\.\.1"),
-        ({"seed": -1}, "seed must be 0 or more"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
@@ -615,7 +492,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {folder!r})
 from test_serve import SHAPE, function_teacher
-from kdray.teachers.serve import ServeOptions, serve
+from kdray.teachers.server import ServeOptions, serve
 
 def function(data):
     print("asked", len(data), flush=True)

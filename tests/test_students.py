@@ -14,17 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from kdray.config import AugmentConfig, DigitsImages, EarlyStopConfig, TrainConfig
 from kdray.errors import ConfigError, ModelError
-from kdray.images import read_images
-from kdray.seeds import numpy_generator
-from kdray.students.augment import random_flip, random_shift
-from kdray.students.evaluate import accuracy, predict
-from kdray.students.export import ModelCard, load_student, model_bytes, read_card, save_model
-from kdray.students.fit import LocalTrainer, StudentSpec
-from kdray.students.losses import kd_divergence, soft_cross_entropy
-from kdray.students.models import ZOO, ImageClassifier, MaxPool2x2, build_model, pixel_statistics
-from kdray.students.train import rate_factor, train
+from kdray.images.base import read_images
+from kdray.images.digits import DigitsImages
+from kdray.models.base import model_names
+from kdray.models.checkpoint import ModelCard, load_student, model_bytes, read_card, read_own_card, save_model
+from kdray.models.classifier import ImageClassifier, build_model, pixel_statistics
+from kdray.models.layers import MaxPool2x2
+from kdray.models.predict import accuracy, predict
+from kdray.training.augment import random_flip, random_shift
+from kdray.training.loop import rate_factor, train
+from kdray.training.losses import kd_divergence, soft_cross_entropy
+from kdray.training.losses.base import losses
+from kdray.training.recipe import Augment, EarlyStop, Recipe
+from kdray.training.trainer import LocalTrainer, StudentSpec
+from kdray.utils.seeds import numpy_generator
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
 TINY = (1, 8, 8)
@@ -42,8 +46,8 @@ def soft_targets(n: int, k: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, k, generator=generator(seed)).softmax(dim=1)
 
 
-def recipe(**changes) -> TrainConfig:
-    return TrainConfig(**{"epochs": 2, "batch_size": 4, "device": "cpu", **changes})
+def recipe(**changes) -> Recipe:
+    return Recipe(**{"epochs": 2, "batch_size": 4, "device": "cpu", **changes})
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -130,7 +134,7 @@ def test_the_loss_of_a_recipe_is_what_is_trained_on():
     reported = {}
     for loss in ("cross-entropy", "kl"):
         model = build_model("small-cnn", (1, 16, 16), 2, seed=0)
-        recipe = TrainConfig(epochs=30, loss=loss)
+        recipe = Recipe(epochs=30, loss=losses.parse(loss))
         reported[loss] = train(model, images, targets, recipe, seed=0, threads=1).losses[-1]
     assert reported["cross-entropy"] == pytest.approx(math.log(2), abs=0.01)  # the entropy of the answers
     assert reported["kl"] == pytest.approx(0.0, abs=0.01)
@@ -164,7 +168,7 @@ def test_pooling_equals_torchs_with_and_without_gradients(height, width, layout)
 
 
 @pytest.mark.parametrize("shape", [GREY, RGB], ids=["grey28", "rgb32"])
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", model_names())
 def test_every_model_of_the_zoo_takes_its_images_and_starts_from_its_seed(name, shape):
     if name == "vgg16" and shape == GREY:  # five poolings: nothing is left of 28 pixels
         with pytest.raises(ModelError, match="vgg16 needs images of at least 32x32, got 28x28"):
@@ -378,7 +382,7 @@ def test_any_number_of_steps_can_be_trained(epochs):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"augment": AugmentConfig(shift=2, flip=True)}, {"schedule": "cosine"}, {"early_stop": EarlyStopConfig()}],
+    [{}, {"augment": Augment(shift=2, flip=True)}, {"schedule": "cosine"}, {"early_stop": EarlyStop()}],
     ids=["plain", "augmented", "cosine", "early-stop"],
 )
 def test_the_same_arguments_give_the_same_bits(changes):
@@ -410,7 +414,7 @@ def test_digits_are_learnt_and_the_images_stay_as_they_are():
     kept, told = digits.images.clone(), []
     result = train(
         model, digits.images, F.one_hot(digits.labels, 10).float(),
-        recipe(epochs=4, batch_size=32, augment=AugmentConfig(shift=1)),
+        recipe(epochs=4, batch_size=32, augment=Augment(shift=1)),
         seed=0, on_epoch=lambda done, loss: told.append((done, loss)),
     )  # fmt: skip
     assert told == list(enumerate(result.losses, start=1))
@@ -427,7 +431,7 @@ def test_early_stop_keeps_the_best_epoch_and_stops():
     model, states = build_model("small-cnn", TINY, 3, seed=0), []
     result = train(
         model, images(60), F.one_hot(torch.randint(0, 3, (60,), generator=generator()), 3).float(),
-        recipe(epochs=60, batch_size=16, lr=0.1, early_stop=EarlyStopConfig(holdout=0.3, patience=4)),
+        recipe(epochs=60, batch_size=16, lr=0.1, early_stop=EarlyStop(holdout=0.3, patience=4)),
         seed=0, threads=1, on_epoch=lambda *_: states.append(weights(model)),
     )  # fmt: skip
     held = result.holdout_losses
@@ -443,14 +447,14 @@ def test_the_held_out_part_is_never_trained_on():
     data = images(20)
     data[:, 0, 0, 0] = torch.arange(20)
     model = Recorder()
-    train(model, data, soft_targets(20), recipe(epochs=3, early_stop=EarlyStopConfig(holdout=0.25)), seed=0)
+    train(model, data, soft_targets(20), recipe(epochs=3, early_stop=EarlyStop(holdout=0.25)), seed=0)
     assert len({image for batch in model.seen for image in batch}) == 15
     assert sum(len(batch) for batch in model.seen) == 3 * 15
 
 
 def test_a_shift_that_leaves_the_image_is_refused():
     with pytest.raises(ConfigError, match=r"augment.shift: 8 pixels do not fit images of \[8, 8\]"):
-        trained(augment=AugmentConfig(shift=8))
+        trained(augment=Augment(shift=8))
 
 
 # ---- predictions
@@ -549,9 +553,19 @@ def test_files_that_cannot_be_a_student_are_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, foreign)
     assert read_card(foreign) is None
     with pytest.raises(ModelError, match="was not saved by kdray"):
+        read_own_card(foreign)
+    with pytest.raises(ModelError, match="was not saved by kdray"):
         load_student(foreign)
-    with pytest.raises(ModelError, match="holds a 'lenet6', which this kdray does not know"):
+    with pytest.raises(ModelError, match="holds a 'lenet6', which cannot be built here: no model named 'lenet6'"):
         load_student(rewritten(tmp_path, lambda tensors: None, model="lenet6"))
+
+
+@pytest.mark.parametrize(
+    "facts", [{"input_shape": [1, 8]}, {"input_shape": "abc"}, {"num_classes": "many"}, {"classes": ["a", "b"]}]
+)
+def test_a_description_that_makes_no_sense_is_refused(facts, tmp_path):
+    with pytest.raises(ModelError, match=r"changed\.safetensors was saved by kdray, but its desc.* is not readable"):
+        read_card(rewritten(tmp_path, lambda tensors: None, **facts))
 
 
 @pytest.mark.parametrize(
@@ -579,7 +593,7 @@ def test_a_trainer_gives_the_file_of_the_student_it_trained(tmp_path):
 @pytest.mark.parametrize("clip", [None, 0.01, 1e6])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum, clip):
-    from kdray.students.train import _Descent
+    from kdray.training.loop import _Descent
 
     here, there = (build_model("small-cnn", (1, 16, 16), 3, seed=0) for _ in range(2))
     descent = _Descent(here, recipe(momentum=momentum, weight_decay=1e-2, clip_norm=clip))
@@ -604,7 +618,7 @@ def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum, clip):
 
 
 def test_a_gradient_that_is_too_long_is_cut_to_the_norm_and_no_other():
-    from kdray.students.train import _Descent
+    from kdray.training.loop import _Descent
 
     layer = nn.Linear(1, 1)  # a matrix and a vector: two groups, one length
     for clip, rate, moved in ((5.0, 0.1, (0.3, 0.4)), (None, 0.1, (3.0, 4.0)), (50.1, 0.1, (3.0, 4.0))):

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from kdray.config import LocalTeacher as LocalConfig
-from kdray.config import PythonTeacher as PythonConfig
 from kdray.errors import ModelError, TeacherError
-from kdray.students.export import ModelCard, save_model
-from kdray.students.models import build_model
+from kdray.models.checkpoint import ModelCard, save_model
+from kdray.models.classifier import build_model
 from kdray.teachers import AnswerFormat, Answers
 from kdray.teachers.answers import check_labels, check_probabilities, training_targets
-from kdray.teachers.build import build_teacher
-from kdray.teachers.function import FunctionTeacher, build_function_teacher
-from kdray.teachers.local import LocalTeacher, build_local_teacher, class_names
-from kdray.teachers.pool import Fault, FaultKind, LocalTeacherPool
+from kdray.teachers.faults import Fault, FaultKind
+from kdray.teachers.function import FunctionTeacher
+from kdray.teachers.function import PythonTeacherConfig as PythonConfig
+from kdray.teachers.local import LocalTeacher
+from kdray.teachers.local import LocalTeacherConfig as LocalConfig
+from kdray.teachers.pool import LocalTeacherPool
 
 SHAPE = (1, 12, 12)
 NORMALISE = {"mean": [0.4], "std": [0.3]}
@@ -303,16 +303,16 @@ def directly(model: nn.Module, data: torch.Tensor, mean: float = 0.4, std: float
 
 
 def test_a_torch_export_file_answers_as_its_model_does(exported):
-    teacher, data = build_local_teacher(local(exported, normalise=NORMALISE), SHAPE), images(9)
+    teacher, data = local(exported, normalise=NORMALISE).build(SHAPE), images(9)
     assert torch.allclose(teacher.answer(data).probs, directly(network(), data), atol=1e-6)
-    plain = build_local_teacher(local(exported, answers="hard"), SHAPE).answer(data)
+    plain = local(exported, answers="hard").build(SHAPE).answer(data)
     assert torch.equal(plain.labels, directly(network(), data, 0.0, 1.0).argmax(dim=1))
     assert plain.probs is None
 
 
 def test_a_torchscript_file_answers_as_its_model_does(tmp_path):
     teacher, data = (
-        build_local_teacher(local(script(network(), tmp_path / "n.pt"), normalise=NORMALISE), SHAPE),
+        local(script(network(), tmp_path / "n.pt"), normalise=NORMALISE).build(SHAPE),
         images(9),
     )
     assert torch.allclose(teacher.answer(data).probs, directly(network(), data), atol=1e-6)
@@ -321,7 +321,7 @@ def test_a_torchscript_file_answers_as_its_model_does(tmp_path):
 
 def test_a_program_may_take_pixels_and_give_probabilities(tmp_path):
     path = script(network(Uint8Probabilities), tmp_path / "p.pt")
-    teacher, data = build_local_teacher(local(path, input="uint8", outputs="probabilities"), SHAPE), images(9)
+    teacher, data = local(path, input="uint8", outputs="probabilities").build(SHAPE), images(9)
     assert torch.allclose(teacher.answer(data).probs, directly(network(), data), atol=1e-6)
 
 
@@ -337,25 +337,25 @@ def test_kdrays_own_weights_bring_their_normalisation_and_classes(tmp_path):
     model = save_zoo(path)
     before = torch.get_rng_state()
     config = local(path, model="small-cnn", classes=None)
-    teacher = build_local_teacher(config, SHAPE)
+    teacher = config.build(SHAPE)
     assert torch.equal(torch.get_rng_state(), before)
     with torch.inference_mode():
         assert torch.allclose(teacher.answer(data).probs, model(data).softmax(dim=1), atol=1e-6)
     assert (teacher.num_classes, teacher.image_shape) == (3, SHAPE)
-    assert class_names(config) == ("a", "b", "c")
-    assert class_names(local(path, model="small-cnn", classes=["x", "y", "z"])) == ("x", "y", "z")
+    assert config.class_names() == ("a", "b", "c")
+    assert local(path, model="small-cnn", classes=["x", "y", "z"]).class_names() == ("x", "y", "z")
 
 
 def test_a_plain_state_dict_of_the_zoo_needs_classes_and_takes_normalisation(tmp_path):
     path, data = tmp_path / "plain.safetensors", images(9)
     model = build_model("small-cnn", SHAPE, 3, seed=1).eval()
     save_file(model.network.state_dict(), path)
-    teacher = build_local_teacher(local(path, model="small-cnn", normalise=NORMALISE), SHAPE)
+    teacher = local(path, model="small-cnn", normalise=NORMALISE).build(SHAPE)
     assert torch.allclose(teacher.answer(data).probs, directly(model.network, data), atol=1e-6)
-    plain = build_local_teacher(local(path, model="small-cnn", classes=["x", "y", "z"]), SHAPE)
+    plain = local(path, model="small-cnn", classes=["x", "y", "z"]).build(SHAPE)
     assert torch.allclose(plain.answer(data).probs, directly(model.network, data, 0.5, 0.25), atol=1e-6)
     with pytest.raises(TeacherError, match=r"teacher.classes is missing, and .*plain\.safetensors does not say"):
-        build_local_teacher(local(path, model="small-cnn", classes=None), SHAPE)
+        local(path, model="small-cnn", classes=None).build(SHAPE)
 
 
 def test_torchvision_weights_answer_as_their_model_does(tmp_path):
@@ -367,29 +367,27 @@ def test_torchvision_weights_answer_as_their_model_does(tmp_path):
         model = torchvision.models.resnet18(weights=None, num_classes=3).eval()
     path = tmp_path / "resnet18.safetensors"
     save_file(model.state_dict(), path)
-    teacher = build_local_teacher(local(path, model="torchvision/resnet18"), shape)
+    teacher = local(path, model="torchvision/resnet18").build(shape)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     assert torch.allclose(teacher.answer(data).probs, directly(model, data, mean, std), atol=1e-6)
     own = local(path, model="torchvision/resnet18", normalise={"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]})
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
-    assert torch.allclose(
-        build_local_teacher(own, shape).answer(data).probs, directly(model, data, mean, std), atol=1e-6
-    )
+    assert torch.allclose(own.build(shape).answer(data).probs, directly(model, data, mean, std), atol=1e-6)
     with pytest.raises(TeacherError, match=r"teacher\.classes is missing"):
-        build_local_teacher(local(path, model="torchvision/resnet18", classes=None), shape)
+        local(path, model="torchvision/resnet18", classes=None).build(shape)
     with pytest.raises(ModelError, match="torchvision has no model named 'resnet19'"):
-        build_local_teacher(local(path, model="torchvision/resnet19"), shape)
+        local(path, model="torchvision/resnet19").build(shape)
     with pytest.raises(ModelError, match=r"fc.weight is \[3, 512\], the model has \[4, 512\]"):
-        build_local_teacher(local(path, model="torchvision/resnet18", classes=4), shape)
+        local(path, model="torchvision/resnet18", classes=4).build(shape)
 
 
 def test_the_form_of_the_answers_is_kept(tmp_path):
     path, data = tmp_path / "own.safetensors", images(9)
     save_zoo(path)
-    full = build_local_teacher(local(path, model="small-cnn"), SHAPE).answer(data)
+    full = local(path, model="small-cnn").build(SHAPE).answer(data)
     for kind, decimals in [("hard", None), ("top2", None), ("soft", 1), ("top2", 1)]:
         config = local(path, model="small-cnn", answers=kind, decimals=decimals)
-        expected, got = AnswerFormat(kind, decimals).apply(full.probs), build_local_teacher(config, SHAPE).answer(data)
+        expected, got = AnswerFormat(kind, decimals).apply(full.probs), config.build(SHAPE).answer(data)
         assert torch.equal(got.labels, expected.labels)
         assert (got.probs is None) == (expected.probs is None)
         assert got.probs is None or torch.equal(got.probs, expected.probs)
@@ -401,7 +399,7 @@ def test_another_model_or_form_is_another_identity_and_nothing_else_is(tmp_path)
     save_zoo(other, seed=1)
     copy.parent.mkdir()
     shutil.copy(first, copy)
-    name = lambda path, **changes: build_local_teacher(local(path, model="small-cnn", **changes), SHAPE).identity  # noqa: E731
+    name = lambda path, **changes: local(path, model="small-cnn", **changes).build(SHAPE).identity  # noqa: E731
     assert name(first) == name(copy) == name(first, batch_size=9) == name(first, classes=["x", "y", "z"])
     different = [
         name(first), name(other), name(first, answers="hard"), name(first, answers="top2"), name(first, answers="top1"),
@@ -413,74 +411,74 @@ def test_another_model_or_form_is_another_identity_and_nothing_else_is(tmp_path)
 
 def test_how_a_program_is_fed_is_part_of_its_identity(exported):
     configs = [{}, {"normalise": NORMALISE}, {"normalise": {"mean": [0.4], "std": [0.31]}}]
-    assert len({build_local_teacher(local(exported, **changes), SHAPE).identity for changes in configs}) == 3
+    assert len({local(exported, **changes).build(SHAPE).identity for changes in configs}) == 3
 
 
 def test_files_that_are_no_teacher_are_refused(tmp_path, exported):
     missing = tmp_path / "missing.pt"
     with pytest.raises(TeacherError, match=r"no file at .*missing\.pt; check the path"):
-        build_local_teacher(local(missing), SHAPE)
+        local(missing).build(SHAPE)
     train = {"images": {"source": "digits"}}
     with pytest.raises(TeacherError, match="train it with 'kdray teacher train CONFIG'"):
-        build_local_teacher(local(missing, model="small-cnn", train=train), SHAPE)
+        local(missing, model="small-cnn", train=train).build(SHAPE)
     for name in ("garbage.pt", "garbage.pt2"):
         (tmp_path / name).write_bytes(b"garbage " * 99)
         with pytest.raises(TeacherError, match=r"is neither TorchScript nor a torch.export file \(.pt2\)"):
-            build_local_teacher(local(tmp_path / name), SHAPE)
+            local(tmp_path / name).build(SHAPE)
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage " * 99)
     with pytest.raises(ModelError, match=r"garbage\.safetensors is not a readable safetensors file"):
-        build_local_teacher(local(tmp_path / "garbage.safetensors", model="small-cnn"), SHAPE)
+        local(tmp_path / "garbage.safetensors", model="small-cnn").build(SHAPE)
     with pytest.raises(TeacherError, match="a saved program does not say how many classes it has"):
-        build_local_teacher(local(exported, classes=None), SHAPE)
+        local(exported, classes=None).build(SHAPE)
     save_file({"weight": torch.zeros(2)}, tmp_path / "plain.safetensors")
     with pytest.raises(TeacherError, match=r"for plain safetensors set teacher\.model"):
-        build_local_teacher(local(tmp_path / "plain.safetensors"), SHAPE)
+        local(tmp_path / "plain.safetensors").build(SHAPE)
 
 
 def test_misfits_show_when_a_zoo_teacher_is_built(tmp_path):
     path = tmp_path / "own.safetensors"
     save_zoo(path)
     with pytest.raises(ModelError, match=r"teacher.model is 'lenet5', but .* holds the weights of a 'small-cnn'"):
-        build_local_teacher(local(path, model="lenet5"), SHAPE)
+        local(path, model="lenet5").build(SHAPE)
     with pytest.raises(ModelError, match=r"gives 4 classes, but .* holds a model of 3"):
-        build_local_teacher(local(path, model="small-cnn", classes=4), SHAPE)
+        local(path, model="small-cnn", classes=4).build(SHAPE)
     with pytest.raises(TeacherError, match=r"takes images of shape \(1, 12, 12\) .* but the images have \(3, 12, 12\)"):
-        build_local_teacher(local(path, model="small-cnn"), (3, 12, 12))
+        local(path, model="small-cnn").build((3, 12, 12))
     for kind in ("top4", "top5"):
         with pytest.raises(
             TeacherError, match=f"teacher.answers: {kind} of a teacher with 3 classes; use top3 at most"
         ):
-            build_local_teacher(local(path, model="small-cnn", answers=kind), SHAPE)
-    build_local_teacher(local(path, model="small-cnn", answers="top3"), SHAPE)
+            local(path, model="small-cnn", answers=kind).build(SHAPE)
+    local(path, model="small-cnn", answers="top3").build(SHAPE)
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(
         ModelError, match=r"own\.safetensors: the weights do not fit the model: .*1 unknown \(first: weight\)"
     ):
-        build_local_teacher(local(path, model="small-cnn"), SHAPE)
+        local(path, model="small-cnn").build(SHAPE)
 
 
 def test_misfits_show_when_a_program_is_built(tmp_path):
     path = script(network(), tmp_path / "n.pt")
     with pytest.raises(TeacherError, match=r"cannot answer images of shape \[1, 13, 13\]"):
-        build_local_teacher(local(path), (1, 13, 13))
+        local(path).build((1, 13, 13))
     with pytest.raises(TeacherError, match=r"cannot answer images of shape \[3, 12, 12\]"):
-        build_local_teacher(local(path), (3, 12, 12))
+        local(path).build((3, 12, 12))
     with pytest.raises(TeacherError, match=r"cannot answer images of shape \[1, 12, 12\]"):
-        build_local_teacher(local(path, input="uint8"), SHAPE)
+        local(path, input="uint8").build(SHAPE)
     with pytest.raises(TeacherError, match=r"shape \[4, 3\]; expected \[4, 5\]: check teacher.classes"):
-        build_local_teacher(local(path, classes=5), SHAPE)
+        local(path, classes=5).build(SHAPE)
     with pytest.raises(TeacherError, match="does it give logits"):
-        build_local_teacher(local(path, outputs="probabilities"), SHAPE)
+        local(path, outputs="probabilities").build(SHAPE)
     with pytest.raises(TeacherError, match="2 means and 2 standard deviations, but the images have 1 channel"):
-        build_local_teacher(local(path, normalise={"mean": [0.1, 0.2], "std": [1.0, 1.0]}), SHAPE)
+        local(path, normalise={"mean": [0.1, 0.2], "std": [1.0, 1.0]}).build(SHAPE)
 
 
 def test_a_config_section_gives_its_kind_of_teacher(tmp_path, monkeypatch):
     path = tmp_path / "own.safetensors"
     save_zoo(path)
-    assert isinstance(build_teacher(local(path, model="small-cnn"), SHAPE), LocalTeacher)
+    assert isinstance(local(path, model="small-cnn").build(SHAPE), LocalTeacher)
     module(tmp_path, monkeypatch, "kdray_test_kinds", "def labels(images): return [0] * len(images)")
-    assert isinstance(build_teacher(python("kdray_test_kinds:labels", answers="hard"), SHAPE), FunctionTeacher)
+    assert isinstance(python("kdray_test_kinds:labels", answers="hard").build(SHAPE), FunctionTeacher)
 
 
 # ---- functions
@@ -619,19 +617,19 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
         tmp_path, monkeypatch, "kdray_test_module",
         "class Client:\n    @staticmethod\n    def ask(images): return [[0.5, 0.25, 0.25]] * len(images)\n",
     )  # fmt: skip
-    teacher = build_function_teacher(python("kdray_test_module:Client.ask", classes=["a", "b", "c"]))
+    teacher = python("kdray_test_module:Client.ask", classes=["a", "b", "c"]).build((1, 8, 8))
     assert teacher.answer(images(2)).probs.tolist() == [[0.5, 0.25, 0.25]] * 2
     assert (teacher.num_classes, teacher.metered) == (3, True)
-    assert not build_function_teacher(python("kdray_test_module:Client.ask", metered=False)).metered
+    assert not python("kdray_test_module:Client.ask", metered=False).build((1, 8, 8)).metered
 
 
 def test_a_function_given_stands_in_for_the_import():
-    teacher = build_function_teacher(python("nowhere:nothing", answers="hard"), lambda x: [1] * len(x))
+    teacher = python("nowhere:nothing", answers="hard").around(lambda x: [1] * len(x))
     assert teacher.answer(images(2)).labels.tolist() == [1, 1]
 
 
 def test_a_function_is_known_by_its_name_and_form():
-    name = lambda **changes: build_function_teacher(python(**changes), brightness).identity  # noqa: E731
+    name = lambda **changes: python(**changes).around(brightness).identity  # noqa: E731
     assert name() == "python:module:function:soft"
     assert name(name="my API, May") == "python:my API, May:soft"
     assert name(answers="top2", decimals=3) == "python:module:function:top2,decimals=3"
@@ -651,12 +649,12 @@ def test_a_function_is_known_by_its_name_and_form():
 def test_a_function_that_cannot_be_imported_is_named(text, function, message, tmp_path, monkeypatch):
     module(tmp_path, monkeypatch, "kdray_test_import", text)
     with pytest.raises(TeacherError, match=message):
-        build_function_teacher(python(function))
+        python(function).build((1, 8, 8))
 
 
 def test_a_function_cannot_show_more_than_all_classes():
     with pytest.raises(TeacherError, match="top5 of a teacher with 3 classes; use top3 at most, or soft"):
-        build_function_teacher(python(answers="top5"), brightness)
+        python(answers="top5").around(brightness)
 
 
 # ---- asking in this process

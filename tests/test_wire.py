@@ -13,14 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdray.config import HttpTeacher as HttpConfig
 from kdray.errors import TeacherError
-from kdray.images import decode_png
-from kdray.teachers import AnswerFormat, Answers
-from kdray.teachers.build import build_teacher
-from kdray.teachers.json_wire import JsonWire, follow
-from kdray.teachers.reader import MalformedReply, Reader
-from kdray.teachers.wire import TensorFlowWire, V2Wire, Writer
+from kdray.images.png import decode_png
+from kdray.teachers import Answers
+from kdray.teachers.http import HttpInput, HttpReply
+from kdray.teachers.http import HttpTeacherConfig as HttpConfig
+from kdray.teachers.http.parse import MalformedReply, Reader
+from kdray.teachers.http.wires.json_wire import JsonWire, follow
+from kdray.teachers.http.wires.v2 import V2Wire
 
 BASE = "http://host:1"
 GREY, RGB = (1, 2, 3), (3, 2, 2)
@@ -34,26 +34,33 @@ def images(n: int = 2, shape: tuple[int, int, int] = GREY) -> torch.Tensor:
     return torch.arange(n * math.prod(shape)).reshape(n, *shape).mul(7).remainder(256).to(torch.uint8)
 
 
+def section(protocol: str, *, base: str = BASE, answers: str = "soft", **changes) -> HttpConfig:
+    """A section with `changes`, unchecked: these tests also make what no config may say."""
+    names, count = changes.pop("names", NAMES), changes.pop("num_classes", 3)
+    classes = list(names) if names else count
+    places = {key: changes.pop(key) for key in ("rows", "probabilities", "items", "label", "score") if key in changes}
+    inside = {key: changes.pop(key) for key in ("pixels", "layout", "normalise", "encoding") if key in changes}
+    if "input_name" in changes:
+        inside["name"] = changes.pop("input_name")
+    fields = {"outputs": "logits" if changes.pop("logits", False) else "probabilities", **changes}
+    if protocol == "v2":
+        fields["model"] = "m"
+    return HttpConfig.model_construct(
+        kind="http", protocol=protocol, url=base, classes=classes, answers=answers,
+        input=HttpInput(**inside), reply=HttpReply.model_construct(**places), **fields,
+    )  # fmt: skip
+
+
 def reader(answers: str = "soft", decimals: int | None = None, **changes) -> Reader:
-    fields = {"num_classes": 3, "names": NAMES, **changes}
-    return Reader(form=AnswerFormat(answers, decimals), **fields)
+    return Reader(section("json", answers=answers, decimals=decimals, **changes))
 
 
-def v2(*, answers: str = "soft", shape=GREY, writer: Writer | None = None, **changes) -> V2Wire:
-    own = {key: changes.pop(key) for key in ("version", "input_name", "output") if key in changes}
-    parts = {"reader": reader(answers, **changes), "writer": writer or Writer(), "image_shape": shape}
-    return V2Wire(BASE, "m", **parts, **own)
+def v2(*, shape=GREY, **changes) -> V2Wire:
+    return V2Wire(section("v2", **changes), shape)
 
 
-def tensorflow(*, answers: str = "soft", writer: Writer | None = None, **changes) -> TensorFlowWire:
-    own = {key: changes.pop(key) for key in ("version", "input_name", "output") if key in changes}
-    return TensorFlowWire(BASE, "m", reader=reader(answers, **changes), writer=writer or Writer(layout="nhwc"), **own)
-
-
-def plain(*, answers: str = "soft", writer: Writer | None = None, **changes) -> JsonWire:
-    known = ("png", "template", "rows", "probabilities", "items", "label", "score")
-    own = {key: changes.pop(key) for key in known if key in changes}
-    return JsonWire(BASE, reader=reader(answers, **changes), writer=writer or Writer(layout="nhwc"), **own)
+def plain(**changes) -> JsonWire:
+    return JsonWire(section("json", **changes), GREY)
 
 
 def through_json(value: Any) -> Any:
@@ -72,22 +79,17 @@ def rows(answers: Answers) -> list:
 
 @pytest.mark.parametrize("base", ["http://host:1", "http://host:1/"])
 def test_addresses_are_those_of_the_protocols(base):
-    parts = {"reader": reader(), "writer": Writer()}
     for version, path in ((None, "m"), ("3", "m/versions/3")):
-        wire = V2Wire(base, "m", version=version, image_shape=GREY, **parts)
+        wire = v2(base=base, version=version)
         assert (wire.about, wire.url) == (f"{BASE}/v2/models/{path}", f"{BASE}/v2/models/{path}/infer")
-        wire = TensorFlowWire(base, "m", version=version, **parts)
-        assert (wire.about, wire.url) == (f"{BASE}/v1/models/{path}", f"{BASE}/v1/models/{path}:predict")
-    wire = JsonWire(f"{base}?a=b", **parts)
+    wire = plain(base=f"{base}?a=b")
     assert (wire.about, wire.url) == (None, f"{base}?a=b")
 
 
 def test_a_query_stays_behind_the_path():
-    wire = V2Wire("http://host/base/?key=${K}", "m", reader=reader(), writer=Writer(), image_shape=GREY)
+    wire = v2(base="http://host/base/?key=${K}")
     assert wire.about == "http://host/base/v2/models/m?key=${K}"
     assert wire.url == "http://host/base/v2/models/m/infer?key=${K}"
-    wire = TensorFlowWire("http://host?key=${K}", "m", reader=reader(), writer=Writer())
-    assert wire.url == "http://host/v1/models/m:predict?key=${K}"
 
 
 # ---- requests
@@ -103,7 +105,7 @@ def test_a_query_stays_behind_the_path():
 )
 def test_a_v2_request_of_pixels(layout, shape, order):
     data = images(2, shape)
-    body = through_json(v2(shape=shape, writer=Writer(layout=layout)).request(data))
+    body = through_json(v2(shape=shape, layout=layout).request(data))
     expected = data.permute(*order)
     assert body == {
         "inputs": [
@@ -119,19 +121,19 @@ def test_a_v2_request_of_pixels(layout, shape, order):
 
 
 def test_a_v2_request_without_the_channel_of_grey_images():
-    (tensor,) = v2(writer=Writer(layout="nhw")).request(images(2))["inputs"]
+    (tensor,) = v2(layout="nhw").request(images(2))["inputs"]
     assert tensor["shape"] == [2, 2, 3] and tensor["data"] == images(2).flatten().tolist()
 
 
 def test_a_v2_request_of_normalised_floats():
     data = images(2, RGB)
-    writer = Writer(unit=True, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
-    (tensor,) = through_json(v2(shape=RGB, writer=writer).request(data))["inputs"]
+    normalise = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 2.0]}
+    (tensor,) = through_json(v2(shape=RGB, pixels="unit", normalise=normalise).request(data))["inputs"]
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([0.5, 0.25, 2.0]).view(1, 3, 1, 1)
     expected = (data.float() / 255 - mean) / std
     assert (tensor["datatype"], tensor["shape"]) == ("FP32", [2, 3, 2, 2])
     assert np.float32(tensor["data"]).tobytes() == expected.numpy().tobytes()
-    (unit,) = through_json(v2(shape=RGB, writer=Writer(unit=True, layout="nhwc")).request(data))["inputs"]
+    (unit,) = through_json(v2(shape=RGB, pixels="unit", layout="nhwc").request(data))["inputs"]
     assert np.float32(unit["data"]).tobytes() == (data.float() / 255).permute(0, 2, 3, 1).contiguous().numpy().tobytes()
     assert max(unit["data"]) <= 1
 
@@ -143,21 +145,9 @@ def test_a_v2_request_names_input_and_output_as_told():
 
 
 @pytest.mark.parametrize("shape", [GREY, RGB])
-def test_a_tensorflow_request(shape):
-    data = images(2, shape)
-    expected = data.permute(0, 2, 3, 1).tolist()
-    assert through_json(tensorflow().request(data)) == {"instances": expected}
-    assert tensorflow(input_name="image").request(data) == {"instances": [{"image": one} for one in expected]}
-    first = tensorflow(writer=Writer(layout="nchw")).request(data)
-    assert first == {"instances": data.tolist()}
-    floats = through_json(tensorflow(writer=Writer(layout="nhwc", unit=True)).request(data))["instances"]
-    assert np.float32(floats).tobytes() == (data.float() / 255).permute(0, 2, 3, 1).contiguous().numpy().tobytes()
-
-
-@pytest.mark.parametrize("shape", [GREY, RGB])
 def test_a_png_decodes_to_the_same_pixels(shape):
     data = images(3, shape)
-    body = through_json(plain(png=True, template={"$each": {"b64": "$image"}}).request(data))
+    body = through_json(plain(encoding="png", request={"$each": {"b64": "$image"}}).request(data))
     decoded = np.stack([decode_png(base64.b64decode(entry["b64"], validate=True)) for entry in body])
     assert np.array_equal(decoded, data.numpy())
 
@@ -180,13 +170,13 @@ PIXELS = images().permute(0, 2, 3, 1).tolist()
 )  # fmt: skip
 def test_templates_are_filled_and_what_is_no_mark_stays(template, body):
     before = json.dumps(template)
-    assert plain(template=template).request(images()) == body
+    assert plain(request=template).request(images()) == body
     assert json.dumps(template) == before
 
 
 def test_a_png_may_stand_in_a_text():
     template = {"image_url": {"url": "data:image/png;base64,$image"}}
-    url = plain(png=True, template=template).request(images(1))["image_url"]["url"]
+    url = plain(encoding="png", request=template).request(images(1))["image_url"]["url"]
     head, _, data = url.partition(",")
     assert head == "data:image/png;base64"
     assert np.array_equal(decode_png(base64.b64decode(data, validate=True)), images(1)[0].numpy())
@@ -246,13 +236,13 @@ def test_metadata_that_fits_or_says_nothing_is_taken(changes):
     [
         (v2(), {"datatype": "FP32"}, "teacher.input.pixels: the model takes FP32, kdray would send UINT8; set "
          "teacher.input.pixels to unit"),
-        (v2(writer=Writer(unit=True)), {}, "teacher.input.pixels: the model takes UINT8, kdray would send FP32; set "
+        (v2(pixels="unit"), {}, "teacher.input.pixels: the model takes UINT8, kdray would send FP32; set "
          "teacher.input.pixels to uint8"),
         (v2(), {"datatype": "BYTES"}, "teacher.input.pixels: the model takes BYTES, kdray would send UINT8; it can "
          "send UINT8 and FP32 only"),
         (v2(), {"shape": [-1, 1, 3, 2]}, r"the model takes images of shape [-1, 1, 3, 2], kdray would send "
          "[-1, 1, 2, 3]; set images.size, images.colour and teacher.input.layout to bring them together"),
-        (v2(writer=Writer(layout="nhwc")), {}, "the model takes images of shape [-1, 1, 2, 3], kdray would send "
+        (v2(layout="nhwc"), {}, "the model takes images of shape [-1, 1, 2, 3], kdray would send "
          "[-1, 2, 3, 1]; set images.size, images.colour and teacher.input.layout to bring them together"),
         (v2(), {"shape": [-1, 6]}, "the model takes images of shape [-1, 6], kdray would send [-1, 1, 2, 3]; set "
          "images.size, images.colour and teacher.input.layout to bring them together"),
@@ -322,19 +312,6 @@ def test_outputs_that_fit_or_say_nothing_are_taken(wire, outputs):
     wire.learn(giving(*outputs))
 
 
-def test_tensorflow_needs_an_available_version():
-    def status(*states: str) -> dict:
-        fine = {"error_code": "OK", "error_message": ""}
-        return {"model_version_status": [{"version": "1", "state": state, "status": fine} for state in states]}
-
-    tensorflow().learn(status("AVAILABLE"))
-    tensorflow().learn(status("UNLOADING", "AVAILABLE"))
-    tensorflow().learn({"name": "m", "ready": True})  # KServe's form of the same address
-    for states in ((), ("LOADING",), ("START", "END")):
-        with pytest.raises(TeacherError, match="has the model, but no version of it is available now"):
-            tensorflow().learn(status(*states))
-
-
 # ---- answers: v2
 
 
@@ -396,61 +373,6 @@ def test_v2_labels_numbers_and_names(data, datatype):
     ],
 )  # fmt: skip
 def test_v2_replies_without_answers(wire, reply, message):
-    with pytest.raises(MalformedReply) as error:
-        wire.answers(reply, 2)
-    assert message in str(error.value)
-
-
-# ---- answers: tensorflow
-
-
-@pytest.mark.parametrize(
-    ("wire", "predictions"),
-    [
-        (tensorflow(), [GOOD, OTHER]),
-        (tensorflow(output="p"), [{"p": GOOD, "l": 1}, {"p": OTHER, "l": 2}]),
-        (tensorflow(output="p"), [GOOD, OTHER]),  # a model of one output does not name it
-        (tensorflow(), [dict(zip(NAMES, row, strict=True)) for row in (GOOD, OTHER)]),
-    ],
-)
-def test_tensorflow_probabilities(wire, predictions):
-    assert rows(wire.answers(through_json({"predictions": predictions}), 2)) == [GOOD, OTHER]
-
-
-@pytest.mark.parametrize(
-    ("wire", "predictions"),
-    [
-        (tensorflow(answers="hard"), [1, 2]),
-        (tensorflow(answers="hard"), [[1], [2]]),
-        (tensorflow(answers="hard"), ["dog", "ray"]),
-        (tensorflow(answers="hard", output="l"), [{"p": GOOD, "l": 1}, {"p": OTHER, "l": 2}]),
-        (tensorflow(answers="hard"), [GOOD, OTHER]),
-    ],
-)
-def test_tensorflow_labels(wire, predictions):
-    answers = wire.answers({"predictions": predictions}, 2)
-    assert answers.probs is None and rows(answers) == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("wire", "reply", "message"),
-    [
-        (
-            tensorflow(),
-            {"error": "Servable not found for request: Latest(m)"},
-            "has no predictions: {'error': 'Servable",
-        ),
-        (tensorflow(), {"predictions": {"p": [GOOD, OTHER]}}, "has no predictions"),
-        (tensorflow(), {"predictions": [GOOD]}, "gave 1 answers to 2 images"),
-        (tensorflow(), {"predictions": [GOOD] * 3}, "gave 3 answers to 2 images"),
-        (tensorflow(), {"predictions": [1, 2]}, "are labels ([1, 2]); set teacher.answers to hard"),
-        (tensorflow(), {"predictions": [{"p": GOOD, "l": 1}] * 2}, "several outputs, ['l', 'p']: set teacher.output"),
-        (tensorflow(output="q"), {"predictions": [{"p": GOOD}] * 2}, "no output 'q', but ['p']: check teacher.output"),
-        (tensorflow(), {"predictions": [[0.5, 0.5]] * 2}, "2 numbers for an image, teacher.classes says 3"),
-        (tensorflow(answers="hard"), {"predictions": [3, 4]}, "class 3, which teacher.classes does not name"),
-    ],
-)
-def test_tensorflow_replies_without_answers(wire, reply, message):
     with pytest.raises(MalformedReply) as error:
         wire.answers(reply, 2)
     assert message in str(error.value)
@@ -632,14 +554,15 @@ def test_names_go_before_numbers():
 
 def test_logits_become_probabilities():
     logits = [[1.0, 2.0, -3.0], [1000.0, 0.0, 999.0], [math.nan, 0.0, 0.0], [-50.0, -51.0, -52.0]]
-    answers = tensorflow(logits=True).answers({"predictions": logits}, 4)
+    listed = {"rows": "", "probabilities": "", "logits": True}
+    answers = plain(**listed).answers(logits, 4)
     expected = torch.tensor(logits, dtype=torch.float64).softmax(dim=1).float()
     assert answers.probs[[0, 1, 3]].tolist() == expected[[0, 1, 3]].tolist()
     assert answers.bad == {2: "the teacher's probabilities hold NaN or infinity"}
     many = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 9
-    double = tensorflow(logits=True).answers({"predictions": many.tolist()}, 200).probs
+    double = plain(**listed).answers(many.tolist(), 200).probs
     assert torch.equal(double, many.softmax(dim=1).float()) and not torch.equal(double, many.float().softmax(dim=1))
-    hard = tensorflow(logits=True, answers="hard").answers({"predictions": logits}, 4)
+    hard = plain(**listed, answers="hard").answers(logits, 4)
     assert rows(hard) == [1, 0, None, 0]
     items = plain(logits=True, rows="", items="", label="0", score="1")
     some = items.answers([[["ray", -3.0], ["cat", 1.0], ["dog", 2.0]], [["dog", 2.0]]], 2)
@@ -649,13 +572,11 @@ def test_logits_become_probabilities():
 
 def test_the_tolerance_is_what_the_config_says():
     loose = [[0.5, 0.5, 0.015], [0.5, 0.5, 0.025], [0.5, 0.485, 0.0], [0.5, 0.475, 0.0]]
-    assert set(tensorflow().answers({"predictions": loose}, 4).bad) == {1, 3}
-    assert set(tensorflow(tolerance=0.03).answers({"predictions": loose}, 4).bad) == set()
-    assert set(tensorflow(tolerance=0.001).answers({"predictions": loose}, 4).bad) == {0, 1, 2, 3}
     items = [[[k, p] for k, p in enumerate(row)] for row in loose]
     for tolerance, bad in ((0.02, {1, 3}), (0.03, set()), (0.001, {0, 1, 2, 3})):
+        listed = plain(tolerance=tolerance, rows="", probabilities="")
         wire = plain(tolerance=tolerance, rows="", items="", label="0", score="1")
-        assert set(wire.answers(items, 4).bad) == bad
+        assert set(listed.answers(loose, 4).bad) == set(wire.answers(items, 4).bad) == bad
 
 
 @pytest.mark.parametrize(
@@ -673,7 +594,6 @@ def test_answers_are_cut_to_the_form_that_was_asked_for(answers, decimals, expec
     wanted = expected if answers == "hard" else torch.tensor(expected, dtype=torch.float32).tolist()
     for wire, reply in (
         (v2(answers=answers, decimals=decimals), infer(tensor(given_rows))),
-        (tensorflow(answers=answers, decimals=decimals), {"predictions": given_rows}),
         (plain(answers=answers, decimals=decimals, rows="", probabilities=""), given_rows),
         (
             plain(answers=answers, decimals=decimals, rows="", items="", label="0", score="1"),
@@ -726,7 +646,7 @@ PATHS = [
     {"rows": "r", "items": "p", "label": "0", "score": "1"},
 ]
 WIRES = [
-    *[make(answers=answers, **more) for make in (v2, tensorflow) for answers in ("soft", "hard", "top2")
+    *[v2(answers=answers, **more) for answers in ("soft", "hard", "top2")
       for more in ({}, {"output": "p"}, {"logits": True})],
     *[plain(answers=answers, **paths) for answers in ("soft", "hard", "top2") for paths in PATHS],
     *[plain(answers="hard", **paths) for paths in ({"rows": "r", "label": "p"}, {"label": ""})],
@@ -746,7 +666,7 @@ def test_no_reply_raises_anything_but_malformed(reply, batch):
 @given(junk | keyed)
 @settings(max_examples=150, deadline=None)
 def test_no_metadata_raises_anything_but_a_teacher_error(reply):
-    for wire in (v2(), v2(input_name="x", answers="hard"), v2(output="p"), tensorflow(), plain()):
+    for wire in (v2(), v2(input_name="x", answers="hard"), v2(output="p"), plain()):
         with contextlib.suppress(TeacherError):
             wire.learn(reply)
             wire.request(images(1))
@@ -765,8 +685,6 @@ def test_a_good_row_survives_any_neighbours(before, after, good):
         (plain(answers="hard", rows="", label=""), [*before, label, *after]),
         (v2(answers="hard"), infer(tensor([*before, label, *after], "BYTES"))),
         (v2(), infer(tensor([*[[row] for row in before], good, *[[row] for row in after]]))),
-        (tensorflow(), {"predictions": [*before, good, *after]}),
-        (tensorflow(output="p"), {"predictions": [*before, {"p": good}, *after]}),
     ):
         answers = wire.answers(reply, batch)
         assert place not in answers.bad and answers.labels[place] == int(np.argmax(good))
@@ -787,7 +705,7 @@ def test_a_reply_of_very_many_levels_is_malformed():
 
 def teacher(**changes):
     fields = {"kind": "http", "url": BASE, "model": "m", "classes": list(NAMES), **changes}
-    return build_teacher(HttpConfig(**fields), GREY)
+    return HttpConfig(**fields).build(GREY)
 
 
 def body(**changes) -> Any:
@@ -801,20 +719,17 @@ def test_a_config_decides_body_and_reading():
     assert (
         body(input={"pixels": "unit", "normalise": {"mean": [0.5], "std": [0.25]}})["inputs"][0]["datatype"] == "FP32"
     )
-    assert body(protocol="tensorflow") == {"instances": PIXELS}
-    assert body(protocol="tensorflow", input={"name": "x", "layout": "nchw"}) == {
-        "instances": [{"x": one} for one in images().tolist()]
-    }
     json_config = {"protocol": "json", "model": None}
     assert body(**json_config) == {"images": PIXELS}
+    assert body(**json_config, input={"layout": "nchw"}) == {"images": images().tolist()}
     png = body(**json_config, request={"$each": "$image"}, input={"encoding": "png"})
     assert [base64.b64decode(text)[:4] for text in png] == [b"\x89PNG"] * 2
     wire = teacher(**json_config)._wire
     assert rows(wire.answers({"probabilities": [GOOD]}, 1)) == [GOOD]
     wire = teacher(**json_config, reply={"rows": "", "label": "a"}, answers="hard")._wire
     assert rows(wire.answers([{"a": "ray"}], 1)) == [2]
-    wire = teacher(protocol="tensorflow", outputs="logits", answers="top1", decimals=2)._wire
-    assert rows(wire.answers({"predictions": [[0.0, 0.0, 9.0]]}, 1)) == [[0, 0, 1]]
+    wire = teacher(**json_config, outputs="logits", answers="top1", decimals=2)._wire
+    assert rows(wire.answers({"probabilities": [[0.0, 0.0, 9.0]]}, 1)) == [[0, 0, 1]]
     assert set(teacher(tolerance=0.6)._wire.answers(infer(tensor([[0.5, 0.5, 0.5]])), 1).bad) == set()
 
 
@@ -835,7 +750,7 @@ def test_a_config_decides_body_and_reading():
 def test_a_config_that_does_not_fit_the_images_is_refused(changes, shape, message):
     config = HttpConfig(**{"kind": "http", "url": BASE, "model": "m", "classes": 3, **changes})
     with pytest.raises(TeacherError) as error:
-        build_teacher(config, shape)
+        config.build(shape)
     assert str(error.value) == message
 
 
@@ -852,7 +767,7 @@ def test_what_decides_an_answer_is_part_of_the_identity_and_nothing_else_is():
     different = [
         {}, {"url": "http://host:2"}, {"model": "n"}, {"version": "1"}, {"name": "x"}, {"answers": "hard"},
         {"answers": "top2"}, {"decimals": 2}, {"input": {"pixels": "unit"}}, {"input": {"layout": "nhwc"}},
-        {"output": "p"}, {"outputs": "logits"}, {"protocol": "tensorflow"},
+        {"output": "p"}, {"outputs": "logits"}, {"protocol": "json", "model": None},
     ]  # fmt: skip
     assert len({name(**changes) for changes in different}) == len(different)
 
@@ -862,7 +777,20 @@ def test_names_that_a_server_may_answer_in_are_part_of_the_identity():
     assert teacher(**other).identity == teacher().identity  # probabilities of v2 have no names
     for changes in (
         {"answers": "hard"},
-        {"protocol": "tensorflow"},
         {"protocol": "json", "model": None, "reply": {"rows": "", "probabilities": ""}},
     ):
         assert teacher(**changes, **other).identity != teacher(**changes).identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "identity"),
+    [
+        ({}, "http:http://host:1/m:d35464561ab9:soft"),
+        ({"answers": "hard"}, "http:http://host:1/m:20a00ed16516:hard"),
+        ({"outputs": "logits", "output": "p"}, "http:http://host:1/m:9d8a26d9c392:soft"),
+        ({"protocol": "json", "model": None, "classes": 3}, "http:http://host:1:f4888b1f51ae:soft"),
+    ],
+)
+def test_identities_stay_what_they_are_in_ledgers(changes, identity):
+    """Answers that were bought are found by it: another one would buy them again."""
+    assert teacher(**changes).identity == identity

@@ -1,4 +1,4 @@
-"""Who may ask now: caps, claims and limits, looked at and taken in the caller's one transaction."""
+"""Granting requests: caps, claims and limits are checked and taken in the caller's one transaction."""
 
 import sqlite3
 import uuid
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdray.ledger.limits import Fill, Limits, TokenBucket, day_of, seconds_left_today
-from kdray.ledger.records import Grant, Order, Part, Reservation
+from kdray.ledger.records import Blocked, Grant, GrantPart, Order, Reservation
 
 LOOKUP_BATCH = 500  # SQLite's oldest limit on parameters is 999
 _POLL_S = 0.2  # until another run's request may be over
@@ -14,7 +14,7 @@ _POLL_S = 0.2  # until another run's request may be over
 
 @dataclass(frozen=True)
 class Facts:
-    """What the reservations of one call have in common."""
+    """The columns that all reservations of one call share."""
 
     number: int
     teacher: str
@@ -37,7 +37,7 @@ class _Room:
 
 
 BOTH = "((purpose = ? AND owner = ?) OR (purpose = ? AND owner = ''))"
-"""The accounts a query counts in: its owner's, and the whole file's; see `accounts_of`."""
+"""The accounts a query counts against: its owner's, and the whole file's; see `accounts_of`."""
 LEFT = (
     "SELECT max(0, min(cap - reserved - answered - uncertain - rejected)) FROM accounts "
     f"WHERE {BOTH} AND cap IS NOT NULL"
@@ -53,14 +53,15 @@ def accounts_of(purpose: str, owner: str) -> tuple[str, str, str]:
 
 def left(db: sqlite3.Connection, purpose: str, owner: str) -> int:
     """Queries `owner` may still take; 0 where there is no cap at all."""
-    return db.execute(LEFT, accounts_of(purpose, owner)).fetchone()[0] or 0
+    (count,) = db.execute(LEFT, accounts_of(purpose, owner)).fetchone()
+    return int(count or 0)
 
 
-def grant(db: sqlite3.Connection, orders: Sequence[Order], facts: Facts, limits: Limits) -> Grant:
+def grant(db: sqlite3.Connection, orders: Sequence[Order], facts: Facts, limits: Limits | None) -> Grant:
     """See `kdray.ledger.store.Ledger.grant`."""
     room = _Room(len(orders), left(db, facts.purpose, facts.owner))
     blocked, wait, room = _room(db, facts.number, limits, facts.now, room)
-    parts: list[Part] = []
+    parts: list[GrantPart] = []
     for order in orders:
         if room.requests == 0 or room.queries == 0:
             break
@@ -78,21 +79,23 @@ def grant(db: sqlite3.Connection, orders: Sequence[Order], facts: Facts, limits:
 
 
 def _room(
-    db: sqlite3.Connection, teacher: int, limits: Limits, now: float, room: _Room
-) -> tuple[str | None, float, _Room]:
-    """What the limits leave of `room`, with what blocks the rest and for how long."""
+    db: sqlite3.Connection, teacher: int, limits: Limits | None, now: float, room: _Room
+) -> tuple[Blocked | None, float, _Room]:
+    """The part of `room` that the limits leave, what blocks the rest, and for how many seconds."""
     (rests_until,) = db.execute("SELECT rests_until FROM teachers WHERE id = ?", (teacher,)).fetchone()
     if rests_until > now:
         room.requests = 0
         return "resting", rests_until - now, room
-    blocked, wait = None, 0.0
-    if limits.in_flight is not None:
-        (open_now,) = db.execute(
-            "SELECT count(*) FROM reservations WHERE teacher = ? AND state = 'reserved' AND expires > ?",
-            (teacher, now),
-        ).fetchone()
-        if limits.in_flight - open_now < room.requests:
-            room.requests, blocked, wait = max(0, limits.in_flight - open_now), "in flight", _POLL_S
+    blocked: Blocked | None = None
+    wait = 0.0
+    if limits is None:
+        return blocked, wait, room
+    (open_now,) = db.execute(
+        "SELECT count(*) FROM reservations WHERE teacher = ? AND state = 'reserved' AND expires > ?",
+        (teacher, now),
+    ).fetchone()
+    if limits.in_flight - open_now < room.requests:
+        room.requests, blocked, wait = max(0, limits.in_flight - open_now), "in flight", _POLL_S
     for name, bucket in limits.buckets().items():
         fill = _fill(db, teacher, name, bucket, now)
         if bucket.tokens(fill) < room.requests:
@@ -106,8 +109,8 @@ def _room(
     return blocked, wait, room
 
 
-def _part(db: sqlite3.Connection, order: Order, facts: Facts, room: _Room) -> Part:
-    """Take queries for what of `order` may be sent, and claim its images."""
+def _part(db: sqlite3.Connection, order: Order, facts: Facts, room: _Room) -> GrantPart:
+    """Take queries for the images of `order` that may be sent, and claim them."""
     known = _among(db, order.hashes, "answers WHERE teacher = ?", facts.number)
     busy = _among(db, order.hashes, "claims WHERE teacher = ? AND expires > ?", facts.number, facts.now)
     free = [item for item in order.hashes if item not in known and item not in busy]
@@ -122,7 +125,7 @@ def _part(db: sqlite3.Connection, order: Order, facts: Facts, room: _Room) -> Pa
                 "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)",
                 ((facts.number, item, reservation.id, facts.now + facts.lease_s) for item in send),
             )
-    return Part(
+    return GrantPart(
         reservation=reservation,
         send=send,
         known=[item for item in order.hashes if item in known],
@@ -132,7 +135,7 @@ def _part(db: sqlite3.Connection, order: Order, facts: Facts, room: _Room) -> Pa
 
 
 def _among(db: sqlite3.Connection, hashes: Sequence[bytes], rows: str, *parameters: object) -> set[bytes]:
-    """Those of `hashes` that `rows` hold."""
+    """The `hashes` that are in `rows`, the end of a SELECT from its table on."""
     found: set[bytes] = set()
     for start in range(0, len(hashes), LOOKUP_BATCH):
         part = hashes[start : start + LOOKUP_BATCH]
@@ -144,7 +147,7 @@ def _among(db: sqlite3.Connection, hashes: Sequence[bytes], rows: str, *paramete
 
 
 def take(db: sqlite3.Connection, n: int, facts: Facts, attempt: int) -> Reservation:
-    """Reserve `n` queries, whatever the caps say: the caller has looked."""
+    """Reserve `n` queries without a look at the caps, which the caller has checked."""
     key = uuid.uuid4().hex
     purpose, owner, of_file = accounts_of(facts.purpose, facts.owner)
     for account in {(owner, purpose), ("", of_file)}:
@@ -179,7 +182,7 @@ def _fill(db: sqlite3.Connection, teacher: int, name: str, bucket: TokenBucket, 
     row = db.execute("SELECT level, since FROM buckets WHERE teacher = ? AND name = ?", (teacher, name)).fetchone()
     last = None if row is None else Fill(*row)
     fill = bucket.fill(last, now)
-    if last is not None and fill.since < last.since:  # the clock was set back: remember, or it stays so
+    if last is not None and fill.since < last.since:  # the clock was set back: store it, or every call finds it so
         _put_fill(db, teacher, name, fill)
     return fill
 
@@ -188,15 +191,15 @@ def _put_fill(db: sqlite3.Connection, teacher: int, name: str, fill: Fill) -> No
     db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, ?, ?)", (teacher, name, fill.level, fill.since))
 
 
-def _use_tokens(db: sqlite3.Connection, teacher: int, limits: Limits, now: float, requests: int) -> None:
-    if requests:
+def _use_tokens(db: sqlite3.Connection, teacher: int, limits: Limits | None, now: float, requests: int) -> None:
+    if requests and limits is not None:
         for name, bucket in limits.buckets().items():
             fill = bucket.take(_fill(db, teacher, name, bucket, now), requests, now)
             _put_fill(db, teacher, name, fill)
 
 
 def _use_day(db: sqlite3.Connection, teacher: int, now: float, queries: int) -> None:
-    """Count for the daily quota, whoever asks and whether or not they have one: another run may."""
+    """Count queries for the daily quota, also where this run has none: another run may."""
     db.execute(
         "INSERT INTO days VALUES (?, ?, ?) "
         "ON CONFLICT (teacher, day) DO UPDATE SET queries = queries + excluded.queries",

@@ -1,34 +1,36 @@
-"""How fast a teacher may be asked, as policy: numbers in, a decision out. It knows no clock and no file.
+"""How fast a teacher may be asked: the limits, and token buckets as arithmetic without a clock or a file.
 
-The counts it decides on lie in the ledger, so every run, trial and worker on one ledger shares them, and a run that was
-killed and started again does not get its burst a second time.
+The counts lie in the ledger, so every run, trial and worker on one ledger shares them, and a run that was killed and
+started again does not get its burst a second time.
 """
 
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from pydantic import Field
+
+from kdray.sections.base import Section
 
 _TINY = 1e-9  # a level of 0.9999999999 is a token
-_TICK_S = 1e-6  # seconds since 1970 are no finer: who waits to the last bit must not find it a bit too early
-_SLACK_S = 0.25  # a busy machine or network holds a request up for so long
+_TICK_S = 1e-6  # floats of seconds since 1970 are no finer: a caller must not wake up a rounding error too early
+_SLACK_S = 0.25  # a busy machine or network delays a request by so much
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of one teacher, over all who ask it. None sets none.
+class Limits(Section):
+    """How fast the teacher may be asked: by all workers, runs and trials on one ledger together."""
 
-    Attributes:
-        requests_per_s, requests_per_minute: refill of two token buckets; a request must find a token in both.
-        burst: tokens a bucket holds: requests that may go at once after a pause.
-        in_flight: requests sent and not yet answered.
-        queries_per_day: images a day (UTC).
-    """
-
-    requests_per_s: float | None = None
-    requests_per_minute: float | None = None
-    burst: int = 1
-    in_flight: int | None = None
-    queries_per_day: int | None = None
+    requests_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Most requests a second; in any t seconds at most burst + requests_per_s * t."""
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Most requests a minute, likewise."""
+    burst: Annotated[int, Field(ge=1)] = 1
+    """Requests that may go at once after a pause."""
+    in_flight: Annotated[int, Field(ge=1)] = 8
+    """Most requests sent and not yet answered."""
+    queries_per_day: Annotated[int, Field(ge=1)] | None = None
+    """Most images a day (UTC). The run stops when they are used up, and can be resumed the next day."""
 
     def buckets(self) -> "dict[str, TokenBucket]":
         """The token buckets in force, by the name under which the ledger keeps their level."""
@@ -38,11 +40,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Fill:
-    """What is in a bucket.
+    """The content of a bucket.
 
     Attributes:
         level: tokens that may be used, at `since`.
-        since: when that was, seconds; in the future while the refill pauses.
+        since: time of that level, seconds; in the future while the refill pauses.
     """
 
     level: float
@@ -54,10 +56,11 @@ class TokenBucket:
     """At most `rate_per_s` requests a second in the long run, and `burst` at once: in any t seconds at most
     burst + rate_per_s * t.
 
-    That holds where they leave, and where they arrive, though no two are equally long on their way: what arrives in t
-    seconds left within t + `slack_s`, so no more may leave in those than may arrive in t. It is so when a token may be
-    used one slack after it came in. In a bucket that is in use tokens come in all the time, and this slows nobody
-    down; in a full one none do, so after a pause the first come one slack late.
+    The bound holds where requests leave, and also where they arrive, although their travel times differ by up to
+    `slack_s`: the requests that arrive within t seconds left within t + `slack_s`, so no more may leave in that time
+    than may arrive in t. To that end a token may be used one slack after it came in. A bucket in use gains tokens all
+    the time, so this slows nobody down; a full bucket gains none, so after a pause the first new tokens are one slack
+    late.
 
     Attributes:
         rate_per_s: refill.
@@ -69,23 +72,24 @@ class TokenBucket:
 
     @property
     def slack_s(self) -> float:
-        """How much longer than another a request may be on its way. At most half of what a burst makes up for beyond
-        the token in use, so that who looks late by as much still gets the whole rate."""
+        """How much longer than another a request may be on its way. It is at most half the time in which the burst
+        beyond the token in use is refilled, so that a caller who looks that much late still gets the whole rate."""
         return min(_SLACK_S, max(0, self.burst - 2) / (2 * self.rate_per_s))
 
     def fill(self, last: Fill | None, now: float) -> Fill:
-        """What is in it at `now`, of what was there `last`; a new one is full. A clock set back adds none."""
+        """The content at `now`, from the `last` one known; a new bucket is full. A clock that was set back adds no
+        tokens."""
         if last is None:
             return Fill(float(self.burst), now)
         if now < last.since:
-            # Further away than any pause: the clock was set back. Fill from here, or nothing goes until it caught up.
+            # Later than any pause can reach: the clock was set back. Fill from now, or nothing goes until it caught up.
             return Fill(last.level, last.since if last.since <= now + self.slack_s else now)
         return Fill(min(float(self.burst), last.level + (now - last.since) * self.rate_per_s), now)
 
     def take(self, fill: Fill, requests: int, now: float) -> Fill:
-        """What is left of `fill` when so many go at `now`."""
+        """The content that is left of `fill` when so many requests go at `now`."""
         since = max(fill.since, now)
-        # With those that have come in and may not yet be used it was full for this long, and none came in.
+        # Counting the tokens that came in and may not yet be used, the bucket was full for this long and gained none.
         late = fill.level - (since - now) * self.rate_per_s + self.slack_s * self.rate_per_s - self.burst
         pause = max(0.0, late / self.rate_per_s) if requests else 0.0
         return Fill(fill.level - requests, since + pause)

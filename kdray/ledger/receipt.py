@@ -1,4 +1,4 @@
-"""The receipt: what a ledger says was bought, by whom, of whom, and what it cost; and the answers as parquet."""
+"""The receipt of a ledger: queries by run, teacher, purpose and round; and the export of answers to parquet."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ class Account:
 
 def lines(ledger: Ledger, owner: str | None = None) -> list[Line]:
     """All lines of the receipt, or those of one owner; by owner, purpose, round and teacher."""
-    found: dict[tuple, Line] = {}
+    found: dict[tuple[Any, ...], Line] = {}
     for key_and_counts in ledger.read(
         "SELECT owner, identity, purpose, round, sum(reason IS NOT ?), "
         "sum(CASE state WHEN 'answered' THEN queries - rejected ELSE 0 END), sum(rejected), "
@@ -93,7 +94,7 @@ def lines(ledger: Ledger, owner: str | None = None) -> list[Line]:
         line = found.setdefault(tuple(key), Line(owner=name, teacher=teacher, purpose=purpose, round=number))
         line.hits = images
     wanted = [line for line in found.values() if owner is None or line.owner == owner]
-    # Training first: it is what the budget is for.
+    # Training comes first: the budget is meant for it.
     return sorted(wanted, key=lambda x: (x.owner, x.purpose != "training", x.purpose, x.round, x.teacher))
 
 
@@ -117,7 +118,7 @@ def accounts(ledger: Ledger, owner: str | None = None) -> list[Account]:
 
 
 def reasons(ledger: Ledger, owner: str | None = None, most: int = 5) -> list[tuple[str, str, int]]:
-    """Why queries had no answer: (state, reason, how many queries), the commonest first."""
+    """Why queries had no answer: (state, reason, number of queries), the most frequent first."""
     where, parameters = ("", ()) if owner is None else ("AND owner = ?", (owner,))
     return ledger.read(
         "SELECT state, reason, queries FROM ("
@@ -133,13 +134,13 @@ def reasons(ledger: Ledger, owner: str | None = None, most: int = 5) -> list[tup
 def export(ledger: Ledger, path: Path) -> int:
     """Write every answer of the ledger to a parquet file: teacher, hash, label, probs, owner, purpose, round, time.
 
-    The file is whole or not there; an older export is replaced.
+    The file is written whole or not at all; an older export is replaced.
 
     Returns:
-        How many.
+        The number of answers.
 
     Raises:
-        LedgerError: the file cannot be written, or another file has its name: it might be a ledger.
+        LedgerError: the file cannot be written, or a file of that name is there that is no parquet.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -162,7 +163,7 @@ def export(ledger: Ledger, path: Path) -> int:
             raise LedgerError(f"{path} is there and is no parquet file; choose another name for the export")
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for rows in _answers(ledger):
-                columns = list(zip(*rows, strict=True))
+                columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
                 columns[3] = [None if cell is None else np.frombuffer(cell, "<f4") for cell in columns[3]]
                 columns[7] = [datetime.fromtimestamp(cell, UTC) for cell in columns[7]]
                 arrays = [pa.array(list(c), field.type) for c, field in zip(columns, schema, strict=True)]
@@ -182,8 +183,8 @@ def _is_parquet(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def _answers(ledger: Ledger) -> Iterator[list[tuple]]:
-    """All answers, some thousand at a time, in the order of their keys."""
+def _answers(ledger: Ledger) -> Iterator[list[tuple[Any, ...]]]:
+    """All answers, `_EXPORT_ROWS` at a time, in the order of their keys."""
     teacher, key = 0, b""
     while True:
         rows = ledger.read(

@@ -1,4 +1,4 @@
-"""What goes into the ledger and comes out of it: numpy, not torch, which takes a ledger actor seconds to import."""
+"""The records that the ledger takes and gives: numpy, not torch, which takes a ledger actor seconds to import."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEVER_SENT = "never sent"
-"""The reason of a reservation that was released before anything was asked: no request."""
+"""The reason of a reservation that was released before anything was sent: it is not counted as a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Reservation:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A request to be: the images of one batch.
+    """A request that has not been granted yet: the images of one batch.
 
     Attributes:
         hashes: of its images, each once.
@@ -38,15 +38,15 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What became of one order.
+class GrantPart:
+    """What was granted of one order.
 
     Attributes:
         reservation: for the images that may be sent now, or None where there are none.
         send: those images.
         known: images that have an answer by now.
-        busy: images another run has asked for and not yet been answered.
-        left: images that would pass a cap.
+        busy: images that another run has asked for, and whose answers have not come.
+        left: images that a cap does not allow.
     """
 
     reservation: Reservation | None
@@ -56,18 +56,23 @@ class Part:
     left: list[bytes]
 
 
+Blocked = Literal["budget", "day", "rate", "in flight", "resting", "busy"]
+"""What keeps requests from going: a cap, the daily quota, the rate, requests on their way, a rest, or other runs that
+have asked for the same images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grant:
-    """What may go now.
+    """The requests that may go now.
 
     Attributes:
-        parts: one for each order dealt with: the first ones of those given.
-        blocked: why no more may go: budget, day, rate, in flight, resting, busy; None where all were dealt with.
-        wait_s: seconds until asking again may help.
+        parts: one for each of the first orders, as many as could be granted or need no request.
+        blocked: why the other orders may not go; None where there are none.
+        wait_s: seconds after which asking again may help.
     """
 
-    parts: list[Part]
-    blocked: Literal["budget", "day", "rate", "in flight", "resting", "busy"] | None = None
+    parts: list[GrantPart]
+    blocked: Blocked | None = None
     wait_s: float = 0.0
 
 
@@ -92,11 +97,11 @@ class Outcome:
     """How a reservation ended.
 
     Attributes:
-        reservation: which.
+        reservation: the reservation.
         state: answered, released or uncertain.
-        hashes: where answered: of its images.
-        answers: where answered: to them, in that order.
-        bad: where answered: rows that cannot be believed, with the reason. They are charged, and kept as rejected.
+        hashes: where answered, the hashes of its images.
+        answers: where answered, the answers, in that order.
+        bad: where answered, the invalid rows, with the reason. They are charged, and stored as rejected.
         reason: why it was released or is uncertain.
     """
 

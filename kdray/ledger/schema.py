@@ -1,8 +1,4 @@
-"""The ledger's tables, and how an older file is brought up to them.
-
-A ledger holds answers somebody paid for, so no version of kdray may orphan one: a file of an older schema is brought
-up to date in one transaction, a newer one is refused and left as it is.
-"""
+"""The ledger's tables. A file of another schema is refused and left as it is."""
 
 import sqlite3
 
@@ -58,39 +54,12 @@ CREATE TABLE hits (
     PRIMARY KEY (owner, teacher, purpose, round)
 )"""
 
-_COUNTED = ("reserved", "answered", "uncertain")
-# Schema 1 counted for the whole file alone, and knew no refused answers and no limits. Its answers are laid out as now.
-_FROM_1 = (
-    "ALTER TABLE reservations RENAME TO reservations_1",
-    "ALTER TABLE answers RENAME TO answers_1",
-    "ALTER TABLE teachers RENAME TO teachers_1",
-    "ALTER TABLE meta RENAME TO meta_1",
-    *_TABLES.split(";\n"),
-    "INSERT INTO meta SELECT key, value FROM meta_1",
-    "INSERT INTO accounts (owner, purpose, cap, reserved, answered, uncertain) "
-    "SELECT '', purpose, cap, reserved, answered, uncertain FROM budgets",
-    "INSERT INTO accounts (owner, purpose, reserved, answered, uncertain) SELECT owner, purpose, "
-    + ", ".join(f"sum(CASE state WHEN '{state}' THEN queries ELSE 0 END)" for state in _COUNTED)
-    + " FROM reservations_1 WHERE owner != '' GROUP BY owner, purpose",
-    "INSERT INTO teachers (id, identity) SELECT id, identity FROM teachers_1",
-    "INSERT INTO reservations (id, owner, teacher, purpose, round, queries, metered, state, created) "
-    "SELECT id, owner, teacher, purpose, round, queries, metered, state, created FROM reservations_1",
-    "INSERT INTO answers SELECT teacher, hash, reservation, label, probs FROM answers_1",
-    "DROP TABLE answers_1",
-    "DROP TABLE reservations_1",
-    "DROP TABLE teachers_1",
-    "DROP TABLE budgets",
-    "DROP TABLE meta_1",
-    "UPDATE meta SET value = '2' WHERE key = 'schema'",
-)
-
 
 def prepare(db: sqlite3.Connection, path: str) -> None:
-    """Make the tables in an empty file, or bring those of an older one up to date. Runs in the caller's transaction,
-    with foreign keys not yet enforced.
+    """Make the tables in an empty file. Runs in the caller's transaction.
 
     Raises:
-        LedgerError: not a ledger, or one of a newer schema. Nothing was changed.
+        LedgerError: not a ledger, or one of another schema. Nothing was changed.
     """
     tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
@@ -98,16 +67,12 @@ def prepare(db: sqlite3.Connection, path: str) -> None:
             db.execute(statement)
         db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
         return
-    if "meta" not in tables or not tables & {"accounts", "budgets"}:
+    if "meta" not in tables:
         raise LedgerError(f"{path} is a SQLite file, but not a kdray ledger; it was left as it is")
     row = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     if row is None or not row[0].isdigit():
         raise LedgerError(f"{path} does not say which ledger schema it has; it was left as it is")
-    version = int(row[0])
-    if version == 1:
-        for statement in _FROM_1:
-            db.execute(statement)
-    elif version != SCHEMA_VERSION:
+    if int(row[0]) != SCHEMA_VERSION:
         raise LedgerError(
-            f"{path} has ledger schema {version}, this kdray reads up to {SCHEMA_VERSION}; use the kdray that wrote it"
+            f"{path} has ledger schema {row[0]}, this kdray reads {SCHEMA_VERSION}; use the kdray that wrote it"
         )

@@ -1,22 +1,23 @@
-"""What became of queries that were reserved: charges moved, answers kept, in the caller's one transaction."""
+"""Settling reservations: charges are moved and answers stored, in the caller's one transaction."""
 
 import sqlite3
 
 from kdray.errors import LedgerError
 from kdray.ledger.grants import BOTH, accounts_of
 from kdray.ledger.limits import day_of
-from kdray.ledger.records import Outcome
+from kdray.ledger.records import AnswerRows, Outcome
 
 
 def check(outcome: Outcome) -> None:
-    """Refuse an outcome that does not add up.
+    """Refuse an outcome whose counts contradict each other.
 
     Raises:
-        LedgerError: as many hashes, answers and reserved queries are not there, or a bad row is none of them.
+        LedgerError: hashes, answers and reserved queries are not equally many, or a bad row is none of the answers.
     """
     rows = 0
     if outcome.state == "answered":
-        counts = len(outcome.hashes), len(outcome.answers), outcome.reservation.queries
+        given = 0 if outcome.answers is None else len(outcome.answers)
+        counts = len(outcome.hashes), given, outcome.reservation.queries
         if len(set(counts)) != 1:
             raise LedgerError(f"{counts[0]} hashes and {counts[1]} answers for a reservation of {counts[2]}")
         rows = counts[0]
@@ -26,20 +27,20 @@ def check(outcome: Outcome) -> None:
 
 
 def settle(db: sqlite3.Connection, outcome: Outcome) -> None:
-    """Charge or give back, and keep what was answered. Nothing happens where it was settled in this way before.
+    """Charge or give back queries, and store answers. Nothing happens where it was settled in this way before.
 
     Raises:
         LedgerError: it was settled in another way, or there is no such reservation.
     """
     key = outcome.reservation.id
     new = close(db, key, outcome.state, rejected=len(outcome.bad), reason=outcome.reason)
-    if new and outcome.state == "answered":
-        _keep(db, outcome)
+    if new and outcome.state == "answered" and outcome.answers is not None:
+        _store(db, outcome, outcome.answers)
 
 
-def _keep(db: sqlite3.Connection, outcome: Outcome) -> None:
+def _store(db: sqlite3.Connection, outcome: Outcome, answers: AnswerRows) -> None:
     (teacher,) = db.execute("SELECT teacher FROM reservations WHERE id = ?", (outcome.reservation.id,)).fetchone()
-    answers, key = outcome.answers, outcome.reservation.id
+    key = outcome.reservation.id
     labels = answers.labels.tolist()
     rows: list[bytes | None] = [None] * len(labels)
     if answers.probs is not None:
@@ -56,7 +57,18 @@ def _keep(db: sqlite3.Connection, outcome: Outcome) -> None:
 
 
 def close(db: sqlite3.Connection, key: str, state: str, *, rejected: int = 0, reason: str | None = None) -> bool:
-    """Move a reservation out of 'reserved', and its queries to their counters. False if it is there already."""
+    """Move a reservation from 'reserved' to `state`, and its queries to the counters of that state.
+
+    Args:
+        key: of the reservation.
+        rejected: how many of its answers are invalid.
+
+    Returns:
+        False where it is in that state already.
+
+    Raises:
+        LedgerError: it is in another state, or there is no such reservation.
+    """
     row = db.execute(
         "SELECT state, purpose, queries, owner, teacher, created FROM reservations WHERE id = ?", (key,)
     ).fetchone()

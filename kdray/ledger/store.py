@@ -1,41 +1,39 @@
 """Answers and charges in one SQLite file, shared by all runs, trials and workers that are given it.
 
 Every query is reserved before it is sent and settled, with its answer, before anything uses it. Reserved, answered,
-rejected and uncertain queries of a purpose together never pass a cap: one transaction looks and takes.
+rejected and uncertain queries of a purpose together never pass a cap: one transaction checks the caps and reserves.
 
-    reserve --> answered    an answer came, and is on disk; rows of it that make no sense are kept as rejected
+    reserve --> answered    an answer came, and is on disk; its invalid rows are stored as rejected
             --> released    it was never sent, or the teacher refused it or cannot bill: given back
             --> uncertain   it was sent and no answer came: counts as charged
 
 A reservation carries its owner (the run), whose own cap it counts against besides the file's. Only one process works in
-a run directory at a time, so what a run finds reserved by itself when it starts was left by a process that died:
-`recover` settles it. While it is open it holds a claim on each of its images, so no other run pays for them too; a
-claim ends with its reservation's lease, should its run never come back.
+a run directory at a time, so a reservation that a run finds open when it starts was left by a process that died:
+`recover` settles it. An open reservation holds a claim on each of its images, so no other run pays for them too; a
+claim ends with the reservation's lease, should its run never come back.
 """
 
 import sqlite3
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kdray.errors import BudgetExceeded, LedgerError
 from kdray.ledger import grants, settlement
+from kdray.ledger.database import LedgerFile
 from kdray.ledger.grants import LOOKUP_BATCH, Facts
 from kdray.ledger.limits import Limits
 from kdray.ledger.records import NEVER_SENT, AnswerRows, Grant, Order, Outcome, Reservation, hash_images
-from kdray.ledger.schema import prepare
 
 __all__ = ["LEASE_S", "Ledger", "Reservation", "hash_images"]
 
-_TIMEOUT_S = 60.0  # for other writers
 _MOST = 2**63 - 1  # what SQLite can count
 LEASE_S = 3600.0
-"""How long a reservation counts as on its way, unless its sender knows better."""
+"""Seconds for which a reservation counts as on its way, unless its sender gives another time."""
 
 
 class Ledger:
@@ -48,7 +46,7 @@ class Ledger:
         clock: seconds since 1970; limits and leases are measured by it.
 
     Raises:
-        LedgerError: not a ledger, a newer schema, another budget, or a file that cannot be written.
+        LedgerError: not a ledger, another schema, another budget, or a file that cannot be written.
     """
 
     def __init__(
@@ -61,72 +59,15 @@ class Ledger:
     ) -> None:
         self.path = str(path)
         self._clock = clock
-        self._turn = threading.RLock()  # SQLite keeps connections apart, not the threads that share one
-        self._db: sqlite3.Connection | None = None
-        try:
-            self._db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA synchronous = FULL")
-            # Answers lie in the order of their hashes, so each of a batch changes a page of its own: keep many at hand,
-            # and bring them from the log (40 MB at most) to the file seldom.
-            self._db.execute("PRAGMA cache_size = -16384")
-            self._db.execute("PRAGMA wal_autocheckpoint = 10000")
-            with self._transaction() as db:
-                prepare(db, self.path)
-                self._set_caps(db, "", {"training": budget, "evaluation": evaluation})
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._write_ahead()  # last: it changes the file, which may have turned out to be somebody else's
-        except sqlite3.Error as error:
-            self.close()
-            raise LedgerError(f"cannot use {self.path} as a ledger: {error}; it was left as it is") from None
-        except LedgerError:
-            self.close()
-            raise
-
-    def _write_ahead(self) -> None:
-        """Switch to write-ahead logging. SQLite's own waiting does not cover this while others open the file too."""
-        deadline = time.monotonic() + _TIMEOUT_S
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        self._file = LedgerFile(path, lambda db: self._set_caps(db, "", {"training": budget, "evaluation": evaluation}))
 
     def close(self) -> None:
         """Close the file. Everything settled is already on disk."""
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        self._file.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: waits for other writers, rolls back on any error."""
-        if self._db is None:
-            raise LedgerError(f"the ledger {self.path} is closed")
-        try:
-            with self._turn:
-                try:  # BEGIN too: a Ctrl-C right after it must not leave it open
-                    self._db.execute("BEGIN IMMEDIATE")
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:  # SQLite rolls back by itself on a full disk
-                        self._db.execute("ROLLBACK")
-                    raise
-        except sqlite3.Error as error:
-            raise LedgerError(f"the ledger {self.path} cannot be written: {error}; nothing more was spent") from None
-
-    def read(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple]:
+    def read(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query; see `kdray.ledger.schema` for the tables."""
-        if self._db is None:
-            raise LedgerError(f"the ledger {self.path} is closed")
-        try:
-            with self._turn:
-                return self._db.execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise LedgerError(f"the ledger {self.path} cannot be read: {error}; it was left as it is") from None
+        return self._file.read(statement, parameters)
 
     # Caps and counts
 
@@ -136,7 +77,7 @@ class Ledger:
         Raises:
             LedgerError: the owner's cap on training queries was another.
         """
-        with self._transaction() as db:
+        with self._file.transaction() as db:
             self._set_caps(db, owner, caps)
 
     def _set_caps(self, db: sqlite3.Connection, owner: str, caps: Mapping[str, int | None]) -> None:
@@ -163,7 +104,7 @@ class Ledger:
 
     def change_budget(self, cap: int) -> None:
         """Set another cap on the training queries of the whole file. Below what is spent it stops all buying."""
-        with self._transaction() as db:
+        with self._file.transaction() as db:
             self._put_cap(db, "", "training", cap)
 
     def remaining(self, purpose: str = "training", owner: str = "") -> int:
@@ -179,7 +120,7 @@ class Ledger:
         return self._count("uncertain", purpose, owner)
 
     def rejected(self, purpose: str = "training", owner: str = "") -> int:
-        """Queries charged whose answer made no sense."""
+        """Queries charged whose answer was invalid."""
         return self._count("rejected", purpose, owner)
 
     def _count(self, what: str, purpose: str, owner: str) -> int:
@@ -187,18 +128,19 @@ class Ledger:
         return rows[0][0] if rows else 0
 
     def spent_in_round(self, round: int, purpose: str = "training", owner: str = "") -> tuple[int, int]:
-        """(answered, lost) queries `owner` was charged for in `round`, by whichever of its processes; lost are those
-        whose answer never came or made no sense."""
+        """(answered, lost) queries that all processes of `owner` were charged for in `round`. A query is lost where its
+        answer never came or was invalid."""
         rows = self.read(
             "SELECT coalesce(sum(CASE state WHEN 'answered' THEN queries - rejected END), 0), "
             "coalesce(sum(CASE state WHEN 'uncertain' THEN queries ELSE rejected END), 0) "
             "FROM reservations WHERE owner = ? AND purpose = ? AND round = ?",
             (owner, purpose, round),
         )
-        return rows[0]
+        ((answered, lost),) = rows
+        return answered, lost
 
     def teachers(self, owner: str | None = None) -> list[str]:
-        """Identity of every teacher that was asked by anybody; or whose answers `owner` has, bought or for nothing."""
+        """Identities of all teachers that were asked; or of those whose answers `owner` has, bought or free."""
         if owner is None:
             return [row[0] for row in self.read("SELECT identity FROM teachers ORDER BY id")]
         return [
@@ -221,7 +163,7 @@ class Ledger:
         return found
 
     def refusals(self, teacher: str, hashes: Iterable[bytes]) -> dict[bytes, tuple[int, str]]:
-        """Images whose answers made no sense, and that have no other: hash -> (how often, the last reason)."""
+        """Images that have invalid answers and no valid one: hash -> (how many, the last reason)."""
         wanted = set(hashes)
         wanted.difference_update(row[0] for row in self._by_hash("hash", "answers", teacher, wanted))
         found: dict[bytes, list[tuple[int, str]]] = {}
@@ -231,11 +173,11 @@ class Ledger:
         return {key: (len(times), max(times)[1]) for key, times in found.items()}
 
     def on_their_way(self, teacher: str, hashes: Iterable[bytes]) -> set[bytes]:
-        """Images somebody has asked for and has no answer to yet; their lease is not over."""
+        """Images that any run has asked for and that have no answer yet, while their lease lasts."""
         now = self._clock()
         return {key for key, expires in self._by_hash("hash, expires", "claims", teacher, hashes) if expires > now}
 
-    def _by_hash(self, columns: str, table: str, teacher: str, hashes: Iterable[bytes]) -> Iterator[tuple]:
+    def _by_hash(self, columns: str, table: str, teacher: str, hashes: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
         ids = self.read("SELECT id FROM teachers WHERE identity = ?", (teacher,))
         wanted = sorted(set(hashes)) if ids else []  # in the order of the file, so that no page is read twice
         for start in range(0, len(wanted), LOOKUP_BATCH):
@@ -263,14 +205,14 @@ class Ledger:
             n: queries about to be sent, at least 1.
             teacher: identity of the teacher they go to.
             owner: the run that asks; see `recover`.
-            metered: somebody may bill for them once they are sent.
+            metered: they may be billed once they are sent.
 
         Raises:
             BudgetExceeded: fewer than `n` are left. Nothing was taken.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        with self._transaction() as db:
+        with self._file.transaction() as db:
             left = grants.left(db, purpose, owner)
             if left < n:
                 raise BudgetExceeded(
@@ -298,28 +240,29 @@ class Ledger:
         a cap is cut to what it leaves.
 
         Args:
-            limits: of the teacher; counted over all who ask it. With or without, one that rests is not asked.
-            lease_s: seconds after which a request that was sent is surely over.
+            limits: of the teacher, counted over all who ask it; None sets none. A rest of the teacher holds either way.
+            lease_s: seconds after which a request that was sent is over for certain.
             request: names this call: repeated with the same name, it takes nothing a second time.
         """
         request = request or uuid.uuid4().hex
-        with self._transaction() as db:
-            # Said again, so the reply to the first call was lost: what it took was never sent.
+        with self._file.transaction() as db:
+            # The call is repeated, so the reply to the first one was lost, and what it took was never sent.
             for (key,) in db.execute(
                 "SELECT id FROM reservations WHERE request = ? AND state = 'reserved'", (request,)
             ).fetchall():
                 settlement.close(db, key, "released", reason=NEVER_SENT)
             number, now = self._teacher(db, teacher), self._clock()
             facts = Facts(number, teacher, purpose, round, owner, metered, now, lease_s, request)
-            return grants.grant(db, orders, facts, limits or Limits())
+            return grants.grant(db, orders, facts, limits)
 
     def _teacher(self, db: sqlite3.Connection, identity: str) -> int:
         db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
-        return db.execute("SELECT id FROM teachers WHERE identity = ?", (identity,)).fetchone()[0]
+        (number,) = db.execute("SELECT id FROM teachers WHERE identity = ?", (identity,)).fetchone()
+        return int(number)
 
     def rest(self, teacher: str, seconds: float) -> None:
-        """Let nobody ask `teacher` for so long: it said that it has had enough."""
-        with self._transaction() as db:
+        """Grant no request to `teacher` for so many seconds. A longer rest that was set before remains."""
+        with self._file.transaction() as db:
             db.execute(
                 "UPDATE teachers SET rests_until = max(rests_until, ?) WHERE id = ?",
                 (self._clock() + seconds, self._teacher(db, teacher)),
@@ -337,7 +280,7 @@ class Ledger:
         """
         for outcome in outcomes:
             settlement.check(outcome)
-        with self._transaction() as db:
+        with self._file.transaction() as db:
             for outcome in outcomes:
                 settlement.settle(db, outcome)
 
@@ -350,7 +293,7 @@ class Ledger:
         self.settle([Outcome(reservation=reservation, state="released")])
 
     def mark_uncertain(self, reservation: Reservation) -> None:
-        """The queries were sent and no answer came. They count as charged."""
+        """Settle one reservation as sent and never answered: its queries count as charged."""
         self.settle([Outcome(reservation=reservation, state="uncertain")])
 
     def recover(self, owner: str) -> tuple[int, int]:
@@ -359,12 +302,12 @@ class Ledger:
         Returns:
             (uncertain, released) queries.
         """
-        with self._transaction() as db:
+        with self._file.transaction() as db:
             return settlement.recover(db, owner)
 
     def record_hits(self, teacher: str, images: int, *, purpose: str, round: int, owner: str) -> None:
-        """Note how many images of a round cost nothing. The last count holds: a resumed round counts again."""
-        with self._transaction() as db:
+        """Note how many images of a round cost nothing. A later count replaces it: a resumed round counts again."""
+        with self._file.transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO hits VALUES (?, ?, ?, ?, ?)",
                 (owner, self._teacher(db, teacher), purpose, round, images),

@@ -1,1 +1,1 @@
-"""Virtual pools of candidates: int64 id to uint8 image, nothing stored but the real images."""
+"""Virtual pools of candidates. A pool maps int64 ids to uint8 images and stores only the real images."""

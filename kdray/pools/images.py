@@ -1,12 +1,28 @@
-"""A pool of real images: every candidate is one of them, and a group by itself."""
+"""A pool of real images. Each image is a candidate, and a group of its own."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdray.errors import ImageSetError
+from kdray.pools.base import PoolSection, pools
 from kdray.pools.pairs import check_range
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@pools.register
+class ImagesSection(PoolSection):
+    """The candidates are the images themselves (RAD's setting, Algorithm 1)."""
+
+    kind: Literal["images"] = "images"
+
+    def build(self, images: Tensor, seed: int) -> ImagePool:
+        """See `PoolSection`."""
+        return ImagePool(images)
 
 
 class ImagePool:
@@ -16,12 +32,11 @@ class ImagePool:
         images: uint8 [N, C, H, W], N >= 1; the pool lives on their device.
 
     Raises:
-        ImageSetError: no image, or not uint8 [N, C, H, W].
+        ImageSetError: there is no image, or the images are not uint8 [N, C, H, W].
     """
 
     linear = False
     real = True
-    """A candidate is an image of the user's, not made of some."""
     source = "image"
     group_size = 1
 
@@ -43,14 +58,14 @@ class ImagePool:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every candidate."""
-        return tuple(self.images.shape[1:])
+        return (self.images.shape[1], self.images.shape[2], self.images.shape[3])
 
-    def to(self, device: str | torch.device) -> "ImagePool":
-        """The same pool with its images on `device`; itself where they are there."""
+    def to(self, device: str | torch.device) -> ImagePool:
+        """The same pool with its images on `device`; this object if they are there already."""
         return self if self.images.device == torch.device(device) else ImagePool(self.images.to(device))
 
     def render(self, ids: Tensor) -> Tensor:
-        """Candidate ids int64 [B] to images uint8 [B, C, H, W].
+        """Map candidate ids int64 [B] to images uint8 [B, C, H, W].
 
         Raises:
             IndexError: an id is negative or not below len(pool).
@@ -59,11 +74,11 @@ class ImagePool:
         return self.images[ids.to(self.images.device)]
 
     def batches(self, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """Images `groups` int64 [G], `step` at a time: uint8 [B, C, H, W] each."""
+        """The images with the numbers `groups` int64 [G], `step` at a time: uint8 [B, C, H, W]."""
         yield from (self.render(part) for part in groups.split(step))
 
-    def describe(self, ids: Tensor) -> dict[str, list]:
-        """Columns for the record of what was chosen: the number of the `image`."""
+    def describe(self, ids: Tensor) -> dict[str, list[Any]]:
+        """Columns for the record of chosen candidates: the number of each `image`."""
         return {"image": ids.tolist()}
 
     def middle(self) -> int:

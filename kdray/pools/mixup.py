@@ -1,17 +1,28 @@
 """The mixup pool of Active Mixup: every pair of real images, or a sample of them, at every coefficient of a grid.
 
-Candidate id = group * len(lambdas) + lambda_index. A group is a pair with all its λ: pair number `group`, or, of a
-sample, the pair at that place of a random order. Nothing is stored but the images.
+Candidate id = group * len(lambdas) + lambda_index. A group is a pair at all λ. If the pool holds all pairs, the group
+is the number of the pair; if it holds a sample, the group is the position of the pair in a random order. Only the
+images are stored.
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from kdray.errors import ConfigError, ImageSetError
-from kdray.pools.order import RandomOrder
+from kdray.pools.base import PoolSection, pools
 from kdray.pools.pairs import check_range, count_pairs, rank_pairs, unrank_pairs
+from kdray.pools.permutation import RandomOrder
+from kdray.sections.base import Section
+from kdray.sections.search import SearchSettings
+from kdray.utils.lazy import torch
+from kdray.utils.seeds import torch_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Fixed point with 22 fractional bits: 255 * 2^22 still fits int32, so one int32 multiplication mixes a pixel.
 _SHIFT = 22
@@ -20,6 +31,64 @@ _SHIFT = 22
 # over a value that lies below the tie (by at least 1e-4).
 _HALF_UP = (1 << (_SHIFT - 1)) + 131
 _RENDER_BATCH = 1024
+_MAX_LAMBDAS = 10_000  # pixels have 256 values: a finer grid only repeats images
+
+
+class LambdaGrid(Section):
+    """λ from `min` to `max` in steps of `step`."""
+
+    min: float
+    """First λ."""
+    max: float
+    """Upper end of the grid. It is the last λ if a step falls on it."""
+    step: Annotated[float, Field(gt=0)]
+    """Distance between two λ."""
+
+    def values(self) -> tuple[float, ...]:
+        """The grid, each value rounded to ten decimals so that 0.3 + 5 * 0.04 is 0.5."""
+        steps = int((self.max - self.min) / self.step + 1e-9)
+        if steps >= _MAX_LAMBDAS:
+            raise ConfigError(
+                f"pool.lambdas: {steps + 1:,} values of λ; give a step that makes {_MAX_LAMBDAS:,} at most"
+            )
+        return tuple(round(self.min + k * self.step, 10) for k in range(steps + 1)) if self.max >= self.min else ()
+
+
+@pools.register
+class MixupSection(SearchSettings, PoolSection):
+    """The candidates are pairs of images, mixed at every λ of a grid (Active Mixup, eq. 1)."""
+
+    mixes: ClassVar[bool] = True
+
+    kind: Literal["mixup"] = "mixup"
+    lambdas: LambdaGrid | list[float] = LambdaGrid(min=0.30, max=0.70, step=0.04)
+    """The λ grid: {min, max, step}, or a list."""
+    pairs: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """all, or the number of pairs to sample, without replacement. The sample follows from the run's seed and is not
+    stored."""
+
+    @field_validator("lambdas")
+    @classmethod
+    def _grid_is_usable(cls, value: LambdaGrid | list[float]) -> LambdaGrid | list[float]:
+        try:
+            check_lambdas(value.values() if isinstance(value, LambdaGrid) else value)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("pool.lambdas: ")) from None
+        return value
+
+    @property
+    def complete(self) -> bool:
+        """Whether every pair is in the pool."""
+        return self.pairs == "all"
+
+    def grid(self) -> tuple[float, ...]:
+        """The λ values, in order."""
+        return self.lambdas.values() if isinstance(self.lambdas, LambdaGrid) else tuple(self.lambdas)
+
+    def build(self, images: Tensor, seed: int) -> MixupPool:
+        """See `PoolSection`."""
+        pairs = None if self.pairs == "all" else self.pairs
+        return MixupPool(images, self.grid(), pairs, torch_seed(seed, "pairs"))
 
 
 class MixupPool:
@@ -30,17 +99,17 @@ class MixupPool:
 
     Args:
         images: uint8 [N, C, H, W], N >= 2; the pool lives on their device.
-        lambdas: the grid of coefficients, each in [0, 1], none twice.
-        pairs: how many pairs to sample, without replacement; None takes all, in row-major order.
-        seed: of the sample. A larger sample of the same seed begins with the smaller one.
+        lambdas: the grid of coefficients, distinct values in [0, 1].
+        pairs: number of pairs to sample, without replacement; None means all pairs, in row-major order.
+        seed: seed of the sample. A larger sample with the same seed begins with the smaller one.
 
     Raises:
-        ImageSetError: fewer than two images, or not uint8 [N, C, H, W].
-        ConfigError: an empty grid, a λ outside [0, 1], or one given twice; more pairs than there are.
+        ImageSetError: there are fewer than two images, or they are not uint8 [N, C, H, W].
+        ConfigError: the grid is empty, or a λ lies outside [0, 1] or is given twice; or `pairs` exceeds the number of
+            pairs.
     """
 
     linear = True
-    """The candidates of a group lie on the straight line between two images."""
     real = False
     source = "mixup"
 
@@ -69,27 +138,27 @@ class MixupPool:
 
     @property
     def num_groups(self) -> int:
-        """Number of pairs, or of those in the sample."""
+        """Number of pairs in the pool."""
         return count_pairs(len(self.images)) if self._pairs is None else self._pairs
 
     @property
     def group_size(self) -> int:
-        """Candidates a group holds: the number of λ."""
+        """Candidates in each group: the number of λ."""
         return len(self.lambdas)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every candidate."""
-        return tuple(self.images.shape[1:])
+        return (self.images.shape[1], self.images.shape[2], self.images.shape[3])
 
-    def to(self, device: str | torch.device) -> "MixupPool":
-        """The same pool with its images on `device`; itself where they are there."""
+    def to(self, device: str | torch.device) -> MixupPool:
+        """The same pool with its images on `device`; this object if they are there already."""
         if self.images.device == torch.device(device):
             return self
         return MixupPool(self.images.to(device), self.lambdas, self._pairs, self._seed)
 
     def pair(self, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Groups int64 [B] to the image numbers (i, j) they mix, int64 [B] each, i < j.
+        """Map groups int64 [B] to the numbers (i, j) of their two images, int64 [B] each, i < j.
 
         Raises:
             IndexError: a group is negative or not below num_groups.
@@ -100,20 +169,20 @@ class MixupPool:
         return unrank_pairs(groups, len(self.images))
 
     def group(self, i: int, j: int) -> int:
-        """The group that mixes images i < j, of a pool of all pairs."""
+        """The group that mixes images i < j, in a pool of all pairs."""
         if self._order is not None:
-            raise ConfigError("pool.pairs: a sample of pairs cannot be asked which of them holds two images; use all")
+            raise ConfigError("pool.pairs: the group of two images is not known for a sample of pairs; set it to all")
         return int(rank_pairs(torch.tensor(i), torch.tensor(j), len(self.images)))
 
     def render(self, ids: Tensor) -> Tensor:
-        """Candidate ids int64 [B] to images uint8 [B, C, H, W].
+        """Map candidate ids int64 [B] to images uint8 [B, C, H, W].
 
         Raises:
             IndexError: an id is negative or not below len(pool).
         """
         ids = ids.to(self.images.device)
         rendered = self.images.new_empty((len(ids), *self.image_shape))
-        # In parts: mixing takes twelve bytes a pixel, which must not grow with the number of ids.
+        # Ids are rendered in parts: mixing needs twelve bytes per pixel, which must not grow with the number of ids.
         for part, out in zip(ids.split(_RENDER_BATCH), rendered.split(_RENDER_BATCH), strict=True):
             i, j = self.pair(part // self.group_size)
             weights = self._weights[part % self.group_size].view(-1, 1, 1, 1)
@@ -121,14 +190,16 @@ class MixupPool:
         return rendered
 
     def batches(self, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """Candidates of `groups` int64 [G], `step` groups at a time: uint8 [B * len(indices), C, H, W] each, those of a
-        group together.
+        """Images of the candidates of `groups` int64 [G], `step` groups at a time.
 
-        Equals `render` of their ids; faster, because pairs are found for all groups at once, and each is gathered
-        once for all its λ.
+        They equal `render` of their ids. This is faster, because the pairs of all groups are found at once, and the
+        images of a pair are gathered once for all λ.
 
         Args:
-            indices: which λ of the grid; all of them where None.
+            indices: indices of λ in the grid; None means all.
+
+        Yields:
+            uint8 [B * len(indices), C, H, W]. The candidates of a group are consecutive.
         """
         i, j = self.pair(groups.to(self.images.device))
         weights = self._weights if indices is None else self._weights[list(indices)]
@@ -137,18 +208,18 @@ class MixupPool:
             mixed = _mix(self.images[one].unsqueeze(1), self.images[other].unsqueeze(1), weights)  # [B, L, C, H, W]
             yield mixed.flatten(0, 1)
 
-    def describe(self, ids: Tensor) -> dict[str, list]:
-        """Columns for the record of what was chosen: image numbers `i`, `j` and coefficient `lambda`."""
+    def describe(self, ids: Tensor) -> dict[str, list[Any]]:
+        """Columns for the record of chosen candidates: image numbers `i`, `j` and coefficient `lambda`."""
         i, j = self.pair(ids // self.group_size)
         return {"i": i.tolist(), "j": j.tolist(), "lambda": [self.lambdas[k] for k in (ids % self.group_size).tolist()]}
 
     def middle(self) -> int:
-        """Index of the λ nearest 0.5, the lower one on a tie: what the random baseline mixes with."""
+        """Index of the λ nearest 0.5, the lower one on a tie. The random strategy takes this λ."""
         return min(range(self.group_size), key=lambda k: (abs(self.lambdas[k] - 0.5), k))
 
 
 def _mix(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """round_half_up(w first + (1 - w) second), uint8 in, uint8 out; `weights` int32 with 22 fractional bits."""
+    """round_half_up(w first + (1 - w) second) of uint8 tensors, as uint8; `weights` are int32, 22 fractional bits."""
     base = second.to(torch.int32)
     difference = first.to(torch.int32).sub_(base)
     base = base.bitwise_left_shift_(_SHIFT).add_(_HALF_UP)
@@ -156,7 +227,11 @@ def _mix(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
 
 
 def check_lambdas(lambdas: Sequence[float]) -> tuple[float, ...]:
-    """The grid as a tuple of floats, or a ConfigError that names what is wrong with it."""
+    """The grid as a tuple of floats.
+
+    Raises:
+        ConfigError: the grid is empty, or a λ lies outside [0, 1] or is given twice.
+    """
     values = tuple(float(value) for value in lambdas)
     if not values:
         raise ConfigError("pool.lambdas: the grid is empty; give at least one λ in [0, 1]")

@@ -1,10 +1,16 @@
 """Ranking and unranking of unordered pairs i < j, in row-major order, in exact int64 arithmetic.
 
-Pair 0 is (0, 1), pair 1 is (0, 2), ..., the last is (n-2, n-1). No list of pairs is ever made.
+Pair 0 is (0, 1), pair 1 is (0, 2), ..., the last is (n-2, n-1). The pairs are never listed.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def count_pairs(n: int) -> int:
@@ -13,15 +19,15 @@ def count_pairs(n: int) -> int:
 
 
 def rank_pairs(i: Tensor, j: Tensor, n: int) -> Tensor:
-    """Pairs (i, j), i < j, int64 [B] each, to their numbers int64 [B]."""
+    """Map pairs (i, j), i < j, int64 [B] each, to their numbers int64 [B]."""
     return i * (2 * n - i - 1) // 2 + (j - i - 1)
 
 
 def unrank_pairs(pairs: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Pair numbers int64 [B] to (i, j), int64 [B] each, with i < j.
+    """Map pair numbers int64 [B] to (i, j), int64 [B] each, with i < j.
 
-    The square root is taken in float64 and may be off by a little for large n, so it only gives a first
-    guess; the row is then corrected with integers until row_start(i) <= pair < row_start(i + 1).
+    The float64 square root may be slightly off for large n, so it gives only a first guess of the row. Integer
+    steps then correct the row until row_start(i) <= pair < row_start(i + 1).
 
     Raises:
         IndexError: a pair number is negative or not below n (n - 1) / 2.
@@ -47,7 +53,7 @@ def check_range(numbers: Tensor, end: int, what: str) -> None:
     """Refuse numbers outside [0, end).
 
     Raises:
-        IndexError: naming `what` they are.
+        IndexError: a number is out of range; the message calls the numbers `what`.
     """
     if numbers.numel() and (int(numbers.min()) < 0 or int(numbers.max()) >= end):
         raise IndexError(f"{what} must lie in [0, {end}), got {int(numbers.min())}..{int(numbers.max())}")

@@ -1,1 +1,1 @@
-"""Reports: figures as inline SVG, and one self-contained page a run."""
+"""Reports: one self-contained page per run, with figures as inline SVG."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import matplotlib
 
 matplotlib.use("svg")
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdray.observers import RoundMetrics
+from kdray.observers.base import RoundMetrics
 
 _INK, _GRID = "#1f2933", "#d9dee4"
 _COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#475569")
@@ -16,15 +17,22 @@ _PHASES = {"choose": "#0b6e99", "query": "#c2410c", "train": "#4d7c0f", "evaluat
 
 
 def accuracy_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]]) -> str | None:
-    """Student accuracy against queries charged, a line a run; the teacher dashed. None without a test set."""
-    measured = [(name, [m for m in history if m.student_accuracy is not None]) for name, history in runs]
-    measured = [(name, history) for name, history in measured if history]
-    if not measured:
+    """Student accuracy against queries charged, one line per run, and the teacher's accuracy as a dashed line.
+
+    Returns:
+        None without a test set.
+    """
+    points = [
+        (name, history, [(m.paid, 100 * m.student_accuracy) for m in history if m.student_accuracy is not None])
+        for name, history in runs
+    ]
+    points = [measured for measured in points if measured[2]]
+    if not points:
         return None
     figure, axes = _axes()
-    for k, (name, history) in enumerate(measured):
+    for k, (name, history, curve) in enumerate(points):
         colour = _COLOURS[k % len(_COLOURS)]
-        x, y = [m.paid for m in history], [100 * m.student_accuracy for m in history]
+        x, y = [queries for queries, _ in curve], [accuracy for _, accuracy in curve]
         axes.plot(x, y, marker="o", markersize=5, linewidth=2, color=colour, label=name)
         axes.annotate(
             f"{y[-1]:.2f}", (x[-1], y[-1]), xytext=(6, -12), textcoords="offset points", color=colour, fontsize=9
@@ -41,7 +49,7 @@ def accuracy_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]]) -> str |
 
 
 def time_figure(history: Sequence[RoundMetrics]) -> str:
-    """Seconds of each phase, a stacked bar a round."""
+    """Duration of each phase in seconds, one stacked bar per round."""
     figure, axes = _axes()
     rounds = [str(m.round) for m in history]
     bottom = [0.0] * len(history)
@@ -55,7 +63,7 @@ def time_figure(history: Sequence[RoundMetrics]) -> str:
     return _svg(figure)
 
 
-def _axes():
+def _axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

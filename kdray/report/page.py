@@ -1,4 +1,4 @@
-"""RUN/report.html: what was bought, what it made of the student, and some of the images, on one self-contained page."""
+"""RUN/report.html, a self-contained page with the queries of a run, the student's accuracy, and some of the images."""
 
 import base64
 from collections.abc import Sequence
@@ -6,22 +6,20 @@ from pathlib import Path
 
 import jinja2
 
-from kdray.artefacts import RunDirectory
-from kdray.config_file import dump_config
+from kdray.config.load import dump_config
 from kdray.errors import RunDirectoryError
-from kdray.files import write_bytes
-from kdray.images import encode_png
-from kdray.observers import RoundMetrics
+from kdray.images.png import encode_png
+from kdray.observers.base import RoundMetrics
 from kdray.report.figures import accuracy_figure, time_figure
-from kdray.run import Result, read_result
-from kdray.select import STRATEGIES
-from kdray.students.export import read_card
+from kdray.runs.directory import RunDirectory
+from kdray.runs.result import Result, read_result
+from kdray.utils.files import write_bytes
 
-_SHOWN = 8  # candidates of a round
+_SHOWN = 8  # images shown of each round
 
 
 def write_report(directories: Sequence[RunDirectory]) -> Path:
-    """Write the page of the first run, comparing it with the others where there are any; its path.
+    """Write the page of the first run, with a comparison to the other runs if there are any, and return its path.
 
     Raises:
         RunDirectoryError: a directory holds no finished round.
@@ -53,7 +51,7 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
 
 
 def _found(metrics: RoundMetrics) -> str:
-    """The share of the truly lowest that a round's search found."""
+    """The recall of a round's search, as text."""
     search = metrics.search
     if not search:
         return "–"
@@ -65,11 +63,11 @@ def _found(metrics: RoundMetrics) -> str:
 
 
 def _robust(metrics: RoundMetrics) -> list[str]:
-    """What RAD went by in a round, in words."""
+    """Sentences about the numbers that RAD used in a round."""
     told, search = metrics.estimate, metrics.search
     lines = []
     if told:
-        on = {"validation": "validation images", "ends": "random mixes"}[told["how"]]
+        on = {"validation": "validation images", "sources": "random mixes"}[told["how"]]
         lines.append(
             f"Round {metrics.round}: m estimated from {told['answered']:,} answers on {on}: {told['share']:.1%} "
             f"mistakes ({told['low']:.1%} to {told['high']:.1%})."
@@ -77,13 +75,13 @@ def _robust(metrics: RoundMetrics) -> list[str]:
     if "rad_m" in search:
         lines.append(
             f"Round {metrics.round}: RAD with m = {search['rad_m']:,.0f} of {search['rad_n']:,} candidates and "
-            f"w = {search['rad_w']:.3g} drew from the {search['rad_support']:,} of largest gain."
+            f"w = {search['rad_w']:.3g} drew from the {search['rad_support']:,} candidates of largest gain."
         )
     return lines
 
 
 def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:
-    """The first few images a round bought, as the teacher saw them, with what it said."""
+    """The first few images that a round queried, as the teacher received them, with its answers."""
     labelled = directory.read_labelled(number, result.num_classes, count=_SHOWN)
     candidates = directory.read_candidates(number)
     position = {int(key): k for k, key in enumerate(candidates.ids)}
@@ -101,23 +99,10 @@ def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[
         if "lambda" in columns:
             about = f"{columns['lambda']:g} · #{columns['i']} + {1 - columns['lambda']:g} · #{columns['j']}"
         if candidates.scores is not None:
-            about += f", {_kind(result)} {candidates.scores[row]:.2f}"
+            about += f", {result.config.select.score_words()} {candidates.scores[row]:.2f}"
         shown.append({"png": image, "said": said, "about": about})
     return shown
 
 
-def _kind(result: Result) -> str:
-    """What a candidate's score is."""
-    choice = result.config.select
-    if choice.strategy in ("active-mixup", "vanilla"):
-        name = choice.score
-    elif STRATEGIES[choice.strategy].mistakes:
-        name = choice.gain
-    else:
-        name = "entropy" if choice.strategy == "entropy" else "margin"
-    return {"confidence": "student's confidence", "entropy": "minus its entropy", "margin": "its margin"}[name]
-
-
 def _class_names(result: Result) -> list[str]:
-    card = read_card(result.directory / "student.safetensors")
-    return list(card.classes) if card.classes else [str(k) for k in range(card.num_classes)]
+    return list(result.classes or map(str, range(result.num_classes)))

@@ -1,28 +1,29 @@
-"""Asking a student about a pool: the k lowest, exactly or by far fewer forward passes; gains; features."""
+"""Requests about a pool, answered with a student: the k lowest candidates, gains, features, scores, source logits."""
 
-from kdray.search.local import LocalSearcher, probe
-from kdray.search.lowest import LowestK, Scored
-from kdray.search.method import Found, Method, SearchRequest, run_search
-from kdray.search.requests import Reply, Request, Searcher
-from kdray.search.whole import BestRequest, EndsRequest, FeaturesRequest, Gains, GainsRequest, ScoresRequest, Values
+from kdray.search.acquisition import Score, confidence, entropy, margin
+from kdray.search.gains import Gains, GainsRequest
+from kdray.search.lowest import SearchRequest, SearchResult
+from kdray.search.requests import Request, SearchContext, Searcher
+from kdray.search.topk import LowestK, Scored
+from kdray.search.values import BestRequest, FeaturesRequest, ScoresRequest, SourceLogitsRequest, Values
 
 __all__ = [
     "BestRequest",
-    "EndsRequest",
     "FeaturesRequest",
-    "Found",
     "Gains",
     "GainsRequest",
-    "LocalSearcher",
     "LowestK",
-    "Method",
-    "Reply",
     "Request",
+    "Score",
     "Scored",
     "ScoresRequest",
+    "SearchContext",
     "SearchRequest",
+    "SearchResult",
     "Searcher",
+    "SourceLogitsRequest",
     "Values",
-    "probe",
-    "run_search",
+    "confidence",
+    "entropy",
+    "margin",
 ]

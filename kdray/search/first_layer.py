@@ -1,28 +1,32 @@
-"""Mixing behind the student's first layer instead of before it.
+"""Mixing the outputs of the student's first layer instead of pixels.
 
-Mixup is affine, and so are normalisation and a convolution (with its zero padding) or linear layer: the first layer's
-output for a mixed image is the same mix of its outputs for the two images. They are worked out once for each image, so
-the layer itself is saved for every candidate. What is scored that way is the mix before its pixels are rounded.
+Mixup, normalisation, and a linear or convolution layer (with zero padding) are affine. So the first layer's output for
+a mixed image is the same mix of its outputs for the two images. These outputs are computed once for each image, and no
+candidate needs the first layer again. The scored image is the mix before its pixels are rounded.
 """
 
+from __future__ import annotations
+
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from kdray.search.work import multiplications
-from kdray.students.models import ImageClassifier
+from kdray.models.classifier import ImageClassifier
+from kdray.search.cost import multiplications
 
-_WORTH = 0.2  # of the multiplications must lie in the first layer: elsewhere mixing larger outputs costs what it saves
-_MOST_BYTES = 256 << 20  # of a worker's memory for the outputs of all images
-_LEAST_RUN = 8  # pairs with one image in common, on average: fewer are mixed one by one in no less time
+_WORTH = 0.2  # least share of multiplications in the first layer; below it, mixing outputs costs as much as it saves
+_MOST_BYTES = 256 << 20  # most memory of a worker for the outputs of all images
+_LEAST_RUN = 8  # least mean number of consecutive pairs that share an image; shorter runs are not faster
 
 
-def split(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """A student as its first layer (uint8 images to that layer's outputs) and the rest (those to logits).
+def split(model: nn.Module) -> tuple[FirstLayer, nn.Module] | None:
+    """Split a student into its first layer (uint8 images to outputs) and the rest (outputs to logits).
 
-    None where it is no `ImageClassifier` around a sequence that begins with a convolution or linear layer.
+    Returns:
+        None unless the student is an `ImageClassifier` around a sequence that begins with a convolution or linear
+        layer.
     """
     if not isinstance(model, ImageClassifier):
         return None
@@ -30,20 +34,22 @@ def split(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     if found is None:
         return None
     first, rest = found
-    return _First(model, first), rest
+    return FirstLayer(model, first), rest
 
 
-class _First(nn.Module):
+class FirstLayer:
+    """Maps images uint8 [B, C, H, W] to the outputs of a model's first layer."""
+
     def __init__(self, model: ImageClassifier, layer: nn.Module) -> None:
-        super().__init__()
-        self.model, self.layer = model, layer
+        self._model, self._layer = model, layer
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layer(self.model.normalise(images))
+    def __call__(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self._layer(self._model.normalise(images))
+        return outputs
 
 
 def _cut(network: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The first layer of a sequence (of sequences), and a sequence of all others."""
+    """The first layer of a sequence, which may be nested, and a sequence of the other layers."""
     if not isinstance(network, nn.Sequential) or len(network) == 0:
         return None
     head, *others = network
@@ -54,8 +60,11 @@ def _cut(network: nn.Module) -> tuple[nn.Module, nn.Module] | None:
 
 
 def pays(model: nn.Module, image_shape: tuple[int, int, int], images: int) -> bool:
-    """Whether mixing behind the first layer is faster, as far as arithmetic tells, and the outputs of so many images
-    fit: a property of network and pool alone, so that every worker decides alike."""
+    """Whether mixing behind the first layer pays.
+
+    The first layer must have a large share of the multiplications, and the outputs of `images` images must fit into
+    memory. The answer depends on the network and the pool alone, so every worker gives the same one.
+    """
     parts = split(model)
     if parts is None:
         return False
@@ -70,24 +79,29 @@ class Outputs:
     """The first layer's outputs for all images of a pool, ready to be mixed.
 
     Args:
-        first: images to outputs, float32 [B, ...]; of a convolution [B, C, H, W].
-        images: [N, ...]. They go through it `step` at a time.
+        first: maps images to outputs float32 [B, ...]; [B, C, H, W] for a convolution.
+        images: [N, ...].
+        step: images in one call of `first`.
     """
 
-    def __init__(self, first: nn.Module, images: Tensor, step: int = 256) -> None:
+    def __init__(self, first: Callable[[Tensor], Tensor], images: Tensor, step: int = 256) -> None:
         for start in range(0, len(images), step):
             rows = first(images[start : start + step])
             if start == 0:
                 self._images = rows.ndim == 4
-            rows = rows.permute(0, 2, 3, 1) if self._images else rows  # as channels_last lies in memory
-            if start == 0:  # filled bit by bit: it may be large, and is there once
+            rows = rows.permute(0, 2, 3, 1) if self._images else rows  # the memory layout of channels_last
+            if start == 0:  # one buffer, filled in parts: it may be large
                 self._inner = rows.shape[1:]
                 self._flat = rows.new_empty(len(images), self._inner.numel())
             self._flat[start : start + step] = rows.flatten(1)
 
     def mix(self, pairs: tuple[Tensor, Tensor], lambdas: Sequence[float]) -> Tensor:
-        """λ row i + (1 - λ) row j for pairs (i, j) int64 [B] and all λ: float32 [B * len(lambdas), ...], those of a
-        pair together; images in channels_last."""
+        """Mix λ row i + (1 - λ) row j for pairs (i, j) int64 [B] and every λ.
+
+        Returns:
+            float32 [B * len(lambdas), ...]. The mixes of a pair are consecutive. Outputs of a convolution are in
+            channels_last.
+        """
         i, j = pairs
         flat, count = self._flat, len(lambdas)
         weight = torch.tensor(lambdas, dtype=flat.dtype, device=flat.device).view(1, -1, 1)
@@ -100,20 +114,20 @@ class Outputs:
 
 
 def _runs(i: Tensor, j: Tensor) -> list[tuple[int, int, Tensor | slice, Tensor | slice]]:
-    """Pairs (i, j) int64 [B] in parts [start, stop), with the rows of both sides for each.
+    """Split pairs (i, j) int64 [B] into parts [start, stop), each with the rows of both sides.
 
-    Pairs in the pool's order have i in common for a long time, and j one after the other. Rows that lie so need not be
-    gathered, which takes as long as mixing them many times over. On a GPU it does not.
+    In the pool's order, many consecutive pairs share i, and their j ascend by one. Such rows are contiguous and need no
+    gathering, which on a CPU takes many times as long as mixing. On a GPU gathering is fast, so all pairs are one part.
     """
     if i.device.type != "cpu" or len(i) == 0:
         return [(0, len(i), i, j)]
     breaks = (torch.nonzero(i.diff()).flatten() + 1).tolist()
     if len(breaks) > len(i) // _LEAST_RUN:
         return [(0, len(i), i, j)]
-    parts = []
+    parts: list[tuple[int, int, Tensor | slice, Tensor | slice]] = []
     for start, stop in zip([0, *breaks], [*breaks, len(i)], strict=True):
         first, second = int(i[start]), j[start:stop]
-        if bool((second.diff() == 1).all()):
-            second = slice(int(second[0]), int(second[-1]) + 1)
-        parts.append((start, stop, slice(first, first + 1), second))
+        in_a_row = bool((second.diff() == 1).all())
+        others = slice(int(second[0]), int(second[-1]) + 1) if in_a_row else second
+        parts.append((start, stop, slice(first, first + 1), others))
     return parts

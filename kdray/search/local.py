@@ -1,53 +1,56 @@
-"""Searching in this process, on one thread, as each Ray worker does: the same bits, no Ray."""
+"""Search in this process, without Ray. It uses one thread, as each Ray worker does, so results have the same bits."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
 from torch import nn
 
-from kdray.memory import keep_freed_memory
-from kdray.search.forward import Compile, Forward, Mixing, Precision, a_seconds_work, one_thread
-from kdray.search.method import Method
-from kdray.search.requests import Reply, Request, expected_passes, perform
-from kdray.search.stages import Merge, ScoreGroups, Stage
-from kdray.search.work import batch_on
+from kdray.pools.base import Pool
+from kdray.search.cost import batch_on
+from kdray.search.forward import Forward, ForwardOptions, a_seconds_work, one_thread
+from kdray.search.requests import R, Request, SearchContext
+from kdray.search.stages import Cut, Merge, ScoreGroups, Stage
+from kdray.sections.search import SearchSettings
+from kdray.utils.memory import keep_freed_memory
 
 
 class LocalSearcher:
-    """Does every task of a search here, one after the other.
+    """Runs all tasks of a search in this process, one after the other.
 
     Args:
-        chunk: images a task, about; None: about a second's work.
+        chunk: approximate number of images in a task; None means about one second's work.
         device: cpu or cuda.
-        method: how to search.
-        precision, compile, mixing: see `Forward`.
+        settings: how pools are searched.
+        options: how the student is run.
     """
 
     def __init__(
         self,
         chunk: int | None = None,
         device: str = "cpu",
-        method: Method | None = None,
-        precision: Precision = "auto",
-        compile: Compile = "auto",
-        mixing: Mixing = "auto",
+        settings: SearchSettings | None = None,
+        options: ForwardOptions | None = None,
     ) -> None:
-        self._chunk, self._device, self._method = chunk, device, method or Method()
-        self._options = {"precision": precision, "compile": compile, "mixing": mixing}
+        self._chunk, self._device = chunk, device
+        self._settings, self._options = settings or SearchSettings(), options or ForwardOptions()
 
     def search(
         self,
-        pool,
+        pool: Pool,
         model: nn.Module,
-        request: Request,
+        request: Request[R],
+        *,
+        seed: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
-    ) -> Reply:
-        """See `kdray.search.Searcher`."""
+    ) -> R:
+        """See `kdray.search.requests.Searcher`."""
         keep_freed_memory()
-        forward, pool = Forward(model, self._device, **self._options), pool.to(self._device)
-        expected, done = expected_passes(pool, request, self._method), 0
+        forward, pool = Forward(model, self._device, self._options), pool.to(self._device)
+        expected, done = request.passes(pool, self._settings), 0
 
-        def sweep(stage: Stage, merge: Merge) -> None:
+        def run_stage(stage: Stage, merge: Merge) -> None:
             nonlocal done
             for number in range(len(stage)):
                 before = merge.evaluated
@@ -57,30 +60,34 @@ class LocalSearcher:
                     on_progress(done, max(done, expected))
 
         chunk = self._chunk or a_seconds_work(model, pool.image_shape, self._device, self._options)
+        context = SearchContext(
+            run_stage=run_stage,
+            cut=Cut(chunk=chunk, batch=batch_on(self._device, model)),
+            settings=self._settings,
+            seed=seed,
+            note=on_note or (lambda text: None),
+        )
         with one_thread():
-            return perform(
-                pool, request, self._method, sweep, chunk=chunk, batch=batch_on(self._device, model), on_note=on_note
-            )
+            return request.perform(pool, context)
 
 
 def probe(
-    pool,
+    pool: Pool,
     model: nn.Module,
     seconds: float,
     clock: Callable[[], float],
     device: str = "cpu",
-    precision: Precision = "auto",
-    compile: Compile = "auto",
-    mixing: Mixing = "auto",
+    options: ForwardOptions | None = None,
 ) -> float:
-    """Candidates a second that one worker scores exactly, measured for about `seconds` on the pool's first groups."""
+    """Candidates that one worker scores exactly per second, measured for about `seconds` on the pool's first groups."""
     keep_freed_memory()
-    forward, pool = Forward(model, device, precision, compile, mixing), pool.to(device)
+    forward, pool = Forward(model, device, options or ForwardOptions()), pool.to(device)
     batch = batch_on(device, model)
-    stage = ScoreGroups(count=pool.num_groups, group_size=pool.group_size, k=1, chunk=4 * batch, batch=batch)
-    stage.run(pool, forward, 0)  # the first pass pays for set-up
+    cut = Cut(chunk=4 * batch, batch=batch)
+    stage = ScoreGroups(cut=cut, count=pool.num_groups, group_size=pool.group_size, k=1)
+    stage.run(pool, forward, 0)  # the first task includes set-up
     scored, number, begin = 0, 0, clock()
     while (elapsed := clock() - begin) < seconds or not scored:
-        number = (number + 1) % max(1, len(stage) - 1)  # the last may be small
+        number = (number + 1) % max(1, len(stage) - 1)  # skip the last task, which may be small
         scored += stage.run(pool, forward, number).evaluated
     return scored / max(elapsed, 1e-9)

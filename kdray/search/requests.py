@@ -1,85 +1,75 @@
-"""What a student may be asked about a pool, and who finds it out."""
+"""The contracts of requests about a pool, and of the searchers that perform them."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from torch import nn
+from kdray.search.stages import Cut, Merge, Stage
+from kdray.sections.search import SearchSettings
 
-from kdray.search.guesses import Sweep
-from kdray.search.lowest import Scored
-from kdray.search.method import Found, Method, SearchRequest, look_ahead, run_search
-from kdray.search.whole import (
-    BestRequest,
-    EndsRequest,
-    FeaturesRequest,
-    Gains,
-    GainsRequest,
-    ScoresRequest,
-    Values,
-    find_best,
-    find_gains,
-    find_values,
-    gain_passes,
-    guess_pays,
-)
+if TYPE_CHECKING:
+    from torch import nn
 
-Request = SearchRequest | GainsRequest | BestRequest | FeaturesRequest | ScoresRequest | EndsRequest
-Reply = Found | Gains | Scored | Values
-"""To each kind of request: the k lowest; gains; the best of each group; features, scores or logits."""
+    from kdray.pools.base import Pool
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+RunStage = Callable[[Stage, Merge], None]
+"""Runs all tasks of a stage, in this process or on workers, and merges their results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchContext:
+    """The means to perform a request.
+
+    Attributes:
+        run_stage: runs the tasks of a stage, in this process or on workers.
+        cut: how work is cut into tasks and batches.
+        settings: how pools are searched.
+        seed: seed of random samples, such as the one that a guess is fitted to.
+        note: called with each message for the user.
+    """
+
+    run_stage: RunStage
+    cut: Cut
+    settings: SearchSettings
+    seed: int = 0
+    note: Callable[[str], None] = lambda text: None
+
+
+class Request(Protocol[R_co]):
+    """A request for information about a pool, computed with the student. R is the type of the result."""
+
+    def passes(self, pool: Pool, settings: SearchSettings) -> int:
+        """Expected forward passes, in images. A search that has to make its list longer needs more."""
+
+    def perform(self, pool: Pool, context: SearchContext) -> R_co:
+        """Perform the request and return its result."""
 
 
 class Searcher(Protocol):
-    """Asks a student about a pool; in this process or on Ray."""
+    """Performs requests about a pool with a student, in this process or on Ray."""
 
     def search(
         self,
-        pool,
+        pool: Pool,
         model: nn.Module,
-        request: Request,
+        request: Request[R],
+        *,
+        seed: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
-    ) -> Any:
-        """What `request` asks for, of `pool` under `model`: a `Reply` of its kind.
+    ) -> R:
+        """Perform `request` on `pool` with the student `model`. The result does not depend on the number of workers.
 
         Args:
-            on_progress: gets (forward passes done, forward passes expected in all).
-            on_note: told what the user should know.
+            seed: seed of the random samples of a search.
+            on_progress: called with (forward passes done, forward passes expected in all).
+            on_note: called with each message for the user.
+
+        Raises:
+            ScoringError: a score of the student is not a number.
         """
-
-
-def expected_passes(pool: Any, request: Request, method: Method) -> int:
-    """Forward passes a request will take, unless a search has to look again."""
-    if isinstance(request, SearchRequest):
-        return look_ahead(pool, request, method).passes
-    if isinstance(request, GainsRequest):
-        return gain_passes(pool, guess=guess_pays(pool, request, method.search))
-    if isinstance(request, BestRequest):
-        return len(request.groups) * pool.group_size
-    return len(pool.images) if isinstance(request, EndsRequest) else len(request)
-
-
-def perform(
-    pool: Any,
-    request: Request,
-    method: Method,
-    sweep: Sweep,
-    *,
-    chunk: int,
-    batch: int,
-    on_note: Callable[[str], None] | None = None,
-) -> Reply:
-    """Find out what is asked.
-
-    Args:
-        sweep: does the tasks of a stage, here or elsewhere.
-        chunk, batch: images a task, and a forward pass, about.
-        on_note: told what the user should know.
-    """
-    cut = {"chunk": chunk, "batch": batch}
-    if isinstance(request, SearchRequest):
-        return run_search(pool, request, method, sweep, **cut, on_note=on_note)
-    if isinstance(request, GainsRequest):
-        return find_gains(pool, request, method.search, sweep, cut)
-    if isinstance(request, BestRequest):
-        return find_best(pool, request, sweep, cut)
-    return find_values(request, pool, sweep, cut)

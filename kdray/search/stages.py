@@ -1,73 +1,60 @@
-"""The work of a search in numbered tasks, each a pure function of the pool and the student.
+"""The stages of a search. A stage is work in numbered tasks, each a pure function of the pool and the student.
 
-Tasks are cut by number alone, and so are the forward passes in them: an image is always scored in the same batch,
-whoever does it and in whatever order, and the result is the same for any number of workers. Bits may depend on the size
-of a pass, so that is a property of the kind of device (`kdray.search.forward`).
+Tasks and batches are cut by number alone. So an image is always in the same batch, on any worker and in any order of
+tasks, and the result is the same for any number of workers. The bits of a score may depend on the batch size, so the
+batch size depends only on the network and the kind of device (`kdray.search.cost`).
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kdray.errors import ScoringError
-from kdray.scores import INFORMATIVE
-from kdray.search.forward import Forward
+from kdray.search.acquisition import INFORMATIVE, Score
 from kdray.search.interpolation import guess
-from kdray.search.lowest import Scored, contains, lowest
-from kdray.search.work import CPU_BATCH
+from kdray.search.topk import Scored, contains, lowest
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdray.pools.base import Pool, SegmentPool
+    from kdray.search.forward import Forward
 
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
-class GroupedPool(Protocol):
-    """What searching needs of a pool."""
-
-    num_groups: int
-    group_size: int
-    linear: bool
-    """The candidates of a group lie on the straight line between two images, see `SegmentPool`."""
-
-    def batches(self, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """Candidates of `groups`, those at `indices` in each, `step` groups at a time: uint8 [B, C, H, W]."""
-
-
-class SegmentPool(GroupedPool, Protocol):
-    """A pool whose groups are mixes of two images, at all λ of a grid."""
-
-    images: Tensor
-    lambdas: tuple[float, ...]
-
-    def pair(self, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Groups int64 [B] to the image numbers mixed in them, at λ = 1 and at λ = 0, int64 [B] each."""
-
-
 class Stage(Protocol):
-    """One sweep: tasks 0 to len - 1, in any order, anywhere."""
+    """Work in tasks 0 to len - 1, which may run in any order and on any worker."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of tasks."""
 
     def run(self, pool: Any, forward: Forward, number: int, bound: float) -> Any:
-        """Do one task. Scores above `bound` may be left out."""
+        """Run one task. It may leave out scores above `bound`."""
 
 
 class Merge(Protocol):
-    """Takes in what tasks give, in any order."""
+    """Merges the results of tasks, in any order."""
 
     bound: float
+    """Tasks may leave out scores above this bound."""
     evaluated: int
+    """Forward passes so far, in images."""
 
-    def add(self, number: int, part: Any) -> None: ...
+    def add(self, number: int, part: Any) -> None:
+        """Add the result of task `number`."""
 
 
 @dataclass(frozen=True)
-class Cuts(Sequence[tuple[int, int]]):
-    """[start, stop) of about `wanted` images each: whole forward passes of `batch` images, of `each` for an item.
+class Cuts:
+    """Ranges [start, stop) of items, one for each task.
 
-    Nothing is listed: a pool of billions has millions of them.
+    An item has `each` images. A range has about `wanted` images, in whole batches of about `batch` images. Ranges are
+    computed, not stored: a pool of billions of candidates has millions of ranges.
     """
 
     items: int
@@ -77,78 +64,89 @@ class Cuts(Sequence[tuple[int, int]]):
 
     @property
     def step(self) -> int:
-        """Items in one forward pass."""
+        """Items in one batch."""
         return max(1, self.batch // self.each)
 
     @property
     def size(self) -> int:
-        """Items in a cut."""
+        """Items in one range."""
         return self.step * max(1, round(self.wanted / (self.step * self.each)))
 
     def __len__(self) -> int:
         return (self.items + self.size - 1) // self.size
 
     def __getitem__(self, number: int) -> tuple[int, int]:
+        """The range [start, stop) of task `number`.
+
+        Raises:
+            IndexError: there is no such task.
+        """
         if not 0 <= number < len(self):
             raise IndexError(f"cut {number} of {len(self)}")
         return number * self.size, min((number + 1) * self.size, self.items)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sized:
-    """How work is cut.
+class Cut:
+    """How work is cut into tasks and batches.
 
     Attributes:
-        chunk: images a task, about.
-        batch: images a forward pass, about.
+        chunk: approximate number of images in a task.
+        batch: approximate number of images in a batch.
     """
 
-    chunk: int = 8192
-    batch: int = CPU_BATCH
+    chunk: int
+    batch: int
+
+    def parts(self, items: int, each: int = 1) -> Cuts:
+        """The ranges of `items` items of `each` images, one for each task."""
+        return Cuts(items, each, self.batch, self.chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreGroups(Sized):
-    """Every candidate of some groups, exactly; of each task those of the k lowest it can hold.
+class ScoreGroups:
+    """Scores every candidate of some groups exactly. A task returns its k lowest.
 
     Attributes:
-        count: of groups: 0 to count - 1, where `groups` is None.
-        group_size: of the pool.
-        k: how many are wanted.
-        per: "group": at most one candidate a group, its lowest; "candidate": no such rule.
-        taken: int64, sorted: groups, or candidate ids, that have left the pool.
-        score: a key of `kdray.scores.INFORMATIVE`.
-        groups: int64, sorted: these ones alone.
-        known: scores of `groups` at the λ `have`, float32 [G, H]; the student is asked about the others.
-        have: indices of those λ.
+        cut: how the work is cut.
+        count: number of groups, 0 to count - 1; used if `groups` is None.
+        group_size: candidates in a group of the pool.
+        k: number of candidates wanted.
+        per: "group" takes at most one candidate per group, its lowest; "candidate" has no such limit.
+        taken: int64, sorted: the groups, or candidate ids, that have left the pool.
+        score: a key of `kdray.search.acquisition.INFORMATIVE`.
+        groups: int64, sorted: the groups to score; None means groups 0 to count - 1.
+        known: scores of `groups` at the λ of `have`, float32 [G, H]. Only the other scores are computed.
+        have: indices of the λ of `known`.
     """
 
+    cut: Cut
     count: int
     group_size: int
     k: int
     per: Literal["group", "candidate"] = "group"
     taken: np.ndarray = field(default_factory=lambda: _NOTHING)
-    score: str = "confidence"
+    score: Score = "confidence"
     groups: np.ndarray | None = None
     known: np.ndarray | None = None
     have: tuple[int, ...] = ()
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """The λ the student is asked about."""
+        """Indices of the λ that need forward passes."""
         return tuple(index for index in range(self.group_size) if index not in self.have)
 
     @property
     def cuts(self) -> Cuts:
         """The groups of each task."""
         count = self.count if self.groups is None else len(self.groups)
-        return Cuts(count, max(1, len(self.asked)), self.batch, self.chunk)
+        return self.cut.parts(count, max(1, len(self.asked)))
 
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def run(self, pool: GroupedPool, forward: Forward, number: int, bound: float = float("inf")) -> Scored:
-        """Candidate ids and their scores.
+    def run(self, pool: Pool, forward: Forward, number: int, bound: float = float("inf")) -> Scored:
+        """Score one task: candidate ids and their scores.
 
         Raises:
             ScoringError: the student gives NaN for a candidate.
@@ -161,15 +159,15 @@ class ScoreGroups(Sized):
             table[:, self.have] = self.known[start:stop]
         if asked:
             passes = forward.candidates(pool, torch.from_numpy(groups), self.cuts.step, asked)
-            scores = torch.cat([INFORMATIVE[self.score](logits.softmax(dim=1)) for logits in passes])
-            table[:, asked] = scores.cpu().numpy().reshape(len(groups), len(asked))
+            answers = torch.cat([INFORMATIVE[self.score](logits.softmax(dim=1)) for logits in passes])
+            table[:, asked] = answers.cpu().numpy().reshape(len(groups), len(asked))
         _refuse_nan(table, groups, self.group_size)
         if self.per == "group":
-            best = table.argmin(axis=1)  # the first on a tie: the lowest id
+            best = table.argmin(axis=1)  # on a tie the first one, which has the lowest id
             scores, ids = table[np.arange(len(table)), best], groups * self.group_size + best
             free = ~contains(self.taken, groups)
         else:
-            scores, ids = table.reshape(-1), _candidates(groups, self.group_size)
+            scores, ids = table.reshape(-1), candidate_ids(groups, self.group_size)
             free = ~contains(self.taken, ids)
         keep = free & (scores <= bound)
         scores, ids = scores[keep], ids[keep]
@@ -178,88 +176,95 @@ class ScoreGroups(Sized):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ends(Sized):
-    """Logits of the images a pool mixes, float32 [B, K] of each task.
+class SourceLogits:
+    """Computes source logits, the student's logits for the images that a pool mixes: float32 [B, K] from each task.
 
     Attributes:
-        count: of images.
+        cut: how the work is cut.
+        count: number of images.
     """
 
+    cut: Cut
     count: int
 
     @property
     def cuts(self) -> Cuts:
         """The images of each task."""
-        return Cuts(self.count, 1, self.batch, self.chunk)
+        return self.cut.parts(self.count)
 
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> "Part":
+    def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> TaskRows:
         """See `Stage`."""
         start, stop = self.cuts[number]
         parts = [forward(images) for images in pool.images[start:stop].split(self.cuts.step)]
-        return Part(rows=torch.cat(parts).cpu().numpy(), evaluated=stop - start)
+        return TaskRows(rows=torch.cat(parts).cpu().numpy(), evaluated=stop - start)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Sized):
-    """Logits at every λ of some groups, float32 [B, L, K] of each task.
+class SampleLogits:
+    """Computes the logits of some groups at every λ: float32 [B, L, K] from each task.
 
     Attributes:
-        group_size: of the pool.
+        cut: how the work is cut.
+        group_size: candidates in a group of the pool.
         groups: int64, sorted.
     """
 
+    cut: Cut
     group_size: int
     groups: np.ndarray
 
     @property
     def cuts(self) -> Cuts:
         """The groups of each task."""
-        return Cuts(len(self.groups), self.group_size, self.batch, self.chunk)
+        return self.cut.parts(len(self.groups), self.group_size)
 
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> "Part":
+    def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> TaskRows:
         """See `Stage`."""
         start, stop = self.cuts[number]
         groups = torch.from_numpy(self.groups[start:stop])
         logits = torch.cat(list(forward.candidates(pool, groups, self.cuts.step)))
         rows = logits.view(len(groups), self.group_size, -1).cpu().numpy()
-        return Part(rows=rows, evaluated=len(groups) * self.group_size)
+        return TaskRows(rows=rows, evaluated=len(groups) * self.group_size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guess(Sized):
-    """The guessed score of groups, or of all their candidates: see `kdray.search.interpolation`.
+class Guess:
+    """Guesses the scores of groups, or of all their candidates; see `kdray.search.interpolation`.
 
     Attributes:
-        count: of groups: 0 to count - 1, where `groups` is None.
-        k: how many of the lowest are wanted.
-        per: "group": ids are groups, and a score is their lowest; "candidate": ids are candidates.
-        knots: indices of the λ whose logits the guess is made from, in order.
-        matrix: how, float32 [L, M + 2].
-        ends: logits of the pool's images, float32 [N, K].
-        taken: int64, sorted: groups, or candidate ids, that have left the pool.
-        score: a key of `kdray.scores.INFORMATIVE`.
-        groups: int64, sorted: these ones alone.
-        known: what an earlier guess handed on of `groups`, [G]; the student is asked about the other knots. None: about
-            all.
-        have: the knots of that guess, in order.
-        hand_on: what to give with the groups, as fields of `Scored.extra`: "logits" at all knots, float16 [M, K], for a
-            later guess; "scores" of the candidates there, float32 [M], which need not be asked about again.
+        cut: how the work is cut.
+        count: number of groups, 0 to count - 1; used if `groups` is None.
+        k: number of lowest scores wanted.
+        per: "group": ids are groups, and the score of a group is its lowest; "candidate": ids are candidates.
+        knots: indices of the λ whose logits the guess uses, in order.
+        matrix: combines source logits and logits at the knots, float32 [L, M + 2]; see
+            `kdray.search.interpolation.fit`.
+        sources: source logits, float32 [N, K].
+        taken: int64, sorted: the groups, or candidate ids, that have left the pool.
+        score: a key of `kdray.search.acquisition.INFORMATIVE`.
+        groups: int64, sorted: the groups to guess; None means groups 0 to count - 1.
+        known: fields that an earlier guess handed on for `groups`, [G]. Only the other knots need forward passes. None
+            means all knots do.
+        have: the knots of the earlier guess, in order.
+        hand_on: fields of `Scored.extra` to return with the groups: "logits" at all knots, float16 [M, K], for a later
+            guess; "scores" of the candidates at all knots, float32 [M], so that they need not be computed again.
     """
 
+    cut: Cut
     count: int
     k: int
     knots: tuple[int, ...]
     matrix: np.ndarray
-    ends: np.ndarray
+    sources: np.ndarray
     per: Literal["group", "candidate"] = "group"
     taken: np.ndarray = field(default_factory=lambda: _NOTHING)
-    score: str = "confidence"
+    score: Score = "confidence"
     groups: np.ndarray | None = None
     known: np.ndarray | None = None
     have: tuple[int, ...] = ()
@@ -267,20 +272,20 @@ class Guess(Sized):
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """The λ the student is asked about."""
+        """Indices of the λ that need forward passes."""
         return self.knots if self.known is None else tuple(knot for knot in self.knots if knot not in self.have)
 
     @property
     def cuts(self) -> Cuts:
         """The groups of each task."""
         count = self.count if self.groups is None else len(self.groups)
-        return Cuts(count, len(self.asked), self.batch, self.chunk)
+        return self.cut.parts(count, len(self.asked))
 
     def __len__(self) -> int:
         return len(self.cuts)
 
     def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> Scored:
-        """Ids and guessed scores.
+        """Guess the scores of one task: ids and guessed scores.
 
         Raises:
             ScoringError: the student gives NaN for a candidate.
@@ -290,22 +295,22 @@ class Guess(Sized):
         these = torch.from_numpy(groups)
         at = self._at_knots(pool, forward, these, slice(start, stop))
         first, second = pool.pair(these.to(at.device))
-        ends = torch.from_numpy(self.ends).to(at.device)
-        columns = torch.cat([ends[second].unsqueeze(1), at, ends[first].unsqueeze(1)], dim=1)  # [G, M + 2, K]
+        sources = torch.from_numpy(self.sources).to(at.device)
+        columns = torch.cat([sources[second].unsqueeze(1), at, sources[first].unsqueeze(1)], dim=1)  # [G, M + 2, K]
         matrix = torch.from_numpy(self.matrix).to(at.device)
         table = torch.cat([guess(part, matrix, self.score) for part in columns.split(1024)]).cpu().numpy()
         _refuse_nan(table, groups, pool.group_size)
         if self.per == "group":
             scores, ids = table.min(axis=1), groups
         else:
-            scores, ids = table.reshape(-1), _candidates(groups, pool.group_size)
+            scores, ids = table.reshape(-1), candidate_ids(groups, pool.group_size)
         keep = np.flatnonzero(~contains(self.taken, ids) & (scores <= bound))
         rows = keep[lowest(scores[keep], ids[keep], self.k)]
         extra = self._extra(at, rows, slice(start, stop)) if self.hand_on else None
         return Scored(scores=scores[rows], ids=ids[rows], evaluated=len(groups) * len(self.asked), extra=extra)
 
     def _at_knots(self, pool: SegmentPool, forward: Forward, groups: Tensor, these: slice) -> Tensor:
-        """Logits float32 [G, M, K] at all knots, those handed on among them."""
+        """Logits float32 [G, M, K] at all knots, including those that an earlier guess handed on."""
         asked = self.asked
         logits = torch.cat(list(forward.candidates(pool, groups, self.cuts.step, asked)))
         logits = logits.view(len(groups), len(asked), -1)
@@ -316,7 +321,7 @@ class Guess(Sized):
         return both[:, [(*self.have, *asked).index(knot) for knot in self.knots]]
 
     def _extra(self, logits: Tensor, rows: np.ndarray, these: slice) -> np.ndarray:
-        """What is handed on of `rows`, given the logits at all knots."""
+        """The fields to hand on for `rows`, given the logits at all knots."""
         logits = logits[torch.from_numpy(rows)]
         kinds = {
             "logits": ("logits", np.float16, logits.shape[1:]),
@@ -329,18 +334,18 @@ class Guess(Sized):
         if "scores" in self.hand_on:
             scores = INFORMATIVE[self.score](logits.flatten(0, 1).softmax(dim=1)).view(len(rows), len(self.knots))
             extra["scores"] = scores.cpu().numpy()
-            if self.known is not None:  # as they were, not as rounded logits have them
+            if self.known is not None:  # the exact scores, not those of the rounded logits
                 extra["scores"][:, [self.knots.index(knot) for knot in self.have]] = self.known["scores"][these][rows]
         return extra
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Rows of one task.
+class TaskRows:
+    """The rows that one task computed.
 
     Attributes:
         rows: [B, ...].
-        evaluated: forward passes they took, in images.
+        evaluated: forward passes made, in images.
     """
 
     rows: np.ndarray
@@ -348,26 +353,26 @@ class Part:
 
 
 class Rows:
-    """Puts the rows that tasks give in order."""
+    """Merges the rows of all tasks, in the order of the tasks."""
 
     bound = float("inf")
 
     def __init__(self) -> None:
         self._parts: dict[int, np.ndarray] = {}
         self.evaluated = 0
-        """Forward passes so far."""
+        """Forward passes so far, in images."""
 
-    def add(self, number: int, part: Part) -> None:
-        """Take in the rows of one task."""
+    def add(self, number: int, part: TaskRows) -> None:
+        """Add the rows of one task."""
         self._parts[number] = part.rows
         self.evaluated += part.evaluated
 
     def result(self) -> np.ndarray:
-        """All rows."""
+        """All rows, in the order of the tasks."""
         return np.concatenate([self._parts[number] for number in sorted(self._parts)])
 
 
-def _candidates(groups: np.ndarray, group_size: int) -> np.ndarray:
+def candidate_ids(groups: np.ndarray, group_size: int) -> np.ndarray:
     """Ids of all candidates of `groups`, int64."""
     return (groups[:, None] * group_size + np.arange(group_size)).reshape(-1)
 

@@ -1,20 +1,5 @@
-"""Whom to pay for: from a pool, a number and a student to candidate ids."""
+"""Strategies, which choose the candidates to query, and the computations of RAD."""
 
-from kdray.select.mistakes import Estimate, Mistakes
-from kdray.select.strategies import STRATEGIES, Strategy, capacity, driver_bytes, expected, select
-from kdray.select.task import Ask, Options, Selection, Task
+from kdray.select.base import Selection, Strategy, Task, select
 
-__all__ = [
-    "STRATEGIES",
-    "Ask",
-    "Estimate",
-    "Mistakes",
-    "Options",
-    "Selection",
-    "Strategy",
-    "Task",
-    "capacity",
-    "driver_bytes",
-    "expected",
-    "select",
-]
+__all__ = ["Selection", "Strategy", "Task", "select"]

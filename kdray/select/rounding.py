@@ -1,4 +1,4 @@
-"""Draw exactly b of n with given probabilities: dependent rounding (Chekuri et al., 2009; RAD, Algorithm 2)."""
+"""Dependent rounding: draw exactly b of n with given probabilities (Chekuri et al., 2009; RAD, Algorithm 2)."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,16 +6,21 @@ import numpy as np
 
 _BLOCK = 1 << 16
 _OFF = 1e-9
-"""By how much a sum of probabilities may miss a whole number, for each of them; a millionth in all is nothing."""
+"""Rounding error allowed for each probability when their sum is compared with a whole number, in addition to 1e-6."""
 
 
 def dependent_round(probs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Positions drawn: exactly sum(probs) of them, each with its probability.
+    """Draw exactly sum(probs) positions, each with its probability.
 
-    Arguments and errors as of `round_parts`, in one array: float [n].
+    Args:
+        probs: float [n].
+        generator: draws at most one number per candidate.
 
     Returns:
         int64 [sum(probs)], ascending.
+
+    Raises:
+        ValueError: a probability is not in [0, 1], or their sum is not whole.
     """
     probs = np.asarray(probs, dtype=np.float64)
     if probs.ndim != 1:
@@ -24,23 +29,25 @@ def dependent_round(probs: np.ndarray, generator: np.random.Generator) -> np.nda
 
 
 def round_parts(parts: Iterable[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator) -> np.ndarray:
-    """`dependent_round` of candidates that come in parts, of which one at a time is held.
+    """`dependent_round` for candidates that come in parts. Only one part is in memory at a time.
 
-    Algorithm 2 in O(n). It takes any two uncertain candidates and moves probability from one to the other until one of
-    them is certain. Here neighbours are taken, all such pairs of a part at once, then those left over, until one is
-    left, and so on with what parts leave over: what is near in the pool is seldom drawn together. Of neighbours with at
-    most 1 between them one is left that has it all, each with its share of the chances, in whatever order pairs are
-    taken: so these are settled at one stroke.
+    This is Algorithm 2 in O(n). The algorithm takes two uncertain candidates and moves probability from one to the
+    other until one of them is certain. Here the two are neighbours. All neighbours of a part are paired at once, then
+    the candidates that are still uncertain, until one is left. Candidates that the parts leave over are paired in the
+    same way. So candidates that are close in the pool are seldom drawn together.
+
+    If neighbours have a sum of probabilities of at most 1, one of them ends up with the whole sum. Each of them has a
+    chance proportional to its probability, in any order of pairing. So such neighbours are reduced to one in one step.
 
     Args:
-        parts: (ids, int64 [B] ascending; probabilities, float64 [B]), ids ascending from part to part.
-        generator: draws at most one number a candidate.
+        parts: pairs (ids int64 [B] ascending, probabilities float64 [B]). Ids ascend from part to part.
+        generator: draws at most one number per candidate.
 
     Returns:
         int64 ids, ascending.
 
     Raises:
-        ValueError: a probability not in [0, 1], or a sum that is not whole.
+        ValueError: a probability is not in [0, 1], or their sum is not whole.
     """
     drawn, total, count = [], 0.0, 0
     ids, values = np.empty(0, dtype=np.int64), np.empty(0)  # still uncertain, not yet paired
@@ -59,22 +66,27 @@ def round_parts(parts: Iterable[tuple[np.ndarray, np.ndarray]], generator: np.ra
     if abs(total - round(total)) > 1e-6 + _OFF * count:
         raise ValueError(f"probabilities must sum to a whole number, they sum to {total!r}")
     some, ids, values = _paired(ids, values, generator)
-    # One is left, and by then 0 or 1 but for the last bits.
+    # At most one candidate is left. Its probability is 0 or 1, apart from rounding errors.
     return np.sort(np.concatenate([*drawn, some, ids[values > 0.5]]))
 
 
 def _paired(
     ids: np.ndarray, values: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Neighbours paired until one is left: (ids drawn, the one that is still uncertain or none [0 or 1], its
-    probability)."""
+    """Pair neighbours until at most one uncertain candidate is left.
+
+    Returns:
+        The drawn ids, the id that is left (an array of length 0 or 1), and its probability.
+    """
     drawn = [ids[:0]]
     while len(ids) > 1:
         even = len(ids) // 2 * 2
         i, j, a, b = ids[0:even:2], ids[1:even:2], values[0:even:2], values[1:even:2]
         both = a + b
-        over = both >= 1.0  # one of the two is drawn and the other keeps the rest; else one is not, and leaves it all
-        first = generator.random(len(i)) < np.where(over, (1.0 - b) / (2.0 - both), a / both)  # has the larger part
+        # From a sum of 1 on, one of the two is drawn and the other keeps the rest. Below 1, one is dropped and the
+        # other gets the sum. `first` says whether the first one is drawn, or gets the sum.
+        over = both >= 1.0
+        first = generator.random(len(i)) < np.where(over, (1.0 - b) / (2.0 - both), a / both)
         drawn.append(np.where(first, i, j)[over])
         rest = np.where(over, both - 1.0, both)
         still = rest > 0.0
@@ -86,8 +98,9 @@ def _paired(
 def _thinned(
     ids: np.ndarray, values: np.ndarray, generator: np.random.Generator, most: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The uncertain ones, in order; of small neighbours with at most 1 between them only the one that is left, and its
-    probability.
+    """The uncertain candidates and their probabilities, in order, with small neighbours reduced to one.
+
+    Neighbours of probability 0.5 or less, with a sum of at most 1, are reduced to one candidate that gets the sum.
 
     Args:
         most: the largest value.
@@ -100,7 +113,7 @@ def _thinned(
         return left[order], value[order]
     if len(values) == 0 or (total := np.cumsum(values))[-1] == 0.0:
         return ids[:0], values[:0]
-    # Cut at multiples of what the largest value leaves of 1: between two cuts lies less than that, and one value.
+    # Cut the running sum at multiples of room = 1 - most. The values between two cuts sum to less than room + most = 1.
     room = 1.0 - most
     ends = np.searchsorted(total, room * np.arange(1, int(total[-1] / room) + 1))
     last = np.append(ends[ends > 0], len(total)) - 1

@@ -1,15 +1,19 @@
 """Answers of a teacher, and the ways an API may cut them short: a label alone, the top k, rounded numbers."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kdray.errors import TeacherError
 from kdray.ledger.records import AnswerRows
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,7 @@ class Answers:
         probs: float32 [B, K] as the teacher gave them (rounded, or zero outside the top k), or None for labels alone.
         labels: int64 [B], the class the teacher finds most likely.
         num_classes: K.
-        bad: row -> why it cannot be believed; what else is in such a row means nothing.
+        bad: row -> why its answer is invalid; the values in such a row mean nothing.
     """
 
     probs: Tensor | None
@@ -38,22 +42,22 @@ class Answers:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def believed(self) -> "Answers":
-        """These answers, where all of them can be believed.
+    def believed(self) -> Answers:
+        """These answers, none of which is invalid.
 
         Raises:
-            TeacherError: the reason why one cannot.
+            TeacherError: the reason of the first invalid row.
         """
         if self.bad:
             raise TeacherError(next(iter(self.bad.values())))
         return self
 
     def rows(self) -> AnswerRows:
-        """As the ledger keeps them; `to_answers` is the way back."""
+        """The rows as the ledger stores them; `to_answers` turns them back."""
         probs = None if self.probs is None else self.probs.numpy()
         return AnswerRows(labels=self.labels.numpy(), probs=probs)
 
-    def __getitem__(self, positions: Tensor) -> "Answers":
+    def __getitem__(self, positions: Tensor) -> Answers:
         probs = None if self.probs is None else self.probs[positions]
         return Answers(probs=probs, labels=self.labels[positions], num_classes=self.num_classes)
 
@@ -61,22 +65,9 @@ class Answers:
 def to_answers(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> Answers:
     """Rows of `kdray.ledger.Ledger.lookup` as one batch of answers."""
     labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
-    soft = bool(rows) and rows[0][1] is not None
-    probs = torch.from_numpy(np.stack([probs for _, probs in rows])) if soft else None
+    shown = [probs for _, probs in rows if probs is not None]
+    probs = torch.from_numpy(np.stack(shown)) if shown else None
     return Answers(probs=probs, labels=labels, num_classes=num_classes)
-
-
-class Teacher(Protocol):
-    """The contract of every teacher."""
-
-    identity: str
-    """Who answers and in which form; part of the ledger's key. Another model, another identity."""
-    num_classes: int
-    metered: bool
-    """Somebody may bill for a call: one that was sent and never answered counts as charged."""
-
-    def answer(self, images: Tensor) -> Answers:
-        """Answers to uint8 images [B, C, H, W]; rows that make no sense are named in `bad`, not raised."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +90,24 @@ class AnswerFormat:
     def __str__(self) -> str:
         return self.kind + ("" if self.decimals is None or self.kind == "hard" else f",decimals={self.decimals}")
 
+    def check(self, num_classes: int) -> None:
+        """Refuse a top k of more classes than there are.
+
+        Raises:
+            TeacherError: k is larger than `num_classes`.
+        """
+        if self.top is not None and self.top > num_classes:
+            raise TeacherError(
+                f"teacher.answers: {self.kind} of a teacher with {num_classes} classes; "
+                f"use top{num_classes} at most, or soft"
+            )
+
     def apply(self, probs: Tensor, bad: Mapping[int, str] | None = None) -> Answers:
-        """Cut full probabilities float [B, K] down to this form; ties at the k-th place go to the lower class, and
+        """Reduce full probabilities, float [B, K], to this form. Ties at the k-th place go to the lower class, and
         decimals round half to even.
 
         Args:
-            bad: rows that cannot be believed, as `check_probabilities` found them; passed on.
+            bad: invalid rows, as `check_probabilities` found them; they are passed on.
 
         Raises:
             TeacherError: top k of fewer than k classes.
@@ -126,11 +129,14 @@ class AnswerFormat:
 
 
 def training_targets(answers: Answers, top: int | None = None) -> Tensor:
-    """What the student is trained on: float32 [B, K], rows that sum to 1.
+    """The student's training targets: float32 [B, K], rows that sum to 1.
 
-    A label becomes a one-hot row. Of a top-k answer, what the k leave of the mass is spread evenly over the classes
-    not shown: the answer says they are small and nothing more. Rounded rows are scaled to sum to 1; a row that was
-    rounded to nothing becomes its label.
+    A label becomes a one-hot row. In a top-k answer, the probability that the k classes leave is spread evenly over
+    the other classes. Rounded rows are scaled to sum to 1; a row whose numbers were all rounded to 0 becomes a one-hot
+    row of its label.
+
+    Args:
+        top: k of the answers, or None where all classes are shown.
     """
     one_hot = torch.nn.functional.one_hot(answers.labels, answers.num_classes).to(torch.float32)
     if answers.probs is None:
@@ -139,7 +145,7 @@ def training_targets(answers: Answers, top: int | None = None) -> Tensor:
     if top is not None and top < answers.num_classes:
         shown = torch.zeros_like(probs, dtype=torch.bool)
         shown.scatter_(1, probs.argsort(dim=1, descending=True, stable=True)[:, :top], True)
-        # A place among the top k that was rounded to nothing cannot be told from one that was not shown.
+        # A probability of the top k that was rounded to 0 looks the same as one that was not shown.
         shown &= probs > 0
         rest = (1.0 - probs.sum(dim=1, keepdim=True)).clamp_min(0.0) / (~shown).sum(dim=1, keepdim=True).clamp_min(1)
         probs = torch.where(shown | ~shown.any(dim=1, keepdim=True), probs, rest)
@@ -149,11 +155,11 @@ def training_targets(answers: Answers, top: int | None = None) -> Tensor:
 
 
 def check_probabilities(probs: Tensor, batch: int, num_classes: int, tolerance: float) -> dict[int, str]:
-    """Which rows of float [B, K] cannot be probabilities, and why: NaN or infinite, negative, or not summing to 1
-    within `tolerance`.
+    """Rows of float [B, K] that are no probabilities, with the reason: NaN or infinite, negative, or a sum that
+    differs from 1 by more than `tolerance`.
 
     Raises:
-        TeacherError: the shape is wrong, so no row can be told from another.
+        TeacherError: the shape is not [B, K].
     """
     check_shape(probs, batch, num_classes)
     totals, lowest = probs.double().sum(dim=1), probs.amin(dim=1)
@@ -171,10 +177,10 @@ def check_probabilities(probs: Tensor, batch: int, num_classes: int, tolerance: 
 
 
 def check_shape(probs: Tensor, batch: int, num_classes: int) -> None:
-    """Refuse what is not [B, K].
+    """Raise where `probs` is not of shape [B, K].
 
     Raises:
-        TeacherError: it is of another shape.
+        TeacherError: it has another shape.
     """
     if tuple(probs.shape) != (batch, num_classes):
         raise TeacherError(
@@ -184,7 +190,7 @@ def check_shape(probs: Tensor, batch: int, num_classes: int) -> None:
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> dict[int, str]:
-    """Which of int [B] labels name no class, and why."""
+    """Rows of int [B] labels that name no class, with the reason."""
     return {
         row: f"the teacher answered label {labels[row]}; labels lie in 0..{num_classes - 1}: check teacher.classes"
         for row in np.flatnonzero((labels < 0) | (labels >= num_classes)).tolist()

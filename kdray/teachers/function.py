@@ -1,16 +1,78 @@
 """A Python function as a teacher: a client of some API, an old binary behind subprocess, another framework."""
 
-import importlib
-import os
-import sys
+from __future__ import annotations
+
+import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+from pydantic import field_validator
 
 from kdray.errors import TeacherError
+from kdray.sections.base import Classes
+from kdray.sections.registry import import_object
 from kdray.teachers.answers import AnswerFormat, Answers, check_labels, check_probabilities
+from kdray.teachers.base import TeacherSection, count_in, names_in, teachers
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdray.teachers.http.secrets import Secrets
+
+
+@teachers.register
+class PythonTeacherConfig(TeacherSection):
+    """A Python function: uint8 [B, C, H, W] numpy array in, probabilities [B, K] or labels [B] out."""
+
+    kind: Literal["python"] = "python"
+    """python: a function."""
+    function: str
+    """module:function, importable from where kdray runs."""
+    classes: Classes
+    """Number or names of the classes."""
+    name: str | None = None
+    """The teacher's name in the ledger; null uses `function`. Give a new name when the model behind it changes."""
+    metered: bool = True
+    """Calls may be billed: a batch that was on its way when kdray died counts as charged."""
+
+    @field_validator("function")
+    @classmethod
+    def _module_and_function(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.]+:[\w.<>]+", value):
+            raise ValueError(f"{value!r} is not of the form module:function")
+        return value
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names in `classes`."""
+        return names_in(self.classes)
+
+    def build(
+        self, image_shape: tuple[int, int, int], *, folder: str = "", secrets: Secrets | None = None
+    ) -> FunctionTeacher:
+        """The teacher of the function that is imported from `folder` or the Python path.
+
+        Raises:
+            TeacherError: the function cannot be imported, or `answers` asks for more classes than there are.
+        """
+        self.form.check(count_in(self.classes))
+        return self.around(_import(self.function, folder))
+
+    def around(self, function: Callable[[np.ndarray], Any]) -> FunctionTeacher:
+        """The teacher that asks `function`, in place of the one the section names.
+
+        Raises:
+            TeacherError: `answers` asks for more classes than there are.
+        """
+        self.form.check(count_in(self.classes))
+        return FunctionTeacher(
+            function,
+            identity=f"python:{self.name or self.function}:{self.form}",
+            num_classes=count_in(self.classes),
+            form=self.form,
+            metered=self.metered,
+        )
 
 
 class FunctionTeacher:
@@ -20,12 +82,18 @@ class FunctionTeacher:
         function: the function.
         identity: names the model behind it and the form of the answers.
         num_classes: K.
-        form: what is kept of its probabilities. Labels can only be kept as "hard".
-        metered: somebody may bill for calls.
+        form: how much of its probabilities is kept. Labels can only be kept as "hard".
+        metered: calls may be billed.
     """
 
     def __init__(
-        self, function: Callable, *, identity: str, num_classes: int, form: AnswerFormat, metered: bool = True
+        self,
+        function: Callable[[np.ndarray], Any],
+        *,
+        identity: str,
+        num_classes: int,
+        form: AnswerFormat,
+        metered: bool = True,
     ) -> None:
         self.identity = identity
         self.num_classes = num_classes
@@ -36,11 +104,11 @@ class FunctionTeacher:
         """Answers to uint8 images [B, C, H, W].
 
         Raises:
-            TeacherError: the function raised, or returned something that is no answer at all.
+            TeacherError: the function raised, or returned neither probabilities nor labels of these images.
         """
         try:
             reply = self._function(images.numpy())
-        except Exception as error:  # whatever a user's function raises
+        except Exception as error:  # a user's function may raise anything
             raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
         array = to_array(reply)
         if array.dtype.kind in "iu" and array.ndim == 1:
@@ -71,55 +139,31 @@ def to_array(reply: object) -> np.ndarray:
     """What a teacher function returned, as an array.
 
     Raises:
-        TeacherError: it is none, a ragged list for example.
+        TeacherError: it cannot be one, as a ragged list cannot.
     """
     try:
-        if isinstance(reply, Tensor):
+        if isinstance(reply, torch.Tensor):
             reply = reply.detach().cpu()
-            return (reply.float() if reply.is_floating_point() else reply).numpy()
+            return np.asarray(reply.float() if reply.is_floating_point() else reply)
         return np.asarray(reply)
     except (ValueError, TypeError) as error:
         raise TeacherError(f"the teacher function returned something that is no array: {error}") from None
 
 
-def build_function_teacher(config, function: Callable | None = None, folder: str = "") -> FunctionTeacher:
-    """The teacher of a `kdray.config.PythonTeacher` section.
-
-    Args:
-        function: stands in for the import where given.
-        folder: where the user's module may lie, besides the Python path: the folder kdray was started from.
+def _import(name: str, folder: str) -> Callable[[np.ndarray], Any]:
+    """The function that `name`, module:function, names.
 
     Raises:
-        TeacherError: the function cannot be imported.
+        TeacherError: it cannot be imported, or is not callable.
     """
-    count = len(config.classes) if isinstance(config.classes, list) else config.classes
-    form = AnswerFormat(config.answers, config.decimals)
-    if form.top is not None and form.top > count:
-        raise TeacherError(
-            f"teacher.answers: {config.answers} of a teacher with {count} classes; use top{count} at most, or soft"
-        )
-    return FunctionTeacher(
-        function or _import(config.function, folder or os.getcwd()),
-        identity=f"python:{config.name or config.function}:{form}",
-        num_classes=count,
-        form=form,
-        metered=config.metered,
-    )
-
-
-def _import(text: str, folder: str) -> Callable:
-    module, _, name = text.partition(":")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
     try:
-        function = importlib.import_module(module)
-        for part in name.split("."):
-            function = getattr(function, part)
-    except Exception as error:  # a module may raise anything while it is imported
+        function = import_object(name, folder)
+    except LookupError as error:
         raise TeacherError(
-            f"teacher.function: cannot import {text} ({type(error).__name__}: {error}). Is it importable from here? "
+            f"teacher.function: {error.args[0]}. Is it importable from here? "
             "A function that was given to kdray.distil goes on from Python: kdray.distil(..., out=RUN)"
         ) from None
     if not callable(function):
-        raise TeacherError(f"teacher.function: {text} is not callable")
-    return function
+        raise TeacherError(f"teacher.function: {name} is not callable")
+    called: Callable[[np.ndarray], Any] = function
+    return called

@@ -1,35 +1,234 @@
 """A model on this machine as a teacher: a zoo or torchvision network with weights, or a whole saved program."""
 
+from __future__ import annotations
+
 import hashlib
 import json
-import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from pydantic import field_validator
 
 from kdray.errors import ModelError, TeacherError
-from kdray.students.export import load_weights, read_card
-from kdray.students.models import ZOO, ImageClassifier
-from kdray.students.train import cpu_threads, resolve_device
+from kdray.models.base import known_model
+from kdray.sections.base import Classes, Device
 from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, check_shape
+from kdray.teachers.base import NormaliseConfig, TeacherSection, count_in, names_in, teachers
+from kdray.teachers.recipe import TeacherTrainConfig, train_teacher
+from kdray.utils.devices import cpu_threads, resolve_device
+from kdray.utils.lazy import torch
 
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdray.images.base import ImageSet
+    from kdray.models.classifier import ImageClassifier
+    from kdray.observers.base import Observer
+    from kdray.teachers.http.secrets import Secrets
+
+_IMAGENET = NormaliseConfig(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+_TORCHVISION = "torchvision/"
+
+
+@teachers.register
+class LocalTeacherConfig(TeacherSection):
+    """A model on this machine, seen only through its answers."""
+
+    local: ClassVar[bool] = True
+    path_fields: ClassVar[tuple[str, ...]] = ("weights",)
+
+    kind: Literal["local"] = "local"
+    """local: a model on this machine."""
+    weights: str
+    """safetensors for `model`; or, where `model` is null, a TorchScript or torch.export file."""
+    model: str | None = None
+    """A network of the zoo, or torchvision/NAME; null where `weights` is a whole program."""
+    classes: Classes | None = None
+    """Number or names of the classes; null reads them from weights that kdray saved."""
+    input: Literal["uint8", "unit"] = "unit"
+    """What a whole program takes: uint8 pixels, or floats in [0, 1] (then normalised, if `normalise` is set)."""
+    outputs: Literal["logits", "probabilities"] = "logits"
+    """What a whole program gives."""
+    normalise: NormaliseConfig | None = None
+    """Input normalisation of weights from elsewhere; kdray's own weights carry theirs."""
+    train: TeacherTrainConfig | None = None
+    """How to make `weights` when the file is not there."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_known(cls, value: str | None) -> str | None:
+        return value if value is None or value.startswith(_TORCHVISION) else known_model(value)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """From `classes`, or from weights that kdray saved."""
+        if isinstance(self.classes, list):
+            return names_in(self.classes)
+        if self.model is not None and Path(self.weights).is_file():
+            from kdray.models.checkpoint import read_card
+
+            card = read_card(self.weights)
+            return card.classes if card else None
+        return None
+
+    def count_classes(self, image_shape: tuple[int, int, int]) -> int | None:
+        """Before the teacher was trained, what `classes` says."""
+        if self.missing():
+            return None if self.classes is None else count_in(self.classes)
+        return super().count_classes(image_shape)
+
+    @property
+    def recipe(self) -> TeacherTrainConfig | None:
+        """The field `train`."""
+        return self.train
+
+    def missing(self) -> bool:
+        """There is a recipe, and the weights do not exist."""
+        return self.train is not None and not Path(self.weights).exists()
+
+    def prepare(self, image_shape: tuple[int, int, int], labelled: ImageSet | None, observer: Observer) -> None:
+        """Train the teacher and write `weights`, where they are `missing`."""
+        recipe = self.train
+        if recipe is None or not self.missing():
+            return
+        observer.note(f"the teacher's weights are not there yet: training {self.model} once")
+        train_teacher(
+            self,
+            lambda done, loss: observer.progress(done, recipe.epochs),
+            image_shape=image_shape,
+            labelled=labelled,
+        )
+        observer.note(f"teacher written to {self.weights}; from here on it is only queried")
+
+    def build(
+        self, image_shape: tuple[int, int, int], *, folder: str = "", secrets: Secrets | None = None
+    ) -> LocalTeacher:
+        """The teacher, after it has answered one black image: a model that does not fit the images fails now.
+
+        Raises:
+            TeacherError: no weights, no class count, or a model that cannot be read or does not take such images.
+            ModelError: weights that do not fit the model.
+        """
+        path = Path(self.weights)
+        if not path.is_file():
+            hint = "train it with 'kdray teacher train CONFIG'" if self.train else "check the path"
+            raise TeacherError(f"teacher.weights: no file at {self.weights}; {hint}")
+        model, count, shape = self._load(path, image_shape)
+        self.form.check(count)
+        teacher = LocalTeacher(
+            model,
+            identity=f"local:{self.model or path.suffix.lstrip('.')}:{self._digest(path)}:{self.form}",
+            num_classes=count,
+            image_shape=shape,
+            form=self.form,
+            outputs=self.outputs if self.model is None else "logits",
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+        teacher.answer(torch.zeros(1, *image_shape, dtype=torch.uint8)).believed()
+        return teacher
+
+    def _digest(self, path: Path) -> str:
+        """Names the model in the ledger: the weights, and the fields that decide what it answers."""
+        settings: dict[str, Any] = {"model": self.model, "input": self.input, "outputs": self.outputs}
+        settings["normalise"] = self.normalise.model_dump() if self.normalise else None
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=12)
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _load(
+        self, path: Path, image_shape: tuple[int, int, int]
+    ) -> tuple[torch.nn.Module, int, tuple[int, int, int] | None]:
+        """The model, its number of classes, and the shape (C, H, W) of the images it takes, where it says."""
+        if self.model is not None and not self.model.startswith(_TORCHVISION):
+            return self._load_zoo(path, self.model, image_shape)
+        if self.model is not None:
+            if self.classes is None:
+                raise TeacherError("teacher.classes is missing: give the number or the names of the classes")
+            count = count_in(self.classes)
+            return self._load_torchvision(path, self.model, count, image_shape), count, image_shape
+        if self.classes is None:
+            raise TeacherError("teacher.classes is missing: a saved program does not say how many classes it has")
+        from kdray.models.program import load_program
+
+        normalise = self.normalise
+        if normalise is not None:
+            normalise.check(image_shape[0])
+        mean, std = (normalise.mean, normalise.std) if normalise else (None, None)
+        return load_program(path, self.input, mean, std), count_in(self.classes), None
+
+    def _load_zoo(
+        self, path: Path, name: str, image_shape: tuple[int, int, int]
+    ) -> tuple[ImageClassifier, int, tuple[int, int, int]]:
+        from safetensors.torch import load_file
+
+        from kdray.models.checkpoint import load_weights, read_card
+        from kdray.models.classifier import ImageClassifier, build_network
+
+        card, count = read_card(path), None if self.classes is None else count_in(self.classes)
+        if card is not None and card.model != name:
+            raise ModelError(f"teacher.model is {name!r}, but {path} holds the weights of a {card.model!r}")
+        if card is not None and count is not None and count != card.num_classes:
+            raise ModelError(f"teacher.classes gives {count} classes, but {path} holds a model of {card.num_classes}")
+        count = card.num_classes if card else count
+        if count is None:
+            raise TeacherError(f"teacher.classes is missing, and {path} does not say how many classes it has")
+        shape = card.image_shape if card else image_shape
+        if tuple(shape) != tuple(image_shape):
+            raise TeacherError(
+                f"the teacher takes images of shape {tuple(shape)} (channels, height, width), "
+                f"but the images have {tuple(image_shape)}; set images.size and images.colour to bring them together"
+            )
+        with torch.random.fork_rng():
+            network = build_network(name, shape, count)
+        channels = shape[0]
+        normalise = self.normalise or NormaliseConfig(mean=[0.5] * channels, std=[0.25] * channels)
+        normalise.check(channels)
+        model = ImageClassifier(network, shape, normalise.mean, normalise.std)
+        load_weights(model if card else network, load_file(path), f"teacher.weights {path}")
+        return model.eval(), count, shape
+
+    def _load_torchvision(
+        self, path: Path, model: str, count: int, image_shape: tuple[int, int, int]
+    ) -> ImageClassifier:
+        import torchvision
+        from safetensors.torch import load_file
+
+        from kdray.models.checkpoint import load_weights, read_card
+        from kdray.models.classifier import ImageClassifier
+
+        name = model.removeprefix(_TORCHVISION)
+        try:
+            with torch.random.fork_rng():
+                network = torchvision.models.get_model(name, weights=None, num_classes=count)
+        except ValueError:
+            raise ModelError(f"teacher.model: torchvision has no model named {name!r}") from None
+        if image_shape[0] != 3:
+            raise TeacherError(
+                f"teacher.model: {model} takes RGB images, the images are grey; set images.colour to rgb"
+            )
+        normalise = self.normalise or _IMAGENET
+        normalise.check(image_shape[0])
+        card = read_card(path)
+        if card is not None:
+            raise ModelError(f"teacher.model is {model!r}, but {path} holds a kdray {card.model!r}")
+        load_weights(network, load_file(path), f"teacher.weights {path}")
+        return ImageClassifier(network, image_shape, normalise.mean, normalise.std).eval()
 
 
 class LocalTeacher:
     """Answers with a local model, on one thread, in batches padded to one size.
 
     A kernel may sum in another order for another batch size. Padding every batch to `batch_size` makes an answer
-    depend on the image alone, not on which others happened to be asked with it.
+    depend on the image alone, not on the images asked with it.
 
     Args:
         model: uint8 [B, C, H, W] to logits or probabilities [B, K].
         identity: names the weights and the form of the answers.
         num_classes: K.
-        image_shape: (C, H, W) it takes, or None if only a try can tell.
-        form: what it shows of its probabilities.
+        image_shape: (C, H, W) it takes, or None where the model does not say.
+        form: how much of its probabilities it shows.
         outputs: "logits" or "probabilities".
         batch_size: images a forward pass.
         device: auto, cpu or cuda.
@@ -39,7 +238,7 @@ class LocalTeacher:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: torch.nn.Module,
         *,
         identity: str,
         num_classes: int,
@@ -65,7 +264,7 @@ class LocalTeacher:
         if len(images) == 0:
             return self._form.apply(torch.zeros(0, self.num_classes))
         with cpu_threads(1), torch.inference_mode():
-            probs = torch.cat([self._forward(batch) for batch in images.split(self._batch_size)])
+            probs = torch.cat([self._forward(batch) for batch in torch.split(images, self._batch_size)])
         return self._form.apply(probs, check_probabilities(probs, len(images), self.num_classes, tolerance=1e-3))
 
     def _forward(self, batch: Tensor) -> Tensor:
@@ -78,161 +277,6 @@ class LocalTeacher:
                 f"the teacher cannot answer images of shape {list(batch.shape[1:])} in batches of {self._batch_size}: "
                 f"{reason}. (A program exported for one batch size needs teacher.batch_size set to it.)"
             ) from None
-        probs = output.softmax(dim=1) if self._outputs == "logits" and output.ndim == 2 else output
+        probs: Tensor = output.softmax(dim=1) if self._outputs == "logits" and output.ndim == 2 else output
         check_shape(probs, self._batch_size, self.num_classes)
         return probs[: len(batch)]
-
-
-def build_local_teacher(config, image_shape: tuple[int, int, int]) -> LocalTeacher:
-    """The teacher of a `kdray.config.LocalTeacher` section.
-
-    Raises:
-        TeacherError: no weights, no class count, or a model that cannot be read.
-        ModelError: weights that do not fit the model.
-    """
-    path = Path(config.weights)
-    if not path.is_file():
-        hint = "train it with 'kdray teacher train CONFIG'" if config.train else "check the path"
-        raise TeacherError(f"teacher.weights: no file at {config.weights}; {hint}")
-    names = tuple(config.classes) if isinstance(config.classes, list) else None
-    count = len(names) if names else config.classes
-    if config.model is None:
-        if count is None:
-            raise TeacherError("teacher.classes is missing: a saved program does not say how many classes it has")
-        model, shape = _program(path, config, image_shape), None
-    elif config.model.startswith("torchvision/"):
-        if count is None:
-            raise TeacherError("teacher.classes is missing: give the number or the names of the classes")
-        model, shape = _torchvision(path, config, count, image_shape), image_shape
-    else:
-        model, count, shape = _zoo(path, config, count, image_shape)
-    form = AnswerFormat(config.answers, config.decimals)
-    if form.top is not None and form.top > count:
-        raise TeacherError(
-            f"teacher.answers: {config.answers} of a teacher with {count} classes; use top{count} at most, or soft"
-        )
-    settings = {key: getattr(config, key) for key in ("model", "input", "outputs")}
-    settings["normalise"] = config.normalise.model_dump() if config.normalise else None
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=12)
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    teacher = LocalTeacher(
-        model,
-        identity=f"local:{config.model or path.suffix.lstrip('.')}:{digest.hexdigest()}:{form}",
-        num_classes=count,
-        image_shape=shape,
-        form=form,
-        outputs=config.outputs if config.model is None else "logits",
-        batch_size=config.batch_size,
-        device=config.device,
-    )
-    # A misfit shows now, not after the first round.
-    teacher.answer(torch.zeros(1, *image_shape, dtype=torch.uint8)).believed()
-    return teacher
-
-
-def class_names(config) -> tuple[str, ...] | None:
-    """Class names of a local or python teacher: from its config, or from weights that kdray saved."""
-    if isinstance(config.classes, list):
-        return tuple(config.classes)
-    if config.kind == "local" and config.model is not None and Path(config.weights).is_file():
-        card = read_card(config.weights)
-        return card.classes if card else None
-    return None
-
-
-def _zoo(path: Path, config, count: int | None, image_shape: tuple[int, int, int]) -> tuple[nn.Module, int, tuple]:
-    card = read_card(path)
-    if card is not None and card.model != config.model:
-        raise ModelError(f"teacher.model is {config.model!r}, but {path} holds the weights of a {card.model!r}")
-    if card is not None and count is not None and count != card.num_classes:
-        raise ModelError(f"teacher.classes gives {count} classes, but {path} holds a model of {card.num_classes}")
-    count = card.num_classes if card else count
-    if count is None:
-        raise TeacherError(f"teacher.classes is missing, and {path} does not say how many classes it has")
-    shape = card.image_shape if card else image_shape
-    if tuple(shape) != tuple(image_shape):
-        raise TeacherError(
-            f"the teacher takes images of shape {tuple(shape)} (channels, height, width), "
-            f"but the images have {tuple(image_shape)}; set images.size and images.colour to bring them together"
-        )
-    with torch.random.fork_rng():
-        network = ZOO[config.model](tuple(shape), count)
-    channels = shape[0]
-    mean, std = (
-        (config.normalise.mean, config.normalise.std) if config.normalise else ([0.5] * channels, [0.25] * channels)
-    )
-    check_channels(mean, std, channels)
-    model = ImageClassifier(network, shape, mean, std)
-    tensors = load_file(path)
-    load_weights(model if card else network, tensors, f"teacher.weights {path}")
-    return model.eval(), count, tuple(shape)
-
-
-def _torchvision(path: Path, config, count: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    import torchvision
-
-    name = config.model.removeprefix("torchvision/")
-    try:
-        with torch.random.fork_rng():
-            network = torchvision.models.get_model(name, weights=None, num_classes=count)
-    except ValueError:
-        raise ModelError(f"teacher.model: torchvision has no model named {name!r}") from None
-    if image_shape[0] != 3:
-        raise TeacherError(
-            f"teacher.model: {config.model} takes RGB images, the images are grey; set images.colour to rgb"
-        )
-    mean, std = (config.normalise.mean, config.normalise.std) if config.normalise else _IMAGENET
-    check_channels(mean, std, image_shape[0])
-    card = read_card(path)
-    if card is not None:
-        raise ModelError(f"teacher.model is {config.model!r}, but {path} holds a kdray {card.model!r}")
-    load_weights(network, load_file(path), f"teacher.weights {path}")
-    return ImageClassifier(network, image_shape, list(mean), list(std)).eval()
-
-
-def check_channels(mean: list[float], std: list[float], channels: int, field: str = "teacher.normalise") -> None:
-    """Refuse a normalisation for images with another number of channels.
-
-    Raises:
-        TeacherError: it is one.
-    """
-    if len(mean) != channels or len(std) != channels:
-        raise TeacherError(
-            f"{field} has {len(mean)} means and {len(std)} standard deviations, "
-            f"but the images have {channels} channels; give one number a channel"
-        )
-
-
-class _Program(nn.Module):
-    """A saved program, fed with what it expects."""
-
-    def __init__(self, program, takes: str, mean: list[float] | None, std: list[float] | None) -> None:
-        super().__init__()
-        self._program = program
-        self._takes = takes
-        self.register_buffer("_mean", torch.tensor(mean or [0.0]).view(1, -1, 1, 1))
-        self.register_buffer("_std", torch.tensor(std or [1.0]).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self._program(images if self._takes == "uint8" else (images.float() / 255.0 - self._mean) / self._std)
-
-
-def _program(path: Path, config, image_shape: tuple[int, int, int]) -> nn.Module:
-    """A TorchScript file or a torch.export file, whichever `path` turns out to be."""
-    if config.normalise:
-        check_channels(config.normalise.mean, config.normalise.std, image_shape[0])
-    try:
-        if path.suffix == ".pt2":
-            program = torch.export.load(path).module()
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, its files are still around
-                program = torch.jit.load(path, map_location="cpu").eval()
-    except Exception as error:  # torch raises anything from RuntimeError to pickle errors for a file that is neither
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TeacherError(
-            f"teacher.weights: {path} is neither TorchScript nor a torch.export file (.pt2): {reason}; "
-            "for plain safetensors set teacher.model"
-        ) from None
-    normalise = config.normalise
-    return _Program(program, config.input, normalise.mean if normalise else None, normalise.std if normalise else None)

@@ -1,58 +1,28 @@
-"""Asking many batches: the contract of a teacher pool, and the one that asks in this process."""
+"""Asking many batches: the contract of a teacher pool, and the pool for a teacher that answers one batch at a time."""
+
+from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kdray.errors import TeacherError
-from kdray.teachers.answers import Answers, Teacher
+from kdray.teachers.answers import Answers
+from kdray.teachers.base import AsyncTeacher, Teacher
+from kdray.teachers.faults import Fault
 
-FaultKind = Literal["refused", "throttled", "unsent", "lost", "malformed", "doubtful", "declined", "failed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """Why a batch has no answer.
-
-    Attributes:
-        kind: what it means for money and for trying again:
-            refused: the teacher turned it down (wrong key, no such model); not charged, asking again is useless.
-            throttled: too many requests, or out of order for now; not charged, ask again later.
-            unsent: it never got there; not charged, ask again later.
-            lost: it was sent, and no answer came; may be charged, ask again.
-            malformed: a reply came that is no answer; charged, ask again.
-            doubtful: answers came, and none of them can be believed; charged, ask again.
-            declined: the teacher turned these images down, and answers others; not charged, ask again in smaller parts.
-            failed: it was sent and went wrong for good; may be charged, asking again is useless.
-        message: what happened, for people.
-        wait_s: how long the teacher wants to be left alone, where it says so.
-    """
-
-    kind: FaultKind
-    message: str
-    wait_s: float | None = None
-
-    @property
-    def charged(self) -> bool:
-        """Somebody may bill for it."""
-        return self.kind in ("lost", "malformed", "doubtful", "failed")
-
-    @property
-    def final(self) -> bool:
-        """Asking again cannot help."""
-        return self.kind in ("refused", "failed")
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What became of one batch.
+class TeacherReply:
+    """The end of one request: answers or a fault.
 
     Attributes:
         key: the batch's key.
-        answers: the answers, or None where none came; rows in `answers.bad` cannot be believed.
-        fault: why none came.
+        answers: the answers, or None where none came; rows in `answers.bad` are invalid.
+        fault: why no answers came, else None.
     """
 
     key: Any
@@ -61,12 +31,17 @@ class Reply:
 
 
 class TeacherPool(Protocol):
-    """Sends batches to one teacher. It decides nothing: what goes when, and what a fault means, is up to its user."""
+    """Sends batches to one teacher. The caller decides when a batch goes and what follows a fault."""
 
-    teacher: Teacher
-    """Who is asked: identity, number of classes, metered or not."""
-    slots: int
-    """Batches that can be on their way at once."""
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher: its identity, number of classes, and whether it is metered."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Batches that can be on their way at once."""
+        ...
 
     def send(self, key: Any, images: Tensor) -> None:
         """Send uint8 images [B, C, H, W]; the reply carries `key`. At most `slots` may be on their way.
@@ -75,15 +50,16 @@ class TeacherPool(Protocol):
             TeacherError: they cannot be sent, and were not.
         """
 
-    def collect(self, timeout_s: float | None) -> list[Reply]:
-        """All replies that are there; waits for the first, at most `timeout_s` seconds (None: as long as it takes)."""
+    def collect(self, timeout_s: float | None) -> list[TeacherReply]:
+        """All replies that have come; waits for the first, at most `timeout_s` seconds (None: without an end)."""
+        ...
 
     def close(self) -> None:
-        """Let go of whatever asks."""
+        """Stop asking and free what the pool holds."""
 
 
 class LocalTeacherPool:
-    """Asks one teacher in this process, one batch after the other, when its reply is collected."""
+    """Asks one teacher in this process, one batch after the other. A batch is asked when its reply is collected."""
 
     slots = 1
 
@@ -95,7 +71,7 @@ class LocalTeacherPool:
         """See `TeacherPool`."""
         self._sent.append((key, images))
 
-    def collect(self, timeout_s: float | None) -> list[Reply]:
+    def collect(self, timeout_s: float | None) -> list[TeacherReply]:
         """See `TeacherPool`."""
         if not self._sent:
             return []
@@ -103,12 +79,21 @@ class LocalTeacherPool:
         return [ask(self.teacher, key, images)]
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """There is nothing to free."""
 
 
-def ask(teacher: Teacher, key: Any, images: Tensor) -> Reply:
-    """One batch, asked here and now."""
+def make_pool(teacher: Teacher, slots: int) -> TeacherPool:
+    """A pool in this process: of up to `slots` requests at once where the teacher can answer several."""
+    if isinstance(teacher, AsyncTeacher):
+        from kdray.teachers.async_pool import AsyncTeacherPool  # asyncio is of no use to other teachers
+
+        return AsyncTeacherPool(teacher, slots)
+    return LocalTeacherPool(teacher)
+
+
+def ask(teacher: Teacher, key: Any, images: Tensor) -> TeacherReply:
+    """Ask one batch and wait for the answers."""
     try:
-        return Reply(key=key, answers=teacher.answer(images))
+        return TeacherReply(key=key, answers=teacher.answer(images))
     except TeacherError as error:
-        return Reply(key=key, fault=Fault(kind="failed", message=str(error)))
+        return TeacherReply(key=key, fault=Fault(kind="failed", message=str(error)))

@@ -1,0 +1,107 @@
+"""Writes docs/config.md and the table in docs/choosing.md from the code, where each default is written: `make docs`."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from kdray.config.root import Config
+from kdray.sections.base import Section
+from kdray.sections.registry import Registry, registry_of, sections_of
+from kdray.select.base import Strategy, strategies
+
+_HERE = Path(__file__).parent
+_HEAD = """# The config
+
+One YAML file describes an experiment. Any field can be set on the command line as `key.sub=value`, the value read as
+YAML: `kdray run examples/digits.yaml select.rounds=5 'pool.lambdas=[0.4, 0.5, 0.6]'`. Unknown keys are refused. Paths
+are relative to the folder kdray is started in. A part may also be a class of your own, named `module:object`:
+[extending.md](extending.md).
+
+This page is made from the code by `make docs`; a test keeps the two alike.
+"""
+
+
+def config_page() -> str:
+    """docs/config.md: every field, its default, its meaning."""
+    return "\n".join([_HEAD, *_section(Config, "", Config.model_fields, set())]) + "\n"
+
+
+def _section(model: type[Section], prefix: str, names: Iterable[str], told: set[str]) -> list[str]:
+    """The table of some fields of a section, and the sections below them. What is told already is not told again."""
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    below: list[str] = []
+    meanings = model.meanings()
+    for name in names:
+        field, path = model.model_fields[name], f"{prefix}{name}"
+        registry = registry_of(field.annotation, field.metadata)
+        lines.append(f"| `{path}` | {_default(field, registry)} | {_one_line(meanings.get(name))} |")
+        if registry is not None and registry.field not in told:
+            told.add(registry.field)
+            below += _parts(registry, path, told)
+        elif registry is None:
+            for part in sections_of(field.annotation, field.metadata):
+                if part.__name__ not in told:
+                    told.add(part.__name__)
+                    fields = _section(part, f"{path}.", part.model_fields, told)
+                    below += ["", f"## `{path}`", "", _one_line(part.__doc__), "", *fields]
+    return lines + below
+
+
+def _parts(registry: Registry[Any], path: str, told: set[str]) -> list[str]:
+    """The fields that all parts of a kind share, then each part with its own."""
+    base, tag = registry.base, registry.tag
+    lines = ["", f"## `{path}`", "", _one_line(base.__doc__), "", *_section(base, f"{path}.", base.model_fields, told)]
+    for name, part in registry.parts().items():
+        own = [field for field in part.model_fields if _is_own(part, base, field, tag)]
+        lines += ["", f"### `{path}.{tag}: {name}`", "", _one_line(part.__doc__)]
+        lines += ["", *_section(part, f"{path}.", own, told)] if own else []
+    return lines
+
+
+def _is_own(part: type[Section], base: type[Section], name: str, tag: str) -> bool:
+    shared = base.model_fields.get(name)
+    return name != tag and (shared is None or shared.default != part.model_fields[name].default)
+
+
+def _default(field: FieldInfo, registry: Registry[Any] | None) -> str:
+    if field.default is None:
+        return "null"
+    if registry is not None and field.default_factory is not None:
+        return f"`{getattr(registry.default(), registry.tag)}`"
+    if isinstance(field.default, BaseModel):
+        return "see below"
+    if field.default is PydanticUndefined and field.default_factory is None:
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def strategy_table() -> str:
+    """The strategies, for docs/choosing.md: name, what each does, its own fields."""
+    lines = ["| `select.strategy` | what it chooses | its own fields |", "|---|---|---|"]
+    for name, part in strategies.parts().items():
+        own = [field for field in part.model_fields if field not in Strategy.model_fields]
+        what = _one_line((part.__doc__ or "").split("\n\n")[0])
+        lines.append(f"| `{name}` | {what} | {', '.join(f'`{field}`' for field in own)} |")
+    return "\n".join(lines)
+
+
+def choosing_page(text: str) -> str:
+    """docs/choosing.md with the table between its markers made anew."""
+    table = f"<!-- strategies: made by `make docs` -->\n{strategy_table()}\n<!-- end -->"
+    return re.sub(r"<!-- strategies: .*?<!-- end -->", lambda match: table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    (_HERE / "config.md").write_text(config_page(), encoding="utf-8")
+    choosing = _HERE / "choosing.md"
+    choosing.write_text(choosing_page(choosing.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,30 @@
+"""The command line: its commands, and where it starts. Errors a user can make end with exit code 2 and one message."""
+
+import signal
+
+import typer
+
+from kdray.cli.bench import bench_app
+from kdray.cli.ledger import ledger_command
+from kdray.cli.plan import plan_command
+from kdray.cli.report import report_command
+from kdray.cli.run import resume_command, run_command
+from kdray.cli.teacher import teacher_app
+
+app = typer.Typer(
+    help="Distil a black-box image classifier into a model you own, with as few paid queries as possible.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (run_command, resume_command, plan_command, report_command, ledger_command):
+    app.command(command.__name__.removesuffix("_command"))(command)
+app.add_typer(teacher_app, name="teacher")
+app.add_typer(bench_app, name="bench")
+
+
+def main() -> None:
+    """Entry point of `kdray` and `python -m kdray`."""
+    # Also sent by 'ray job stop' and by schedulers: stop as cleanly as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()

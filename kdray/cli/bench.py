@@ -1,0 +1,55 @@
+"""`kdray bench`: what this machine can do."""
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from kdray.cli.common import exit_on_error, output_width
+
+bench_app = typer.Typer(help="Measure what this machine can do.", no_args_is_help=True)
+
+
+@bench_app.callback()
+def _group() -> None:
+    """Keeps `score` a command of its own while it is the only one."""
+
+
+@bench_app.command("score")
+def score_command(
+    model: Annotated[str, typer.Option(help="The student, a network of the zoo.")] = "lenet5",
+    images: Annotated[int, typer.Option(help="Random images the pool mixes.")] = 2000,
+    shape: Annotated[str, typer.Option(help="Channels, height and width of an image.")] = "1x28x28",
+    workers: Annotated[int | None, typer.Option(min=1, help="Scoring workers; default: one a CPU.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a worker; may be a fraction.")] = 0.0,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the student's arithmetic.")
+    ] = "auto",
+    compile: Annotated[Literal["auto", "on", "off"], typer.Option(help="Compile the student.")] = "auto",
+    mixing: Annotated[
+        Literal["auto", "pixels", "first-layer"], typer.Option(help="Where candidates are mixed, as pool.mixing.")
+    ] = "auto",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement, about.")] = 5.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each kind.")] = 3,
+) -> None:
+    """Candidates a second that are scored on Ray, beside the bare forward pass; memory; one worker against several."""
+    with exit_on_error():
+        from rich.console import Console
+        from rich.table import Table
+
+        from kdray.runs.bench import ForwardOptions, Setting, default_workers, lines, measure, parse_shape
+
+        setting = Setting(
+            model=model,
+            images=images,
+            shape=parse_shape(shape),
+            workers=workers or default_workers(),
+            seconds=seconds,
+            repeats=repeats,
+            gpus=gpus,
+            options=ForwardOptions(precision=precision, compile=compile, mixing=mixing),
+        )
+        table = Table(show_header=False, box=None)
+        for name, value in lines(setting, measure(setting, lambda text: print(text, file=sys.stderr, flush=True))):
+            table.add_row(f"[bold]{name}[/bold]", value)
+        Console(highlight=False, width=output_width()).print(table)

@@ -1,0 +1,17 @@
+"""`kdray report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdray.cli.common import exit_on_error
+
+
+def report_command(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")]) -> None:
+    """Write RUN/report.html, one self-contained page; of several runs the first one's page compares them all."""
+    with exit_on_error():
+        from kdray.report.page import write_report
+        from kdray.runs.directory import RunDirectory
+
+        print(write_report([RunDirectory(run) for run in runs]))

@@ -1,0 +1,74 @@
+"""`kdray run` and `kdray resume`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdray.cli.common import ConfigArgument, Local, Overrides, exit_on_error, output_width, stoppable
+
+if TYPE_CHECKING:
+    from kdray.runs.result import Receipt, Result
+
+
+def run_command(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME, or the next free one.")] = None,
+    local: Local = False,
+) -> None:
+    """Distil: query, train, choose, query again. Started again with the same config it goes on where it stopped."""
+    with exit_on_error():
+        from kdray.config.load import load_config
+
+        parsed = load_config(config, overrides or [])  # before the next imports, which bring torch
+
+        from kdray.observers.display import make_display
+        from kdray.runs.directory import RunDirectory
+        from kdray.runs.run import choose_directory, run
+
+        directory = RunDirectory(out) if out else choose_directory(parsed, config.stem)
+        with stoppable(directory.path):
+            _show(run(parsed, directory, local=local, observer=make_display()))
+
+
+def resume_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], local: Local = False
+) -> None:
+    """Go on with a run that was stopped, killed or cut off."""
+    with exit_on_error():
+        from kdray.observers.display import make_display
+        from kdray.runs.directory import RunDirectory
+        from kdray.runs.run import resume
+
+        directory = RunDirectory(run)
+        with stoppable(directory.path):
+            _show(resume(directory, local=local, observer=make_display()))
+
+
+def _show(result: "Result") -> None:
+    """The closing table, the receipt, and where everything is."""
+    from rich.console import Console
+
+    from kdray.observers.display import result_table
+    from kdray.report.page import write_report
+    from kdray.runs.directory import RunDirectory
+
+    console = Console(highlight=False, width=output_width(140))
+    console.print(result_table(result.history, result.receipt.budget))
+    report = write_report([RunDirectory(result.directory)])
+    for name, value in (("spent", _spent(result.receipt)), ("run", result.directory), ("report", report)):
+        console.print(f"{name:<7}{value}", soft_wrap=True, markup=False)
+
+
+def _spent(receipt: "Receipt") -> str:
+    text = f"{receipt.queries:,} of {receipt.budget:,} training queries"
+    lost = [f"{receipt.uncertain:,} sent and never answered"] if receipt.uncertain else []
+    lost += [f"{receipt.rejected:,} with answers that make no sense"] if receipt.rejected else []
+    text += f" ({', '.join(lost)})" if lost else ""
+    text += "" if receipt.cost is None else f" for {receipt.cost:,.2f} {receipt.currency}"
+    if receipt.estimate_queries:
+        text += f"; {receipt.estimate_queries:,} of the same budget to estimate m"
+        text += f" for {receipt.estimate_cost:,.2f}" if receipt.estimate_cost else ""
+    text += f"; apart from them {receipt.evaluation_queries:,} evaluation queries"
+    return text + (f" for {receipt.evaluation_cost:,.2f}" if receipt.evaluation_cost else "")

@@ -1,0 +1,55 @@
+"""The sections that say what may be spent. A receipt needs them and nothing else of a config."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from kdray.config.files import read_yaml
+from kdray.errors import ConfigError
+from kdray.sections.base import Section
+
+
+class BudgetSection(Section):
+    """The limits on queries. The ledger enforces them as hard caps."""
+
+    queries: Annotated[int, Field(ge=1)]
+    """Maximum number of training queries, including round 0."""
+    evaluation: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Maximum number of queries on test images, for agreement and the teacher's accuracy. They are counted separately.
+    auto: the whole test set if the teacher is local, none if the teacher may cost money."""
+    price_per_query: Annotated[float, Field(ge=0)] | None = None
+    """Price of one query, for `kdray plan` and the report."""
+    currency: str = "USD"
+    """Currency of the price."""
+
+
+class LedgerSection(Section):
+    """The record of every answer that was paid for. Runs that share a ledger never pay twice for the same image."""
+
+    path_fields: ClassVar[tuple[str, ...]] = ("path",)
+
+    path: str | None = None
+    """Path of the ledger file; null puts it into the run directory. Runs and trials with the same path share it."""
+    queries: Annotated[int, Field(ge=1)] | None = None
+    """Hard cap on the training queries of all runs that share the file together, in addition to the `budget.queries` of
+    each run; null sets no cap. The cap is stored in the file; `kdray ledger FILE --budget N` changes it."""
+
+    @model_validator(mode="after")
+    def _a_cap_for_all_needs_a_file_for_all(self) -> "LedgerSection":
+        if self.queries is not None and self.path is None:
+            raise ValueError("ledger.queries is set, but ledger.path is null; give the file that is shared")
+        return self
+
+
+def read_money(path: Path) -> tuple[BudgetSection, LedgerSection]:
+    """The sections `budget` and `ledger` of a run's config.yaml; the others are not looked at.
+
+    Raises:
+        ConfigError: the file is not readable, or one of the two is wrong.
+    """
+    data = read_yaml(path)
+    try:
+        return BudgetSection.model_validate(data.get("budget")), LedgerSection.model_validate(data.get("ledger") or {})
+    except (ValidationError, AttributeError):
+        raise ConfigError(f"{path} is not the config of a run: its budget or ledger cannot be read") from None

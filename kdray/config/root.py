@@ -1,0 +1,113 @@
+"""The config of one experiment: its sections, and the rules between them.
+
+The section of a part is defined beside the part. Sections that belong to no single part are defined here.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdray.config.money import BudgetSection, LedgerSection
+from kdray.errors import ConfigError
+from kdray.images.base import ImageSource, sources
+from kdray.pools.base import PoolSection, pools
+from kdray.sections.base import Section, Threads
+from kdray.select.base import Strategy, strategies
+from kdray.teachers.base import TeacherSection, teachers
+from kdray.training.recipe import StudentSection
+
+
+class TrainerSection(Section):
+    """Where the student is trained."""
+
+    where: Literal["auto", "driver", "worker"] = "auto"
+    """driver: in the process that runs the loop. worker: in a Ray actor with `gpus` GPUs. auto: a worker if `gpus` is
+    set or the cluster has a GPU and the driver has none, else the driver."""
+    threads: Threads = "auto"
+    """CPU threads for training the student. The last bits of results depend on this number. So auto is resolved once
+    and written into the run's config.yaml: 1 for lenet5 and small-cnn, all cores for larger networks."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of a training worker; may be a fraction."""
+
+    @property
+    def thread_count(self) -> int:
+        """The number of threads in a resolved config.
+
+        Raises:
+            ConfigError: `threads` is still auto; see `kdray.runs.inputs.resolve`.
+        """
+        if self.threads == "auto":
+            raise ConfigError("resources.trainer.threads: auto has not been resolved yet")
+        return self.threads
+
+
+class ResourcesSection(Section):
+    """The resources that Ray may use. A field does not change which candidates are chosen, unless it says so."""
+
+    scoring_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Number of scoring workers, one CPU each; auto: one for each free CPU of the cluster."""
+    scoring_gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of one scoring worker; may be a fraction."""
+    scoring_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of scoring; auto: float32 on CPUs, bfloat16 or float16 on GPUs. It changes the last bits of scores."""
+    scoring_compile: Literal["auto", "on", "off"] = "auto"
+    """Whether to compile the student for scoring; auto: on GPUs only. It changes the last bits of scores."""
+    teacher_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Number of teacher workers; auto: as many as scoring workers for a local teacher, else one. With 0, the driver
+    queries the teacher itself."""
+    trainer: TrainerSection = TrainerSection()
+    """Where, and with how many threads, the student is trained."""
+    chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Approximate number of images in a scoring task. A worker that dies loses its tasks. auto: about one second's
+    work."""
+
+
+class Config(Section):
+    """One experiment."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """The seed of all random numbers."""
+    images: Annotated[ImageSource, sources]
+    """The user's unlabelled images."""
+    labelled: Annotated[ImageSource, sources] | None = None
+    """Images with true labels. The student is trained on them in every round, together with the queried images. They
+    cost no queries (the set A of RAD's Algorithm 1)."""
+    validation: Annotated[ImageSource, sources] | None = None
+    """Labelled images on which the teacher's error is measured, if `select.m` is estimate. The student is never trained
+    on them."""
+    test: Annotated[ImageSource, sources] | None = None
+    """Labelled images on which the student is measured. They are never used for training or for early stopping."""
+    teacher: Annotated[TeacherSection, teachers]
+    """The teacher, which answers queries."""
+    budget: BudgetSection
+    """The limits on queries."""
+    ledger: LedgerSection = LedgerSection()
+    """The record of the answers."""
+    pool: Annotated[PoolSection, pools] = Field(default_factory=pools.default)
+    """The candidates."""
+    select: Annotated[Strategy, strategies] = Field(default_factory=strategies.default)
+    """The strategy that chooses candidates."""
+    student: StudentSection = StudentSection()
+    """The student, and how it is trained."""
+    resources: ResourcesSection = ResourcesSection()
+    """The resources that Ray may use."""
+
+    @model_validator(mode="after")
+    def _rounds_have_queries(self) -> "Config":
+        if self.select.per_round is not None and self.select.rounds == 0:
+            raise ValueError("select.per_round is set, but select.rounds is 0; set select.rounds to at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _a_teacher_is_trained_on_something(self) -> "Config":
+        recipe = self.teacher.recipe
+        if recipe is not None and recipe.images is None and self.labelled is None:
+            raise ValueError(
+                "teacher.train.images is missing, and there is no labelled set: say what the teacher is trained on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_choice_suits_the_pool(self) -> "Config":
+        self.select.check(self.pool, labelled=self.labelled is not None, validation=self.validation is not None)
+        return self

@@ -1,0 +1,237 @@
+"""Image sets, and the config section that names a source of images.
+
+Reading has three steps: the source says how many rows it has, the wanted rows are chosen without looking at a label,
+and only those are decoded.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field, field_validator
+
+from kdray.errors import ImageSetError
+from kdray.sections.base import Section
+from kdray.sections.registry import Registry
+from kdray.utils.lazy import torch
+from kdray.utils.memory import give_back_memory
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Real images, all of one shape.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N], or None.
+        classes: class names, or None.
+    """
+
+    images: "torch.Tensor"
+    labels: "torch.Tensor | None" = None
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ImageSetError(f"images must be uint8 [N, C, H, W], got {self.images.dtype} {list(self.images.shape)}")
+        if len(self.images) == 0:
+            raise ImageSetError("the image set is empty")
+        if self.labels is not None and len(self.labels) != len(self.images):
+            raise ImageSetError(f"{len(self.images)} images but {len(self.labels)} labels; give one label an image")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def true_labels(self) -> "torch.Tensor":
+        """The labels, int64 [N], of a set that has some.
+
+        Raises:
+            ImageSetError: it has none.
+        """
+        if self.labels is None:
+            raise ImageSetError("the image set has no labels, and they are needed here")
+        return self.labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRows:
+    """An opened source: rows that can be decoded one by one.
+
+    Attributes:
+        name: of the source, for messages.
+        rows: how many there are.
+        decode: a row's number to its image. It may raise OSError or ValueError for an image that is not readable.
+        where: a row's number to the words that name its place in messages.
+        labels: row numbers int64 [M] to their labels, whole numbers [M]; None where the source has no labels.
+        classes: class names in the order of the labels, or None.
+    """
+
+    name: str
+    rows: int
+    decode: "Callable[[int], Image.Image]"
+    where: Callable[[int], str]
+    labels: Callable[[np.ndarray], np.ndarray] | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def _square(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_Side = Annotated[int, Field(ge=1)]
+
+
+class ImageSource(Section):
+    """Where images come from, and which of them are taken."""
+
+    # A subclass adds its own fields and `open`; it leaves `source` alone, or narrows it to its name and registers.
+
+    source: str
+    """Kind of source, or a class of your own as module:class."""
+    rows: str | None = None
+    """Half-open range of rows, "start:stop", taken before `count` is drawn; null takes all."""
+    count: Annotated[int, Field(ge=1)] | None = None
+    """How many images to draw (seeded, without looking at labels); null takes all."""
+    size: Annotated[tuple[_Side, _Side], BeforeValidator(_square)] | None = None
+    """Resize to [height, width], or to one number squared; null leaves images as they are."""
+    colour: Literal["grey", "rgb"] | None = None
+    """Convert to this colour; null keeps grey grey and makes everything else RGB."""
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _rows_is_a_range(cls, value: Any) -> Any:
+        if isinstance(value, int):  # YAML reads 10:50 without quotes as a number to base 60
+            raise ValueError(f'input should be a range in quotes, for example rows: "0:1000"; YAML gave {value!r}')
+        if isinstance(value, str):
+            parse_rows(value)
+        return value
+
+    @abstractmethod
+    def open(self, field: str) -> ImageRows:
+        """Open the source; no image is decoded yet.
+
+        Args:
+            field: the config field of this section, such as `teacher.train.images`, for messages.
+
+        Raises:
+            ImageSetError: the source is not there, or cannot be read.
+        """
+
+
+sources = Registry(
+    ImageSource,  # type: ignore[type-abstract]  # a registry holds what is derived from it
+    field="images",
+    tag="source",
+    package="kdray.images",
+    skip=("decode",),
+)
+"""The sources of images, by name."""
+
+
+def read_images(
+    source: ImageSource,
+    *,
+    generator: np.random.Generator,
+    field: str = "images",
+    with_labels: bool = False,
+) -> ImageSet:
+    """Read the images that a config section names.
+
+    Args:
+        source: the section.
+        generator: draws `count` of the rows; the drawn rows keep their order.
+        field: the config field of the section, for messages.
+        with_labels: read the labels too. Otherwise the labels are not read at all.
+
+    Raises:
+        ImageSetError: no such file, no image column, a corrupt image, mixed sizes, `count` above the set's size, or no
+            labels where they are wanted.
+    """
+    try:
+        return _read(source, generator, field, with_labels)
+    finally:
+        give_back_memory()
+
+
+def _read(source: ImageSource, generator: np.random.Generator, field: str, with_labels: bool) -> ImageSet:
+    from kdray.images.decode import decode_rows
+
+    opened = source.open(field)
+    if not isinstance(opened, ImageRows):
+        raise ImageSetError(f"{field}.source: open() of {source.source} gave {_kind(opened)}, not an ImageRows")
+    rows = _choose_rows(opened, source.rows, source.count, generator, field)
+    if with_labels and opened.labels is None:
+        raise ImageSetError(f"{field}: {opened.name} holds no labels; labels are needed here")
+    images = decode_rows(opened, rows, source.size, source.colour, field)
+    labels = torch.from_numpy(_read_labels(opened, rows, field)) if with_labels else None
+    return ImageSet(images=images, labels=labels, classes=opened.classes)
+
+
+def parse_rows(text: str) -> tuple[int, int | None]:
+    """The half-open range "start:stop" as two numbers; either may be left out, and a missing stop is None.
+
+    Raises:
+        ValueError: it is not a range.
+    """
+    start, colon, stop = text.partition(":")
+    if not colon:
+        raise ValueError(f"rows = {text!r} is not a range; write it as start:stop, for example 0:1000")
+    try:
+        first, last = int(start or 0), int(stop) if stop else None
+    except ValueError:
+        raise ValueError(f"rows = {text!r} is not a range of whole numbers; write it as start:stop") from None
+    if first < 0 or (last is not None and last <= first):
+        raise ValueError(f"rows = {text!r} is empty or negative; write it as start:stop with 0 <= start < stop")
+    return first, last
+
+
+def _choose_rows(
+    opened: ImageRows, window: str | None, count: int | None, generator: np.random.Generator, field: str
+) -> np.ndarray:
+    """The numbers of the wanted rows, int64 [M], in ascending order."""
+    first, last = parse_rows(window) if window else (0, None)
+    if last is not None and last > opened.rows:
+        raise ImageSetError(f"{field}.rows: {window} reaches past the {opened.rows:,} images of {opened.name}")
+    rows = np.arange(opened.rows)[first:last]
+    if len(rows) == 0:
+        raise ImageSetError(f"{field}: {opened.name} holds no images" + (f" in rows {window}" if window else ""))
+    if count is None:
+        return rows
+    if count > len(rows):
+        raise ImageSetError(f"{field}.count: {count:,} images wanted, but {opened.name} holds {len(rows):,}")
+    return np.sort(generator.choice(rows, size=count, replace=False))
+
+
+def _read_labels(opened: ImageRows, rows: np.ndarray, field: str) -> np.ndarray:
+    """The labels of the wanted rows, int64 [M].
+
+    Raises:
+        ImageSetError: they are not one whole number an image.
+    """
+    assert opened.labels is not None  # the caller has checked
+    try:
+        found = np.asarray(opened.labels(rows))
+    except (TypeError, ValueError) as error:
+        raise ImageSetError(f"{field}: the labels of {opened.name} cannot be read ({error})") from None
+    if found.dtype.kind not in "iu" or found.shape != rows.shape:
+        raise ImageSetError(
+            f"{field}: the labels of {opened.name} are {found.dtype} {list(found.shape)} for {len(rows):,} images; "
+            "one whole number an image is needed"
+        )
+    return found.astype(np.int64)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

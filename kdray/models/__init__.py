@@ -1,0 +1,1 @@
+"""Classifiers: the zoo, model files, features, predictions."""

@@ -1,0 +1,158 @@
+"""A network with its input normalisation, which takes images as they are stored."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdray.errors import ModelError
+from kdray.models.base import Architecture, find_model
+from kdray.utils.seeds import torch_seed
+
+
+class ImageClassifier(nn.Module):
+    """uint8 images [B, C, H, W] in, logits float [B, K] out.
+
+    Args:
+        network: takes normalised float [B, C, H, W].
+        image_shape: (C, H, W) it was made for.
+        mean, std: of each channel, in units of pixel / 255.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.image_shape = _as_shape(image_shape)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of uint8 images [B, C, H, W].
+
+        Raises:
+            ModelError: images of another shape than `image_shape`.
+        """
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ModelError(f"the model takes images of shape {self.image_shape}, got {tuple(images.shape[1:])}")
+        logits: Tensor = self.network(self.normalise(images))
+        return logits
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels uint8 [B, C, H, W] as the network takes them: (pixel / 255 - mean) / std, float [B, C, H, W]."""
+        scale, offset = 1.0 / (255.0 * self.std), self.mean / self.std
+        return torch.addcmul(-offset, images.to(self.mean.dtype), scale)
+
+
+def build_network(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network with weights from the global random state: normalised float [B, C, H, W] in, logits [B, K] out.
+
+    Args:
+        name: see `kdray.models.base.find_model`.
+        image_shape: (C, H, W).
+        num_classes: K.
+
+    Raises:
+        ModelError: an unknown name, images too small for the network, or a user's own function that does not give such
+            a network.
+    """
+    architecture = find_model(name)
+    if architecture.users_own:
+        return _build_users_own(architecture, image_shape, num_classes)
+    return architecture.build(image_shape, num_classes)
+
+
+def _build_users_own(architecture: Architecture, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build a user's network, and try a copy of it on two black images, in training mode and in eval mode."""
+    name = architecture.name
+    try:
+        network = architecture.build(image_shape, num_classes)
+    except Exception as error:  # a user's function may raise anything
+        raise ModelError(f"{name}{(image_shape, num_classes)} failed ({type(error).__name__}: {error})") from None
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
+    trial = copy.deepcopy(network)
+    _try(trial.eval(), name, image_shape, num_classes)
+    logits = _try(trial.train(), name, image_shape, num_classes)
+    if not logits.requires_grad:
+        raise ModelError(f"{name} made a network that has no parameters to train")
+    logits.sum().backward()
+    idle = [key for key, value in trial.named_parameters() if value.requires_grad and value.grad is None]
+    if idle:
+        raise ModelError(f"{name} made a network whose logits do not depend on its parameter {idle[0]}; remove it")
+    return network
+
+
+def _try(network: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> Tensor:
+    """The logits of two black images.
+
+    Raises:
+        ModelError: the network fails, or gives anything but float [2, num_classes].
+    """
+    try:
+        with torch.enable_grad():
+            logits = network(torch.zeros(2, *image_shape))
+    except Exception as error:  # a user's network may raise anything
+        raise ModelError(
+            f"{name} made a network that cannot take float images {[2, *image_shape]} ({type(error).__name__}: {error})"
+        ) from None
+    if not isinstance(logits, Tensor) or list(logits.shape) != [2, num_classes] or not logits.is_floating_point():
+        got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(
+            f"{name} made a network that gives {got} for two images; it must give float logits {[2, num_classes]}"
+        )
+    return logits
+
+
+def build_model(
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    seed: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> ImageClassifier:
+    """A classifier with fresh weights, the same for the same seed; the global random state does not change.
+
+    Args:
+        name: of the network, see `kdray.models.base.find_model`.
+        image_shape: (C, H, W).
+        num_classes: K.
+        seed: of the initial weights.
+        mean, std: input normalisation of each channel, in units of pixel / 255; None: 0.5 and 0.25.
+
+    Raises:
+        ModelError: see `build_network`.
+    """
+    shape = _as_shape(image_shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(torch_seed(seed, f"weights of {name}"))
+        network = build_network(name, shape, num_classes)
+    return ImageClassifier(network, shape, mean or [0.5] * shape[0], std or [0.25] * shape[0])
+
+
+def _as_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width
+
+
+def pixel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of uint8 images [N, C, H, W], in units of pixel / 255.
+
+    The sums are of exact integers, so they do not depend on threads or batches. A constant channel gets the standard
+    deviation 1.
+    """
+    counts = torch.stack(
+        [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
+    ).double()  # [C, 256]
+    values = torch.arange(256, dtype=torch.float64) / 255.0
+    share = counts / counts.sum(dim=1, keepdim=True)
+    mean = share @ values
+    std = ((share @ values.square()) - mean.square()).clamp_min(0).sqrt()
+    return mean.tolist(), torch.where(std < 1e-6, 1.0, std).tolist()

@@ -1,0 +1,178 @@
+"""Displays of a run's progress: a live display on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kdray.observers.base import Observer, RoundMetrics
+
+_PHASES = {
+    "estimate": "estimating m",
+    "choose": "choosing",
+    "query": "asking",
+    "train": "training",
+    "evaluate": "evaluating",
+}
+_UNITS = {"estimate": "images", "choose": "candidates", "query": "images", "train": "epochs", "evaluate": "images"}
+_QUIET_S = 10.0  # least time between two plain lines within one phase
+
+
+def make_display(stream: TextIO | None = None) -> Observer:
+    """A live display if `stream` (default: standard error) is a terminal, else plain lines."""
+    stream = stream or sys.stderr
+    return LiveDisplay(Console(file=stream)) if stream.isatty() else PlainDisplay(stream)
+
+
+class _State(Observer):
+    """The state that both displays show: round, phase, queries charged, and accuracy so far."""
+
+    def __init__(self) -> None:
+        self._rounds = self._budget = self._spent = self._round = 0
+        self._phase = "prepare"
+        self._accuracy: float | None = None
+        self._since = time.monotonic()
+
+    def begin(self, *, rounds: int, budget: int, spent: int, title: str) -> None:
+        self._rounds, self._budget, self._spent = rounds, budget, spent
+
+    def phase(self, round: int, name: str) -> None:
+        self._round, self._phase, self._since = round, name, time.monotonic()
+
+    def round_done(self, metrics: RoundMetrics) -> None:
+        self._spent, self._accuracy = metrics.paid, metrics.student_accuracy
+
+    def _rate(self, done: int) -> float:
+        return done / max(time.monotonic() - self._since, 1e-9)
+
+    def _head(self) -> str:
+        name = _PHASES.get(self._phase, "preparing")
+        return f"round {self._round}/{self._rounds} {name}" if self._phase in _PHASES else name
+
+    def _status(self) -> str:
+        parts = [f"queries {self._spent:,}/{self._budget:,}"] if self._budget else []
+        if self._accuracy is not None:
+            parts.append(f"accuracy {self._accuracy:.2%}")
+        return "  ".join(parts)
+
+
+class PlainDisplay(_State):
+    """Prints one line per phase, and one every ten seconds within a long phase; for logs, pipes and Ray jobs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._spoke = time.monotonic()
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+        self._spoke = time.monotonic()
+
+    def begin(self, *, rounds: int, budget: int, spent: int, title: str) -> None:
+        super().begin(rounds=rounds, budget=budget, spent=spent, title=title)
+        self._say(f"run directory {title}: {rounds} rounds after round 0, {spent:,} of {budget:,} queries spent")
+
+    def phase(self, round: int, name: str) -> None:
+        super().phase(round, name)
+        self._say(self._head())
+
+    def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
+        self._spent = self._spent if spent is None else spent
+        if time.monotonic() - self._spoke >= _QUIET_S:
+            unit, rate = _UNITS.get(self._phase, "epochs"), self._rate(done)
+            left = f", {_duration((total - done) / rate)} left" if rate and total > done else ""
+            self._say(f"{self._head()}: {done:,}/{total:,} {unit}, {_pace(rate)}{left}  {self._status()}")
+
+    def round_done(self, metrics: RoundMetrics) -> None:
+        super().round_done(metrics)
+        self._say(
+            f"round {metrics.round}/{self._rounds} done in {sum(metrics.seconds.values()):.1f} s: {self._status()}"
+        )
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+
+def _pace(rate: float, unit: str = "") -> str:
+    """The rate in units per second, or in seconds per unit if the rate is below one."""
+    return f"{1 / rate:,.0f} s each" if 0 < rate < 0.95 else f"{rate:,.0f}{unit}/s"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
+
+
+class LiveDisplay(_State):
+    """Shows a progress bar for the current phase, with rate, queries charged and accuracy."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[bold]{task.fields[status]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("preparing", total=None, rate="", status="")
+        self._progress.start()
+
+    def phase(self, round: int, name: str) -> None:
+        super().phase(round, name)
+        self._progress.reset(self._task, total=None, description=self._head(), rate="", status=self._status())
+
+    def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
+        self._spent = self._spent if spent is None else spent
+        rate = _pace(self._rate(done), f" {_UNITS.get(self._phase, 'epochs')}")
+        self._progress.update(
+            self._task, completed=done, total=total, description=self._head(), rate=rate, status=self._status()
+        )
+
+    def round_done(self, metrics: RoundMetrics) -> None:
+        super().round_done(metrics)
+        self._progress.console.print(
+            f"round {metrics.round}/{self._rounds} done in {sum(metrics.seconds.values()):.1f} s: {self._status()}",
+            highlight=False,
+        )
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def result_table(history: list[RoundMetrics], budget: int) -> Table:
+    """The table at the end of a run, with one row per round."""
+    table = Table(title="kdray: student against teacher", title_justify="left")
+    for name in (
+        "round",
+        "images",
+        "queries",
+        "student",
+        "teacher",
+        "success",
+        "agreement",
+        "choose s",
+        "query s",
+        "train s",
+        "evaluate s",
+    ):
+        table.add_column(name, justify="right")
+    for m in history:
+        shares = (m.student_accuracy, m.teacher_accuracy, m.success_rate, m.agreement)
+        table.add_row(
+            str(m.round),
+            f"{m.images:,}",
+            f"{m.paid:,}/{budget:,}",
+            *("-" if share is None else f"{share:.2%}" for share in shares),
+            *(f"{m.seconds[phase]:.1f}" for phase in ("choose", "query", "train", "evaluate")),
+        )
+    return table

@@ -1,0 +1,40 @@
+"""TensorBoard events of a run."""
+
+import shutil
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from kdray.observers.base import Observer, RoundMetrics
+
+
+class EventWriter(Observer):
+    """Writes the figures of each round against the queries charged so far.
+
+    The folder is emptied at the start. A resumed run reports its finished rounds again, so every round appears exactly
+    once, no matter when the run was killed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> "EventWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
+
+    def round_done(self, metrics: RoundMetrics) -> None:
+        """Write one point for each figure, at x = queries charged."""
+        for name in ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "loss"):
+            value = getattr(metrics, name)
+            if value is not None:
+                self._writer.add_scalar(name, value, metrics.paid)
+        for phase, seconds in metrics.seconds.items():
+            self._writer.add_scalar(f"seconds/{phase}", seconds, metrics.paid)
+        for name in ("passes", "recall", "rad_m", "rad_support"):
+            if metrics.search.get(name) is not None:
+                self._writer.add_scalar(f"search/{name}", metrics.search[name], metrics.paid)
+        self._writer.add_scalar("images", metrics.images, metrics.paid)
+        self._writer.flush()

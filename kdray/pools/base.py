@@ -1,0 +1,125 @@
+"""The contract of a pool: a virtual set of candidate images, addressed by id and rendered on demand."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard
+
+from kdray.sections.base import Section
+from kdray.sections.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Pool(Protocol):
+    """A set of candidates with int64 ids, 0 to len(pool) - 1.
+
+    Candidates form groups of `group_size`: candidate `id` belongs to group `id // group_size`. Some strategies choose
+    at most one candidate per group. An id gives the same bits on every worker and device. A pool is picklable and holds
+    only the images it is made from.
+    """
+
+    images: Tensor
+    """uint8 [N, C, H, W]: the user's images, on the pool's device."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether the candidates of a group lie on the straight line between two images. If so, see `SegmentPool`."""
+
+    @property
+    def real(self) -> bool:
+        """Whether every candidate is one of `images`. If so, its id is the number of that image."""
+
+    @property
+    def source(self) -> str:
+        """The origin of a candidate, as recorded in the labelled set."""
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups."""
+
+    @property
+    def group_size(self) -> int:
+        """Candidates in each group."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every candidate."""
+
+    def __len__(self) -> int:
+        """Number of candidates: num_groups * group_size."""
+
+    def to(self, device: str | torch.device) -> Pool:
+        """The same pool with its images on `device`."""
+
+    def render(self, ids: Tensor) -> Tensor:
+        """Map candidate ids int64 [B] to images uint8 [B, C, H, W]. Raises IndexError if an id is out of range."""
+
+    def batches(self, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Images of the candidates of `groups` int64 [G], `step` groups at a time. They equal `render` of their ids.
+
+        Args:
+            indices: indices of candidates within each group; None means all.
+
+        Yields:
+            uint8 [B * len(indices), C, H, W]. The candidates of a group are consecutive.
+        """
+
+    def describe(self, ids: Tensor) -> dict[str, list[Any]]:
+        """Columns for the record of chosen candidates: the images and coefficients that each one is made from."""
+
+    def middle(self) -> int:
+        """Index within a group of the candidate that the random strategy takes."""
+
+
+class SegmentPool(Pool, Protocol):
+    """A pool in which a group is all mixes λ x_i + (1 - λ) x_j of two images, at every λ of a grid."""
+
+    lambdas: tuple[float, ...]
+
+    def pair(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Map groups int64 [B] to the numbers (i, j) of their two images, int64 [B] each."""
+
+    def group(self, i: int, j: int) -> int:
+        """The group that mixes images i < j."""
+
+
+def is_linear(pool: Pool) -> TypeGuard[SegmentPool]:
+    """Whether the candidates of a group lie on the line between two images."""
+    return pool.linear
+
+
+class PoolSection(Section):
+    """The virtual pool of candidates."""
+
+    mixes: ClassVar[bool] = False
+    """Whether candidates are mixes of two of the user's images, at every λ of a grid."""
+
+    kind: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether the pool holds every group, not a sample of groups."""
+        return True
+
+    @abstractmethod
+    def build(self, images: Tensor, seed: int) -> Pool:
+        """Build the pool over uint8 images [N, C, H, W].
+
+        Args:
+            seed: the run's seed.
+
+        Raises:
+            ImageSetError, ConfigError: the pool cannot be built from the images.
+        """
+
+
+pools = Registry[PoolSection](
+    PoolSection,  # type: ignore[type-abstract]  # the registry holds subclasses
+    field="pool",
+    package="kdray.pools",
+    default="mixup",
+)

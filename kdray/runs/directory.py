@@ -1,0 +1,177 @@
+"""The run directory: where each artefact lies, written whole or not at all, and who may work in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdray.config.money import LedgerSection
+from kdray.errors import RunDirectoryError
+from kdray.utils.files import read_json, write_bytes, write_json
+
+if TYPE_CHECKING:  # `kdray ledger` needs a run's paths, and neither torch nor pyarrow
+    from kdray.runs.tables import Candidates, Labelled
+
+PHASES = ("choose", "query", "train", "evaluate")
+_ARTEFACTS = {
+    "estimate": "estimate.json",
+    "choose": "candidates.parquet",
+    "query": "labelled.parquet",
+    "train": "student.safetensors",
+    "evaluate": "metrics.json",
+}
+_SAMPLE = "sample"
+
+
+class RunDirectory:
+    """RUN and the paths in it. See section 5 of the design."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self.config = self.path / "config.yaml"
+        self.student = self.path / "student.safetensors"
+        self.labelled = self.path / "labelled"
+        self.events = self.path / "events"
+        self.report = self.path / "report.html"
+        self.ledger = self.path / "ledger.sqlite"
+        self._lock: int | None = None
+
+    def round(self, number: int) -> Path:
+        """The folder of a round."""
+        return self.path / "rounds" / f"{number:03d}"
+
+    def artefact(self, number: int, phase: str) -> Path:
+        """The file whose presence means that `phase` of a round is done."""
+        return self.round(number) / _ARTEFACTS[phase]
+
+    def next_phase(self, rounds: int, estimate: bool = False) -> tuple[int, str] | None:
+        """The first (round, phase) without its artefact, of rounds 0..`rounds`; None when all are there.
+
+        Args:
+            estimate: round 1 begins with an estimate.
+        """
+        for number in range(rounds + 1):
+            for phase in (*(("estimate",) if estimate and number == 1 else ()), *PHASES):
+                if not self.artefact(number, phase).exists():
+                    return number, phase
+        return None
+
+    def is_run(self) -> bool:
+        """Whether kdray works or worked here: any folder may hold a config.yaml of its own."""
+        return self.config.exists() and ((self.path / ".lock").exists() or self.ledger.exists())
+
+    def owner(self) -> str:
+        """The run's name in a ledger. It is made once and kept in RUN/id, so a run that is moved keeps its account."""
+        path = self.path / "id"
+        if not path.exists():
+            write_bytes(path, f"{self.path.name}-{uuid.uuid4().hex[:12]}\n".encode())
+        return path.read_text(encoding="utf-8").strip()
+
+    def ledger_of(self, section: LedgerSection) -> Path:
+        """Where the run's ledger is: its own, or the shared one that the section names."""
+        return Path(section.path) if section.path else self.ledger
+
+    def lock(self) -> None:
+        """Keep other processes out until this one ends, however it ends. Locking again changes nothing.
+
+        Raises:
+            RunDirectoryError: another process works here, or the directory cannot be made.
+        """
+        if self._lock is not None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunDirectoryError(f"cannot work in {self.path}: {error.strerror}; choose another --out") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise RunDirectoryError(
+                f"another kdray process is working in {self.path}; wait for it, or choose another --out"
+            ) from None
+        self._lock = handle
+
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def write_candidates(self, number: int, candidates: Candidates) -> None:
+        """rounds/NNN/candidates.parquet."""
+        from kdray.runs import tables
+
+        tables.write_candidates(self.artefact(number, "choose"), candidates)
+
+    def read_candidates(self, number: int) -> Candidates:
+        """What `write_candidates` wrote."""
+        from kdray.runs import tables
+
+        return tables.read_candidates(self.artefact(number, "choose"))
+
+    def write_labelled(
+        self, number: int, labelled: Labelled, classes: tuple[str, ...] | None, sample: bool = False
+    ) -> None:
+        """rounds/NNN/labelled.parquet, and the same rows in labelled/.
+
+        Args:
+            sample: they are of the sample for the round's estimate, which are kept beside: rounds/NNN/sample.parquet.
+        """
+        from kdray.runs import tables
+
+        tables.write_labelled(self._rows(number, sample), labelled, classes)
+        self.publish(number, sample)
+
+    def read_labelled(self, number: int, num_classes: int, count: int | None = None, sample: bool = False) -> Labelled:
+        """What `write_labelled` wrote, to the bit; of it the first `count` rows."""
+        from kdray.runs import tables
+
+        return tables.read_labelled(self._rows(number, sample), num_classes, count)
+
+    def _rows(self, number: int, sample: bool) -> Path:
+        return self.round(number) / f"{_SAMPLE}.parquet" if sample else self.artefact(number, "query")
+
+    def has_sample(self, number: int) -> bool:
+        """Whether a round's estimate bought images to train on."""
+        return self._rows(number, sample=True).exists()
+
+    def publish(self, number: int, sample: bool = False) -> None:
+        """Show a round's labelled images in labelled/ too: the same file where the file system can, else a copy."""
+        target = self.labelled / (f"round-{number:03d}" + (f"-{_SAMPLE}" if sample else "") + ".parquet")
+        if target.exists():
+            return
+        self.labelled.mkdir(exist_ok=True)
+        source = self._rows(number, sample)
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            pass
+        except OSError:
+            temporary = target.with_suffix(".tmp")
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+
+    def add_phase(self, number: int, phase: str, facts: dict[str, Any]) -> None:
+        """Keep facts about a phase (its seconds, its losses) in rounds/NNN/phases.json, before its artefact appears."""
+        path = self.round(number) / "phases.json"
+        write_json(path, self.phases(number) | {phase: facts})
+
+    def phases(self, number: int) -> dict[str, dict[str, Any]]:
+        """All facts kept by `add_phase` for a round."""
+        path = self.round(number) / "phases.json"
+        return read_json(path) if path.exists() else {}
+
+
+def runs_folder() -> Path:
+    """KDRAY_RUNS if set; in a Ray job the home folder, since the job's own folder is deleted after it; else ./runs."""
+    if os.environ.get("KDRAY_RUNS"):
+        return Path(os.environ["KDRAY_RUNS"])
+    if "working_dir_files" in Path.cwd().parts:
+        return Path.home() / "kdray-runs"
+    return Path("runs")

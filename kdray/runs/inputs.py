@@ -1,0 +1,286 @@
+"""From a config to what it names: images, pool, teacher and student, read and checked before anything is paid."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kdray.config.root import Config
+from kdray.errors import ConfigError, ImageSetError, ModelError
+from kdray.images import ImageSet, read_images
+from kdray.models.base import find_model
+from kdray.models.checkpoint import ModelCard
+from kdray.models.classifier import build_model, pixel_statistics
+from kdray.models.features import head
+from kdray.observers import Observer
+from kdray.pools.base import Pool
+from kdray.search.first_layer import split
+from kdray.sections.base import Section
+from kdray.select.base import schedule
+from kdray.select.rad.estimate import Estimation
+from kdray.teachers.base import Teacher
+from kdray.teachers.function import PythonTeacherConfig
+from kdray.training.losses.base import check_loss
+from kdray.training.trainer import StudentSpec
+from kdray.utils.devices import auto_threads, resolve_device
+from kdray.utils.seeds import numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything a config names, read and checked. Nothing is spent and nothing written to get here.
+
+    Attributes:
+        config: with paths made absolute and `trainer.threads` a number.
+        images, labelled, test: the image sets; `labelled` and `test` may be None.
+        pool: the candidates.
+        schedule: queries of each round, without those for an estimate.
+        estimation: how RAD's m is found out; None where the config says it.
+        spec: the student.
+        build: makes the teacher, here or in a worker.
+        teacher: the teacher, made here.
+        classes: class names, or None.
+    """
+
+    config: Config
+    images: ImageSet
+    labelled: ImageSet | None
+    test: ImageSet | None
+    pool: Pool
+    schedule: list[int]
+    estimation: Estimation | None
+    spec: StudentSpec
+    build: Callable[[], Teacher]
+    teacher: Teacher
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemoryInputs:
+    """What comes from Python, where a config can only name files and modules.
+
+    Attributes:
+        images, labelled, validation, test: image sets; written into the run directory, where the config says they are.
+        function: a python teacher's function, in place of its import.
+    """
+
+    images: ImageSet | None = None
+    labelled: ImageSet | None = None
+    validation: ImageSet | None = None
+    test: ImageSet | None = None
+    function: Callable[..., Any] | None = None
+
+    def image_sets(self) -> dict[str, ImageSet]:
+        """Those that are there, by the config section that names them."""
+        found = {"images": self.images, "labelled": self.labelled, "validation": self.validation, "test": self.test}
+        return {name: data for name, data in found.items() if data is not None}
+
+
+def resolve(config: Config, recorded: Config | None = None) -> Config:
+    """The config as it goes into the run directory: absolute paths, and a number for `auto` threads.
+
+    Args:
+        recorded: the config a run directory already holds: a resumed run keeps its thread count.
+    """
+    data = _with_absolute_paths(config)
+    trainer = data["resources"]["trainer"]
+    if trainer["threads"] == "auto":
+        light = find_model(config.student.model).light
+        trainer["threads"] = recorded.resources.trainer.threads if recorded else auto_threads(light)
+    return Config.model_validate(data)
+
+
+def _with_absolute_paths(section: Section) -> dict[str, Any]:
+    """A section as a mapping; files it names, and those of the sections in it, by their absolute paths."""
+    data = section.model_dump(mode="json")
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            data[name] = _with_absolute_paths(value)
+        elif name in section.path_fields and value:
+            data[name] = os.path.abspath(value)
+    return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSchedule:
+    """What there is to choose from, and how many are chosen.
+
+    Attributes:
+        images: the user's images.
+        pool: over them.
+        schedule: queries of each round, without those for an estimate.
+        estimate: queries for the estimate of m, before round 1.
+    """
+
+    images: ImageSet
+    pool: Pool
+    schedule: list[int]
+    estimate: int
+
+
+def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule:
+    """The user's images (`in_memory`, or read), the pool over them, and the queries of each round.
+
+    Raises:
+        ImageSetError: images that cannot be read.
+        ConfigError: a budget below what round 0 needs, or above what the pool holds; an m above it.
+    """
+    images = in_memory or read_images(config.images, generator=numpy_generator(config.seed, "images"))
+    pool, strategy = config.pool.build(images.images, config.seed), config.select
+    start = _first_images(config, pool)
+    queries = schedule(config.budget.queries, start, strategy.rounds, strategy.per_round)
+    room = strategy.capacity(pool) - (start if pool.real else 0)
+    if sum(queries[1:]) > room:
+        raise ConfigError(
+            f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} "
+            f"images give only {room:,} for {strategy.strategy}; "
+            f"lower budget.queries to {queries[0] + room:,} or raise images.count"
+        )
+    strategy.check_size(pool, queries, room - sum(queries[1:-1]))
+    count = strategy.queries_for_estimate(queries[1] if strategy.rounds else 0)
+    if count > pool.num_groups and config.validation is None:
+        raise ConfigError(
+            f"select.estimate_queries: {count:,} pairs wanted for the estimate of m, but there are "
+            f"{pool.num_groups:,}; lower it, or set select.m to a share such as 0.05"
+        )
+    if count:
+        queries[1] -= count
+    return PoolSchedule(images=images, pool=pool, schedule=queries, estimate=count)
+
+
+def _first_images(config: Config, pool: Pool) -> int:
+    """Images asked about in round 0, see `kdray.select.base.Strategy.first`."""
+    first, count = config.select.first, len(pool.images)
+    if first != "auto":
+        if first > count:
+            raise ConfigError(f"select.first: {first:,} images wanted in round 0, but there are {count:,}; lower it")
+        return first
+    if not pool.real:
+        return count
+    if config.labelled is not None:
+        return 0
+    return config.select.per_round or max(1, config.budget.queries // (config.select.rounds + 1))
+
+
+def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: InMemoryInputs | None = None) -> Inputs:
+    """Read and check what `config` names; trains a local teacher whose weights are not there but whose recipe is.
+
+    Args:
+        in_memory: what comes from Python in place of files.
+
+    Raises:
+        KdrayError: of the kind and with the field of what is wrong.
+    """
+    observer = observer or Observer()
+    in_memory = in_memory or InMemoryInputs()
+    pooled = read_pool(config, in_memory.images)
+    images, shape = pooled.images, pooled.images.image_shape
+    labelled = read_labelled(config, "labelled", in_memory.labelled, shape)
+    validation = read_labelled(config, "validation", in_memory.validation, shape) if pooled.estimate else None
+    test = read_labelled(config, "test", in_memory.test, shape)
+    if validation is not None and pooled.estimate > len(validation):
+        raise ConfigError(
+            f"select.estimate_queries: {pooled.estimate:,} labelled images wanted for the estimate of m, but "
+            f"validation has {len(validation):,}; lower it to {len(validation):,}"
+        )
+    _check_student(config, shape)
+    section = config.teacher
+    section.prepare(shape, labelled, observer)
+    if in_memory.function is not None and isinstance(section, PythonTeacherConfig):
+        build: Callable[[], Teacher] = partial(section.around, in_memory.function)
+    else:
+        build = partial(section.build, shape, folder=os.getcwd(), secrets=section.read_secrets())
+    teacher = build()
+    section.check(teacher)
+    check_loss(config.student.loss, teacher.num_classes, "student.loss")
+    classes = section.class_names()
+    for name, data in (("labelled", labelled), ("validation", validation), ("test", test)):
+        if data is not None:
+            # Of a test set nothing is learned: it may have other words for the same classes.
+            _check_classes(name, data, teacher.num_classes, None if name == "test" else classes)
+    mean, std = pixel_statistics(images.images)
+    card = ModelCard(
+        model=config.student.model, image_shape=images.image_shape, num_classes=teacher.num_classes, classes=classes
+    )
+    threads = config.resources.trainer.thread_count
+    spec = StudentSpec(card=card, mean=mean, std=std, recipe=config.student, seed=config.seed, threads=threads)
+    return Inputs(
+        config=config,
+        images=images,
+        labelled=labelled,
+        test=test,
+        pool=pooled.pool,
+        schedule=pooled.schedule,
+        estimation=Estimation(queries=pooled.estimate, validation=validation) if pooled.estimate else None,
+        spec=spec,
+        build=build,
+        teacher=teacher,
+        classes=classes,
+    )
+
+
+def read_labelled(
+    config: Config, field: str, in_memory: ImageSet | None = None, shape: tuple[int, int, int] | None = None
+) -> ImageSet | None:
+    """The labelled images of a section (`in_memory`, or read); None where it is not there.
+
+    Args:
+        field: labelled, validation or test.
+        shape: of the images to distil with, where that is known.
+
+    Raises:
+        ImageSetError: images that cannot be read, or of another shape; a label that is none.
+    """
+    section = getattr(config, field)
+    if section is None:
+        return None
+    data = in_memory or read_images(
+        section, generator=numpy_generator(config.seed, field), field=field, with_labels=True
+    )
+    if shape is not None and data.image_shape != shape:
+        raise ImageSetError(
+            f"{field}: its images have shape {data.image_shape}, the images to distil with {shape}; "
+            "set size and colour of both alike"
+        )
+    lowest = int(data.true_labels.min())
+    if lowest < 0:
+        raise ImageSetError(f"{field}: label {lowest} found; every image of it needs its true label")
+    return data
+
+
+def _check_classes(field: str, data: ImageSet, count: int, names: tuple[str, ...] | None) -> None:
+    """Refuse labels that are not the teacher's, and class names in another order where both are known."""
+    highest = int(data.true_labels.max())
+    if highest >= count:
+        raise ImageSetError(f"{field}: label {highest} found, but the teacher has {count} classes")
+    if names is not None and data.classes is not None and tuple(data.classes) != tuple(names):
+        first = next((k for k, (a, b) in enumerate(zip(data.classes, names, strict=False)) if a != b), None)
+        where = (
+            f"it has {len(data.classes)} classes, the teacher {len(names)}"
+            if first is None
+            else f"class {first} is {data.classes[first]!r}, the teacher's {names[first]!r}"
+        )
+        raise ImageSetError(f"{field}: {where}; its labels must be numbers of the teacher's classes")
+
+
+def _check_student(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Refuse what training would refuse after the first answers were paid."""
+    if config.student.augment.shift >= min(image_shape[1:]):
+        raise ConfigError(
+            f"student.augment.shift: {config.student.augment.shift} pixels do not fit "
+            f"images of {image_shape[1]}x{image_shape[2]}"
+        )
+    resolve_device(config.student.device, "student.device")
+    student = build_model(config.student.model, image_shape, 2, seed=0)  # refuses images too small for it
+    if config.select.features:
+        try:
+            head(student)
+        except ModelError as error:
+            raise ConfigError(f"select.strategy: {config.select.strategy} compares features, but {error}") from None
+    if getattr(config.pool, "mixing", "auto") == "first-layer" and split(student) is None:
+        raise ConfigError(
+            f"pool.mixing: the first layer of {config.student.model} cannot be taken apart from the rest; "
+            "set it to auto or pixels"
+        )

@@ -1,0 +1,382 @@
+"""Algorithm 1 of Active Mixup as a state machine over the run directory.
+
+One `step()` does the first phase whose artefact is missing: choose, query, train, evaluate, round after round. Where
+RAD's m is to be estimated, round 1 begins with the estimate. All state is on disk, so a run that is killed and started
+again continues to the same bits.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdray.errors import BudgetExceeded, TeacherError
+from kdray.images import ImageSet
+from kdray.models.checkpoint import load_student
+from kdray.models.predict import accuracy, predict
+from kdray.observers import Observer, RoundMetrics
+from kdray.pools.permutation import sample_without
+from kdray.runs.directory import RunDirectory
+from kdray.runs.inputs import Inputs
+from kdray.runs.policy import Bought, PurchasePolicy
+from kdray.runs.purchase import buy
+from kdray.runs.tables import Candidates, Labelled
+from kdray.search.requests import R, Request, Searcher
+from kdray.select.base import Task, select
+from kdray.select.rad.estimate import draw_images, judge
+from kdray.select.rad.mistakes import Estimate, Mistakes
+from kdray.teachers.answers import training_targets
+from kdray.teachers.pool import TeacherPool
+from kdray.training.base import Trainer
+from kdray.utils.files import read_json, write_bytes, write_json
+from kdray.utils.seeds import numpy_generator, torch_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What the loop works with. It does not know whether the parts run here or on Ray.
+
+    Attributes:
+        inputs: what the config names, read and checked.
+        searcher, teachers, trainer: see their protocols.
+        ledger: `kdray.ledger.store.Ledger`, here or behind an actor.
+        observer: told what happens.
+        owner: names the run in the ledger.
+        policy: how the teacher may be asked.
+        evaluation_queries: most teacher queries on test images.
+    """
+
+    inputs: Inputs
+    searcher: Searcher
+    teachers: TeacherPool
+    trainer: Trainer
+    ledger: Any
+    observer: Observer
+    owner: str
+    policy: PurchasePolicy
+    evaluation_queries: int
+
+
+class Rounds:
+    """The loop over one run directory."""
+
+    def __init__(self, directory: RunDirectory, run: RunContext) -> None:
+        self.directory, self._run, self._inputs, self._config = directory, run, run.inputs, run.inputs.config
+        self._bought: dict[int, Labelled] = {}  # of rounds not yet gathered
+        self._gathered: tuple[int, list[Tensor]] = (0, self._given())  # of so many rounds: images and targets
+
+    @property
+    def _num_classes(self) -> int:
+        return self._run.teachers.teacher.num_classes
+
+    @property
+    def last(self) -> int:
+        """T, the number of the last round."""
+        return len(self._inputs.schedule) - 1
+
+    def step(self) -> bool:
+        """Do the next missing phase.
+
+        Returns:
+            False when no phase was missing: the run is complete.
+        """
+        due = self.directory.next_phase(self.last, estimate=self._inputs.estimation is not None)
+        if due is None:
+            return False
+        number, phase = due
+        self._run.observer.phase(number, phase)
+        work = {"choose": self._choose, "query": self._query, "train": self._train, "evaluate": self._evaluate}
+        (work | {"estimate": self._estimate})[phase](number)
+        return True
+
+    def history(self) -> list[RoundMetrics]:
+        """Metrics of all finished rounds."""
+        paths = [self.directory.artefact(number, "evaluate") for number in range(self.last + 1)]
+        return [RoundMetrics(**read_json(path)) for path in paths if path.exists()]
+
+    def _labelled(self, number: int) -> list[Labelled]:
+        """The labelled images of a round, those of its estimate first; from memory right after they were bought, later
+        from disk."""
+        classes = self._num_classes
+        sampled = self.directory.has_sample(number)
+        parts = [self.directory.read_labelled(number, classes, sample=True)] if sampled else []
+        if number in self._bought:
+            return [*parts, self._bought.pop(number)]
+        labelled = self.directory.read_labelled(number, classes)
+        self.directory.publish(number)
+        return [*parts, labelled]
+
+    # RAD's m
+
+    def _estimate(self, number: int) -> None:
+        """Ask about a uniform sample, and record the estimate of m."""
+        begin = time.monotonic()
+        assert self._inputs.estimation is not None, "there is no such phase without one"
+        drawn = draw_images(self._inputs.pool, self._chosen(number), self._inputs.estimation, self._config.seed)
+        bought = self._buy(drawn.images, number, "estimate")
+        rows = bought.positions.numpy()
+        estimate = judge(drawn, rows, bought.answers.labels.numpy(), self._inputs.pool, self._source_classes)
+        self._run.observer.note(
+            f"m: the teacher errs on {estimate.share:.1%} ({estimate.low:.1%} to {estimate.high:.1%}) of the "
+            f"candidates, from {estimate.answered:,} answers"
+        )
+        facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
+        if drawn.ids is not None and len(rows):
+            labelled = self._kept(drawn.images, drawn.ids, bought)
+            self.directory.write_labelled(number, labelled, self._inputs.classes, sample=True)
+        self.directory.add_phase(number, "estimate", facts)
+        write_json(self.directory.artefact(number, "estimate"), estimate.to_json())
+
+    def _source_classes(self) -> np.ndarray:
+        """The teacher's class for each of the user's images, int64 [N]; -1 where it gave none."""
+        known = self.directory.read_labelled(0, self._num_classes)
+        classes = np.full(len(self._inputs.images), -1, dtype=np.int64)
+        classes[known.ids] = known.answers.labels.numpy()
+        return classes
+
+    def _kept(self, images: Tensor, ids: np.ndarray, bought: Bought) -> Labelled:
+        """The answered candidates of an estimate. They are paid for, so the student is trained on them."""
+        return Labelled(
+            images=images[bought.positions],
+            answers=bought.answers,
+            ids=ids[bought.positions.numpy()],
+            source=(self._inputs.pool.source,) * len(bought.positions),
+        )
+
+    def _mistakes(self) -> Mistakes | None:
+        """RAD's m as it was estimated; None where it was not."""
+        if self._inputs.estimation is None:
+            return None
+        return Mistakes(share=Estimate(**read_json(self.directory.artefact(1, "estimate"))).share)
+
+    # The phases of every round
+
+    def _taken(self, number: int) -> np.ndarray:
+        """Candidate ids that have left the pool before a round, int64."""
+        taken = self._chosen(number)
+        if self.directory.has_sample(1):
+            classes = self._num_classes
+            taken = np.concatenate([taken, self.directory.read_labelled(1, classes, sample=True).ids])
+        return taken
+
+    def _chosen(self, number: int) -> np.ndarray:
+        """Candidate ids that were chosen in earlier rounds, int64, without those of the estimate: an estimate that is
+        resumed must draw the same candidates again."""
+        first = 0 if self._inputs.pool.real else 1
+        chosen = [self.directory.read_candidates(earlier).ids for earlier in range(first, number)]
+        return np.concatenate([np.empty(0, np.int64), *chosen])
+
+    def _choose(self, number: int) -> None:
+        begin = time.monotonic()
+        if number == 0:
+            candidates = Candidates(ids=self._first(), scores=None, source="image", columns={})
+        else:
+            task = Task(
+                pool=self._inputs.pool,
+                k=self._inputs.schedule[number],
+                taken=self._taken(number),
+                generator=numpy_generator(self._config.seed, "selection", number),
+                ask=partial(self._ask, number - 1),
+                known=self._known(),
+                mistakes=self._mistakes(),
+            )
+            chosen = select(self._config.select, task)
+            if chosen.search is not None:
+                self._run.observer.note(chosen.search.summary())
+            candidates = Candidates(
+                ids=chosen.ids,
+                scores=chosen.scores,
+                source=self._inputs.pool.source,
+                columns=self._inputs.pool.describe(torch.from_numpy(chosen.ids)),
+                search={} if chosen.search is None else chosen.search.facts(),
+            )
+        self.directory.add_phase(number, "choose", {"seconds": time.monotonic() - begin})
+        self.directory.write_candidates(number, candidates)
+
+    def _first(self) -> np.ndarray:
+        """Numbers of the images asked about in round 0, int64: all of them, or a random sample."""
+        count = self._inputs.schedule[0]
+        if count == len(self._inputs.images):
+            return np.arange(count)
+        generator = numpy_generator(self._config.seed, "selection", 0)
+        return np.sort(sample_without(len(self._inputs.images), count, np.empty(0, np.int64), generator))
+
+    def _known(self) -> Tensor | None:
+        """Labelled images that are no candidates, for strategies that compare features."""
+        if not self._config.select.features:
+            return None
+        parts = [self._inputs.labelled.images] if self._inputs.labelled is not None else []
+        if not self._inputs.pool.real:
+            parts.append(self._inputs.images.images[torch.from_numpy(self.directory.read_candidates(0).ids)])
+        return torch.cat(parts) if parts else None
+
+    def _ask(self, student_round: int, request: Request[R]) -> R:
+        """Ask the student of an earlier round about the pool, always as it is on disk."""
+        return self._run.searcher.search(
+            self._inputs.pool,
+            load_student(self.directory.artefact(student_round, "train")),
+            request,
+            seed=torch_seed(self._config.seed, "search", student_round + 1),
+            on_progress=self._run.observer.progress,
+            on_note=self._run.observer.note,
+        )
+
+    def _query(self, number: int) -> None:
+        begin = time.monotonic()
+        candidates = self.directory.read_candidates(number)
+        ids = torch.from_numpy(candidates.ids)
+        if number or self._inputs.pool.real:
+            images = self._inputs.pool.render(ids)
+        else:  # the whole set needs no copy
+            images = (
+                self._inputs.images.images if len(ids) == len(self._inputs.images) else self._inputs.images.images[ids]
+            )
+        bought = self._buy(images, number, "training")
+        if len(bought.positions) == 0 and len(images):
+            raise BudgetExceeded(
+                f"the budget is spent before round {number}: {self._lost():,} queries were charged and "
+                "never answered; the run ends here"
+            )
+        if bought.short:
+            self._run.observer.note(
+                f"the budget ran out: {bought.short:,} of {len(images):,} candidates of round {number} were not asked"
+            )
+        if bought.set_aside:
+            reason = next(iter(bought.set_aside.values()))
+            self._run.observer.note(
+                f"{len(bought.set_aside):,} of {len(images):,} images of round {number} were set aside: they have no "
+                f"valid answer (for example: {reason})"
+            )
+        rows = bought.positions.numpy()
+        if len(rows) < len(images):  # positions ascend; a copy of all would double what is held
+            images = images[bought.positions]
+        labelled = Labelled(
+            images=images,
+            answers=bought.answers,
+            ids=candidates.ids[rows],
+            source=(candidates.source,) * len(rows),
+        )
+        facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
+        facts |= {"short": bought.short, "set_aside": len(bought.set_aside)}
+        self.directory.add_phase(number, "query", facts)
+        self.directory.write_labelled(number, labelled, self._inputs.classes)
+        self._bought[number] = labelled
+
+    def _buy(self, images: Tensor, number: int, purpose: str) -> Bought:
+        return buy(
+            images,
+            teachers=self._run.teachers,
+            ledger=self._run.ledger,
+            batch_size=self._config.teacher.batch_size,
+            purpose=purpose,
+            round=number,
+            owner=self._run.owner,
+            policy=self._run.policy,
+            on_progress=lambda done, total: self._tell(done, total, purpose),
+            on_note=self._run.observer.note,
+        )
+
+    def _tell(self, done: int, total: int, purpose: str) -> None:
+        spent = self._run.ledger.spent("training", self._run.owner) if purpose == "training" else None
+        self._run.observer.progress(done, total, spent=spent)
+
+    def _lost(self) -> int:
+        """Training queries that were charged and have no valid answer."""
+        ledger, owner = self._run.ledger, self._run.owner
+        return int(ledger.uncertain("training", owner) + ledger.rejected("training", owner))
+
+    def _train(self, number: int) -> None:
+        begin = time.monotonic()
+        images, targets = self._training_set(number)
+        data, result = self._run.trainer.fit(
+            images, targets, number, lambda done, loss: self._run.observer.progress(done, self._config.student.epochs)
+        )
+        facts = {"seconds": time.monotonic() - begin, "losses": result.losses, "images": len(images)}
+        facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
+        self.directory.add_phase(number, "train", facts)
+        write_bytes(self.directory.artefact(number, "train"), data)
+
+    def _given(self) -> list[Tensor]:
+        """Images with true labels and their one-hot targets, trained on in every round (RAD, Algorithm 1)."""
+        given = self._inputs.labelled
+        if given is None:
+            return []
+        return [given.images, F.one_hot(given.true_labels, self._num_classes).to(torch.float32)]
+
+    def _training_set(self, number: int) -> list[Tensor]:
+        """Images and targets of all rounds up to this one. Each round is added once, so all are held once."""
+        done, held = self._gathered
+        for earlier in range(done, number + 1):
+            for part in self._labelled(earlier):
+                more = [part.images, training_targets(part.answers, self._config.teacher.form.top)]
+                if len(part):
+                    held = [torch.cat(both) for both in zip(held, more, strict=True)] if held else more
+        self._gathered = (number + 1, held)
+        return held
+
+    def _evaluate(self, number: int) -> None:
+        begin = time.monotonic()
+        path = self.directory.artefact(number, "train")
+        test = self._inputs.test
+        scores = {} if test is None else self._measure(path, test, number)
+        write_bytes(self.directory.student, path.read_bytes())
+        facts = self.directory.phases(number)
+        seconds = {phase: facts[phase]["seconds"] for phase in ("choose", "query", "train")}
+        earlier = [self.directory.phases(earlier) for earlier in range(number + 1)]
+        charged = sum(phases["query"]["charged"] for phases in earlier)
+        estimated = sum(phases.get("estimate", {}).get("charged", 0) for phases in earlier)
+        seconds["choose"] += facts.get("estimate", {}).get("seconds", 0.0)
+        estimate = self.directory.artefact(number, "estimate")
+        searched = self.directory.read_candidates(number).search
+        metrics = RoundMetrics(
+            round=number,
+            images=facts["train"]["images"],
+            queries=charged,
+            bought=facts["query"]["charged"],
+            reused=facts["query"]["reused"],
+            short=facts["query"]["short"],
+            set_aside=facts["query"]["set_aside"],
+            evaluated=searched.get("passes", 0),
+            search=searched,
+            student_accuracy=scores.get("student"),
+            teacher_accuracy=scores.get("teacher"),
+            success_rate=scores.get("success"),
+            agreement=scores.get("agreement"),
+            evaluation_queries=self._run.ledger.spent("evaluation", self._run.owner),
+            estimate_queries=estimated,
+            estimate=read_json(estimate) if estimate.exists() else {},
+            loss=facts["train"]["losses"][-1],
+            seconds=seconds | {"evaluate": time.monotonic() - begin},
+        )
+        write_json(self.directory.artefact(number, "evaluate"), metrics.to_json())
+        self._run.observer.round_done(metrics)
+
+    def _measure(self, student: Path, test: ImageSet, number: int) -> dict[str, float]:
+        """Student accuracy on the test set; teacher accuracy, agreement and success rate on the test images that the
+        teacher answers within the cap."""
+        threads = self._config.resources.trainer.thread_count
+        predictions = predict(load_student(student), test.images, threads=threads).argmax(dim=1)
+        scores = {"student": accuracy(predictions, test.true_labels)}
+        allowed = min(self._run.evaluation_queries, len(test))
+        if allowed == 0:
+            return scores
+        try:
+            bought = self._buy(test.images[:allowed], number, "evaluation")
+        except TeacherError as error:
+            self._run.observer.note(f"the teacher could not be measured: {error}")
+            return scores
+        rows = bought.positions
+        if len(rows) == 0:
+            return scores
+        labels = test.true_labels[rows]
+        scores["teacher"] = accuracy(bought.answers.labels, labels)
+        scores["agreement"] = accuracy(predictions[rows], bought.answers.labels)
+        if scores["teacher"] > 0:
+            scores["success"] = accuracy(predictions[rows], labels) / scores["teacher"]
+        return scores

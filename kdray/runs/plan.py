@@ -1,0 +1,223 @@
+"""`kdray plan`: what a config would do and cost. It reads the images and times the student for two seconds; it sends
+no query."""
+
+import os
+import resource
+import time
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from kdray.config.root import Config
+from kdray.models.classifier import build_model, pixel_statistics
+from kdray.runs.backend import forward_options, search_settings
+from kdray.runs.inputs import PoolSchedule, read_pool, resolve
+from kdray.search.forward import one_thread
+from kdray.search.local import probe
+
+PROBE_S = 2.0
+_UNKNOWN_CLASSES = 10
+_LONG_S = 600.0  # of scoring: above it the plan says what takes the time, and how to take less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        images: real images.
+        groups, candidates: size of the pool.
+        schedule: queries of each round, without those for an estimate.
+        estimate: queries for an estimate of RAD's m, before round 1.
+        evaluation: queries on test images, counted apart; None where all test images are asked of a local teacher.
+        cost: price of all training queries, or None.
+        currency: of the cost.
+        requests: training requests to the teacher, of up to `batch` images each.
+        batch: images a request.
+        asking_s: seconds those take at least, by the limits on the rate; None where there are none.
+        asking_days: days they take at least, by the daily quota.
+        scored: forward passes of the student to choose, over all rounds, in images.
+        exhaustive: what they would be were every candidate scored.
+        group_size: candidates of a group.
+        pairs: how many pairs to sample so that scoring takes about ten minutes; None where it is shorter, or where a
+            sample does not help.
+        rate_per_s: candidates a second, all workers together, from a probe of one; 0 where nothing is scored.
+        workers: scoring workers assumed.
+        worker_bytes: peak resident memory of the probe, which stands for a worker.
+        driver_bytes: held in the driver by the choice, at most, where that is much.
+        held: the same in words.
+        note: what could not be known.
+    """
+
+    images: int
+    groups: int
+    candidates: int
+    schedule: list[int]
+    estimate: int
+    evaluation: int | None
+    cost: float | None
+    currency: str
+    requests: int
+    batch: int
+    asking_s: float | None
+    asking_days: int
+    scored: int
+    exhaustive: int
+    group_size: int
+    rate_per_s: float
+    pairs: int | None
+    workers: int
+    worker_bytes: int
+    driver_bytes: int
+    held: str
+    note: str | None
+
+    @property
+    def scoring_s(self) -> float:
+        """Estimated seconds of scoring, all rounds together."""
+        return self.scored / self.rate_per_s if self.rate_per_s else 0.0
+
+
+def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
+    """Work out what `config` would do.
+
+    Raises:
+        KdrayError: what `kdray run` would refuse before paying.
+    """
+    config = resolve(config)
+    pooled = read_pool(config)
+    images, pool, schedule, strategy = pooled.images, pooled.pool, pooled.schedule, config.select
+    classes, note = _classes(config, images.image_shape)
+    wanted = config.resources.scoring_workers
+    workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
+    later, paid = schedule[1:], sum(schedule) + pooled.estimate
+    rate = _probe(config, pooled, classes, probe_s) if strategy.asks and later else 0.0
+    settings = search_settings(config)
+    scored = sum(strategy.passes(pool, queries, settings) for queries in later)
+    long = rate > 0 and scored / (rate * workers) > _LONG_S
+    limits = config.teacher.limits
+    rates = [bucket.rate_per_s for bucket in limits.buckets().values()]
+    requests = sum(-(-queries // config.teacher.batch_size) for queries in (*schedule, pooled.estimate))
+    price = config.budget.price_per_query
+    local = config.teacher.local
+    evaluation = config.budget.evaluation
+    return Plan(
+        images=len(images),
+        groups=pool.num_groups,
+        candidates=len(pool),
+        schedule=schedule,
+        estimate=pooled.estimate,
+        evaluation=(None if local else 0) if evaluation == "auto" else evaluation,
+        cost=None if price is None else price * paid,
+        currency=config.budget.currency,
+        requests=requests,
+        batch=config.teacher.batch_size,
+        asking_s=max((requests - limits.burst) / rate for rate in rates) if rates else None,
+        asking_days=-(-paid // limits.queries_per_day) if limits.queries_per_day else 1,
+        scored=scored,
+        exhaustive=len(pool) * len(later) * strategy.asks,
+        group_size=pool.group_size,
+        rate_per_s=rate * workers,
+        pairs=_fewer_pairs(config, pooled, _LONG_S * rate * workers) if long else None,
+        workers=workers,
+        worker_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        driver_bytes=strategy.driver_bytes(pool, max(later, default=0)),
+        held=strategy.held,
+        note=note,
+    )
+
+
+def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | None]:
+    """Number of classes, and what to say where it is not known. Checks the teacher as far as that costs nothing."""
+    count = config.teacher.count_classes(shape)
+    note = "the teacher's weights are not there yet: 'kdray run' trains them once" if config.teacher.missing() else None
+    return count or _UNKNOWN_CLASSES, note
+
+
+def _fewer_pairs(config: Config, pooled: PoolSchedule, passes: float) -> int | None:
+    """The largest sample of pairs whose scoring takes so many forward passes at most, in whole thousands."""
+    if "pairs" not in type(config.pool).model_fields:
+        return None
+    later, settings = pooled.schedule[1:], search_settings(config)
+
+    def is_too_much(thousands: int) -> bool:
+        section = config.pool.model_copy(update={"pairs": 1000 * thousands})
+        pool = section.build(pooled.images.images, config.seed)
+        return sum(config.select.passes(pool, queries, settings) for queries in later) > passes
+
+    most = pooled.pool.num_groups // 1000
+    found = bisect_left(range(1, most + 1), True, key=is_too_much)  # thousands that are not too much
+    return 1000 * found if 1000 * found > sum(later) and found < most else None
+
+
+def _probe(config: Config, pooled: PoolSchedule, classes: int, seconds: float) -> float:
+    """Candidates a second that one worker scores, on one thread as a worker has it."""
+    mean, std = pixel_statistics(pooled.images.images)
+    shape = pooled.images.image_shape
+    model = build_model(config.student.model, shape, classes, seed=config.seed, mean=mean, std=std)
+    with one_thread():
+        return probe(pooled.pool, model, seconds, time.monotonic, options=forward_options(config))
+
+
+def plan_lines(plan: Plan) -> list[tuple[str, str]]:
+    """The plan as (what, value) rows."""
+    rows = [
+        ("images", f"{plan.images:,}"),
+        ("pool", f"{plan.groups:,} groups, {plan.candidates:,} candidates (virtual: rendered when needed)"),
+        ("queries", f"{sum(plan.schedule) + plan.estimate:,} = " + _rounds(plan.schedule, plan.estimate)),
+        (
+            "evaluation",
+            "test images, free: the teacher is local"
+            if plan.evaluation is None
+            else f"{plan.evaluation:,} queries, counted apart",
+        ),
+        ("cost", "unknown: set budget.price_per_query" if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}"),
+        ("asking", _asking(plan)),
+        ("scoring", _duration(plan)),
+        ("memory", _memory(plan)),
+    ]
+    return rows + ([("note", plan.note)] if plan.note else [])
+
+
+def _asking(plan: Plan) -> str:
+    text = f"{plan.requests:,} requests of up to {plan.batch:,} images"
+    if plan.asking_s is not None:
+        text += f"; at least {max(0.0, plan.asking_s):,.0f} s at the limits"
+    return text + (f"; {plan.asking_days:,} days by the daily quota" if plan.asking_days > 1 else "")
+
+
+def _memory(plan: Plan) -> str:
+    text = f"{plan.worker_bytes / 2**20:,.0f} MiB a worker, measured; the same for any pool size"
+    if not plan.driver_bytes:
+        return text
+    return f"{text}; in the driver up to {plan.driver_bytes / 2**20:,.0f} MiB for {plan.held}"
+
+
+def _rounds(schedule: list[int], estimate: int) -> str:
+    later = schedule[1:]
+    told = f" + {estimate:,} for the estimate of m" if estimate else ""
+    if len(set(later)) == 1:
+        return f"{schedule[0]:,} for the images{told} + {len(later)} x {later[0]:,}"
+    return f"{schedule[0]:,}{told} + " + " + ".join(f"{count:,}" for count in later) if later else f"{schedule[0]:,}"
+
+
+def _duration(plan: Plan) -> str:
+    if not plan.scored:
+        return "none: this strategy does not look at the student"
+    seconds = plan.scoring_s
+    fewer = f", {plan.exhaustive / plan.scored:.1f} times fewer than all" if plan.scored < plan.exhaustive else ""
+    text = (
+        f"about {_time(seconds)} for {plan.scored:,} forward passes{fewer}, with {plan.workers} workers "
+        f"({plan.rate_per_s:,.0f} candidates/s, from a {PROBE_S:.0f}-second probe of one here)"
+    )
+    if seconds <= _LONG_S:
+        return text
+    if plan.group_size > 1 and plan.scored >= plan.groups:
+        one = plan.groups / plan.rate_per_s
+        text += f"; one λ of all {plan.groups:,} pairs takes {_time(one)}, and the grid has {plan.group_size}"
+    return text + (f"; pool.pairs={plan.pairs} would take about {_time(_LONG_S)}" if plan.pairs else "")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,80 @@
+"""What a purchase needs, the policy it follows, and its result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from kdray.ledger.limits import Limits
+from kdray.ledger.records import Grant, Order, Outcome
+from kdray.ledger.store import LEASE_S
+from kdray.teachers.answers import Answers
+from kdray.teachers.base import TeacherSection
+from kdray.teachers.retry import RetryPolicy, RetryState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LedgerLike(Protocol):
+    """The part of `kdray.ledger.store.Ledger` that a purchase uses; the ledger may be here or behind an actor."""
+
+    def lookup(self, teacher: str, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, np.ndarray | None]]: ...
+    def refusals(self, teacher: str, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, str]]: ...
+    def on_their_way(self, teacher: str, hashes: Sequence[bytes]) -> set[bytes]: ...
+    def grant(self, orders: Sequence[Order], **facts: Any) -> Grant: ...
+    def settle(self, outcomes: Sequence[Outcome]) -> None: ...
+    def rest(self, teacher: str, seconds: float) -> None: ...
+    def spent_in_round(self, round: int, purpose: str, owner: str) -> tuple[int, int]: ...
+    def record_hits(self, teacher: str, images: int, *, purpose: str, round: int, owner: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurchasePolicy:
+    """How a teacher may be asked; one object for a whole run.
+
+    Attributes:
+        limits: shared by all who ask this teacher; None sets none, but a rest the teacher asked for holds all the same.
+        retry: what earlier replies said about the teacher.
+        lease_s: seconds after which a request is over for certain.
+        probe: ask for one image at a time until the teacher has answered, so that a wrong address costs a query or two.
+    """
+
+    limits: Limits | None = None
+    retry: RetryState = field(default_factory=lambda: RetryState(RetryPolicy()))
+    lease_s: float = LEASE_S
+    probe: bool = False
+
+    @classmethod
+    def of(cls, section: TeacherSection, *, metered: bool) -> "PurchasePolicy":
+        """The policy for the teacher of a section; `metered` as the teacher itself says."""
+        # A teacher that costs nothing, with the default limits, needs no counting.
+        unlimited = not metered and section.limits == Limits()
+        return cls(
+            limits=None if unlimited else section.limits,
+            retry=RetryState(section.retry),
+            lease_s=section.lease_s(),
+            probe=metered and section.probes(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bought:
+    """Answers to those images that have one.
+
+    Attributes:
+        positions: int64 [M], ascending: which of the images were answered.
+        answers: M answers, in that order.
+        charged: queries `owner` was charged in this round, by whichever of its processes (lost ones included).
+        reused: images that cost nothing: another round or run had bought them, or they appear twice.
+        short: images without an answer, because the budget ran out.
+        set_aside: position -> reason, of images to which the teacher gave no valid answer.
+    """
+
+    positions: "Tensor"
+    answers: Answers
+    charged: int
+    reused: int
+    short: int
+    set_aside: Mapping[int, str]

@@ -1,0 +1,216 @@
+"""A run from its config to its result, in a run directory that can be killed and resumed at any moment."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from kdray.config.load import differences, dump_config, load_config
+from kdray.config.root import Config
+from kdray.errors import BudgetExceeded, LedgerError, RunDirectoryError
+from kdray.observers import Observer, Observers
+from kdray.observers.tensorboard import EventWriter
+from kdray.runs.backend import Backend, open_backend
+from kdray.runs.directory import RunDirectory, runs_folder
+from kdray.runs.inputs import InMemoryInputs, Inputs, read_inputs, resolve
+from kdray.runs.loop import Rounds, RunContext
+from kdray.runs.policy import PurchasePolicy
+from kdray.runs.result import Result, read_result
+from kdray.runs.tables import write_image_set
+from kdray.utils.files import write_bytes
+
+
+def choose_directory(config: Config, name: str) -> RunDirectory:
+    """The first of runs/NAME, runs/NAME-2, ... that is free or holds this very config."""
+    for number in range(1, 10_000):
+        run = RunDirectory(runs_folder() / (name if number == 1 else f"{name}-{number}"))
+        if not run.is_run():
+            if not run.path.exists() or not any(run.path.iterdir()):
+                return run
+            continue
+        recorded = load_config(run.config)
+        if not _differences(recorded, resolve(config, recorded)):
+            return run
+    raise RunDirectoryError(f"{runs_folder()} is full of runs named {name}; give --out")
+
+
+def _differences(recorded: Config, config: Config) -> list[str]:
+    """Differences that make another experiment. Workers and chunks do not: they change nothing that is chosen."""
+    free = (
+        "resources.scoring",
+        "resources.teacher_workers",
+        "resources.chunk",
+        "resources.trainer.where",
+        "resources.trainer.gpus",
+        # Where and how fast a teacher is asked; whether it is the same one, the ledger knows.
+        "teacher.url",
+        "teacher.headers",
+        "teacher.ca",
+        "teacher.timeout_s",
+        "teacher.limits",
+        "teacher.retry",
+        "ledger.queries",
+    )
+    return [line for line in differences(recorded, config) if not line.startswith(free)]
+
+
+def run(
+    config: Config,
+    directory: RunDirectory,
+    *,
+    local: bool = False,
+    observer: Observer | None = None,
+    in_memory: InMemoryInputs | None = None,
+) -> Result:
+    """Start a run, or go on with the one in `directory`, and see it to its end.
+
+    Args:
+        config: as the user gave it; the run directory gets it resolved.
+        local: everything in this process, no Ray.
+        observer: told what happens; closed at the end.
+        in_memory: what comes from Python in place of files.
+
+    Raises:
+        KdrayError: the config or a file it names is wrong; then nothing was paid or written. Or the teacher failed;
+            then what was bought is kept, and running again continues.
+    """
+    observer = observer or Observer()
+    with ExitStack() as stack:
+        stack.callback(observer.close)
+        recorded = load_config(directory.config) if directory.is_run() else None
+        config = resolve(config, recorded)
+        _check_directory(directory, recorded, config)
+        if recorded is not None and directory.next_phase(config.select.rounds) is None:
+            observer.note("the run is complete; nothing is asked again")
+            return read_result(directory)
+        if recorded is not None:
+            directory.lock()
+            stack.callback(directory.unlock)
+        inputs = read_inputs(config, observer=observer, in_memory=in_memory)
+        # A cluster that cannot be joined is found out before anything is written.
+        backend = stack.enter_context(open_backend(inputs, local=local, observer=observer))
+        if recorded is None:
+            directory.lock()
+            stack.callback(directory.unlock)
+            if directory.config.exists():  # between the look above and the lock
+                raise RunDirectoryError(
+                    f"another process has just started a run in {directory.path}; choose another --out"
+                )
+            for name, data in (in_memory or InMemoryInputs()).image_sets().items():
+                write_image_set(Path(getattr(config, name).path), data)
+            write_bytes(directory.config, dump_config(config).encode())
+        _work(inputs, backend, directory, observer)
+        return read_result(directory)
+
+
+def resume(
+    directory: RunDirectory,
+    *,
+    local: bool = False,
+    observer: Observer | None = None,
+    in_memory: InMemoryInputs | None = None,
+) -> Result:
+    """Go on with the run in `directory`.
+
+    Raises:
+        RunDirectoryError: there is none.
+        KdrayError: see `run`.
+    """
+    if not directory.is_run():
+        raise RunDirectoryError(f"{directory.path} holds no run; start one with 'kdray run CONFIG'")
+    return run(load_config(directory.config), directory, local=local, observer=observer, in_memory=in_memory)
+
+
+def _check_directory(directory: RunDirectory, recorded: Config | None, config: Config) -> None:
+    if recorded is not None and (changed := _differences(recorded, config)):
+        raise RunDirectoryError(
+            f"{directory.path} holds a run of another config ({'; '.join(changed[:3])}); "
+            f"choose another --out, or go on with the old one: kdray resume {directory.path}"
+        )
+    if recorded is None and directory.path.exists():
+        if not directory.path.is_dir():
+            raise RunDirectoryError(f"{directory.path} is a file; choose another --out")
+        # What a run that died before its config was written may leave: it is used again.
+        ours = {".lock", "id", "inputs", *(directory.ledger.name + end for end in ("", "-wal", "-shm"))}
+        if any(entry.name not in ours for entry in directory.path.iterdir()):
+            raise RunDirectoryError(f"{directory.path} is not empty and holds no run; choose another --out")
+
+
+def _work(inputs: Inputs, backend: Backend, directory: RunDirectory, observer: Observer) -> None:
+    """Every phase that is missing, under the directory's lock."""
+    config = inputs.config
+    evaluation = _evaluation_queries(inputs)
+    owner, path = directory.owner(), directory.ledger_of(config.ledger)
+    ledger = backend.open_ledger(path, config.ledger.queries)
+    try:
+        _check_teacher(ledger, owner, inputs.teacher.identity, path, observer)
+        estimate = inputs.estimation.queries if inputs.estimation else 0
+        caps = {"training": config.budget.queries - estimate, "evaluation": evaluation}
+        ledger.open_account(owner, caps | ({"estimate": estimate} if estimate else {}))
+        # A run directory is worked in by one process, and the lock is ours: what this owner has reserved was left by
+        # a dead one.
+        uncertain, _ = ledger.recover(owner)
+        if uncertain:
+            observer.note(
+                f"{uncertain:,} queries were on their way when kdray died: they count as charged, their answers are "
+                "lost; they are asked again as far as the budget goes"
+            )
+        with EventWriter(directory.events) as events:
+            heard = Observers([observer, events])
+            rounds = Rounds(
+                directory,
+                RunContext(
+                    inputs=inputs,
+                    searcher=backend.searcher,
+                    teachers=backend.teachers,
+                    trainer=backend.trainer,
+                    ledger=ledger,
+                    observer=heard,
+                    owner=owner,
+                    policy=PurchasePolicy.of(config.teacher, metered=inputs.teacher.metered),
+                    evaluation_queries=evaluation,
+                ),
+            )
+            observer.begin(
+                rounds=rounds.last,
+                budget=config.budget.queries,
+                spent=ledger.spent("training", owner) + ledger.spent("estimate", owner),
+                title=str(directory.path),
+            )
+            for metrics in rounds.history():
+                events.round_done(metrics)
+            try:
+                while rounds.step():
+                    pass
+            except BudgetExceeded as error:  # only lost answers lead here: the schedule itself fits the budget
+                if not rounds.history():
+                    raise
+                observer.note(str(error))
+    finally:
+        ledger.close()
+
+
+def _check_teacher(ledger: Any, owner: str, identity: str, path: Path, observer: Observer) -> None:
+    """One run has one teacher; a ledger may have several, and their answers are kept apart.
+
+    Raises:
+        LedgerError: this run has bought from another teacher.
+    """
+    mine = [name for name in ledger.teachers(owner) if name != identity]
+    if mine:
+        raise LedgerError(
+            f"{path}: this run has bought its answers from {mine[0]}, and the teacher is now {identity}; answers of "
+            "two teachers do not mix: bring the old one back, or start a new run"
+        )
+    others = [name for name in ledger.teachers() if name != identity]
+    if others and identity not in ledger.teachers():
+        observer.note(f"{path} holds answers of other teachers ({', '.join(others[:3])}); none of them is used")
+
+
+def _evaluation_queries(inputs: Inputs) -> int:
+    """Teacher queries allowed on test images: as the config says, or all of them where the teacher cannot bill."""
+    if inputs.test is None:
+        return 0
+    allowed = inputs.config.budget.evaluation
+    if allowed == "auto":
+        return 0 if inputs.teacher.metered else len(inputs.test)
+    return min(allowed, len(inputs.test))

@@ -1,0 +1,202 @@
+"""Files of a round as parquet: what was chosen, and the images with their answers."""
+
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from kdray.errors import RunDirectoryError
+from kdray.images import ImageSet, decode_png, encode_png
+from kdray.teachers.answers import Answers
+from kdray.utils.files import write_bytes
+from kdray.utils.memory import give_back_memory
+
+_ROW_GROUP = 2048  # rows of images encoded, or decoded, at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What a round asks for, before anything is paid.
+
+    Attributes:
+        ids: int64 [k]: pool ids; in round 0 the numbers of the real images.
+        scores: float32 [k], or None.
+        source: "image" or the pool's kind.
+        columns: more about each, as the pool describes it.
+        search: what finding them took (`kdray.search.Found.facts`); empty where nothing was searched.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray | None
+    source: str
+    columns: dict[str, list[Any]]
+    search: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Images and the answers to them: what the user paid for.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        answers: N answers.
+        ids: int64 [N]: image numbers or pool ids.
+        source: of each image.
+    """
+
+    images: Tensor
+    answers: Answers
+    ids: np.ndarray
+    source: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def write_candidates(path: Path, candidates: Candidates) -> None:
+    """What a round asks for: columns id, score and the pool's own."""
+    columns: dict[str, Any] = {"id": candidates.ids}
+    columns["score"] = (
+        candidates.scores if candidates.scores is not None else pa.nulls(len(candidates.ids), pa.float32())
+    )
+    table = pa.table(columns | candidates.columns)
+    metadata = {"source": candidates.source, "search": json.dumps(candidates.search)}
+    _write_tables(path, [table.replace_schema_metadata(metadata)])
+
+
+def read_candidates(path: Path) -> Candidates:
+    """What `write_candidates` wrote.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+    """
+    table = pa.concat_tables(_read_tables(path))
+    scores = table.column("score")
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    return Candidates(
+        ids=table.column("id").to_numpy().copy(),
+        scores=None if scores.null_count == len(table) else scores.to_numpy(),
+        source=metadata["source"],
+        columns={name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "score")},
+        search=json.loads(metadata["search"]),
+    )
+
+
+def write_labelled(path: Path, labelled: Labelled, classes: tuple[str, ...] | None) -> None:
+    """Images and answers, Hugging Face style: columns image, probs, label, source, id."""
+    names = list(classes) if classes else [str(k) for k in range(labelled.answers.num_classes)]
+    features = {
+        "image": {"_type": "Image"},
+        "probs": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
+        "label": {"names": names, "_type": "ClassLabel"},
+        "source": {"dtype": "string", "_type": "Value"},
+        "id": {"dtype": "int64", "_type": "Value"},
+    }
+    parts = (_labelled_rows(labelled, rows) for rows in _slices(len(labelled)))
+    _write_tables(path, (_with_features(part, features) for part in parts))
+    give_back_memory()
+
+
+def read_labelled(path: Path, num_classes: int, count: int | None = None) -> Labelled:
+    """What `write_labelled` wrote, to the bit; of it the first `count` rows.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+    """
+    images, probs, labels, ids = [], [], [], []
+    source: list[str] = []
+    for group in _read_tables(path):
+        part = group if count is None else group.slice(0, count - len(source))
+        if len(part) == 0:
+            break
+        cells = part.column("image").to_pylist()
+        images.append(torch.from_numpy(np.stack([decode_png(cell["bytes"]) for cell in cells])))
+        if part.column("probs").null_count == 0:
+            probs.append(torch.tensor(part.column("probs").to_pylist(), dtype=torch.float32))
+        labels.append(torch.from_numpy(part.column("label").to_numpy().copy()))
+        ids.append(part.column("id").to_numpy().copy())
+        source.extend(part.column("source").to_pylist())
+    if not images:  # a round that asks nothing
+        nothing = Answers(probs=None, labels=torch.empty(0, dtype=torch.int64), num_classes=num_classes)
+        empty = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+        return Labelled(images=empty, answers=nothing, ids=np.empty(0, np.int64), source=())
+    answers = Answers(probs=torch.cat(probs) if probs else None, labels=torch.cat(labels), num_classes=num_classes)
+    return Labelled(images=torch.cat(images), answers=answers, ids=np.concatenate(ids), source=tuple(source))
+
+
+def write_image_set(path: Path, data: ImageSet) -> None:
+    """An image set as Hugging Face style parquet, to the bit: for arrays a run was given from Python."""
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    if data.labels is not None:
+        features["label"] = {"dtype": "int64", "_type": "Value"}
+
+    def part(rows: slice) -> pa.Table:
+        columns = {"image": _image_column(data.images[rows])}
+        if data.labels is not None:
+            columns["label"] = pa.array(data.labels[rows].numpy())
+        return _with_features(pa.table(columns), features)
+
+    _write_tables(path, (part(rows) for rows in _slices(len(data))))
+
+
+def _labelled_rows(labelled: Labelled, rows: slice) -> pa.Table:
+    probs, labels = labelled.answers.probs, labelled.answers.labels[rows]
+    vectors = pa.list_(pa.float32())
+    return pa.table(
+        {
+            "image": _image_column(labelled.images[rows]),
+            "probs": pa.nulls(len(labels), vectors) if probs is None else pa.array(list(probs[rows].numpy()), vectors),
+            "label": labels.numpy(),
+            "source": list(labelled.source[rows]),
+            "id": labelled.ids[rows],
+        }
+    )
+
+
+def _slices(count: int) -> Iterator[slice]:
+    """Row groups; one empty one for a table without rows."""
+    return (slice(start, start + _ROW_GROUP) for start in range(0, max(count, 1), _ROW_GROUP))
+
+
+def _image_column(images: Tensor) -> pa.Array:
+    """uint8 [N, C, H, W] as a struct column of PNG bytes and an empty path."""
+    cells = [{"bytes": encode_png(image), "path": None} for image in images.numpy()]
+    return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+
+def _with_features(table: pa.Table, features: dict[str, Any]) -> pa.Table:
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    """One parquet file of tables with one schema, at least one, a row group each: only one of them is in memory at a
+    time."""
+    buffer, rest = io.BytesIO(), iter(tables)
+    first = next(rest)
+    with pq.ParquetWriter(buffer, first.schema, compression="zstd") as writer:
+        for table in itertools.chain([first], rest):
+            writer.write_table(table)
+    write_bytes(path, buffer.getbuffer())
+
+
+def _read_tables(path: Path) -> Iterator[pa.Table]:
+    """The row groups of a parquet file, one at a time."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
+    except (pa.ArrowException, OSError) as error:
+        raise RunDirectoryError(
+            f"{path} cannot be read ({error}); move it away and resume: the ledger has the answers"
+        ) from None
+    finally:
+        give_back_memory()

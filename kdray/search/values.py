@@ -1,0 +1,178 @@
+"""Requests for exact values: the best candidate of each group, features, scores, source logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdray.search.acquisition import INFORMATIVE, Score
+from kdray.search.stages import Cut, Cuts, Rows, ScoreGroups, SourceLogits, Stage, TaskRows
+from kdray.search.topk import LowestK, Scored
+from kdray.sections.search import SearchSettings
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdray.pools.base import Pool
+    from kdray.search.forward import Forward
+    from kdray.search.requests import SearchContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Values of some candidates or images.
+
+    Attributes:
+        rows: float32 [n, D], in the order of the request.
+        evaluated: forward passes made, in images.
+    """
+
+    rows: np.ndarray
+    evaluated: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestRequest:
+    """A request for the best candidate, the one of lowest score, of each of some groups.
+
+    Attributes:
+        groups: int64, sorted.
+        score: the name of the score.
+    """
+
+    groups: np.ndarray
+    score: Score = "margin"
+
+    def passes(self, pool: Pool, settings: SearchSettings) -> int:
+        """See `kdray.search.requests.Request`."""
+        return len(self.groups) * pool.group_size
+
+    def perform(self, pool: Pool, context: SearchContext) -> Scored:
+        """The best candidate of each group: ids ascending, float32 scores."""
+        merged = LowestK(len(self.groups))
+        stage = ScoreGroups(
+            cut=context.cut,
+            count=pool.num_groups,
+            group_size=pool.group_size,
+            k=len(self.groups),
+            score=self.score,
+            groups=self.groups,
+        )
+        context.run_stage(stage, merged)
+        return merged.result(by="id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesRequest:
+    """A request for the student's features (the input of its last layer) of some candidates, or of other images.
+
+    Attributes:
+        ids: int64, candidate ids.
+        images: uint8 [N, C, H, W], instead of ids.
+    """
+
+    ids: np.ndarray | None = None
+    images: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images) if self.images is not None else 0 if self.ids is None else len(self.ids)
+
+    def passes(self, pool: Pool, settings: SearchSettings) -> int:
+        """See `kdray.search.requests.Request`."""
+        return len(self)
+
+    def perform(self, pool: Pool, context: SearchContext) -> Values:
+        """Features float32 [n, D]."""
+        return _values(EachOf(cut=context.cut, of=self), context)
+
+    def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[Tensor]:
+        """Features of the given rows, `step` at a time: float32 [B, D]."""
+        return map(forward.features, _images(self.ids if self.images is None else self.images, pool, rows, step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresRequest:
+    """A request for the scores of some candidates, computed from the rounded pixels that the teacher would get.
+
+    Attributes:
+        ids: int64, candidate ids.
+        score: the name of the score.
+    """
+
+    ids: np.ndarray
+    score: Score = "margin"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def passes(self, pool: Pool, settings: SearchSettings) -> int:
+        """See `kdray.search.requests.Request`."""
+        return len(self)
+
+    def perform(self, pool: Pool, context: SearchContext) -> Values:
+        """Scores float32 [n, 1]."""
+        return _values(EachOf(cut=context.cut, of=self), context)
+
+    def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[Tensor]:
+        """Scores of the given rows, `step` at a time: float32 [B, 1]."""
+        score = INFORMATIVE[self.score]
+        return (score(forward(images).softmax(dim=1))[:, None] for images in _images(self.ids, pool, rows, step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLogitsRequest:
+    """A request for source logits, the student's logits for the images that a pool mixes."""
+
+    def passes(self, pool: Pool, settings: SearchSettings) -> int:
+        """See `kdray.search.requests.Request`."""
+        return len(pool.images)
+
+    def perform(self, pool: Pool, context: SearchContext) -> Values:
+        """Logits float32 [N, K]."""
+        return _values(SourceLogits(cut=context.cut, count=len(pool.images)), context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachOf:
+    """A stage that computes the features or scores of single candidates or images.
+
+    Attributes:
+        cut: how the work is cut.
+        of: the request.
+    """
+
+    cut: Cut
+    of: FeaturesRequest | ScoresRequest
+
+    @property
+    def cuts(self) -> Cuts:
+        """The candidates, or images, of each task."""
+        return self.cut.parts(len(self.of))
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def run(self, pool: Pool, forward: Forward, number: int, bound: float = float("inf")) -> TaskRows:
+        """See `kdray.search.stages.Stage`."""
+        start, stop = self.cuts[number]
+        rows = torch.cat(list(self.of.each(pool, forward, slice(start, stop), self.cuts.step)))
+        return TaskRows(rows=rows.cpu().numpy(), evaluated=stop - start)
+
+
+def _images(these: np.ndarray | Tensor | None, pool: Pool, rows: slice, step: int) -> Iterator[Tensor]:
+    """Images uint8 [B, C, H, W] of the given rows, `step` at a time. `these` are candidate ids or images."""
+    if isinstance(these, torch.Tensor):
+        yield from these[rows].split(step)
+    else:
+        yield from map(pool.render, torch.from_numpy(np.asarray(these)[rows]).split(step))
+
+
+def _values(stage: Stage, context: SearchContext) -> Values:
+    rows = Rows()
+    if len(stage):
+        context.run_stage(stage, rows)
+    return Values(rows=rows.result() if len(stage) else np.empty((0, 0), np.float32), evaluated=rows.evaluated)

@@ -1,0 +1,63 @@
+"""The base class of config sections, and types that several sections use."""
+
+import ast
+import difflib
+import inspect
+import re
+import textwrap
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A section of the config. It refuses unknown keys, and it is immutable.
+
+    The docstring of a field is its meaning in docs/config.md. A default is written in its section and nowhere else.
+    """
+
+    # A schema is built when a section is first used: a command uses few of them.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+    path_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold file paths. A run directory stores them as absolute paths."""
+
+    @classmethod
+    def meanings(cls) -> dict[str, str]:
+        """The docstring of each field that has one, read from the source.
+
+        pydantic could read them too, but would do so whenever a class is made, which every command would pay for.
+        """
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, Section) and base is not Section:
+                (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+                assert isinstance(tree, ast.ClassDef)
+                for field, text in pairwise(tree.body):
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                        doc = text.value if isinstance(text, ast.Expr) else None
+                        if isinstance(doc, ast.Constant) and isinstance(doc.value, str):
+                            found[field.target.id] = inspect.cleandoc(doc.value)
+        return {name: found[name] for name in cls.model_fields if name in found}
+
+
+def _known_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"{value!r} is not a device; use auto, cpu, cuda or cuda:N")
+    return value
+
+
+Classes = Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)]
+"""Number of classes, or their names."""
+Threads = Annotated[int, Field(ge=1)] | Literal["auto"]
+"""CPU threads."""
+Device = Annotated[str, AfterValidator(_known_device)]
+"""auto, cpu, cuda or cuda:N."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'?" for the known name nearest to `name`; empty if no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""

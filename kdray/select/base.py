@@ -1,0 +1,250 @@
+"""The contract of a strategy, which chooses the candidates to query: its input `Task` and its output `Selection`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from kdray.errors import ConfigError, PoolExhausted
+from kdray.pools.base import Pool, PoolSection
+from kdray.search.requests import R, Request
+from kdray.sections.base import Section
+from kdray.sections.registry import Registry
+from kdray.sections.search import SearchSettings
+from kdray.select.rad.mistakes import Mistakes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Ask(Protocol):
+    """Performs a request about the pool with the current student."""
+
+    def __call__(self, request: Request[R]) -> R:
+        """The result of the request."""
+
+
+class Evidence(Protocol):
+    """Figures about a selection, for the run's record and for the user."""
+
+    def facts(self) -> dict[str, Any]:
+        """The figures by name: passes, exhaustive, keep, recall, recall_low, recall_high, audited, and others."""
+
+    def summary(self) -> str:
+        """The figures in one line of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """Figures about a selection that made forward passes, but no search for the k lowest candidates.
+
+    Attributes:
+        passes: forward passes made, in images.
+        exhaustive: forward passes that evaluating every candidate that is left takes.
+        about: further figures, by name.
+        text: the further figures in words.
+    """
+
+    passes: int
+    exhaustive: int
+    about: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """See `Evidence`. There is no recall, because there was no search."""
+        none = dict.fromkeys(("keep", "recall", "recall_low", "recall_high", "audited"))
+        return {"passes": self.passes, "exhaustive": self.exhaustive, **none, **self.about}
+
+    def summary(self) -> str:
+        """See `Evidence`."""
+        return f"selection: {self.passes:,} forward passes" + (f"; {self.text}" if self.text else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """The input of a strategy.
+
+    Attributes:
+        pool: the pool of candidates.
+        k: number of candidates to choose.
+        taken: int64, ids of the candidates that have left the pool.
+        generator: the random generator for strategies that draw.
+        ask: performs requests with the current student.
+        known: uint8 [M, C, H, W], labelled images that are not candidates of the pool; for strategies with `features`.
+        mistakes: the estimate of RAD's m; None if there is none.
+    """
+
+    pool: Pool
+    k: int
+    taken: np.ndarray
+    generator: np.random.Generator
+    ask: Ask
+    known: Tensor | None = None
+    mistakes: Mistakes | None = None
+
+    @property
+    def taken_groups(self) -> np.ndarray:
+        """Groups of the candidates in `taken`, int64, sorted, distinct."""
+        return np.unique(self.taken // self.pool.group_size)
+
+    @property
+    def free_groups(self) -> int:
+        """Number of groups of which no candidate is in `taken`."""
+        return self.pool.num_groups - len(self.taken_groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The output of a strategy: the candidates to query.
+
+    Attributes:
+        ids: int64 [k], distinct candidate ids, none of them taken.
+        scores: float32 [k], the score of each candidate; low means informative. None if the strategy has no scores.
+        search: figures about the selection; None if the strategy makes no forward passes.
+        fewer: whether the strategy chose fewer than k candidates on purpose.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray | None = None
+    search: Evidence | None = None
+    fewer: bool = False
+
+
+class Strategy(Section):
+    """The strategy that chooses candidates. All strategies share these fields; docs/choosing.md describes each one."""
+
+    per: ClassVar[Literal["group", "candidate"]] = "group"
+    """What leaves the pool when a candidate is chosen: its whole group, or that candidate alone."""
+    features: ClassVar[bool] = False
+    """Whether the strategy compares the student's features. The student must then end in a linear layer."""
+    asks: ClassVar[bool] = True
+    """Whether the strategy makes forward passes of the student."""
+    held: ClassVar[str] = ""
+    """A name for the data that the strategy holds in the driver; see `driver_bytes`."""
+
+    strategy: str
+    """Name of the strategy: one from the table in docs/choosing.md, or module:object for a class of your own."""
+    first: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Number of images that are queried in round 0, drawn at random. 0 trains on `labelled` alone. auto: all images;
+    for a pool of real images, 0 if there is a labelled set, else as many as in a later round."""
+    rounds: Annotated[int, Field(ge=0)] = 1
+    """T, the number of selection rounds after round 0. 0 trains on the real images alone."""
+    per_round: Annotated[int, Field(ge=1)] | None = None
+    """Number of candidates chosen in each round. null divides what round 0 leaves of the budget evenly among the
+    rounds."""
+
+    @abstractmethod
+    def choose(self, task: Task) -> Selection:
+        """Choose `task.k` candidates, or all that are left if they are fewer.
+
+        Raises:
+            PoolExhausted: too few candidates are left for the strategy.
+        """
+
+    def passes(self, pool: Pool, k: int, settings: SearchSettings) -> int:
+        """Approximate number of forward passes to choose `k` candidates from a fresh pool."""
+        return 0
+
+    def driver_bytes(self, pool: Pool, k: int) -> int:
+        """Most bytes held in the driver to choose `k` candidates from a fresh pool; 0 if they are negligible."""
+        return 0
+
+    def capacity(self, pool: Pool) -> int:
+        """Most candidates that the strategy can choose from a fresh pool, over all rounds."""
+        return len(pool) if self.per == "candidate" else pool.num_groups
+
+    def check(self, pool: PoolSection, *, labelled: bool, validation: bool) -> None:
+        """Refuse a config in which the strategy cannot work.
+
+        Args:
+            labelled, validation: whether the config has these image sets.
+
+        Raises:
+            ValueError: the message names the field and says what to do.
+        """
+        if self.first == 0 and not labelled:
+            raise ValueError("select.first: 0 leaves nothing to train on in round 0; raise it, or give labelled images")
+
+    def check_size(self, pool: Pool, queries: list[int], left: int) -> None:
+        """Refuse a pool that is too large or too small for the strategy.
+
+        Args:
+            queries: number of queries in each round, round 0 first.
+            left: number of candidates that are left before the last round.
+
+        Raises:
+            ConfigError: the message names the field and says what to do.
+        """
+
+    def queries_for_estimate(self, queries: int) -> int:
+        """How many of round 1's `queries` are spent on an estimate of RAD's m before the selection.
+
+        Raises:
+            ConfigError: no query would be left for the selection.
+        """
+        return 0
+
+    def score_words(self) -> str:
+        """The name of a chosen candidate's score, for the report."""
+        return "student's margin"
+
+
+strategies = Registry[Strategy](
+    Strategy,  # type: ignore[type-abstract]  # the registry holds subclasses
+    field="select",
+    tag="strategy",
+    package="kdray.select.strategies",
+    default="cluster-margin",
+    lenient=True,
+)
+
+
+def select(strategy: Strategy, task: Task) -> Selection:
+    """Choose `task.k` candidates.
+
+    Returns:
+        Exactly k candidates; fewer only if `Selection.fewer` is set.
+
+    Raises:
+        PoolExhausted: fewer than k candidates are left.
+    """
+    chosen = strategy.choose(task)
+    if len(chosen.ids) < task.k and not chosen.fewer:
+        raise PoolExhausted(
+            f"{task.k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy.strategy}; lower budget.queries"
+        )
+    return chosen
+
+
+def schedule(budget: int, images: int, rounds: int, per_round: int | None) -> list[int]:
+    """Number of queries in each round, round 0 first. It depends on the config alone, so it is the same after a resume.
+
+    The queries that round 0 leaves are divided evenly. If there is a remainder, the first rounds get one more each.
+
+    Args:
+        budget: training queries in all.
+        images: queries in round 0.
+        rounds, per_round: see `Strategy`.
+
+    Raises:
+        ConfigError: the budget does not pay for round 0, or for at least one candidate in every later round.
+    """
+    left = budget - images
+    if left < 0:
+        raise ConfigError(
+            f"budget.queries: {budget:,} queries do not pay for round 0, which asks for all {images:,} images; "
+            f"raise budget.queries to at least {images + rounds * (per_round or 1):,}, or lower images.count"
+        )
+    if rounds and left < rounds * (per_round or 1):
+        raise ConfigError(
+            f"budget.queries: after round 0 {left:,} of {budget:,} queries are left, too few for "
+            f"select.rounds = {rounds} rounds of {per_round or 1:,}; "
+            f"raise budget.queries to at least {images + rounds * (per_round or 1):,}"
+        )
+    if per_round is not None:
+        return [images] + [per_round] * rounds
+    return [images] + [left // rounds + (k < left % rounds) for k in range(rounds)]

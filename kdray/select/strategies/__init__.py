@@ -1,0 +1,1 @@
+"""The strategies that come with kdray. Each module registers its own strategies."""

@@ -1,1 +1,0 @@
-"""Students (and local teachers): networks, losses, training, evaluation, files."""

@@ -1,0 +1,77 @@
+"""A pool in this process for a teacher that can answer several requests at once, such as a server."""
+
+import asyncio
+import queue
+import threading
+from typing import Any
+
+from torch import Tensor
+
+from kdray.teachers.answers import Answers
+from kdray.teachers.base import AsyncTeacher
+from kdray.teachers.faults import Fault
+from kdray.teachers.pool import TeacherReply
+
+
+class AsyncTeacherPool:
+    """Keeps up to `slots` requests on their way, from one thread of this process."""
+
+    def __init__(self, teacher: AsyncTeacher, slots: int) -> None:
+        self.teacher, self.slots = teacher, slots
+        self._replies: queue.SimpleQueue[TeacherReply] = queue.SimpleQueue()
+        self._open = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._session: Any = None
+
+    def send(self, key: Any, images: Tensor) -> None:
+        """See `kdray.teachers.pool.TeacherPool`."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="kdray-teacher", daemon=True)
+            self._thread.start()
+        self._open += 1
+        asyncio.run_coroutine_threadsafe(self._ask(key, images), self._loop)
+
+    async def _ask(self, key: Any, images: Tensor) -> None:
+        try:
+            self._session = self._session or self.teacher.session()
+            result = await self.teacher.ask(self._session, images)
+        except Exception as error:  # a fault in kdray itself must reach the user, and not end with this thread
+            result = self.teacher.fault("failed", f"{type(error).__name__}: {error}")
+        self._replies.put(as_reply(key, result))
+
+    def collect(self, timeout_s: float | None) -> list[TeacherReply]:
+        """See `kdray.teachers.pool.TeacherPool`."""
+        found: list[TeacherReply] = []
+        try:
+            while len(found) < self._open:
+                found.append(self._replies.get(timeout=timeout_s) if not found else self._replies.get_nowait())
+        except queue.Empty:
+            pass
+        self._open -= len(found)
+        return found
+
+    def close(self) -> None:
+        """Drop the requests that are on their way, and end the thread."""
+        if self._loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._drop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = self._session = None
+        self._replies, self._open = queue.SimpleQueue(), 0
+
+    async def _drop(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+
+def as_reply(key: Any, result: Answers | Fault) -> TeacherReply:
+    """The result of `AsyncTeacher.ask` as a reply."""
+    return TeacherReply(key=key, fault=result) if isinstance(result, Fault) else TeacherReply(key=key, answers=result)

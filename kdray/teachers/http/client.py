@@ -1,0 +1,251 @@
+"""A teacher behind HTTP: one request as a coroutine.
+
+Every way a request can end is classified by two questions: may it be billed, and can asking again help? In doubt it
+counts as billed.
+"""
+
+import asyncio
+import email.utils
+import hashlib
+import json
+import ssl
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC
+from typing import Any, TypeVar
+
+import aiohttp
+from torch import Tensor
+
+from kdray.errors import TeacherError
+from kdray.ledger.records import hash_images
+from kdray.teachers.answers import Answers
+from kdray.teachers.base import count_in
+from kdray.teachers.faults import Fault, FaultKind
+from kdray.teachers.http.parse import MalformedReply
+from kdray.teachers.http.secrets import Secrets
+from kdray.teachers.http.section import HttpTeacherConfig
+from kdray.teachers.http.wire import Wire
+
+_CONNECT_S = 10.0
+_IDLE_S = 3.0  # servers drop idle connections after 5 s and more; a request sent into a closing one would be lost
+_MOST_CHARACTERS = 200  # of a server's own words in a message
+_THROTTLED = (429, 503)
+_DECLINED = (400, 415, 422)
+_UNREAD = (408, 425)  # the server gave up before it had the request
+
+_T = TypeVar("_T")
+
+
+class HttpTeacher:
+    """Asks a server.
+
+    Args:
+        section: its section of the config.
+        wire: the format of requests and replies.
+        identity: names the model behind the server and the form of the answers.
+        secrets: the values for the variables in the section's url and headers.
+    """
+
+    def __init__(self, section: HttpTeacherConfig, wire: Wire, *, identity: str, secrets: Secrets) -> None:
+        self.identity, self.num_classes, self.metered = identity, count_in(section.classes), section.metered
+        self._section, self._wire, self._secrets = section, wire, secrets
+        self._looked = wire.about is None
+
+    def session(self) -> aiohttp.ClientSession:
+        """A session for `ask`, to be closed by the caller; must be made inside the event loop that uses it."""
+        # Reading the authorities takes a tenth of a second: now, before a first request has a permit and waits for it.
+        timeout_s = self._section.timeout_s
+        secure = self._wire.url.startswith("https")
+        context = ssl.create_default_context(cafile=self._section.ca) if secure else True
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S, ssl=context),
+            # Half the time at most: where connecting takes too long, it is certain that nothing was sent.
+            timeout=aiohttp.ClientTimeout(total=timeout_s, connect=min(_CONNECT_S, timeout_s / 2)),
+            headers={name: self._secrets.fill(text) for name, text in self._section.headers.items()},
+        )
+
+    async def ask(self, session: aiohttp.ClientSession, images: Tensor) -> Answers | Fault:
+        """Send one request for uint8 images [B, C, H, W]. A fault of the server or the network is returned, not raised.
+
+        Before the first request the server is asked about the model, free of charge, unless `look` has done so.
+        """
+        if (fault := await self._learn(session)) is not None:
+            return replace(fault, kind="unsent") if fault.kind in ("lost", "malformed") else fault
+        body = json.dumps(self._wire.request(images)).encode()
+        # The key is the same for every try of these images: a server that knows the header bills them once.
+        key = hashlib.blake2b(b"".join([self.identity.encode(), *hash_images(images)]), digest_size=16).hexdigest()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        reply = await self._call(session, "POST", self._wire.url, body, headers)
+        if isinstance(reply, Fault):
+            return reply
+        try:
+            answers = self._wire.answers(reply, len(images))
+        except MalformedReply as reason:
+            return self.fault("malformed", str(reason))
+        return replace(answers, bad={row: self._clean(reason) for row, reason in answers.bad.items()})
+
+    async def look(self) -> None:
+        """Ask the server about the model, free of charge, where its protocol has that.
+
+        Raises:
+            TeacherError: no server answers, there is no such model, the key is refused, or the model does not fit.
+        """
+        async with self.session() as session:
+            fault = await self._learn(session)
+        # The server may be busy, or down for a moment: the first query will show.
+        if fault is not None and fault.kind not in ("throttled", "lost"):
+            raise TeacherError(fault.message)
+
+    async def _learn(self, session: aiohttp.ClientSession) -> Fault | None:
+        """Let the wire learn, once, how the server describes the model; returns why it could not."""
+        if self._looked or self._wire.about is None:
+            return None
+        reply = await self._call(session, "GET", self._wire.about, None, {})
+        if isinstance(reply, Fault):
+            return reply
+        try:
+            self._wire.learn(reply)
+        except TeacherError as error:
+            return self.fault("refused", str(error))
+        self._looked = True
+        return None
+
+    def check(self) -> None:
+        """Run `look` to its end."""
+        _run(self.look())
+
+    def answer(self, images: Tensor) -> Answers:
+        """Send one request and wait for its answers; see `kdray.teachers.base.Teacher`.
+
+        Raises:
+            TeacherError: no answer came.
+        """
+
+        async def once() -> Answers | Fault:
+            async with self.session() as session:
+                return await self.ask(session, images)
+
+        result = _run(once())
+        if isinstance(result, Fault):
+            raise TeacherError(result.message)
+        return result
+
+    async def _call(
+        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None, headers: dict[str, str]
+    ) -> Any:
+        """The JSON of a server's reply, or why there is none."""
+        try:
+            async with session.request(
+                method, self._secrets.fill(url, for_url=True), data=body, headers=headers, allow_redirects=False
+            ) as response:
+                text = await response.read()
+                if not 200 <= response.status < 300:
+                    return self._status(response, url, text)
+        except Exception as error:  # `_accident` raises again what is no fault of the network
+            return self._accident(error, url)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            kind = response.headers.get("Content-Type", "something").partition(";")[0]
+            said = self._cut(text.decode(errors="replace"))
+            return self.fault("malformed", f"{url} replied {kind}, not JSON: {said!r}; check teacher.url")
+
+    def _accident(self, error: Exception, url: str) -> Fault:
+        """The fault that an exception of aiohttp stands for: had the request been sent?"""
+        # A ClientResponseError shows the whole address, with the key in it.
+        text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+        reason = self._cut(text or type(error).__name__)
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return self.fault("refused", f"{url}: the server's certificate is not trusted ({reason}); see teacher.ca")
+        if isinstance(error, aiohttp.ClientSSLError):
+            return self.fault("unsent", f"{url}: no TLS connection ({reason}): is it http:// there, not https://?")
+        if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | UnicodeError):  # a host like "a..b"
+            return self.fault("refused", f"teacher.url: {url} is not an address")
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return self.fault(
+                "unsent", f"no server answers at {url} ({reason}): is the server up, is teacher.url right?"
+            )
+        if isinstance(error, asyncio.TimeoutError):
+            return self.fault("lost", f"no reply from {url} within {self._section.timeout_s:g} s (teacher.timeout_s)")
+        if isinstance(error, aiohttp.ClientError | OSError):
+            return self.fault("lost", f"the connection to {url} broke off ({reason})")
+        raise error
+
+    def _status(self, response: aiohttp.ClientResponse, url: str, text: bytes) -> Fault:
+        """The fault that a status other than success stands for."""
+        status = response.status
+        said = self._cut(_said(text))
+        said = f"{status}: {said}" if said else f"{status}"
+        wait: float | None = None
+        kind: FaultKind = "refused"
+        words = f"{url} refuses the request ({said})"
+        if status in _THROTTLED:
+            wait = _retry_after(response.headers.get("Retry-After"))
+            kind, words = "throttled", f"{url} says {said}"
+        elif status in _UNREAD:
+            kind, words = "unsent", f"{url} says {said}"
+        elif status >= 500:
+            kind, words = "lost", f"{url} failed ({said})"
+        elif status in _DECLINED:
+            kind, words = "declined", f"{url} does not take the request ({said})"
+        elif status in (401, 403):
+            words = f"{url} refuses the key ({said}); check teacher.headers and the key"
+        elif status == 404:
+            words = f"{url} does not exist there ({said}); check teacher.url and teacher.model"
+        elif status == 413:
+            words = f"{url}: the request is too large ({said}); lower teacher.batch_size"
+        elif status < 400:
+            target = self._cut(response.headers.get("Location", "elsewhere"))
+            words = f"{url} answers {status}, not 200 (it points to {target}); set teacher.url to where the model is"
+        return self.fault(kind, words, wait)
+
+    def fault(self, kind: FaultKind, message: str, wait_s: float | None = None) -> Fault:
+        """A fault whose message holds no secret."""
+        return Fault(kind=kind, message=self._clean(message), wait_s=wait_s)
+
+    def _clean(self, text: str) -> str:
+        """Words of a server or a library as one line without secrets and control codes, to be shown and stored."""
+        line = " ".join(self._secrets.redact(text).split())
+        return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+    def _cut(self, text: str) -> str:
+        """The beginning of such words. They are cleaned before they are cut: a piece of a secret is not recognised."""
+        clean = self._clean(self._secrets.redact(text)[: 50 * _MOST_CHARACTERS])
+        return clean if len(clean) <= _MOST_CHARACTERS else f"{clean[:_MOST_CHARACTERS]}..."
+
+
+def _run(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine to its end, also where an event loop is running already, as in a notebook."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, coroutine).result()
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds of a Retry-After header: a number, or a date."""
+    if text is None:
+        return None
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+        # Dates in HTTP are in GMT, also where they name no zone.
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _said(text: bytes) -> str:
+    """The server's explanation of an error; "" where it sent an HTML page."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        plain = text.decode(errors="replace").strip()
+        return "" if plain.startswith("<") else plain
+    found = [body.get(key) for key in ("error", "message", "detail")] if isinstance(body, dict) else []
+    said: Any = next((words for words in found if words), "")
+    return str(said.get("message", said) if isinstance(said, dict) else said)

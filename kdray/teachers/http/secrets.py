@@ -1,0 +1,80 @@
+"""Keys from environment variables, which are kept out of everything that is written or shown."""
+
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote
+
+from kdray.errors import TeacherError
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_SHORTEST = 4  # to replace a shorter value would also change text that is no secret
+
+
+class Secrets:
+    """Values of the environment variables that some texts name as `${NAME}`.
+
+    Args:
+        values: variable -> value.
+    """
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = dict(values)
+        long = [name for name, value in self._values.items() if len(value) >= _SHORTEST]
+        self._names = sorted(long, key=lambda name: len(self._values[name]), reverse=True)
+        spellings = [f"({''.join(map(_spellings, self._values[name]))})" for name in self._names]
+        self._pattern = re.compile("|".join(spellings) or "(?!)", re.IGNORECASE)
+
+    @classmethod
+    def read(cls, texts: Iterable[str], environ: Mapping[str, str]) -> "Secrets":
+        """The variables that `texts` name, from `environ`.
+
+        Raises:
+            TeacherError: one is missing or empty, or no header could carry it.
+        """
+        names = sorted({name for text in texts for name in _VARIABLE.findall(text)})
+        values = {name: environ.get(name, "").strip() for name in names}
+        for name, value in values.items():
+            if not value:
+                raise TeacherError(
+                    f"teacher.headers or teacher.url needs the environment variable {name}, which is not set; "
+                    f"export {name}=... and start again"
+                )
+            if not value.isprintable():
+                raise TeacherError(
+                    f"the environment variable {name}, which teacher.headers or teacher.url needs, holds a line break "
+                    "or another character that cannot be sent; export it again"
+                )
+        return cls(values)
+
+    def fill(self, text: str, *, for_url: bool = False) -> str:
+        """`text` with the values in place."""
+        return _VARIABLE.sub(lambda m: quote(self._values[m[1]], safe="") if for_url else self._values[m[1]], text)
+
+    def redact(self, text: str) -> str:
+        """`text` with ${NAME} in place of each value that a server or a library has put into it. Values are found also
+        where they are spelled as in addresses, JSON or HTML, or were cut short ("sk-12...")."""
+        text = self._pattern.sub(lambda match: f"${{{self._names[(match.lastindex or 1) - 1]}}}", text)
+        if "..." in text:
+            for name in self._names:
+                for form in {self._values[name], quote(self._values[name], safe=""), repr(self._values[name])[1:-1]}:
+                    for length in range(len(form) - 1, _SHORTEST - 1, -1):
+                        text = text.replace(f"{form[:length]}...", f"${{{name}}}...")
+        return text
+
+    def __repr__(self) -> str:
+        return f"Secrets({', '.join(sorted(self._values))})"
+
+
+def _spellings(character: str) -> str:
+    """A pattern for the ways in which a server may spell one character of a value."""
+    if character.isascii() and character.isalnum():
+        return character
+    code = ord(character)
+    escaped = {json.dumps(character)[1:-1], ascii(character)[1:-1], f"\\{character}"}
+    patterns = [rf"\\+{re.escape(way[1:])}" for way in sorted(escaped) if way.startswith("\\")]  # also escaped twice
+    patterns += ["".join(f"%(?:25)*{byte:02x}" for byte in character.encode())]  # also quoted twice
+    patterns += [re.escape(html.escape(character)), f"&#0*{code};", f"&#x0*{code:x};", re.escape(character)]
+    patterns += [r"\+"] if character == " " else []
+    return f"(?:{'|'.join(patterns)})"

@@ -1,0 +1,109 @@
+"""Training a local teacher by the recipe in its section, and measuring it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from pydantic import Field
+
+from kdray.errors import ImageSetError, TeacherError
+from kdray.images.base import ImageSource, read_images, sources
+from kdray.models.base import find_model
+from kdray.sections.base import Threads
+from kdray.teachers.base import names_in
+from kdray.training.recipe import Recipe
+from kdray.utils.devices import auto_threads
+from kdray.utils.files import write_bytes
+from kdray.utils.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    from kdray.images.base import ImageSet
+    from kdray.teachers.local import LocalTeacherConfig
+
+
+class TeacherTrainConfig(Recipe):
+    """How to make a local teacher that is not there yet. Uses labels: these images are the teacher's own."""
+
+    images: Annotated[ImageSource, sources] | None = None
+    """Labelled images the teacher is trained on; null: those of `labelled` (RAD, Algorithm 1)."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
+    """Longer gradients are cut to this length; null cuts none. At a student's 2 few true labels teach less."""
+    threads: Threads = "auto"
+    """CPU threads of the teacher's training; auto as for the student."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the teacher, apart from the run's: runs with other seeds share one teacher."""
+
+
+def train_teacher(
+    section: LocalTeacherConfig,
+    on_epoch: Callable[[int, float], None] | None = None,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    labelled: ImageSet | None = None,
+) -> None:
+    """Train the network of a local teacher on hard labels, by the section's recipe, and write `section.weights`.
+
+    Args:
+        on_epoch: called with (epochs done, mean loss) after each epoch.
+        image_shape: (C, H, W) of the images the teacher will be asked about, where that is known.
+        labelled: the images to train on where the recipe names none.
+
+    Raises:
+        TeacherError: no recipe, a model that is not of the zoo, or training images of another shape.
+        ImageSetError: images without labels, or a label that is not below the number of classes.
+    """
+    from torch.nn import functional
+
+    from kdray.models.checkpoint import ModelCard
+    from kdray.models.classifier import pixel_statistics
+    from kdray.training.trainer import StudentSpec, fit
+
+    recipe = section.train
+    if recipe is None:
+        raise TeacherError("teacher.train is missing: it says which labelled images to train the teacher on")
+    if section.model is None or section.model.startswith("torchvision/"):
+        raise TeacherError(f"teacher.model: {section.model!r} cannot be trained here; name a model of the zoo")
+    data = labelled
+    if recipe.images is not None:
+        data = _read(recipe.images, recipe.seed, "teacher images", "teacher.train.images")
+    if data is None:
+        raise TeacherError("teacher.train.images is missing: it says which labelled images to train the teacher on")
+    if image_shape is not None and data.image_shape != image_shape:
+        raise TeacherError(
+            f"teacher.train.images have shape {data.image_shape}, the images to distil with {image_shape}; "
+            "set size and colour of both alike"
+        )
+    labels = data.true_labels
+    names = names_in(section.classes) or data.classes
+    count = section.classes if isinstance(section.classes, int) else len(names or np.unique(labels.numpy()))
+    if int(labels.min()) < 0 or int(labels.max()) >= count:
+        raise ImageSetError(
+            f"teacher.train.images: label {int(labels.max())} with only {count} classes; set teacher.classes"
+        )
+    mean, std = pixel_statistics(data.images)
+    card = ModelCard(
+        model=section.model,
+        image_shape=data.image_shape,
+        num_classes=count,
+        classes=tuple(names) if names and len(names) == count else None,
+    )
+    threads = auto_threads(find_model(section.model).light) if recipe.threads == "auto" else recipe.threads
+    spec = StudentSpec(card=card, mean=mean, std=std, recipe=recipe, seed=recipe.seed, threads=threads)
+    targets = functional.one_hot(labels, count).float()
+    content, _ = fit(spec, data.images, targets, 0, on_epoch)
+    write_bytes(Path(section.weights), content)
+
+
+def measure_teacher(section: LocalTeacherConfig, test: ImageSource) -> float:
+    """Accuracy of a local teacher, in [0, 1], on the labelled images that the config section `test` names."""
+    data = _read(test, 0, "test", "test")
+    predicted = section.build(data.image_shape).answer(data.images).believed().labels
+    return int((predicted == data.true_labels).sum()) / len(predicted)
+
+
+def _read(images: ImageSource, seed: int, stream: str, field: str) -> ImageSet:
+    """The labelled images of a section; `stream` names the random numbers that draw them."""
+    return read_images(images, generator=numpy_generator(seed, stream), field=field, with_labels=True)

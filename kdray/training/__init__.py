@@ -1,0 +1,1 @@
+"""Training a student (or a local teacher): the loop, losses, augmentation."""

@@ -1,0 +1,33 @@
+"""What a trainer is."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdray.training.loop import TrainResult
+
+
+class Trainer(Protocol):
+    """Trains students, in this process or elsewhere."""
+
+    def fit(
+        self,
+        images: "Tensor",
+        targets: "Tensor",
+        round: int,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> "tuple[bytes, TrainResult]":
+        """Train a student from scratch.
+
+        Args:
+            images: uint8 [N, C, H, W].
+            targets: probabilities, float32 [N, K].
+            round: names the random streams, with the run's seed.
+            on_epoch: called with (epochs done, mean loss).
+
+        Returns:
+            The bytes of the student's file, and what training did.
+        """
+        ...

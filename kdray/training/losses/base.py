@@ -1,0 +1,72 @@
+"""What a loss is, and the registry of losses."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from kdray.errors import ConfigError
+from kdray.sections.base import Section
+from kdray.sections.registry import Registry
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loss(Section):
+    """The training loss, between the student's logits and the answers."""
+
+    # A subclass adds its own fields and `__call__`; it leaves `kind` alone, or narrows it to its name and registers.
+
+    kind: str
+    """Kind of loss, or a class of your own as module:class."""
+
+    @abstractmethod
+    def __call__(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
+        """The mean loss of a batch.
+
+        Args:
+            logits: of the student, float [B, K].
+            targets: probabilities, float32 [B, K]; rows sum to 1.
+
+        Returns:
+            A scalar with a gradient with respect to `logits`.
+        """
+
+
+losses = Registry(
+    Loss,  # type: ignore[type-abstract]  # a registry holds what is derived from it
+    field="loss",
+    package="kdray.training.losses",
+    default="cross-entropy",
+)
+"""The losses, by name."""
+
+
+def check_loss(loss: Loss, classes: int, field: str = "loss") -> None:
+    """Try a loss on two images of `classes` classes, before anything is trained or paid.
+
+    Args:
+        loss: of a config.
+        classes: K.
+        field: the config field, for messages.
+
+    Raises:
+        ConfigError: it fails, or does not give a scalar with a gradient.
+    """
+    logits = torch.zeros(2, classes, requires_grad=True)
+    targets = torch.full((2, classes), 1.0 / classes)
+    try:
+        with torch.enable_grad():
+            value = loss(logits, targets)
+    except Exception as error:  # a user's loss may raise anything
+        raise ConfigError(
+            f"{field}: {loss.kind} failed on logits [2, {classes}] ({type(error).__name__}: {error})"
+        ) from None
+    if not isinstance(value, torch.Tensor):
+        raise ConfigError(f"{field}: {loss.kind} gave a {type(value).__name__}; it must give a scalar tensor")
+    if value.ndim != 0 or not value.requires_grad:
+        gradient = "with" if value.requires_grad else "without"
+        raise ConfigError(
+            f"{field}: {loss.kind} gave a tensor of shape {list(value.shape)} {gradient} a gradient; "
+            "it must give a scalar with one: the mean over the batch"
+        )
