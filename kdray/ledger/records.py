@@ -112,6 +112,12 @@ class Outcome:
     bad: Mapping[int, str] = field(default_factory=dict)
     reason: str | None = None
 
+    def valid(self) -> list[bytes]:
+        """Hashes of the images with a valid answer."""
+        if self.state != "answered":
+            return []
+        return [key for row, key in enumerate(self.hashes) if row not in self.bad]
+
 
 def hash_images(images: "Tensor") -> list[bytes]:
     """The ledger's key of each image: BLAKE2b (16 bytes) of its shape and its uint8 pixels [N, C, H, W]."""

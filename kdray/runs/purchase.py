@@ -8,8 +8,7 @@ before anything uses them.
 import contextlib
 import itertools
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from kdray.errors import LedgerError, TeacherError
 from kdray.ledger.records import NEVER_SENT, AnswerRows, Blocked, Order, Outcome, Reservation, hash_images
+from kdray.runs.backlog import Backlog, Batch
 from kdray.runs.policy import Bought, LedgerLike, PurchasePolicy
 from kdray.teachers.answers import to_answers
 from kdray.teachers.faults import Fault, FaultKind
@@ -66,16 +66,10 @@ def buy(
 
 
 @dataclass(kw_only=True)
-class _Batch:
-    positions: list[int]
-    attempt: int = 1
-
-
-@dataclass(kw_only=True)
 class _Request:
     """A batch with its reservation, until it is settled."""
 
-    batch: _Batch
+    batch: Batch
     reservation: Reservation
     sent_at: float | None = None
     outcome: Outcome | None = None
@@ -101,19 +95,22 @@ class _Purchase:
         self._hashes = hash_images(images)
         self._distinct = len(set(self._hashes))
         self._known = ledger.lookup(self._teacher.identity, self._hashes)
-        self._tries: Counter[bytes] = Counter()
-        self._set_aside: dict[bytes, str] = {}
-        self._remember_refusals()
-        done = self._known.keys() | self._set_aside.keys()
+        unknown = [key for key in dict.fromkeys(self._hashes) if key not in self._known]
+        self._backlog = Backlog(
+            self._hashes,
+            self._known,
+            ledger.refusals(self._teacher.identity, unknown),
+            tries=self._retry.policy.tries,
+            batch_size=batch_size,
+        )
         self._probe = policy.probe and not self._known
-        self._queue = deque(_Batch(positions=p) for p in _open_batches(self._hashes, done, batch_size))
         self._waiting: dict[int, _Request] = {}
         self._told = False
 
     def complete(self, on_progress: Callable[[int, int], None] | None) -> Bought:
         try:
             self._check_share()
-            while self._queue or self._waiting:
+            while self._backlog or self._waiting:
                 blocked, wait = self._send()
                 if self._waiting:
                     self._receive(wait)
@@ -126,8 +123,9 @@ class _Purchase:
                         "the teacher's daily quota (teacher.limits.queries_per_day) is used up; "
                         f"go on in {(wait or 0.0) / 3600:.1f} hours, after midnight UTC"
                     )
-                elif self._queue:
-                    self._tell_of(blocked)
+                elif self._backlog:
+                    if blocked == "busy":
+                        self._tell_of_others(len(self._backlog.hashes()))
                     time.sleep(min(wait or 0.0, _NAP_S))
                 if on_progress is not None:
                     on_progress(len(self._known), self._distinct)
@@ -136,35 +134,27 @@ class _Purchase:
             raise
         return self._bought()
 
-    def _tell_of(self, blocked: str | None) -> None:
-        if blocked == "busy":
-            self._tell_of_others(sum(len(batch.positions) for batch in self._queue))
-
     def _tell_of_others(self, images: int) -> None:
         if not self._told:
             self._told = True
             self._note(f"another run on this ledger has {images:,} of the images on their way: waiting for its answers")
 
     def _others_answer(self) -> bool:
-        """Where no more may be bought: take off the queue what others have bought; whether to look again."""
-        keys = [self._hashes[p] for batch in self._queue for p in batch.positions]
+        """Where no more may be bought: take off the backlog what others have bought; whether to look again."""
+        keys = self._backlog.hashes()
         # In this order: an answer that comes in between is seen.
         busy = self._ledger.on_their_way(self._teacher.identity, keys)
         self._look_up(keys)
-        left = [
-            _Batch(positions=positions, attempt=batch.attempt)
-            for batch in self._queue
-            if (positions := [p for p in batch.positions if self._hashes[p] not in self._known])
-        ]
-        self._queue = deque(left)
+        self._backlog.drop(self._known)
         busy -= self._known.keys()
         if busy:
             self._tell_of_others(len(busy))
-        return bool(busy) or not left
+        return bool(busy) or not self._backlog
 
     def _bought(self) -> Bought:
         positions = [position for position, key in enumerate(self._hashes) if key in self._known]
-        set_aside = {p: self._set_aside[key] for p, key in enumerate(self._hashes) if key in self._set_aside}
+        given_up = self._backlog.set_aside
+        set_aside = {p: given_up[key] for p, key in enumerate(self._hashes) if key in given_up}
         answered, lost = self._ledger.spent_in_round(self._round, self._purpose, self._owner)
         reused = max(0, len(positions) - answered)
         self._ledger.record_hits(
@@ -184,15 +174,15 @@ class _Purchase:
     def _send(self) -> tuple[Blocked | None, float | None]:
         """Send what may go now; what blocks the rest, and the seconds until it may be otherwise."""
         free = self._retry.slots(self._teachers.slots) - len(self._waiting)
-        if free <= 0 or not self._queue:
+        if free <= 0 or not self._backlog:
             return None, None
-        if self._probe and not self._retry.proven and len(self._queue[0].positions) > 1:
-            head = self._queue.popleft()
-            for positions in (head.positions[1:], head.positions[:1]):
-                self._queue.appendleft(_Batch(positions=positions, attempt=head.attempt))
-        batches = list(itertools.islice(self._queue, free))
+        if self._probe and not self._retry.proven:
+            self._backlog.split_first()
         grant = self._ledger.grant(
-            [Order(hashes=[self._hashes[p] for p in batch.positions], attempt=batch.attempt) for batch in batches],
+            [
+                Order(hashes=[self._hashes[p] for p in batch.positions], attempt=batch.attempt)
+                for batch in self._backlog.first(free)
+            ],
             teacher=self._teacher.identity,
             purpose=self._purpose,
             round=self._round,
@@ -202,23 +192,13 @@ class _Purchase:
             lease_s=self._policy.lease_s,
         )
         fresh: list[int] = []
-        later: list[_Batch] = []
-        for batch, part in zip(batches, grant.parts, strict=False):  # the parts are those of the first few
-            self._queue.popleft()
-            position = {self._hashes[p]: p for p in batch.positions}
+        for batch, part in zip(self._backlog.take(grant.parts), grant.parts, strict=True):
             if part.reservation is not None:
                 number = next(_NUMBERS)
-                sent = _Batch(positions=[position[key] for key in part.send], attempt=batch.attempt)
-                self._waiting[number] = _Request(batch=sent, reservation=part.reservation)
+                self._waiting[number] = _Request(batch=batch, reservation=part.reservation)
                 fresh.append(number)
             if part.known:
                 self._look_up(part.known)
-            if part.busy:
-                later.append(_Batch(positions=[position[key] for key in part.busy], attempt=batch.attempt))
-            if part.left:
-                left = _Batch(positions=[position[key] for key in part.left], attempt=batch.attempt)
-                self._queue.appendleft(left)  # only the last part can be cut
-        self._queue.extend(later)
         for number in fresh:
             request = self._waiting[number]
             images = self._images[torch.tensor(request.batch.positions)]
@@ -239,7 +219,7 @@ class _Purchase:
         if not replies:
             return
         settled = self._settle(replies)
-        self._look_up(key for _, outcome in settled for key in _valid(outcome))
+        self._look_up([key for _, outcome in settled for key in outcome.valid()])
         stop = None
         for (request, outcome), reply in zip(settled, replies, strict=True):
             stop = self._digest(request, outcome, reply.fault) or stop
@@ -284,26 +264,26 @@ class _Purchase:
             reservation=request.reservation, state="uncertain" if charged else "released", reason=fault.message
         )
 
-    def _look_up(self, keys: Iterable[bytes]) -> None:
-        self._known.update(self._ledger.lookup(self._teacher.identity, list(keys)))
+    def _look_up(self, keys: Sequence[bytes]) -> None:
+        self._known.update(self._ledger.lookup(self._teacher.identity, keys))
 
     def _digest(self, request: _Request, outcome: Outcome, fault: Fault | None) -> str | None:
         """Queue images without an answer again, and rest where that is due; why the run has to stop, or None."""
         batch, bad = request.batch, outcome.bad
         if outcome.state == "answered" and len(bad) < len(batch.positions):
             self._retry.succeeded()
-            self._again(batch, {batch.positions[row]: reason for row, reason in bad.items()})
+            self._backlog.retry(batch, {batch.positions[row]: reason for row, reason in bad.items()})
             return None
         if fault is None:  # answers without one row to believe: of many images, it is how the teacher answers
             believed = self._retry.proven or self._known
-            if believed and all(self._tries[self._hashes[p]] for p in batch.positions):
+            if believed and self._backlog.tried(batch):
                 # It is these images, which were picked out for it: of the teacher it says nothing new.
-                self._again(batch, {batch.positions[row]: reason for row, reason in bad.items()})
+                self._backlog.retry(batch, {batch.positions[row]: reason for row, reason in bad.items()})
                 return None
             kind: FaultKind = "doubtful" if len(batch.positions) == 1 else "malformed"
             fault = Fault(kind=kind, message=next(iter(bad.values()), "the teacher gave another number of answers"))
         if fault.kind == "declined" and self._retry.proven:
-            self._in_halves(batch, fault.message)
+            self._backlog.halve(batch, fault.message)
             return None
         now = time.monotonic()
         rest = self._retry.failed(fault, now if request.sent_at is None else request.sent_at, now)
@@ -315,47 +295,17 @@ class _Purchase:
             if rest >= _LONG_REST_S:
                 self._note(f"{fault.message}: leaving the teacher alone for {rest:.0f} s")
         if fault.charged:
-            self._again(batch, dict.fromkeys(batch.positions, fault.message))
+            self._backlog.retry(batch, dict.fromkeys(batch.positions, fault.message))
         else:
-            self._queue.appendleft(_Batch(positions=batch.positions, attempt=batch.attempt + 1))
+            self._backlog.resend(batch)
         return None
 
-    def _again(self, batch: _Batch, reasons: dict[int, str]) -> None:
-        """Queue images for another try, or set them aside after the last."""
-        retry = []
-        for position, reason in reasons.items():
-            key = self._hashes[position]
-            self._tries[key] += 1
-            if self._tries[key] < self._retry.policy.tries:
-                retry.append(position)
-            else:
-                self._set_aside[key] = reason
-        if retry:
-            self._queue.append(_Batch(positions=retry, attempt=batch.attempt + 1))
-
-    def _in_halves(self, batch: _Batch, reason: str) -> None:
-        """Ask again in two parts: one image that the teacher does not take must not cost the others their answer."""
-        middle = (len(batch.positions) + 1) // 2
-        if middle == len(batch.positions):
-            self._set_aside[self._hashes[batch.positions[0]]] = reason
-            return
-        for part in (batch.positions[middle:], batch.positions[:middle]):
-            self._queue.appendleft(_Batch(positions=part, attempt=batch.attempt + 1))
-
-    def _remember_refusals(self) -> None:
-        """Answers that made no sense to earlier processes count as tries: they were paid for."""
-        unknown = [key for key in dict.fromkeys(self._hashes) if key not in self._known]
-        for key, (times, reason) in self._ledger.refusals(self._teacher.identity, unknown).items():
-            self._tries[key] = times
-            if times >= self._retry.policy.tries:
-                self._set_aside[key] = reason
-
     def _check_share(self) -> None:
-        share = self._retry.policy.max_bad_share
-        if len(self._set_aside) > share * self._distinct:
+        share, given_up = self._retry.policy.max_bad_share, list(self._backlog.set_aside.values())
+        if len(given_up) > share * self._distinct:
             raise TeacherError(
-                f"{len(self._set_aside):,} of {self._distinct:,} images have no answer one can believe, more than "
-                f"teacher.retry.max_bad_share = {share:g} allows; the last reason: {list(self._set_aside.values())[-1]}"
+                f"{len(given_up):,} of {self._distinct:,} images have no answer one can believe, more than "
+                f"teacher.retry.max_bad_share = {share:g} allows; the last reason: {given_up[-1]}"
             )
 
     # Stopping
@@ -383,22 +333,3 @@ class _Purchase:
             # What broke the ledger is on its way up already; the next start finds these reserved, and counts them.
             with contextlib.suppress(LedgerError):
                 self._ledger.settle([request.outcome for request in self._waiting.values() if request.outcome])
-
-
-def _valid(outcome: Outcome) -> list[bytes]:
-    """Hashes of the images with a valid answer."""
-    if outcome.state != "answered":
-        return []
-    return [key for row, key in enumerate(outcome.hashes) if row not in outcome.bad]
-
-
-def _open_batches(hashes: list[bytes], done: set[bytes], batch_size: int) -> list[list[int]]:
-    """Positions to ask for, cut at fixed multiples of `batch_size`; each distinct image once, those `done` never."""
-    first: dict[bytes, int] = {}
-    for position, key in enumerate(hashes):
-        first.setdefault(key, position)
-    batches: dict[int, list[int]] = {}
-    for key, position in first.items():
-        if key not in done:
-            batches.setdefault(position // batch_size, []).append(position)
-    return [batches[number] for number in sorted(batches)]
