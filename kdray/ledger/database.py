@@ -68,6 +68,11 @@ class LedgerFile:
             self._db.close()
             self._db = None
 
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise LedgerError(f"the ledger {self.path} is closed")
+        return self._db
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: waits for other writers, rolls back on any error.
@@ -75,17 +80,16 @@ class LedgerFile:
         Raises:
             LedgerError: the file is closed, or cannot be written.
         """
-        if self._db is None:
-            raise LedgerError(f"the ledger {self.path} is closed")
+        db = self._connection()
         try:
             with self._turn:
                 try:  # BEGIN too: a Ctrl-C right after it must not leave it open
-                    self._db.execute("BEGIN IMMEDIATE")
-                    yield self._db
-                    self._db.execute("COMMIT")
+                    db.execute("BEGIN IMMEDIATE")
+                    yield db
+                    db.execute("COMMIT")
                 except BaseException:
-                    if self._db.in_transaction:  # SQLite rolls back by itself on a full disk
-                        self._db.execute("ROLLBACK")
+                    if db.in_transaction:  # SQLite rolls back by itself on a full disk
+                        db.execute("ROLLBACK")
                     raise
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger {self.path} cannot be written: {error}; nothing more was spent") from None
@@ -96,10 +100,9 @@ class LedgerFile:
         Raises:
             LedgerError: the file is closed, or cannot be read.
         """
-        if self._db is None:
-            raise LedgerError(f"the ledger {self.path} is closed")
+        db = self._connection()
         try:
             with self._turn:
-                return self._db.execute(statement, parameters).fetchall()
+                return db.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger {self.path} cannot be read: {error}; it was left as it is") from None

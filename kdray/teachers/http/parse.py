@@ -6,10 +6,8 @@ An invalid row is named in `Answers.bad`; a reply raises only where all its rows
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdray.teachers.answers import Answers, check_probabilities
 from kdray.teachers.base import count_in
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdray.teachers.http.section import HttpTeacherConfig
+
+T = TypeVar("T")
 
 
 class MalformedReply(Exception):
@@ -43,40 +43,14 @@ class Reader:
 
     def probabilities(self, rows: Sequence[Any]) -> Answers:
         """Answers from an entry of K numbers, or of class name -> number, for each image."""
-        bad: dict[int, str] = {}
-        values = np.zeros((len(rows), self.num_classes))
-        for k, row in enumerate(rows):
-            try:
-                values[k] = self._numbers(row)
-            except MalformedReply as reason:
-                bad[k] = str(reason)
-        self._refuse_if_all(bad, rows)
+        values, bad = _read_each(rows, self._numbers, [0.0] * self.num_classes)
         probs = self._probabilities_of(values)
         wrong = check_probabilities(probs, len(probs), self.num_classes, self._tolerance)
         return self.form.apply(torch.nan_to_num(probs), wrong | bad)
 
     def top(self, rows: Sequence[list[tuple[Any, Any]]]) -> Answers:
         """Answers from (class, number) pairs for each image. They may leave classes out: then they sum to 1 at most."""
-        bad: dict[int, str] = {}
-        values = np.zeros((len(rows), self.num_classes))
-        for k, row in enumerate(rows):
-            try:
-                values[k] = self._named(row)
-                if not row:
-                    raise MalformedReply("the teacher named no class")
-                if self._logits and len(row) < self.num_classes:
-                    raise MalformedReply(
-                        f"the teacher gave logits of {len(row)} of {self.num_classes} classes; "
-                        "probabilities cannot be made of them"
-                    )
-                if self.form.kind == "soft" and len(row) < self.num_classes:
-                    raise MalformedReply(
-                        f"the teacher named {len(row)} of {self.num_classes} classes; "
-                        f"set teacher.answers to top{len(row)}"
-                    )
-            except MalformedReply as reason:
-                bad[k] = str(reason)
-        self._refuse_if_all(bad, rows)
+        values, bad = _read_each(rows, self._top, [0.0] * self.num_classes)
         probs = self._probabilities_of(values)
         complete = torch.tensor([len(row) >= self.num_classes for row in rows])
         total = probs.double().sum(dim=1)
@@ -90,23 +64,14 @@ class Reader:
 
     def labels(self, rows: Sequence[Any]) -> Answers:
         """Answers from a class name or number for each image."""
-        bad: dict[int, str] = {}
-        values = np.zeros(len(rows), dtype=np.int64)
-        for k, row in enumerate(rows):
-            try:
-                values[k] = self._class(row)
-            except MalformedReply as reason:
-                bad[k] = str(reason)
-        self._refuse_if_all(bad, rows)
-        return Answers(probs=None, labels=torch.from_numpy(values), num_classes=self.num_classes, bad=bad)
+        values, bad = _read_each(rows, self._class, 0)
+        return Answers(
+            probs=None, labels=torch.tensor(values, dtype=torch.int64), num_classes=self.num_classes, bad=bad
+        )
 
-    def _refuse_if_all(self, bad: dict[int, str], rows: Sequence[Any]) -> None:
-        if bad and len(bad) == len(rows):
-            raise MalformedReply(bad[0])
-
-    def _probabilities_of(self, values: np.ndarray) -> Tensor:
-        """float32 [B, K] from float64 [B, K]; a softmax is taken in float64."""
-        probs = torch.from_numpy(values)
+    def _probabilities_of(self, values: list[list[float]]) -> Tensor:
+        """float32 [B, K]; a softmax is taken in float64."""
+        probs = torch.tensor(values, dtype=torch.float64).reshape(len(values), self.num_classes)
         if self._logits:
             finite = torch.isfinite(probs).all(dim=1, keepdim=True)
             probs = torch.where(finite, probs.softmax(dim=1), probs)
@@ -122,6 +87,21 @@ class Reader:
                 raise MalformedReply(f"the teacher named class {short(name)} twice")
             seen.add(index)
             values[index] = self._number(number)
+        return values
+
+    def _top(self, row: Sequence[tuple[Any, Any]]) -> list[float]:
+        values = self._named(row)
+        if not row:
+            raise MalformedReply("the teacher named no class")
+        if self._logits and len(row) < self.num_classes:
+            raise MalformedReply(
+                f"the teacher gave logits of {len(row)} of {self.num_classes} classes; "
+                "probabilities cannot be made of them"
+            )
+        if self.form.kind == "soft" and len(row) < self.num_classes:
+            raise MalformedReply(
+                f"the teacher named {len(row)} of {self.num_classes} classes; set teacher.answers to top{len(row)}"
+            )
         return values
 
     def _numbers(self, row: Any) -> list[float]:
@@ -165,6 +145,25 @@ class Reader:
 
     def _unknown(self, name: Any) -> int:
         raise MalformedReply(f"the teacher answered class {short(name)}, which teacher.classes does not name")
+
+
+def _read_each(rows: Sequence[Any], read: Callable[[Any], T], missing: T) -> tuple[list[T], dict[int, str]]:
+    """What is read from each row, and the rows that cannot be read, with the reason; `missing` stands for those.
+
+    Raises:
+        MalformedReply: no row can be read.
+    """
+    values: list[T] = []
+    bad: dict[int, str] = {}
+    for k, row in enumerate(rows):
+        try:
+            values.append(read(row))
+        except MalformedReply as reason:
+            values.append(missing)
+            bad[k] = str(reason)
+    if bad and len(bad) == len(rows):
+        raise MalformedReply(bad[0])
+    return values, bad
 
 
 def short(value: Any) -> str:
