@@ -72,11 +72,29 @@ def test_less_than_one_a_second_is_told_as_seconds_for_each(monkeypatch):
     display = PlainDisplay(stream)
     display.begin(rounds=2, budget=160, spent=40, title="x")
     display.phase(1, "train")
+    clock[0] = 12.0
+    display.progress(1, 60)
     clock[0] = 24.0
     display.progress(2, 60)
     assert stream.getvalue().splitlines()[-1] == (
         "round 1/2 training: 2/60 epochs, 12 s each, 12 min left  queries 40/160"
     )
+
+
+def test_the_first_answer_says_nothing_of_the_time_that_is_left(monkeypatch):
+    """A cold teacher takes 15 s to answer the first image, which goes alone, then 40 a second."""
+    clock = [0.0]
+    monkeypatch.setattr("kdray.observers.display.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    display = PlainDisplay(stream)
+    display.begin(rounds=2, budget=2000, spent=0, title="x")
+    display.phase(1, "query")
+    for clock[0], done in ((15.0, 1), (26.0, 441)):
+        display.progress(done, 2000, spent=done)
+    assert stream.getvalue().splitlines()[2:] == [
+        "round 1/2 asking: 1/2,000 images  queries 1/2,000",
+        "round 1/2 asking: 441/2,000 images, 40/s, 39 s left  queries 441/2,000",
+    ]
 
 
 def test_a_terminal_gets_a_live_display():
@@ -95,6 +113,7 @@ def test_the_live_display_shows_phase_rate_money_and_accuracy():
     display.begin(rounds=2, budget=160, spent=40, title="runs/x")
     display.round_done(metrics())
     display.phase(2, "choose")
+    display.progress(500, 2340)
     display.progress(1000, 2340)
     display._progress.refresh()
     display.close()

@@ -34,19 +34,26 @@ class _State(Observer):
         self._rounds = self._budget = self._spent = self._round = 0
         self._phase = "prepare"
         self._accuracy: float | None = None
-        self._since = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def begin(self, *, rounds: int, budget: int, spent: int, title: str) -> None:
         self._rounds, self._budget, self._spent = rounds, budget, spent
 
     def phase(self, round: int, name: str) -> None:
-        self._round, self._phase, self._since = round, name, time.monotonic()
+        self._round, self._phase, self._first = round, name, None
 
     def round_done(self, metrics: RoundMetrics) -> None:
         self._spent, self._accuracy = metrics.paid, metrics.student_accuracy
 
+    def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
+        self._spent = self._spent if spent is None else spent
+        self._first = self._first or (time.monotonic(), done)
+
     def _rate(self, done: int) -> float:
-        return done / max(time.monotonic() - self._since, 1e-9)
+        """Units a second since the first report: what came before it (a cold teacher, answers already known) would
+        mislead. 0 until there is a second one."""
+        began, first = self._first or (0.0, done)
+        return (done - first) / max(time.monotonic() - began, 1e-9)
 
     def _head(self) -> str:
         name = _PHASES.get(self._phase, "preparing")
@@ -80,11 +87,12 @@ class PlainDisplay(_State):
         self._say(self._head())
 
     def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
-        self._spent = self._spent if spent is None else spent
+        super().progress(done, total, spent=spent)
         if time.monotonic() - self._spoke >= _QUIET_S:
             unit, rate = _UNITS.get(self._phase, "epochs"), self._rate(done)
+            pace = f", {_pace(rate)}" if rate else ""
             left = f", {_duration((total - done) / rate)} left" if rate and total > done else ""
-            self._say(f"{self._head()}: {done:,}/{total:,} {unit}, {_pace(rate)}{left}  {self._status()}")
+            self._say(f"{self._head()}: {done:,}/{total:,} {unit}{pace}{left}  {self._status()}")
 
     def round_done(self, metrics: RoundMetrics) -> None:
         super().round_done(metrics)
@@ -129,8 +137,9 @@ class LiveDisplay(_State):
         self._progress.reset(self._task, total=None, description=self._head(), rate="", status=self._status())
 
     def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
-        self._spent = self._spent if spent is None else spent
-        rate = _pace(self._rate(done), f" {_UNITS.get(self._phase, 'epochs')}")
+        super().progress(done, total, spent=spent)
+        pace = self._rate(done)
+        rate = _pace(pace, f" {_UNITS.get(self._phase, 'epochs')}") if pace else ""
         self._progress.update(
             self._task, completed=done, total=total, description=self._head(), rate=rate, status=self._status()
         )
