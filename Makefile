@@ -47,7 +47,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/draw.py
-	for part in budgets large guesses "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
+	for part in budgets large "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -2,7 +2,6 @@
 
     python benchmarks/choose.py budgets             # 200 MNIST images, 500 to 4,000 queries, every strategy
     python benchmarks/choose.py large               # 1,000 other images, 5.5 million candidates, as users get it
-    python benchmarks/choose.py guesses             # RAD again, by guesses instead of scoring everything
     python benchmarks/choose.py rad mnist|cifar10   # few true labels, a weak teacher, real images (Figures 3 and 7)
 
 Not named select.py: that is a module of Python's own, which every script in this folder would then miss.
@@ -30,7 +29,6 @@ from kdray.runs.run import run
 from kdray.select.base import strategies
 
 BUDGETS = (500, 1000, 2000, 4000)
-GUESSED = ("rad", "rad-pairs")
 LARGE = ("cluster-margin", "rad", "active-mixup", "random")
 RIVALS = ("rad", "margin", "entropy", "uniform", "coreset", "cluster-margin", "unixkd")
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -62,14 +60,14 @@ SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds; teache
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "large", "guesses", "rad"))
+    parser.add_argument("what", choices=("budgets", "large", "rad"))
     parser.add_argument("data", nargs="?", choices=tuple(SIZES), default="mnist")
     parser.add_argument("--seeds", type=int, help="10 of budgets, 5 of the others")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these strategies alone; of budgets the other figures are kept")
     options = parser.parse_args()
     options.seeds = options.seeds or (10 if options.what == "budgets" else 5)
-    {"budgets": budgets, "large": large, "guesses": guesses, "rad": rad}[options.what](options)
+    {"budgets": budgets, "large": large, "rad": rad}[options.what](options)
 
 
 # Every strategy at every budget
@@ -77,7 +75,7 @@ def main() -> None:
 
 def budgets(options: argparse.Namespace) -> None:
     """Every strategy at every budget, everything scored."""
-    figures = all_budgets(options.only or tuple(strategies.parts()), "exhaustive", options)
+    figures = all_budgets(options.only or tuple(strategies.parts()), options)
     if options.only:
         figures = kept_budgets(options.seeds) | figures
     figures = compared(figures, BUDGETS)
@@ -93,11 +91,6 @@ def large(options: argparse.Namespace) -> None:
     found = all_runs(tasks, options.at_once)
     figures = {name: {queries: summary([found[task] for task in tasks if task[0] == name])} for name in names}
     keep("select_large", {"runs_each": options.seeds, **compared(figures, (queries,))})
-
-
-def guesses(options: argparse.Namespace) -> None:
-    """RAD again, with the search that is the default."""
-    keep("select_guesses", {"runs_each": options.seeds, **all_budgets(GUESSED, "interpolated", options)})
 
 
 def kept_budgets(seeds: int) -> dict[str, dict[int, dict[str, Any]]]:
@@ -121,17 +114,19 @@ def compared(
     return result
 
 
-def all_budgets(
-    names: Sequence[str], search: str, options: argparse.Namespace
-) -> dict[str, dict[int, dict[str, float]]]:
+def all_budgets(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[int, dict[str, float]]]:
     """Accuracy, agreement and seconds of choosing, for each strategy and budget."""
+
+    def task(name: str, queries: int, seed: int) -> tuple[str, int, int, int, str]:
+        return name, 200, queries, seed, "exhaustive"
+
     # Longest first, so that both processes end together; seeds beside each other, so that what is noted while it runs
     # compares like with like.
     seeds = range(options.seeds)
-    tasks = [(name, 200, queries, seed, search) for queries in reversed(BUDGETS) for seed in seeds for name in names]
+    tasks = [task(name, queries, seed) for queries in reversed(BUDGETS) for seed in seeds for name in names]
     found = all_runs(tasks, options.at_once)
     return {
-        name: {queries: summary([found[name, 200, queries, seed, search] for seed in seeds]) for queries in BUDGETS}
+        name: {queries: summary([found[task(name, queries, seed)] for seed in seeds]) for queries in BUDGETS}
         for name in names
     }
 

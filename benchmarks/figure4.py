@@ -1,7 +1,7 @@
-"""Active Mixup's Figure 4 on MNIST: its choice, vanilla active learning and random pairs at the same budgets.
+"""Active Mixup's Figure 4 on MNIST: its choice, vanilla active learning, random pairs, and two later strategies.
 
 The paper has 500 images and 10 x 10,000 queries on CIFAR-10; this is its shape, sized for two cores. Each seed draws
-its own images, and the three choices share them. Needs ../shared/data.
+its own images, and all choices share them, with the same budgets. Needs ../shared/data.
 
     python benchmarks/figure4.py [--images 200] [--queries 2000] [--rounds 10] [--seeds 3]
 """
