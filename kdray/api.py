@@ -52,7 +52,7 @@ def distil(
         classes: number or names of the classes of a function. Without it, one query for the first image finds their
             number. It is charged and recorded like any other query.
         teacher_options: further fields of the `teacher` section of a function: `answers` ("hard" for a function that
-            returns labels; needs `classes`), `batch_size`, `limits`, `metered`, `name`.
+            returns labels; needs `classes`), `batch_size`, `input`, `limits`, `metered`, `name`.
         out: run directory. The same call with the same directory resumes the run. None makes a new directory.
         local: True runs everything in this process, False uses Ray. None uses Ray if this process is connected to it or
             RAY_ADDRESS is set.
@@ -161,14 +161,15 @@ def _function_sections(
         ledger = Path((data.get("ledger") or {}).get("path") or directory.ledger)
         # The account is opened here, so its limit must be known. The whole config is checked for that.
         assumed = data | {"teacher": options | {"classes": 2}}
-        planned = read_pool(resolve(parse_config(assumed, origin="kdray.distil")), images)
+        resolved = resolve(parse_config(assumed, origin="kdray.distil"))
+        planned = read_pool(resolved, images)
         budget = data["budget"]["queries"] - planned.estimate
         options["classes"] = find_class_count(
             function,
             options.get("name") or qualified,
             options["answers"],
             options.get("decimals"),
-            image=images.images[:1],
+            image=resolved.teacher.input.view(images.images[:1]),
             directory=directory,
             ledger_path=ledger,
             budget=budget,

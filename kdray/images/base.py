@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from kdray.errors import ImageSetError
-from kdray.sections.base import Section
+from kdray.sections.base import Section, Size
 from kdray.sections.registry import Registry
 from kdray.utils.lazy import torch
 from kdray.utils.memory import give_back_memory
@@ -86,13 +86,6 @@ class ImageRows:
     classes: tuple[str, ...] | None = None
 
 
-def _square(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-_Side = Annotated[int, Field(ge=1)]
-
-
 class ImageSource(Section):
     """Where images come from, and which of them are taken."""
 
@@ -104,7 +97,7 @@ class ImageSource(Section):
     """Half-open range of rows, "start:stop", taken before `count` is drawn; null takes all."""
     count: Annotated[int, Field(ge=1)] | None = None
     """How many images to draw (seeded, without looking at labels); null takes all."""
-    size: Annotated[tuple[_Side, _Side], BeforeValidator(_square)] | None = None
+    size: Size | None = None
     """Resize to [height, width], or to one number squared; null leaves images as they are."""
     colour: Literal["grey", "rgb"] | None = None
     """Convert to this colour; null keeps grey grey and makes everything else RGB."""

@@ -81,7 +81,7 @@ def _robust(metrics: RoundMetrics) -> list[str]:
 
 
 def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:
-    """The first few images that a round queried, as the teacher received them, with its answers."""
+    """The first few images that a round queried, as the student sees them, with the teacher's answers."""
     labelled = directory.read_labelled(number, result.num_classes, count=_SHOWN)
     candidates = directory.read_candidates(number)
     position = {int(key): k for k, key in enumerate(candidates.ids)}

@@ -187,11 +187,12 @@ def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: 
         )
     _check_student(config, shape)
     section = config.teacher
-    section.prepare(shape, labelled, observer)
+    seen = section.input.shape(shape)
+    section.prepare(seen, labelled, observer)
     if in_memory.function is not None and isinstance(section, PythonTeacherConfig):
         build: Callable[[], Teacher] = partial(section.around, in_memory.function)
     else:
-        build = partial(section.build, shape, folder=os.getcwd(), secrets=section.read_secrets())
+        build = partial(section.build, seen, folder=os.getcwd(), secrets=section.read_secrets())
     teacher = build()
     section.check(teacher)
     check_loss(config.student.loss, teacher.num_classes, "student.loss")

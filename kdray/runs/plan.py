@@ -128,7 +128,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
 
 def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | None]:
     """Number of classes, and what to say where it is not known. Checks the teacher as far as that costs nothing."""
-    count = config.teacher.count_classes(shape)
+    count = config.teacher.count_classes(config.teacher.input.shape(shape))
     note = "the teacher's weights are not there yet: 'kdray run' trains them once" if config.teacher.missing() else None
     return count or _UNKNOWN_CLASSES, note
 

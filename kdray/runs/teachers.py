@@ -66,7 +66,7 @@ def teacher_of_weights(path: Path) -> Served:
 
 
 def teacher_of_config(config: Config) -> Served:
-    """The teacher of a config, for images of the shape of its `images`.
+    """The teacher of a config, for images of the shape of its `images` as `teacher.input` converts them.
 
     Raises:
         TeacherError: the teacher is a server already.
@@ -77,4 +77,5 @@ def teacher_of_config(config: Config) -> Served:
         kind = f"teacher.kind is {section.kind!r}"
         raise TeacherError(f"{kind}: it is served already; only a local or python teacher can be")
     images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
-    return section.build(images.image_shape, folder=os.getcwd()), images.image_shape, section.class_names()
+    seen = section.input.shape(images.image_shape)
+    return section.build(seen, folder=os.getcwd()), seen, section.class_names()
