@@ -48,7 +48,8 @@ def distil(
         labelled: (images, labels) on which the student is trained in every round and which cost no queries, or a
             `labelled` section.
         validation: (images, labels) on which the teacher's error is measured for RAD, or a `validation` section.
-        test: (images, labels) on which the student is measured, or a `test` section.
+        test: (images, labels) on which the student's accuracy is measured; or images alone, on which its agreement with
+            the teacher is measured, with at most `budget["evaluation"]` queries; or a `test` section.
         classes: number or names of the classes of a function. Without it, one query for the first image finds their
             number. It is charged and recorded like any other query.
         teacher_options: further fields of the `teacher` section of a function: `answers` ("hard" for a function that
@@ -78,7 +79,8 @@ def distil(
         if isinstance(value, Mapping):
             data[name] = dict(value)
         elif value is not None:
-            with_labels[name] = _labelled(value, name)
+            alone = name == "test" and isinstance(value, np.ndarray | torch.Tensor)
+            with_labels[name] = ImageSet(images=as_images(value, name)) if alone else _labelled(value, name)
             data[name] = _kept_in(directory, name, with_labels[name])
     function = None
     if isinstance(teacher, Mapping):

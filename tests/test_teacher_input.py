@@ -1,4 +1,4 @@
-"""The teacher's own input: what it sees of an image, what the ledger hashes, and that the student sees the image itself."""
+"""The teacher's own input: what it sees of an image is what the ledger hashes; the student sees the image itself."""
 
 import asyncio
 import base64

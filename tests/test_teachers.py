@@ -442,7 +442,9 @@ def test_misfits_show_when_a_zoo_teacher_is_built(tmp_path):
         local(path, model="lenet5").build(SHAPE)
     with pytest.raises(ModelError, match=r"gives 4 classes, but .* holds a model of 3"):
         local(path, model="small-cnn", classes=4).build(SHAPE)
-    with pytest.raises(TeacherError, match=r"takes images of shape \(1, 12, 12\) .* but is asked about images of \(3, 12, 12\)"):
+    with pytest.raises(
+        TeacherError, match=r"takes images of shape \(1, 12, 12\) .* but is asked about images of \(3, 12, 12\)"
+    ):
         local(path, model="small-cnn").build((3, 12, 12))
     for kind in ("top4", "top5"):
         with pytest.raises(
@@ -469,7 +471,9 @@ def test_misfits_show_when_a_program_is_built(tmp_path):
         local(path, classes=5).build(SHAPE)
     with pytest.raises(TeacherError, match="does it give logits"):
         local(path, outputs="probabilities").build(SHAPE)
-    with pytest.raises(TeacherError, match="2 means and 2 standard deviations, but the teacher's images have 1 channel"):
+    with pytest.raises(
+        TeacherError, match="2 means and 2 standard deviations, but the teacher's images have 1 channel"
+    ):
         local(path, input={"mean": [0.1, 0.2], "std": [1.0, 1.0]}).build(SHAPE)
 
 

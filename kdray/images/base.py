@@ -138,7 +138,7 @@ def read_images(
     *,
     generator: np.random.Generator,
     field: str = "images",
-    with_labels: bool = False,
+    with_labels: bool | None = False,
 ) -> ImageSet:
     """Read the images that a config section names.
 
@@ -146,7 +146,7 @@ def read_images(
         source: the section.
         generator: draws `count` of the rows; the drawn rows keep their order.
         field: the config field of the section, for messages.
-        with_labels: read the labels too. Otherwise the labels are not read at all.
+        with_labels: read the labels too; None: where the source has some. Otherwise they are not read at all.
 
     Raises:
         ImageSetError: no such file, no image column, a corrupt image, mixed sizes, `count` above the set's size, or no
@@ -158,13 +158,15 @@ def read_images(
         give_back_memory()
 
 
-def _read(source: ImageSource, generator: np.random.Generator, field: str, with_labels: bool) -> ImageSet:
+def _read(source: ImageSource, generator: np.random.Generator, field: str, with_labels: bool | None) -> ImageSet:
     from kdray.images.decode import decode_rows
 
     opened = source.open(field)
     if not isinstance(opened, ImageRows):
         raise ImageSetError(f"{field}.source: open() of {source.source} gave {_kind(opened)}, not an ImageRows")
     rows = _choose_rows(opened, source.rows, source.count, generator, field)
+    if with_labels is None:
+        with_labels = opened.labels is not None
     if with_labels and opened.labels is None:
         raise ImageSetError(f"{field}: {opened.name} holds no labels; labels are needed here")
     images = decode_rows(opened, rows, source.size, source.colour, field)

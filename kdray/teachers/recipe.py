@@ -101,12 +101,11 @@ def train_teacher(
     write_bytes(Path(section.weights), content)
 
 
-def measure_teacher(section: LocalTeacherConfig, test: ImageSource) -> float:
-    """Accuracy of a local teacher, in [0, 1], on the labelled images that the config section `test` names."""
-    data = _read(test, 0, "test", "test")
-    teacher = section.build(section.input.shape(data.image_shape))
-    predicted = teacher.answer(section.input.view(data.images)).believed().labels
-    return int((predicted == data.true_labels).sum()) / len(predicted)
+def measure_teacher(section: LocalTeacherConfig, test: ImageSet) -> float:
+    """Accuracy of a local teacher, in [0, 1], on labelled images as the student sees them."""
+    teacher = section.build(section.input.shape(test.image_shape))
+    predicted = teacher.answer(section.input.view(test.images)).believed().labels
+    return int((predicted == test.true_labels).sum()) / len(predicted)
 
 
 def _read(images: ImageSource, seed: int, stream: str, field: str) -> ImageSet:
