@@ -379,6 +379,12 @@ def test_a_mean_for_weights_that_have_their_own_is_refused(teacher_weights):
         teachers.parse(section).build((1, 16, 16))
 
 
+def test_whole_numbers_are_for_whole_programs():
+    teacher = {"kind": "local", "weights": "x", "model": "lenet5", "input": {"pixels": "uint8"}}
+    with pytest.raises(ConfigError, match=r"teacher: input\.pixels: uint8 is for a whole program \(model: null\)"):
+        parse_config({"images": {"source": "digits"}, "teacher": teacher, "budget": {"queries": 10}})
+
+
 OWN = """
 from kdray.teachers import AnswerFormat, TeacherSection
 from kdray.teachers.function import FunctionTeacher
