@@ -262,12 +262,14 @@ def trial(data: str, seed: int, folder: str) -> dict[str, Any]:
 
 def weak_teacher(data: str, seed: int, folder: str) -> float:
     """Train a trial's teacher on its labelled images; its accuracy."""
-    from kdray.runs.inputs import read_labelled
+    from kdray.runs.inputs import read_labelled, read_test
     from kdray.teachers.recipe import measure_teacher, train_teacher
 
     config = parse_config(trial(data, seed, folder))
     train_teacher(config.teacher, labelled=read_labelled(config, "labelled"))
-    return measure_teacher(config.teacher, config.test)
+    test = read_test(config)
+    assert test is not None
+    return measure_teacher(config.teacher, test)
 
 
 def one_trial(data: str, name: str, seed: int, folder: str) -> dict[str, Any]:

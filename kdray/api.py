@@ -48,11 +48,12 @@ def distil(
         labelled: (images, labels) on which the student is trained in every round and which cost no queries, or a
             `labelled` section.
         validation: (images, labels) on which the teacher's error is measured for RAD, or a `validation` section.
-        test: (images, labels) on which the student is measured, or a `test` section.
+        test: (images, labels) on which the student's accuracy is measured; or images alone, on which its agreement with
+            the teacher is measured, with at most `budget["evaluation"]` queries; or a `test` section.
         classes: number or names of the classes of a function. Without it, one query for the first image finds their
             number. It is charged and recorded like any other query.
         teacher_options: further fields of the `teacher` section of a function: `answers` ("hard" for a function that
-            returns labels; needs `classes`), `batch_size`, `limits`, `metered`, `name`.
+            returns labels; needs `classes`), `batch_size`, `input`, `limits`, `metered`, `name`.
         out: run directory. The same call with the same directory resumes the run. None makes a new directory.
         local: True runs everything in this process, False uses Ray. None uses Ray if this process is connected to it or
             RAY_ADDRESS is set.
@@ -78,7 +79,8 @@ def distil(
         if isinstance(value, Mapping):
             data[name] = dict(value)
         elif value is not None:
-            with_labels[name] = _labelled(value, name)
+            alone = name == "test" and isinstance(value, np.ndarray | torch.Tensor)
+            with_labels[name] = ImageSet(images=as_images(value, name)) if alone else _labelled(value, name)
             data[name] = _kept_in(directory, name, with_labels[name])
     function = None
     if isinstance(teacher, Mapping):
@@ -161,14 +163,15 @@ def _function_sections(
         ledger = Path((data.get("ledger") or {}).get("path") or directory.ledger)
         # The account is opened here, so its limit must be known. The whole config is checked for that.
         assumed = data | {"teacher": options | {"classes": 2}}
-        planned = read_pool(resolve(parse_config(assumed, origin="kdray.distil")), images)
+        resolved = resolve(parse_config(assumed, origin="kdray.distil"))
+        planned = read_pool(resolved, images)
         budget = data["budget"]["queries"] - planned.estimate
         options["classes"] = find_class_count(
             function,
             options.get("name") or qualified,
             options["answers"],
             options.get("decimals"),
-            image=images.images[:1],
+            image=resolved.teacher.input.view(images.images[:1]),
             directory=directory,
             ledger_path=ledger,
             budget=budget,

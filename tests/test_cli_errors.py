@@ -215,8 +215,8 @@ PARTS = [
     ),
     (
         ["images.size=8", "test.size=8"],
-        "the teacher takes images of shape (1, 16, 16) (channels, height, width), but the images have (1, 8, 8); "
-        "set images.size and images.colour to bring them together",
+        "the teacher takes images of shape (1, 16, 16) (channels, height, width), but is asked about images of "
+        "(1, 8, 8); set teacher.input.size and teacher.input.colour",
     ),
     (
         "test.size=8",
@@ -224,8 +224,8 @@ PARTS = [
         "set size and colour of both alike",
     ),
     (
-        "test={source: parquet, path: {bad}/plain.parquet}",
-        "test: {bad}/plain.parquet holds no labels; labels are needed here",
+        "labelled={source: parquet, path: {bad}/plain.parquet}",
+        "labelled: {bad}/plain.parquet holds no labels; labels are needed here",
     ),
     ("student.augment.shift=16", "student.augment.shift: 16 pixels do not fit images of 16x16"),
 ]
@@ -310,7 +310,7 @@ def key(monkeypatch):
         (200, metadata(), {"classes": 9}, "output 'p' of the model has shape [-1, 10], teacher.classes says 9: check "
          "teacher.classes and teacher.output"),
         (200, metadata({"shape": [-1, 1, 28, 28]}), {}, "the model takes images of shape [-1, 1, 28, 28], kdray "
-         "would send [-1, 1, 16, 16]; set images.size, images.colour and teacher.input.layout to bring them together"),
+         "would send [-1, 1, 16, 16]; set size, colour and layout of teacher.input to bring them together"),
         (200, metadata({"datatype": "FP32"}), {}, "teacher.input.pixels: the model takes FP32, kdray would send "
          "UINT8; set teacher.input.pixels to unit"),
         (200, metadata(), {"input": {"name": "x"}}, "teacher.input.name: the model has no input 'x'; it has 'image'"),

@@ -53,13 +53,13 @@ MEMBERS = {
         "url": "http://127.0.0.1:8080",
         "model": "m",
         "classes": 10,
-        "input": {"pixels": "unit", "normalise": {"mean": [0.5], "std": [0.5]}},
+        "input": {"pixels": "unit", "mean": [0.5], "std": [0.5]},
         "reply": {"rows": "probabilities", "probabilities": ""},
     },
     LocalTeacherConfig: {
         "kind": "local",
         "weights": "x",
-        "normalise": {"mean": [0.5], "std": [0.5]},
+        "input": {"mean": [0.5], "std": [0.5]},
         "train": {"images": {"source": "digits"}},
     },
     MixupSection: {"kind": "mixup", "lambdas": {"min": 0.3, "max": 0.7, "step": 0.04}},
@@ -156,9 +156,9 @@ LEAVES = [(path, field, data) for path, field, data, _ in FIELDS if not models_i
 def test_the_walk_finds_the_fields_and_the_configs_it_makes_are_valid():
     paths = {path for path, *_ in FIELDS}
     assert {"seed", "images.root", "teacher.function", "teacher.train.images.split", "pool.lambdas.step"} <= paths
-    assert {"student.early_stop.patience", "resources.trainer.gpus", "teacher.normalise.std"} <= paths
+    assert {"student.early_stop.patience", "resources.trainer.gpus", "teacher.input.std"} <= paths
     assert {"teacher.limits.in_flight", "teacher.retry.max_bad_share", "ledger.queries"} <= paths
-    assert {"teacher.url", "teacher.input.normalise.mean", "teacher.reply.score"} <= paths
+    assert {"teacher.url", "teacher.input.mean", "teacher.reply.score"} <= paths
     for _, _, data, _ in FIELDS:
         parse(data=data)
 
@@ -328,7 +328,8 @@ def test_a_teacher_behind_http_gets_the_documented_defaults():
     assert (teacher.headers, teacher.outputs, teacher.tolerance, teacher.request) == ({}, "probabilities", 0.02, None)
     assert (teacher.batch_size, teacher.timeout_s, teacher.metered, teacher.answers) == (32, 60.0, True, "soft")
     assert teacher.input.model_dump() == {
-        "name": None, "pixels": "uint8", "layout": None, "normalise": None, "encoding": "array",
+        "size": None, "resize": "bilinear", "colour": None, "pixels": "uint8", "mean": None, "std": None,
+        "name": None, "layout": None, "encoding": "array",
     }  # fmt: skip
     assert teacher.reply.model_dump() == {
         "rows": "probabilities", "probabilities": "", "items": None, "label": None, "score": None,
@@ -436,7 +437,8 @@ def test_a_broken_file_is_told_the_place_and_not_what_stands_there(tmp_path):
         (V2, ["request=$images"], "teacher: request and reply belong to json; v2 says itself how they look"),
         (V2, ["reply={rows: a, label: b}"], "teacher: request and reply belong to json; v2 says itself how they look"),
         (V2, ["input.encoding=png"], "teacher: input.encoding: png is for json; v2 takes arrays"),
-        (V2, ["input.normalise={mean: [0.5], std: [1]}"], "teacher: input.normalise needs input.pixels: unit"),
+        (V2, ["input={mean: [0.5], std: [1]}"], "teacher.input: mean and std need pixels: unit"),
+        (V2, ["input={pixels: unit, mean: [0.5]}"], "teacher.input: mean and std belong together: give both, or none"),
         (V2, ["classes=[a, b, a]"],
          "teacher.classes: 'a' is given twice; a server may answer in these names, so they must differ"),
         *[
@@ -479,6 +481,8 @@ def test_a_broken_file_is_told_the_place_and_not_what_stands_there(tmp_path):
              "teacher: input.encoding: png sends the image as it is; leave input.pixels and input.layout out")
             for other in ("pixels: unit", "layout: nhwc")
         ],
+        (JSON, ["input={encoding: png, colour: bgr}"],
+         "teacher: input.colour: bgr is for arrays; a PNG says itself which channel is which: use rgb"),
         (MINIMAL | {"ledger": {"queries": 5}}, [],
          "ledger: ledger.queries is set, but ledger.path is null; give the file that is shared"),
     ],

@@ -668,7 +668,7 @@ def test_looking_asks_for_the_model_and_learns_the_name_of_its_input():
         (401, {"error": "who?"}, {}, "{url} refuses the key (401: who?); check teacher.headers and the key"),
         (200, "<p>hello</p>", {}, "{url} replied text/html, not JSON: '<p>hello</p>'; check teacher.url"),
         (200, model(shape=[-1, 1, 28, 28]), {}, "the model takes images of shape [-1, 1, 28, 28], kdray would send "
-         "[-1, 1, 4, 3]; set images.size, images.colour and teacher.input.layout to bring them together"),
+         "[-1, 1, 4, 3]; set size, colour and layout of teacher.input to bring them together"),
         (200, model(datatype="FP32"), {}, "teacher.input.pixels: the model takes FP32, kdray would send UINT8; set "
          "teacher.input.pixels to unit"),
         (200, model(), {"input": {"name": "y"}}, "teacher.input.name: the model has no input 'y'; it has 'x'"),

@@ -710,7 +710,8 @@ def a_plan(**changes) -> Plan:
     """Of 2,000 MNIST images and their 21,989,000 candidates, all scored once by two workers."""
     values = {
         "images": 2000, "groups": 1_999_000, "candidates": 21_989_000, "schedule": [2000, 22_000], "estimate": 0,
-        "evaluation": None, "cost": None, "currency": "USD", "requests": 750, "batch": 32, "asking_s": None,
+        "seen": None, "test": 0, "test_labels": False, "evaluation": 0, "evaluation_cost": None, "free": True,
+        "cost": None, "currency": "USD", "requests": 750, "batch": 32, "asking_s": None,
         "asking_days": 1, "scored": 21_989_000, "exhaustive": 21_989_000, "group_size": 11, "rate_per_s": 2000.0,
         "workers": 2, "worker_bytes": 500 << 20, "driver_bytes": 0, "held": "", "note": None,
         "pairs": None,

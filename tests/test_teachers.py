@@ -303,7 +303,7 @@ def directly(model: nn.Module, data: torch.Tensor, mean: float = 0.4, std: float
 
 
 def test_a_torch_export_file_answers_as_its_model_does(exported):
-    teacher, data = local(exported, normalise=NORMALISE).build(SHAPE), images(9)
+    teacher, data = local(exported, input=NORMALISE).build(SHAPE), images(9)
     assert torch.allclose(teacher.answer(data).probs, directly(network(), data), atol=1e-6)
     plain = local(exported, answers="hard").build(SHAPE).answer(data)
     assert torch.equal(plain.labels, directly(network(), data, 0.0, 1.0).argmax(dim=1))
@@ -312,7 +312,7 @@ def test_a_torch_export_file_answers_as_its_model_does(exported):
 
 def test_a_torchscript_file_answers_as_its_model_does(tmp_path):
     teacher, data = (
-        local(script(network(), tmp_path / "n.pt"), normalise=NORMALISE).build(SHAPE),
+        local(script(network(), tmp_path / "n.pt"), input=NORMALISE).build(SHAPE),
         images(9),
     )
     assert torch.allclose(teacher.answer(data).probs, directly(network(), data), atol=1e-6)
@@ -321,7 +321,7 @@ def test_a_torchscript_file_answers_as_its_model_does(tmp_path):
 
 def test_a_program_may_take_pixels_and_give_probabilities(tmp_path):
     path = script(network(Uint8Probabilities), tmp_path / "p.pt")
-    teacher, data = local(path, input="uint8", outputs="probabilities").build(SHAPE), images(9)
+    teacher, data = local(path, input={"pixels": "uint8"}, outputs="probabilities").build(SHAPE), images(9)
     assert torch.allclose(teacher.answer(data).probs, directly(network(), data), atol=1e-6)
 
 
@@ -350,7 +350,7 @@ def test_a_plain_state_dict_of_the_zoo_needs_classes_and_takes_normalisation(tmp
     path, data = tmp_path / "plain.safetensors", images(9)
     model = build_model("small-cnn", SHAPE, 3, seed=1).eval()
     save_file(model.network.state_dict(), path)
-    teacher = local(path, model="small-cnn", normalise=NORMALISE).build(SHAPE)
+    teacher = local(path, model="small-cnn", input=NORMALISE).build(SHAPE)
     assert torch.allclose(teacher.answer(data).probs, directly(model.network, data), atol=1e-6)
     plain = local(path, model="small-cnn", classes=["x", "y", "z"]).build(SHAPE)
     assert torch.allclose(plain.answer(data).probs, directly(model.network, data, 0.5, 0.25), atol=1e-6)
@@ -370,7 +370,7 @@ def test_torchvision_weights_answer_as_their_model_does(tmp_path):
     teacher = local(path, model="torchvision/resnet18").build(shape)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     assert torch.allclose(teacher.answer(data).probs, directly(model, data, mean, std), atol=1e-6)
-    own = local(path, model="torchvision/resnet18", normalise={"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]})
+    own = local(path, model="torchvision/resnet18", input={"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]})
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
     assert torch.allclose(own.build(shape).answer(data).probs, directly(model, data, mean, std), atol=1e-6)
     with pytest.raises(TeacherError, match=r"teacher\.classes is missing"):
@@ -410,7 +410,7 @@ def test_another_model_or_form_is_another_identity_and_nothing_else_is(tmp_path)
 
 
 def test_how_a_program_is_fed_is_part_of_its_identity(exported):
-    configs = [{}, {"normalise": NORMALISE}, {"normalise": {"mean": [0.4], "std": [0.31]}}]
+    configs = [{}, {"input": NORMALISE}, {"input": {"mean": [0.4], "std": [0.31]}}]
     assert len({local(exported, **changes).build(SHAPE).identity for changes in configs}) == 3
 
 
@@ -442,7 +442,9 @@ def test_misfits_show_when_a_zoo_teacher_is_built(tmp_path):
         local(path, model="lenet5").build(SHAPE)
     with pytest.raises(ModelError, match=r"gives 4 classes, but .* holds a model of 3"):
         local(path, model="small-cnn", classes=4).build(SHAPE)
-    with pytest.raises(TeacherError, match=r"takes images of shape \(1, 12, 12\) .* but the images have \(3, 12, 12\)"):
+    with pytest.raises(
+        TeacherError, match=r"takes images of shape \(1, 12, 12\) .* but is asked about images of \(3, 12, 12\)"
+    ):
         local(path, model="small-cnn").build((3, 12, 12))
     for kind in ("top4", "top5"):
         with pytest.raises(
@@ -464,13 +466,15 @@ def test_misfits_show_when_a_program_is_built(tmp_path):
     with pytest.raises(TeacherError, match=r"cannot answer images of shape \[3, 12, 12\]"):
         local(path).build((3, 12, 12))
     with pytest.raises(TeacherError, match=r"cannot answer images of shape \[1, 12, 12\]"):
-        local(path, input="uint8").build(SHAPE)
+        local(path, input={"pixels": "uint8"}).build(SHAPE)
     with pytest.raises(TeacherError, match=r"shape \[4, 3\]; expected \[4, 5\]: check teacher.classes"):
         local(path, classes=5).build(SHAPE)
     with pytest.raises(TeacherError, match="does it give logits"):
         local(path, outputs="probabilities").build(SHAPE)
-    with pytest.raises(TeacherError, match="2 means and 2 standard deviations, but the images have 1 channel"):
-        local(path, normalise={"mean": [0.1, 0.2], "std": [1.0, 1.0]}).build(SHAPE)
+    with pytest.raises(
+        TeacherError, match="2 means and 2 standard deviations, but the teacher's images have 1 channel"
+    ):
+        local(path, input={"mean": [0.1, 0.2], "std": [1.0, 1.0]}).build(SHAPE)
 
 
 def test_a_config_section_gives_its_kind_of_teacher(tmp_path, monkeypatch):

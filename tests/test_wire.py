@@ -39,7 +39,7 @@ def section(protocol: str, *, base: str = BASE, answers: str = "soft", **changes
     names, count = changes.pop("names", NAMES), changes.pop("num_classes", 3)
     classes = list(names) if names else count
     places = {key: changes.pop(key) for key in ("rows", "probabilities", "items", "label", "score") if key in changes}
-    inside = {key: changes.pop(key) for key in ("pixels", "layout", "normalise", "encoding") if key in changes}
+    inside = {key: changes.pop(key) for key in ("pixels", "layout", "mean", "std", "encoding") if key in changes}
     if "input_name" in changes:
         inside["name"] = changes.pop("input_name")
     fields = {"outputs": "logits" if changes.pop("logits", False) else "probabilities", **changes}
@@ -128,7 +128,7 @@ def test_a_v2_request_without_the_channel_of_grey_images():
 def test_a_v2_request_of_normalised_floats():
     data = images(2, RGB)
     normalise = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 2.0]}
-    (tensor,) = through_json(v2(shape=RGB, pixels="unit", normalise=normalise).request(data))["inputs"]
+    (tensor,) = through_json(v2(shape=RGB, pixels="unit", **normalise).request(data))["inputs"]
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([0.5, 0.25, 2.0]).view(1, 3, 1, 1)
     expected = (data.float() / 255 - mean) / std
     assert (tensor["datatype"], tensor["shape"]) == ("FP32", [2, 3, 2, 2])
@@ -241,11 +241,11 @@ def test_metadata_that_fits_or_says_nothing_is_taken(changes):
         (v2(), {"datatype": "BYTES"}, "teacher.input.pixels: the model takes BYTES, kdray would send UINT8; it can "
          "send UINT8 and FP32 only"),
         (v2(), {"shape": [-1, 1, 3, 2]}, r"the model takes images of shape [-1, 1, 3, 2], kdray would send "
-         "[-1, 1, 2, 3]; set images.size, images.colour and teacher.input.layout to bring them together"),
+         "[-1, 1, 2, 3]; set size, colour and layout of teacher.input to bring them together"),
         (v2(layout="nhwc"), {}, "the model takes images of shape [-1, 1, 2, 3], kdray would send "
-         "[-1, 2, 3, 1]; set images.size, images.colour and teacher.input.layout to bring them together"),
+         "[-1, 2, 3, 1]; set size, colour and layout of teacher.input to bring them together"),
         (v2(), {"shape": [-1, 6]}, "the model takes images of shape [-1, 6], kdray would send [-1, 1, 2, 3]; set "
-         "images.size, images.colour and teacher.input.layout to bring them together"),
+         "size, colour and layout of teacher.input to bring them together"),
         (v2(input_name="y"), {}, "teacher.input.name: the model has no input 'y'; it has 'x'"),
     ],
 )  # fmt: skip
@@ -716,9 +716,7 @@ def body(**changes) -> Any:
 def test_a_config_decides_body_and_reading():
     assert body()["inputs"][0]["shape"] == [2, 1, 2, 3]
     assert body(input={"layout": "nhw"})["inputs"][0]["shape"] == [2, 2, 3]
-    assert (
-        body(input={"pixels": "unit", "normalise": {"mean": [0.5], "std": [0.25]}})["inputs"][0]["datatype"] == "FP32"
-    )
+    assert body(input={"pixels": "unit", "mean": [0.5], "std": [0.25]})["inputs"][0]["datatype"] == "FP32"
     json_config = {"protocol": "json", "model": None}
     assert body(**json_config) == {"images": PIXELS}
     assert body(**json_config, input={"layout": "nchw"}) == {"images": images().tolist()}
@@ -737,13 +735,13 @@ def test_a_config_decides_body_and_reading():
     ("changes", "shape", "message"),
     [
         ({"answers": "top4"}, GREY, "teacher.answers: top4 of a teacher with 3 classes; use top3 at most, or soft"),
-        ({"input": {"layout": "nhw"}}, RGB, "teacher.input.layout: nhw is for grey images, these are RGB; use nhwc or "
-         "nchw"),
+        ({"input": {"layout": "nhw"}}, RGB, "teacher.input.layout: nhw is for grey images, these are in colour; use "
+         "nhwc or nchw, or set teacher.input.colour to grey"),
         (
-            {"input": {"pixels": "unit", "normalise": {"mean": [0.5], "std": [0.5]}}},
+            {"input": {"pixels": "unit", "mean": [0.5], "std": [0.5]}},
             RGB,
-            "teacher.input.normalise has 1 means and 1 standard deviations, but the images have 3 channels; give one "
-            "number a channel",
+            "teacher.input has 1 means and 1 standard deviations, but the teacher's images have 3 channels; give one "
+            "number a channel, or set teacher.input.colour",
         ),
     ],
 )  # fmt: skip

@@ -17,7 +17,8 @@ class BudgetSection(Section):
     """Maximum number of training queries, including round 0."""
     evaluation: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Maximum number of queries on test images, for agreement and the teacher's accuracy. They are counted separately.
-    auto: the whole test set if the teacher is local, none if the teacher may cost money."""
+    auto: the whole test set if the teacher is local, none if the teacher may cost money; of test images without labels
+    nothing is measured then."""
     price_per_query: Annotated[float, Field(ge=0)] | None = None
     """Price of one query, for `kdray plan` and the report."""
     currency: str = "USD"

@@ -76,7 +76,9 @@ class Config(Section):
     """Labelled images on which the teacher's error is measured, if `select.m` is estimate. The student is never trained
     on them."""
     test: Annotated[ImageSource, sources] | None = None
-    """Labelled images on which the student is measured. They are never used for training or for early stopping."""
+    """Images on which the student is measured: its accuracy where they have labels, and its agreement with the teacher
+    on those that `budget.evaluation` lets the teacher be asked about. They are never used for training or for early
+    stopping."""
     teacher: Annotated[TeacherSection, teachers]
     """The teacher, which answers queries."""
     budget: BudgetSection

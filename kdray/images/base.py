@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from kdray.errors import ImageSetError
-from kdray.sections.base import Section
+from kdray.sections.base import Section, Size
 from kdray.sections.registry import Registry
 from kdray.utils.lazy import torch
 from kdray.utils.memory import give_back_memory
@@ -86,13 +86,6 @@ class ImageRows:
     classes: tuple[str, ...] | None = None
 
 
-def _square(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-_Side = Annotated[int, Field(ge=1)]
-
-
 class ImageSource(Section):
     """Where images come from, and which of them are taken."""
 
@@ -104,7 +97,7 @@ class ImageSource(Section):
     """Half-open range of rows, "start:stop", taken before `count` is drawn; null takes all."""
     count: Annotated[int, Field(ge=1)] | None = None
     """How many images to draw (seeded, without looking at labels); null takes all."""
-    size: Annotated[tuple[_Side, _Side], BeforeValidator(_square)] | None = None
+    size: Size | None = None
     """Resize to [height, width], or to one number squared; null leaves images as they are."""
     colour: Literal["grey", "rgb"] | None = None
     """Convert to this colour; null keeps grey grey and makes everything else RGB."""
@@ -145,7 +138,7 @@ def read_images(
     *,
     generator: np.random.Generator,
     field: str = "images",
-    with_labels: bool = False,
+    with_labels: bool | None = False,
 ) -> ImageSet:
     """Read the images that a config section names.
 
@@ -153,7 +146,7 @@ def read_images(
         source: the section.
         generator: draws `count` of the rows; the drawn rows keep their order.
         field: the config field of the section, for messages.
-        with_labels: read the labels too. Otherwise the labels are not read at all.
+        with_labels: read the labels too; None: where the source has some. Otherwise they are not read at all.
 
     Raises:
         ImageSetError: no such file, no image column, a corrupt image, mixed sizes, `count` above the set's size, or no
@@ -165,13 +158,15 @@ def read_images(
         give_back_memory()
 
 
-def _read(source: ImageSource, generator: np.random.Generator, field: str, with_labels: bool) -> ImageSet:
+def _read(source: ImageSource, generator: np.random.Generator, field: str, with_labels: bool | None) -> ImageSet:
     from kdray.images.decode import decode_rows
 
     opened = source.open(field)
     if not isinstance(opened, ImageRows):
         raise ImageSetError(f"{field}.source: open() of {source.source} gave {_kind(opened)}, not an ImageRows")
     rows = _choose_rows(opened, source.rows, source.count, generator, field)
+    if with_labels is None:
+        with_labels = opened.labels is not None
     if with_labels and opened.labels is None:
         raise ImageSetError(f"{field}: {opened.name} holds no labels; labels are needed here")
     images = decode_rows(opened, rows, source.size, source.colour, field)

@@ -24,7 +24,10 @@ class RoundMetrics:
         student_accuracy, teacher_accuracy: accuracy on the labelled test set, or None.
         success_rate: student accuracy divided by teacher accuracy (Active Mixup, section 4.1), on the images for which
             both were measured; or None.
-        agreement: share of test images for which student and teacher predict the same class, or None.
+        agreement: share of test images for which student and teacher predict the same class, or None. Of a test set
+            without labels it is the only one of these figures.
+        agreement_low, agreement_high: its 95 % interval (Clopper-Pearson), or None.
+        compared: number of test images that it was measured on.
         evaluation_queries: queries on test images so far; not part of `queries`.
         loss: mean training loss of the last epoch.
         seconds: duration of each phase: choose, query, train, evaluate.
@@ -48,11 +51,26 @@ class RoundMetrics:
     estimate: dict[str, Any]
     loss: float
     seconds: dict[str, float]
+    agreement_low: float | None = None
+    agreement_high: float | None = None
+    compared: int = 0
 
     @property
     def paid(self) -> int:
         """Queries charged to the budget so far: for training, and for the estimate of m."""
         return self.queries + self.estimate_queries
+
+    def measured(self) -> str:
+        """How good the student is, in words: accuracy, or else agreement; "" where nothing was measured."""
+        if self.student_accuracy is not None:
+            return f"accuracy {self.student_accuracy:.2%}"
+        return "" if self.agreement is None else f"agreement {self.agreement:.2%}{self.interval()}"
+
+    def interval(self) -> str:
+        """The interval of the agreement, in words; "" where there is none."""
+        if self.agreement_low is None or self.agreement_high is None:
+            return ""
+        return f" ({self.agreement_low:.1%} to {self.agreement_high:.1%})"
 
     def to_json(self) -> dict[str, Any]:
         """The metrics as a plain mapping."""

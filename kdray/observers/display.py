@@ -28,12 +28,12 @@ def make_display(stream: TextIO | None = None) -> Observer:
 
 
 class _State(Observer):
-    """The state that both displays show: round, phase, queries charged, and accuracy so far."""
+    """The state that both displays show: round, phase, queries charged, and accuracy (or agreement) so far."""
 
     def __init__(self) -> None:
         self._rounds = self._budget = self._spent = self._round = 0
         self._phase = "prepare"
-        self._accuracy: float | None = None
+        self._measured = ""
         self._first: tuple[float, int] | None = None
 
     def begin(self, *, rounds: int, budget: int, spent: int, title: str) -> None:
@@ -43,7 +43,7 @@ class _State(Observer):
         self._round, self._phase, self._first = round, name, None
 
     def round_done(self, metrics: RoundMetrics) -> None:
-        self._spent, self._accuracy = metrics.paid, metrics.student_accuracy
+        self._spent, self._measured = metrics.paid, metrics.measured()
 
     def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
         self._spent = self._spent if spent is None else spent
@@ -61,9 +61,7 @@ class _State(Observer):
 
     def _status(self) -> str:
         parts = [f"queries {self._spent:,}/{self._budget:,}"] if self._budget else []
-        if self._accuracy is not None:
-            parts.append(f"accuracy {self._accuracy:.2%}")
-        return "  ".join(parts)
+        return "  ".join([*parts, self._measured] if self._measured else parts)
 
 
 class PlainDisplay(_State):
@@ -158,6 +156,10 @@ class LiveDisplay(_State):
         self._progress.stop()
 
 
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
 def result_table(history: list[RoundMetrics], budget: int) -> Table:
     """The table at the end of a run, with one row per round."""
     table = Table(title="kdray: student against teacher", title_justify="left")
@@ -176,12 +178,14 @@ def result_table(history: list[RoundMetrics], budget: int) -> Table:
     ):
         table.add_column(name, justify="right")
     for m in history:
-        shares = (m.student_accuracy, m.teacher_accuracy, m.success_rate, m.agreement)
+        shares = [_share(share) for share in (m.student_accuracy, m.teacher_accuracy, m.success_rate, m.agreement)]
+        if m.student_accuracy is None:  # the agreement is all there is
+            shares[-1] += m.interval()
         table.add_row(
             str(m.round),
             f"{m.images:,}",
             f"{m.paid:,}/{budget:,}",
-            *("-" if share is None else f"{share:.2%}" for share in shares),
+            *shares,
             *(f"{m.seconds[phase]:.1f}" for phase in ("choose", "query", "train", "evaluate")),
         )
     return table

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("svg")
 from matplotlib.axes import Axes
@@ -20,10 +21,26 @@ def accuracy_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]]) -> str |
     """Student accuracy against queries charged, one line per run, and the teacher's accuracy as a dashed line.
 
     Returns:
-        None without a test set.
+        None where no run has a test set with labels.
     """
+    return _measure_figure(runs, "student_accuracy", "accuracy on the test set, %")
+
+
+def agreement_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]]) -> str | None:
+    """Agreement of student and teacher against queries charged, one line per run, with its 95 % interval.
+
+    Returns:
+        None unless some run has agreement and no accuracy: it is about test sets without labels.
+    """
+    if not any(m.agreement is not None and m.student_accuracy is None for _, history in runs for m in history):
+        return None
+    return _measure_figure(runs, "agreement", "agreement with the teacher, %")
+
+
+def _measure_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]], field: str, label: str) -> str | None:
+    """A field of the metrics, a share, against queries charged, one line per run that has it."""
     points = [
-        (name, history, [(m.paid, 100 * m.student_accuracy) for m in history if m.student_accuracy is not None])
+        (name, history, [(m.paid, 100 * getattr(m, field)) for m in history if getattr(m, field) is not None])
         for name, history in runs
     ]
     points = [measured for measured in points if measured[2]]
@@ -32,16 +49,20 @@ def accuracy_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]]) -> str |
     figure, axes = _axes()
     for k, (name, history, curve) in enumerate(points):
         colour = _COLOURS[k % len(_COLOURS)]
-        x, y = [queries for queries, _ in curve], [accuracy for _, accuracy in curve]
+        x, y = [queries for queries, _ in curve], [share for _, share in curve]
         axes.plot(x, y, marker="o", markersize=5, linewidth=2, color=colour, label=name)
         axes.annotate(
             f"{y[-1]:.2f}", (x[-1], y[-1]), xytext=(6, -12), textcoords="offset points", color=colour, fontsize=9
         )
+        if field == "agreement":
+            bounds = [(m.paid, m.agreement_low, m.agreement_high) for m in history]
+            band = np.array([bound for bound in bounds if None not in bound], dtype=float).reshape(-1, 3)
+            axes.fill_between(band[:, 0], 100 * band[:, 1], 100 * band[:, 2], color=colour, alpha=0.15, linewidth=0)
         teacher = history[-1].teacher_accuracy
-        if teacher is not None and k == 0:
+        if teacher is not None and k == 0 and field == "student_accuracy":
             axes.axhline(100 * teacher, color=_INK, linewidth=1, linestyle="--", label=f"teacher {100 * teacher:.2f}")
     axes.set_xlabel("teacher queries charged")
-    axes.set_ylabel("accuracy on the test set, %")
+    axes.set_ylabel(label)
     axes.set_xlim(left=0)
     axes.margins(x=0.08)
     axes.legend(frameon=False, fontsize=9, loc="lower right")

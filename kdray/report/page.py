@@ -10,7 +10,7 @@ from kdray.config.load import dump_config
 from kdray.errors import RunDirectoryError
 from kdray.images.png import encode_png
 from kdray.observers.base import RoundMetrics
-from kdray.report.figures import accuracy_figure, time_figure
+from kdray.report.figures import accuracy_figure, agreement_figure, time_figure
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import Result, read_result
 from kdray.utils.files import write_bytes
@@ -42,6 +42,7 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
         others=results[1:],
         robust=[line for m in first.history for line in _robust(m)],
         accuracy=accuracy_figure(runs),
+        agreement=agreement_figure(runs),
         time=time_figure(first.history),
         gallery=[_gallery(directory, first, m.round) for m in first.history],
         config=dump_config(first.config),
@@ -81,7 +82,7 @@ def _robust(metrics: RoundMetrics) -> list[str]:
 
 
 def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:
-    """The first few images that a round queried, as the teacher received them, with its answers."""
+    """The first few images that a round queried, as the student sees them, with the teacher's answers."""
     labelled = directory.read_labelled(number, result.num_classes, count=_SHOWN)
     candidates = directory.read_candidates(number)
     position = {int(key): k for k, key in enumerate(candidates.ids)}

@@ -28,7 +28,7 @@ def find_class_count(
 
     Args:
         name, answers, decimals: as in the teacher's section.
-        image: uint8 [1, C, H, W].
+        image: uint8 [1, C, H, W], as the teacher sees it.
         directory: of the run that is charged.
         budget: the run's cap on training queries.
 

@@ -179,7 +179,7 @@ def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: 
     images, shape = pooled.images, pooled.images.image_shape
     labelled = read_labelled(config, "labelled", in_memory.labelled, shape)
     validation = read_labelled(config, "validation", in_memory.validation, shape) if pooled.estimate else None
-    test = read_labelled(config, "test", in_memory.test, shape)
+    test = read_test(config, in_memory.test, shape)
     if validation is not None and pooled.estimate > len(validation):
         raise ConfigError(
             f"select.estimate_queries: {pooled.estimate:,} labelled images wanted for the estimate of m, but "
@@ -187,17 +187,18 @@ def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: 
         )
     _check_student(config, shape)
     section = config.teacher
-    section.prepare(shape, labelled, observer)
+    seen = section.input.shape(shape)
+    section.prepare(seen, labelled, observer)
     if in_memory.function is not None and isinstance(section, PythonTeacherConfig):
         build: Callable[[], Teacher] = partial(section.around, in_memory.function)
     else:
-        build = partial(section.build, shape, folder=os.getcwd(), secrets=section.read_secrets())
+        build = partial(section.build, seen, folder=os.getcwd(), secrets=section.read_secrets())
     teacher = build()
     section.check(teacher)
     check_loss(config.student.loss, teacher.num_classes, "student.loss")
     classes = section.class_names()
     for name, data in (("labelled", labelled), ("validation", validation), ("test", test)):
-        if data is not None:
+        if data is not None and data.labels is not None:
             # Of a test set nothing is learned: it may have other words for the same classes.
             _check_classes(name, data, teacher.num_classes, None if name == "test" else classes)
     mean, std = pixel_statistics(images.images)
@@ -227,23 +228,57 @@ def read_labelled(
     """The labelled images of a section (`in_memory`, or read); None where it is not there.
 
     Args:
-        field: labelled, validation or test.
+        field: labelled or validation; for test see `read_test`.
         shape: of the images to distil with, where that is known.
 
     Raises:
         ImageSetError: images that cannot be read, or of another shape; a label that is none.
     """
+    data = _read_set(config, field, in_memory, shape, with_labels=True)
+    return None if data is None else _with_true_labels(data, field)
+
+
+def read_test(
+    config: Config, in_memory: ImageSet | None = None, shape: tuple[int, int, int] | None = None
+) -> ImageSet | None:
+    """The test images, `in_memory` or read; None where there are none. They have labels where their source has them:
+    where it has none, or -1 alone (so Hugging Face marks labels that are held back), the set has no labels.
+
+    Raises:
+        ImageSetError: see `read_labelled`.
+    """
+    data = _read_set(config, "test", in_memory, shape, with_labels=None)
+    if data is None or data.labels is None:
+        return data
+    if bool((data.labels == -1).all()):
+        return ImageSet(images=data.images)
+    return _with_true_labels(data, "test")
+
+
+def _read_set(
+    config: Config,
+    field: str,
+    in_memory: ImageSet | None,
+    shape: tuple[int, int, int] | None,
+    with_labels: bool | None,
+) -> ImageSet | None:
+    """The images of a section, of the shape of those to distil with."""
     section = getattr(config, field)
     if section is None:
         return None
     data = in_memory or read_images(
-        section, generator=numpy_generator(config.seed, field), field=field, with_labels=True
+        section, generator=numpy_generator(config.seed, field), field=field, with_labels=with_labels
     )
     if shape is not None and data.image_shape != shape:
         raise ImageSetError(
             f"{field}: its images have shape {data.image_shape}, the images to distil with {shape}; "
             "set size and colour of both alike"
         )
+    return data
+
+
+def _with_true_labels(data: ImageSet, field: str) -> ImageSet:
+    """The set; refused where a label is none."""
     lowest = int(data.true_labels.min())
     if lowest < 0:
         raise ImageSetError(f"{field}: label {lowest} found; every image of it needs its true label")

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from kdray.errors import BudgetExceeded, TeacherError
 from kdray.images import ImageSet
 from kdray.models.checkpoint import load_student
-from kdray.models.predict import accuracy, predict
+from kdray.models.predict import predict
 from kdray.observers import Observer, RoundMetrics
 from kdray.pools.permutation import sample_without
 from kdray.runs.directory import RunDirectory
+from kdray.runs.evaluation import Scores, rows_to_ask, score
 from kdray.runs.inputs import Inputs
 from kdray.runs.policy import Bought, PurchasePolicy
 from kdray.runs.purchase import buy
@@ -324,7 +325,7 @@ class Rounds:
         begin = time.monotonic()
         path = self.directory.artefact(number, "train")
         test = self._inputs.test
-        scores = {} if test is None else self._measure(path, test, number)
+        scores = Scores() if test is None else self._measure(path, test, number)
         write_bytes(self.directory.student, path.read_bytes())
         facts = self.directory.phases(number)
         seconds = {phase: facts[phase]["seconds"] for phase in ("choose", "query", "train")}
@@ -344,10 +345,13 @@ class Rounds:
             set_aside=facts["query"]["set_aside"],
             evaluated=searched.get("passes", 0),
             search=searched,
-            student_accuracy=scores.get("student"),
-            teacher_accuracy=scores.get("teacher"),
-            success_rate=scores.get("success"),
-            agreement=scores.get("agreement"),
+            student_accuracy=scores.student,
+            teacher_accuracy=scores.teacher,
+            success_rate=scores.success,
+            agreement=scores.agreement,
+            agreement_low=scores.agreement_low,
+            agreement_high=scores.agreement_high,
+            compared=scores.compared,
             evaluation_queries=self._run.ledger.spent("evaluation", self._run.owner),
             estimate_queries=estimated,
             estimate=read_json(estimate) if estimate.exists() else {},
@@ -357,26 +361,21 @@ class Rounds:
         write_json(self.directory.artefact(number, "evaluate"), metrics.to_json())
         self._run.observer.round_done(metrics)
 
-    def _measure(self, student: Path, test: ImageSet, number: int) -> dict[str, float]:
-        """Student accuracy on the test set; teacher accuracy, agreement and success rate on the test images that the
-        teacher answers within the cap."""
+    def _measure(self, student: Path, test: ImageSet, number: int) -> Scores:
+        """The student on the test images, and beside the teacher on those that the teacher answers within the cap."""
+        rows = rows_to_ask(test, self._run.evaluation_queries, self._config.seed)
+        if test.labels is None:  # the other images say nothing
+            if len(rows) == 0:
+                return Scores()
+            test, rows = ImageSet(images=test.images[rows]), torch.arange(len(rows))
         threads = self._config.resources.trainer.thread_count
         predictions = predict(load_student(student), test.images, threads=threads).argmax(dim=1)
-        scores = {"student": accuracy(predictions, test.true_labels)}
-        allowed = min(self._run.evaluation_queries, len(test))
-        if allowed == 0:
-            return scores
+        nothing = torch.empty(0, dtype=torch.int64)
+        if len(rows) == 0:
+            return score(predictions, test.labels, nothing, nothing)
         try:
-            bought = self._buy(test.images[:allowed], number, "evaluation")
+            bought = self._buy(test.images[rows], number, "evaluation")
         except TeacherError as error:
             self._run.observer.note(f"the teacher could not be measured: {error}")
-            return scores
-        rows = bought.positions
-        if len(rows) == 0:
-            return scores
-        labels = test.true_labels[rows]
-        scores["teacher"] = accuracy(bought.answers.labels, labels)
-        scores["agreement"] = accuracy(predictions[rows], bought.answers.labels)
-        if scores["teacher"] > 0:
-            scores["success"] = accuracy(predictions[rows], labels) / scores["teacher"]
-        return scores
+            return score(predictions, test.labels, nothing, nothing)
+        return score(predictions, test.labels, rows[bought.positions], bought.answers.labels)

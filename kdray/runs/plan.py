@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from kdray.config.root import Config
 from kdray.models.classifier import build_model, pixel_statistics
 from kdray.runs.backend import forward_options, search_settings
-from kdray.runs.inputs import PoolSchedule, read_pool, resolve
+from kdray.runs.evaluation import queries_allowed, unlabelled_note
+from kdray.runs.inputs import PoolSchedule, read_pool, read_test, resolve
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
 
@@ -28,7 +29,12 @@ class Plan:
         groups, candidates: size of the pool.
         schedule: queries of each round, without those for an estimate.
         estimate: queries for an estimate of RAD's m, before round 1.
-        evaluation: queries on test images, counted apart; None where all test images are asked of a local teacher.
+        seen: what the teacher sees of an image, in words, where the student sees another; else None.
+        test: test images; 0 without a test set.
+        test_labels: whether they have labels.
+        evaluation: queries on test images, counted apart.
+        evaluation_cost: price of these, or None.
+        free: whether the teacher bills nothing.
         cost: price of all training queries, or None.
         currency: of the cost.
         requests: training requests to the teacher, of up to `batch` images each.
@@ -53,7 +59,12 @@ class Plan:
     candidates: int
     schedule: list[int]
     estimate: int
-    evaluation: int | None
+    seen: str | None
+    test: int
+    test_labels: bool
+    evaluation: int
+    evaluation_cost: float | None
+    free: bool
     cost: float | None
     currency: str
     requests: int
@@ -98,15 +109,21 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     rates = [bucket.rate_per_s for bucket in limits.buckets().values()]
     requests = sum(-(-queries // config.teacher.batch_size) for queries in (*schedule, pooled.estimate))
     price = config.budget.price_per_query
-    local = config.teacher.local
-    evaluation = config.budget.evaluation
+    test = read_test(config, shape=images.image_shape)
+    free = config.teacher.local or getattr(config.teacher, "metered", True) is False
+    evaluation = queries_allowed(config.budget.evaluation, len(test) if test else 0, metered=not free)
     return Plan(
         images=len(images),
         groups=pool.num_groups,
         candidates=len(pool),
         schedule=schedule,
         estimate=pooled.estimate,
-        evaluation=(None if local else 0) if evaluation == "auto" else evaluation,
+        seen=_seen(config, images.image_shape),
+        test=len(test) if test else 0,
+        test_labels=test is not None and test.labels is not None,
+        evaluation=evaluation,
+        evaluation_cost=None if price is None or free else price * evaluation,
+        free=free,
         cost=None if price is None else price * paid,
         currency=config.budget.currency,
         requests=requests,
@@ -128,7 +145,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
 
 def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | None]:
     """Number of classes, and what to say where it is not known. Checks the teacher as far as that costs nothing."""
-    count = config.teacher.count_classes(shape)
+    count = config.teacher.count_classes(config.teacher.input.shape(shape))
     note = "the teacher's weights are not there yet: 'kdray run' trains them once" if config.teacher.missing() else None
     return count or _UNKNOWN_CLASSES, note
 
@@ -161,21 +178,38 @@ def _probe(config: Config, pooled: PoolSchedule, classes: int, seconds: float) -
 def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, value) rows."""
     rows = [
-        ("images", f"{plan.images:,}"),
+        ("images", f"{plan.images:,}" + (f"; the teacher is asked about {plan.seen}" if plan.seen else "")),
         ("pool", f"{plan.groups:,} groups, {plan.candidates:,} candidates (virtual: rendered when needed)"),
         ("queries", f"{sum(plan.schedule) + plan.estimate:,} = " + _rounds(plan.schedule, plan.estimate)),
-        (
-            "evaluation",
-            "test images, free: the teacher is local"
-            if plan.evaluation is None
-            else f"{plan.evaluation:,} queries, counted apart",
-        ),
+        ("evaluation", _evaluation(plan)),
         ("cost", "unknown: set budget.price_per_query" if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}"),
         ("asking", _asking(plan)),
         ("scoring", _duration(plan)),
         ("memory", _memory(plan)),
     ]
     return rows + ([("note", plan.note)] if plan.note else [])
+
+
+def _seen(config: Config, shape: tuple[int, int, int]) -> str | None:
+    """What the teacher sees of images (C, H, W), in words; None where it sees the images themselves."""
+    seen = config.teacher.input
+    if not seen.changes(shape):
+        return None
+    channels, height, width = seen.shape(shape)
+    colour = "grey" if channels == 1 else "BGR" if seen.colour == "bgr" else "RGB"
+    return f"{height}x{width} {colour}, resized ({seen.resize})" if seen.size else f"{height}x{width} {colour}"
+
+
+def _evaluation(plan: Plan) -> str:
+    if not plan.test:
+        return "none: there is no test set"
+    if not plan.evaluation:
+        if not plan.test_labels:
+            return unlabelled_note(plan.test, 0)
+        return f"0 queries; the student's accuracy on {plan.test:,} labelled test images"
+    cost = "" if plan.evaluation_cost is None else f" for {plan.evaluation_cost:,.2f} {plan.currency}"
+    text = f"{plan.evaluation:,} queries" + (", free" if plan.free else f"{cost}, counted apart")
+    return text if plan.test_labels else f"{text}; {unlabelled_note(plan.test, plan.evaluation)}"
 
 
 def _asking(plan: Plan) -> str:

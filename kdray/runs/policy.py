@@ -11,6 +11,7 @@ from kdray.ledger.records import Grant, Order, Outcome
 from kdray.ledger.store import LEASE_S
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import TeacherSection
+from kdray.teachers.input import TeacherInput
 from kdray.teachers.retry import RetryPolicy, RetryState
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ class PurchasePolicy:
         limits: shared by all who ask this teacher; None sets none, but a rest the teacher asked for holds all the same.
         retry: what earlier replies said about the teacher.
         lease_s: seconds after which a request is over for certain.
+        input: what the teacher sees of an image.
         probe: ask for one image at a time until the teacher has answered, so that a wrong address costs a query or two.
     """
 
     limits: Limits | None = None
     retry: RetryState = field(default_factory=lambda: RetryState(RetryPolicy()))
     lease_s: float = LEASE_S
+    input: TeacherInput = field(default_factory=TeacherInput)
     probe: bool = False
 
     @classmethod
@@ -55,6 +58,7 @@ class PurchasePolicy:
             limits=None if unlimited else section.limits,
             retry=RetryState(section.retry),
             lease_s=section.lease_s(),
+            input=section.input,
             probe=metered and section.probes(),
         )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kdray.errors import LedgerError, TeacherError
-from kdray.ledger.records import NEVER_SENT, AnswerRows, Blocked, Order, Outcome, Reservation, hash_images
+from kdray.ledger.records import NEVER_SENT, AnswerRows, Blocked, Order, Outcome, Reservation
 from kdray.runs.backlog import Backlog, Batch
 from kdray.runs.policy import Bought, LedgerLike, PurchasePolicy
 from kdray.teachers.answers import to_answers
@@ -50,7 +50,8 @@ def buy(
     is asked again, and set aside after so many tries.
 
     Args:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W], as the student sees them; `policy.input` says what the teacher sees of them. Images
+            that are one to the teacher are asked about once.
         owner: names the run in the ledger.
         on_progress: called with (images answered or known, N).
         on_note: told what the user should know.
@@ -92,7 +93,7 @@ class _Purchase:
         self._purpose, self._round, self._owner = book
         self._note = on_note or (lambda text: None)
         self._teacher, self._retry = teachers.teacher, policy.retry
-        self._hashes = hash_images(images)
+        self._hashes = policy.input.hashes(images)  # of what the teacher sees, as it is sent below
         self._distinct = len(set(self._hashes))
         self._known = ledger.lookup(self._teacher.identity, self._hashes)
         unknown = [key for key in dict.fromkeys(self._hashes) if key not in self._known]
@@ -201,7 +202,7 @@ class _Purchase:
                 self._look_up(part.known)
         for number in fresh:
             request = self._waiting[number]
-            images = self._images[torch.tensor(request.batch.positions)]
+            images = self._policy.input.view(self._images[torch.tensor(request.batch.positions)])
             request.sent_at = time.monotonic()
             try:
                 self._teachers.send(number, images)

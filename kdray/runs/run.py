@@ -11,6 +11,7 @@ from kdray.observers import Observer, Observers
 from kdray.observers.tensorboard import EventWriter
 from kdray.runs.backend import Backend, open_backend
 from kdray.runs.directory import RunDirectory, runs_folder
+from kdray.runs.evaluation import queries_allowed, unlabelled_note
 from kdray.runs.inputs import InMemoryInputs, Inputs, read_inputs, resolve
 from kdray.runs.loop import Rounds, RunContext
 from kdray.runs.policy import PurchasePolicy
@@ -138,7 +139,11 @@ def _check_directory(directory: RunDirectory, recorded: Config | None, config: C
 def _work(inputs: Inputs, backend: Backend, directory: RunDirectory, observer: Observer) -> None:
     """Every phase that is missing, under the directory's lock."""
     config = inputs.config
-    evaluation = _evaluation_queries(inputs)
+    evaluation, test = 0, inputs.test
+    if test is not None:
+        evaluation = queries_allowed(config.budget.evaluation, len(test), metered=inputs.teacher.metered)
+        if test.labels is None:
+            observer.note(unlabelled_note(len(test), evaluation))
     owner, path = directory.owner(), directory.ledger_of(config.ledger)
     ledger = backend.open_ledger(path, config.ledger.queries)
     try:
@@ -204,13 +209,3 @@ def _check_teacher(ledger: Any, owner: str, identity: str, path: Path, observer:
     others = [name for name in ledger.teachers() if name != identity]
     if others and identity not in ledger.teachers():
         observer.note(f"{path} holds answers of other teachers ({', '.join(others[:3])}); none of them is used")
-
-
-def _evaluation_queries(inputs: Inputs) -> int:
-    """Teacher queries allowed on test images: as the config says, or all of them where the teacher cannot bill."""
-    if inputs.test is None:
-        return 0
-    allowed = inputs.config.budget.evaluation
-    if allowed == "auto":
-        return 0 if inputs.teacher.metered else len(inputs.test)
-    return min(allowed, len(inputs.test))

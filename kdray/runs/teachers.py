@@ -8,7 +8,7 @@ from kdray.errors import TeacherError
 from kdray.images import read_images
 from kdray.models.checkpoint import read_card
 from kdray.observers import Observer
-from kdray.runs.inputs import read_labelled, resolve
+from kdray.runs.inputs import read_labelled, read_test, resolve
 from kdray.teachers.base import Teacher
 from kdray.teachers.local import LocalTeacherConfig
 from kdray.teachers.recipe import measure_teacher, train_teacher
@@ -25,7 +25,7 @@ def train_by_recipe(config: Config, *, force: bool, observer: Observer) -> tuple
         force: train again where the weights exist.
 
     Returns:
-        The path of the weights, and the accuracy on the config's test set where it has one.
+        The path of the weights, and the accuracy on the config's test set where that has labels.
 
     Raises:
         TeacherError: the teacher is not local or has no recipe, or its weights exist.
@@ -36,13 +36,13 @@ def train_by_recipe(config: Config, *, force: bool, observer: Observer) -> tuple
         raise TeacherError(f"teacher.kind is {teacher.kind!r}: only a local teacher can be trained here")
     if Path(teacher.weights).exists() and not force:
         raise TeacherError(f"teacher.weights: {teacher.weights} is there already; give --force to train it again")
-    own = recipe is not None and recipe.images is not None
+    own, test = recipe is not None and recipe.images is not None, read_test(config)
     train_teacher(
         teacher,
         lambda done, loss: observer.progress(done, recipe.epochs if recipe else done),
         labelled=None if own else read_labelled(config, "labelled"),
     )
-    return teacher.weights, None if config.test is None else measure_teacher(teacher, config.test)
+    return teacher.weights, None if test is None or test.labels is None else measure_teacher(teacher, test)
 
 
 def count_field(config: Config) -> str | None:
@@ -66,7 +66,7 @@ def teacher_of_weights(path: Path) -> Served:
 
 
 def teacher_of_config(config: Config) -> Served:
-    """The teacher of a config, for images of the shape of its `images`.
+    """The teacher of a config, for images of the shape of its `images` as `teacher.input` converts them.
 
     Raises:
         TeacherError: the teacher is a server already.
@@ -77,4 +77,5 @@ def teacher_of_config(config: Config) -> Served:
         kind = f"teacher.kind is {section.kind!r}"
         raise TeacherError(f"{kind}: it is served already; only a local or python teacher can be")
     images = read_images(config.images, generator=numpy_generator(config.seed, "images"))
-    return section.build(images.image_shape, folder=os.getcwd()), images.image_shape, section.class_names()
+    seen = section.input.shape(images.image_shape)
+    return section.build(seen, folder=os.getcwd()), seen, section.class_names()

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.95
-"""Confidence level of the interval."""
+from kdray.utils.intervals import LEVEL, clopper_pearson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +87,6 @@ def share_out(count: int, sizes: Sequence[int], shares: Sequence[float]) -> list
 
 def _interval(strata: Sequence[Stratum], last: float, missed: float) -> tuple[float, float]:
     """Lower and upper bound of the number of missed candidates, those with a score below `last`."""
-    from scipy.special import betaincinv
-
     low = high = 0.0
     tail = (1.0 - LEVEL) / 2 / max(1, sum(len(s.scores) < s.size for s in strata))
     for stratum in strata:
@@ -99,6 +96,6 @@ def _interval(strata: Sequence[Stratum], last: float, missed: float) -> tuple[fl
         if n == size:
             low, high = low + hits * candidates, high + hits * candidates
             continue
-        low += size * candidates * (float(betaincinv(hits, n - hits + 1, tail)) if hits else 0.0)
-        high += size * candidates * (float(betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0)
+        least, most = clopper_pearson(hits, n, tail)
+        low, high = low + size * candidates * least, high + size * candidates * most
     return min(low, missed), max(high, missed)

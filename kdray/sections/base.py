@@ -7,9 +7,9 @@ import re
 import textwrap
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -49,6 +49,13 @@ def _known_device(value: str) -> str:
     return value
 
 
+def _square(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_Side = Annotated[int, Field(ge=1)]
+Size = Annotated[tuple[_Side, _Side], BeforeValidator(_square)]
+"""[height, width], or one number squared."""
 Classes = Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)]
 """Number of classes, or their names."""
 Threads = Annotated[int, Field(ge=1)] | Literal["auto"]

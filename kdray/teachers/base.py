@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_ch
 
 from pydantic import Field, field_validator
 
-from kdray.errors import TeacherError
 from kdray.ledger.limits import Limits
 from kdray.ledger.store import LEASE_S
 from kdray.sections.base import Classes, Section
 from kdray.sections.registry import Registry
 from kdray.teachers.answers import AnswerFormat
+from kdray.teachers.input import TeacherInput
 from kdray.teachers.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class TeacherSection(Section):
     """soft (all probabilities), hard (a label), or topK such as top5 (the K largest probabilities)."""
     decimals: Annotated[int, Field(ge=0, le=10)] | None = None
     """Round probabilities to so many decimals, as many APIs do; null does not."""
+    input: TeacherInput = TeacherInput()
+    """What it sees of an image, where that is not what the student sees."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 128
     """Images a request: also the most that one lost reply costs."""
     limits: Limits = Limits()
@@ -100,7 +102,7 @@ class TeacherSection(Section):
         """The teacher. Called in this process and in each teacher worker; it must not ask anything that is billed.
 
         Args:
-            image_shape: (C, H, W) of the images it will be asked about.
+            image_shape: (C, H, W) of the images it will be asked about: those of the student as `input` converts them.
             folder: where the user's own modules may lie; "" is the current folder.
             secrets: what `read_secrets` gave in the driver; None: read them here.
 
@@ -138,7 +140,8 @@ class TeacherSection(Section):
         """Make what `build` needs and is `missing`.
 
         Args:
-            labelled: the config's labelled set, where there is one.
+            image_shape: see `build`.
+            labelled: the config's labelled set, where there is one, with images as the student sees them.
             observer: told what is done, and how far it is.
         """
 
@@ -170,27 +173,6 @@ teachers = Registry[TeacherSection](
     skip=("server", "async_pool"),
 )
 """Kinds of teachers by name; `module:Class` names a user's own subclass of `TeacherSection`."""
-
-
-class NormaliseConfig(Section):
-    """What a model from elsewhere expects of its input: (pixel / 255 - mean) / std, one number a channel."""
-
-    mean: list[float]
-    """Mean of each channel, in [0, 1]."""
-    std: list[Annotated[float, Field(gt=0)]]
-    """Standard deviation of each channel."""
-
-    def check(self, channels: int, field: str = "teacher.normalise") -> None:
-        """Refuse images with another number of channels.
-
-        Raises:
-            TeacherError: `mean` or `std` has not one number for each of `channels`.
-        """
-        if len(self.mean) != channels or len(self.std) != channels:
-            raise TeacherError(
-                f"{field} has {len(self.mean)} means and {len(self.std)} standard deviations, "
-                f"but the images have {channels} channels; give one number a channel"
-            )
 
 
 def names_in(classes: Classes | None) -> tuple[str, ...] | None:

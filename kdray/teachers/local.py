@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from kdray.errors import ModelError, TeacherError
 from kdray.models.base import known_model
 from kdray.sections.base import Classes, Device
 from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, check_shape
-from kdray.teachers.base import NormaliseConfig, TeacherSection, count_in, names_in, teachers
+from kdray.teachers.base import TeacherSection, count_in, names_in, teachers
+from kdray.teachers.input import PixelInput
 from kdray.teachers.recipe import TeacherTrainConfig, train_teacher
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.lazy import torch
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
     from kdray.observers.base import Observer
     from kdray.teachers.http.secrets import Secrets
 
-_IMAGENET = NormaliseConfig(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _TORCHVISION = "torchvision/"
+
+
+class LocalInput(PixelInput):
+    """What the model sees of an image. `mean` and `std` are for weights from elsewhere: kdray's own carry theirs."""
+
+    pixels: Literal["uint8", "unit"] = "unit"
+    """What a whole program takes: uint8 pixels, or floats in [0, 1] (then normalised, if `mean` and `std` are set)."""
 
 
 @teachers.register
@@ -45,12 +53,10 @@ class LocalTeacherConfig(TeacherSection):
     """A network of the zoo, or torchvision/NAME; null where `weights` is a whole program."""
     classes: Classes | None = None
     """Number or names of the classes; null reads them from weights that kdray saved."""
-    input: Literal["uint8", "unit"] = "unit"
-    """What a whole program takes: uint8 pixels, or floats in [0, 1] (then normalised, if `normalise` is set)."""
+    input: LocalInput = LocalInput()
+    """What it sees of an image, where that is not what the student sees."""
     outputs: Literal["logits", "probabilities"] = "logits"
     """What a whole program gives."""
-    normalise: NormaliseConfig | None = None
-    """Input normalisation of weights from elsewhere; kdray's own weights carry theirs."""
     train: TeacherTrainConfig | None = None
     """How to make `weights` when the file is not there."""
     device: Device = "auto"
@@ -60,6 +66,12 @@ class LocalTeacherConfig(TeacherSection):
     @classmethod
     def _model_is_known(cls, value: str | None) -> str | None:
         return value if value is None or value.startswith(_TORCHVISION) else known_model(value)
+
+    @model_validator(mode="after")
+    def _a_network_takes_floats(self) -> LocalTeacherConfig:
+        if self.model is not None and self.input.pixels == "uint8":
+            raise ValueError("input.pixels: uint8 is for a whole program (model: null); leave it out")
+        return self
 
     def class_names(self) -> tuple[str, ...] | None:
         """From `classes`, or from weights that kdray saved."""
@@ -130,9 +142,9 @@ class LocalTeacherConfig(TeacherSection):
         return teacher
 
     def _digest(self, path: Path) -> str:
-        """Names the model in the ledger: the weights, and the fields that decide what it answers."""
-        settings: dict[str, Any] = {"model": self.model, "input": self.input, "outputs": self.outputs}
-        settings["normalise"] = self.normalise.model_dump() if self.normalise else None
+        """Names the model in the ledger: the weights, and the fields that decide what it answers to given pixels."""
+        settings: dict[str, Any] = {"model": self.model, "input": self.input.pixels, "outputs": self.outputs}
+        settings["normalise"] = self.input.normalise
         digest = hashlib.blake2b(path.read_bytes(), digest_size=12)
         digest.update(json.dumps(settings, sort_keys=True).encode())
         return digest.hexdigest()
@@ -152,11 +164,9 @@ class LocalTeacherConfig(TeacherSection):
             raise TeacherError("teacher.classes is missing: a saved program does not say how many classes it has")
         from kdray.models.program import load_program
 
-        normalise = self.normalise
-        if normalise is not None:
-            normalise.check(image_shape[0])
-        mean, std = (normalise.mean, normalise.std) if normalise else (None, None)
-        return load_program(path, self.input, mean, std), count_in(self.classes), None
+        self.input.check_channels(image_shape[0])
+        program = load_program(path, self.input.pixels, self.input.mean, self.input.std)
+        return program, count_in(self.classes), None
 
     def _load_zoo(
         self, path: Path, name: str, image_shape: tuple[int, int, int]
@@ -178,14 +188,16 @@ class LocalTeacherConfig(TeacherSection):
         if tuple(shape) != tuple(image_shape):
             raise TeacherError(
                 f"the teacher takes images of shape {tuple(shape)} (channels, height, width), "
-                f"but the images have {tuple(image_shape)}; set images.size and images.colour to bring them together"
+                f"but is asked about images of {tuple(image_shape)}; set teacher.input.size and teacher.input.colour"
             )
         with torch.random.fork_rng():
             network = build_network(name, shape, count)
         channels = shape[0]
-        normalise = self.normalise or NormaliseConfig(mean=[0.5] * channels, std=[0.25] * channels)
-        normalise.check(channels)
-        model = ImageClassifier(network, shape, normalise.mean, normalise.std)
+        if card is not None and self.input.mean is not None:
+            raise TeacherError(f"teacher.input.mean: {path} has a mean and std of its own; leave them out")
+        self.input.check_channels(channels)
+        mean, std = self.input.mean or [0.5] * channels, self.input.std or [0.25] * channels
+        model = ImageClassifier(network, shape, mean, std)
         load_weights(model if card else network, load_file(path), f"teacher.weights {path}")
         return model.eval(), count, shape
 
@@ -206,15 +218,15 @@ class LocalTeacherConfig(TeacherSection):
             raise ModelError(f"teacher.model: torchvision has no model named {name!r}") from None
         if image_shape[0] != 3:
             raise TeacherError(
-                f"teacher.model: {model} takes RGB images, the images are grey; set images.colour to rgb"
+                f"teacher.model: {model} takes RGB images, the images are grey; set teacher.input.colour to rgb"
             )
-        normalise = self.normalise or _IMAGENET
-        normalise.check(image_shape[0])
+        self.input.check_channels(image_shape[0])
+        mean, std = self.input.mean or _IMAGENET[0], self.input.std or _IMAGENET[1]
         card = read_card(path)
         if card is not None:
             raise ModelError(f"teacher.model is {model!r}, but {path} holds a kdray {card.model!r}")
         load_weights(network, load_file(path), f"teacher.weights {path}")
-        return ImageClassifier(network, image_shape, normalise.mean, normalise.std).eval()
+        return ImageClassifier(network, image_shape, mean, std).eval()
 
 
 class LocalTeacher:

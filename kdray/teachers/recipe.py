@@ -51,6 +51,8 @@ def train_teacher(
         image_shape: (C, H, W) of the images the teacher will be asked about, where that is known.
         labelled: the images to train on where the recipe names none.
 
+    It is trained on what it will see: images as `section.input` converts them.
+
     Raises:
         TeacherError: no recipe, a model that is not of the zoo, or training images of another shape.
         ImageSetError: images without labels, or a label that is not below the number of classes.
@@ -71,10 +73,12 @@ def train_teacher(
         data = _read(recipe.images, recipe.seed, "teacher images", "teacher.train.images")
     if data is None:
         raise TeacherError("teacher.train.images is missing: it says which labelled images to train the teacher on")
-    if image_shape is not None and data.image_shape != image_shape:
+    images = section.input.view(data.images)
+    shape = section.input.shape(data.image_shape)
+    if image_shape is not None and shape != image_shape:
         raise TeacherError(
-            f"teacher.train.images have shape {data.image_shape}, the images to distil with {image_shape}; "
-            "set size and colour of both alike"
+            f"teacher.train.images have shape {shape}, the images the teacher is asked about {image_shape}; "
+            "set size and colour of both alike, or those of teacher.input"
         )
     labels = data.true_labels
     names = names_in(section.classes) or data.classes
@@ -83,25 +87,25 @@ def train_teacher(
         raise ImageSetError(
             f"teacher.train.images: label {int(labels.max())} with only {count} classes; set teacher.classes"
         )
-    mean, std = pixel_statistics(data.images)
+    mean, std = pixel_statistics(images)
     card = ModelCard(
         model=section.model,
-        image_shape=data.image_shape,
+        image_shape=shape,
         num_classes=count,
         classes=tuple(names) if names and len(names) == count else None,
     )
     threads = auto_threads(find_model(section.model).light) if recipe.threads == "auto" else recipe.threads
     spec = StudentSpec(card=card, mean=mean, std=std, recipe=recipe, seed=recipe.seed, threads=threads)
     targets = functional.one_hot(labels, count).float()
-    content, _ = fit(spec, data.images, targets, 0, on_epoch)
+    content, _ = fit(spec, images, targets, 0, on_epoch)
     write_bytes(Path(section.weights), content)
 
 
-def measure_teacher(section: LocalTeacherConfig, test: ImageSource) -> float:
-    """Accuracy of a local teacher, in [0, 1], on the labelled images that the config section `test` names."""
-    data = _read(test, 0, "test", "test")
-    predicted = section.build(data.image_shape).answer(data.images).believed().labels
-    return int((predicted == data.true_labels).sum()) / len(predicted)
+def measure_teacher(section: LocalTeacherConfig, test: ImageSet) -> float:
+    """Accuracy of a local teacher, in [0, 1], on labelled images as the student sees them."""
+    teacher = section.build(section.input.shape(test.image_shape))
+    predicted = teacher.answer(section.input.view(test.images)).believed().labels
+    return int((predicted == test.true_labels).sum()) / len(predicted)
 
 
 def _read(images: ImageSource, seed: int, stream: str, field: str) -> ImageSet:

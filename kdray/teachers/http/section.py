@@ -17,9 +17,10 @@ from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import TeacherError
 from kdray.sections.base import Classes, Section
-from kdray.teachers.base import NormaliseConfig, Teacher, TeacherSection, count_in, names_in, teachers
+from kdray.teachers.base import Teacher, TeacherSection, count_in, names_in, teachers
 from kdray.teachers.http.secrets import Secrets
 from kdray.teachers.http.wire import wires
+from kdray.teachers.input import PixelInput, TeacherInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,22 +30,19 @@ if TYPE_CHECKING:
 _LEASE_GRACE_S = 30.0  # after a request has timed out, for the worker that sent it to report that
 
 
-class HttpInput(Section):
-    """How an image is written into a request."""
+class HttpInput(PixelInput):
+    """What the server sees of an image, and how it is written into a request."""
 
     name: str | None = None
     """v2: name of the input tensor; null asks the server."""
-    pixels: Literal["uint8", "unit"] = "uint8"
-    """Pixels as whole numbers 0..255, or divided by 255 (then normalised, if `normalise` is set)."""
     layout: Literal["nchw", "nhwc", "nhw"] | None = None
     """Order of the axes; nhw leaves the channel of a grey image out. null: nchw for v2, nhwc else."""
-    normalise: NormaliseConfig | None = None
-    """What the server expects, where it does not do it itself; needs `pixels: unit`."""
     encoding: Literal["array", "png"] = "array"
     """json: nested lists of numbers, or a PNG file in base64."""
 
     def array(self, images: Tensor, layout: str) -> np.ndarray:
-        """uint8 images [B, C, H, W] as the server takes them: uint8, or float32 where `pixels` is unit.
+        """Images that `view` gave, uint8 [B, C, H, W], as the server takes them: uint8, or float32 where `pixels` is
+        unit.
 
         Args:
             layout: order of the axes where this section gives none.
@@ -52,14 +50,19 @@ class HttpInput(Section):
         array: np.ndarray = images.numpy()
         if self.pixels == "unit":
             array = array.astype(np.float32) / np.float32(255)
-            if self.normalise is not None:
-                mean = np.asarray(self.normalise.mean, dtype=np.float32).reshape(1, -1, 1, 1)
-                std = np.asarray(self.normalise.std, dtype=np.float32).reshape(1, -1, 1, 1)
+            if self.mean is not None:
+                mean = np.asarray(self.mean, dtype=np.float32).reshape(1, -1, 1, 1)
+                std = np.asarray(self.std, dtype=np.float32).reshape(1, -1, 1, 1)
                 array = (array - mean) / std
         layout = self.layout or layout
         if layout == "nhwc":
             return array.transpose(0, 2, 3, 1)
         return array[:, 0] if layout == "nhw" else array
+
+    def identity(self) -> dict[str, Any]:
+        """What decides an answer besides the pixels that the ledger hashes; part of the teacher's identity."""
+        own = self.model_dump(mode="json", exclude={*TeacherInput.model_fields, "mean", "std"})
+        return own | {"normalise": self.normalise}
 
 
 class HttpReply(Section):
@@ -122,7 +125,7 @@ class HttpTeacherConfig(TeacherSection):
     headers: dict[str, str] = Field(default={})
     """Sent with every request, such as Authorization: "Bearer ${MY_KEY}"."""
     input: HttpInput = HttpInput()
-    """How an image is written."""
+    """What it sees of an image, and how that is written."""
     request: Any = None
     """json: the body of a request, with "$image" where the image belongs, "$images" where a list of them, or
     {$each: ...} where a list with an entry for each image belongs. null: {"images": "$images"}. A PNG may have text
@@ -200,8 +203,6 @@ class HttpTeacherConfig(TeacherSection):
     @model_validator(mode="after")
     def _fits_the_protocol(self) -> HttpTeacherConfig:
         wires()[self.protocol].check(self)
-        if self.input.normalise is not None and self.input.pixels != "unit":
-            raise ValueError("input.normalise needs input.pixels: unit")
         return self
 
     def changed(self, field: str) -> bool:
@@ -252,9 +253,11 @@ class HttpTeacherConfig(TeacherSection):
         secrets, wire = secrets or self.read_secrets(), wires()[self.protocol]
         self.form.check(count_in(self.classes))
         if (self.input.layout or wire.layout) == "nhw" and image_shape[0] != 1:
-            raise TeacherError("teacher.input.layout: nhw is for grey images, these are RGB; use nhwc or nchw")
-        if self.input.normalise is not None:
-            self.input.normalise.check(image_shape[0], "teacher.input.normalise")
+            raise TeacherError(
+                "teacher.input.layout: nhw is for grey images, these are in colour; use nhwc or nchw, or set "
+                "teacher.input.colour to grey"
+            )
+        self.input.check_channels(image_shape[0])
         if self.ca is not None:
             _check_authority(self.ca)
         return HttpTeacher(self, wire(self, image_shape), identity=self._identity(), secrets=secrets)
@@ -262,7 +265,8 @@ class HttpTeacherConfig(TeacherSection):
     def _identity(self) -> str:
         """The teacher's name in the ledger: all that decides what an answer is, and nothing that decides how it is
         fetched. An answer bought yesterday at another speed is the same answer."""
-        settings = self.model_dump(mode="json", include={"protocol", "input", "request", "reply", "output", "outputs"})
+        settings = self.model_dump(mode="json", include={"protocol", "request", "reply", "output", "outputs"})
+        settings["input"] = self.input.identity()
         names = self.class_names()
         if names and wires()[self.protocol].replies_in_names(self):
             settings["classes"] = names

@@ -45,6 +45,8 @@ class JsonWire(Wire):
         _check_template(section.request, section.batch_size, png)
         if png and (section.input.pixels != "uint8" or section.input.layout is not None):
             raise ValueError("input.encoding: png sends the image as it is; leave input.pixels and input.layout out")
+        if png and section.input.colour == "bgr":
+            raise ValueError("input.colour: bgr is for arrays; a PNG says itself which channel is which: use rgb")
 
     def request(self, images: Tensor) -> Any:
         """See `Wire`."""

@@ -81,7 +81,7 @@ class V2Wire(Wire):
         if shape and not _fits(shape, array.shape):
             raise TeacherError(
                 f"the model takes images of shape {shape}, kdray would send {[-1, *array.shape[1:]]}; "
-                "set images.size, images.colour and teacher.input.layout to bring them together"
+                "set size, colour and layout of teacher.input to bring them together"
             )
 
     def _learn_output(self, outputs: list[dict[str, Any]]) -> None:
