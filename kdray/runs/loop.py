@@ -363,7 +363,7 @@ class Rounds:
 
     def _measure(self, student: Path, test: ImageSet, number: int) -> Scores:
         """The student on the test images, and beside the teacher on those that the teacher answers within the cap."""
-        rows = rows_to_ask(test, self._run.evaluation_queries, self._config.seed)
+        rows = rows_to_ask(len(test), self._run.evaluation_queries, self._config.seed)
         if test.labels is None:  # the other images say nothing
             if len(rows) == 0:
                 return Scores()
