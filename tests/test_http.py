@@ -30,7 +30,8 @@ from kdray.teachers.async_pool import AsyncTeacherPool, as_reply
 from kdray.teachers.faults import Fault
 from kdray.teachers.function import FunctionTeacher
 from kdray.teachers.http import HttpTeacherConfig as HttpConfig
-from kdray.teachers.http.client import HttpTeacher, _retry_after
+from kdray.teachers.http.client import HttpTeacher
+from kdray.teachers.http.raw import retry_after
 
 SHAPE = (1, 4, 3)
 CLASSES = ["cat", "dog", "ray"]
@@ -286,9 +287,10 @@ SAID = {"error": "so it is"}
         (401, "refused", "{url} refuses the key (401: so it is); check teacher.headers and the key"),
         (402, "refused", "{url} refuses the request (402: so it is)"),
         (403, "refused", "{url} refuses the key (403: so it is); check teacher.headers and the key"),
-        (404, "refused", "{url} does not exist there (404: so it is); check teacher.url and teacher.model"),
+        (404, "refused", "{url} does not exist there (404: so it is); check teacher.url"),
         (405, "refused", "{url} refuses the request (405: so it is)"),
         (408, "unsent", "{url} says 408: so it is"),
+        (409, "throttled", "{url} says 409: so it is"),
         (413, "refused", "{url}: the request is too large (413: so it is); lower teacher.batch_size"),
         (415, "declined", "{url} does not take the request (415: so it is)"),
         (422, "declined", "{url} does not take the request (422: so it is)"),
@@ -361,7 +363,7 @@ def test_dates_without_a_time_zone_are_in_gmt(monkeypatch):
     try:
         then = datetime.now(UTC) + timedelta(seconds=600)
         for form in ("%a %b %d %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S -0000"):
-            assert 500 < _retry_after(then.strftime(form)) <= 600
+            assert 500 < retry_after(then.strftime(form)) <= 600
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -369,7 +371,7 @@ def test_dates_without_a_time_zone_are_in_gmt(monkeypatch):
 
 @given(st.text() | st.from_regex(r"\w{3}, \d{1,3} \w{3} \d{1,6} \d\d:\d\d:\d\d [+-]?\w{0,5}", fullmatch=True))
 def test_a_wish_that_nobody_can_read_is_none(text):
-    seconds = _retry_after(text)
+    seconds = retry_after(text)
     assert seconds is None or seconds >= 0
 
 
@@ -396,7 +398,10 @@ def test_a_redirect_is_told_and_never_followed(status):
         (200, b"[" * 100_000, "not JSON: '[["),
         (200, b"\xff\xfe\xff", "not JSON: '\ufffd\ufffd\ufffd'"),
         (200, b"1" * 5000, "not JSON: '111"),
-        (200, {"error": "no"}, "the teacher's reply has nothing at 'probabilities': {'error': 'no'}; check"),
+        (200, {"error": "no"}, " replied with an error: no"),
+        (200, {"errors": [{"message": "no"}]}, " replied with an error: [{'message': 'no'}]"),
+        (202, {"job": 3}, " answers 202 and does not say where the result will be; see teacher.poll"),
+        (200, {"message": "no"}, "the teacher's reply has nothing at 'probabilities': {'message': 'no'}; check"),
         (200, {"probabilities": [GOOD]}, "the teacher gave 1 answers to 2 images"),
         (200, {"probabilities": [[0.5, 0.5]] * 2}, "2 numbers for an image, teacher.classes says 3"),
         (200, None, "has nothing at 'probabilities': None"),
@@ -662,7 +667,8 @@ def test_looking_asks_for_the_model_and_learns_the_name_of_its_input():
     ("status", "body", "changes", "message"),
     [
         (404, {"error": "Request for unknown model"}, {}, "{url} does not exist there (404: Request for unknown "
-         "model); check teacher.url and teacher.model"),
+         "model); check teacher.url and teacher.model; if the server does not describe models, set "
+         "teacher.input.name"),
         (400, {"error": "Request for unknown model"}, {}, "{url} does not take the request (400: Request for unknown "
          "model)"),
         (401, {"error": "who?"}, {}, "{url} refuses the key (401: who?); check teacher.headers and the key"),
@@ -670,7 +676,7 @@ def test_looking_asks_for_the_model_and_learns_the_name_of_its_input():
         (200, model(shape=[-1, 1, 28, 28]), {}, "the model takes images of shape [-1, 1, 28, 28], kdray would send "
          "[-1, 1, 4, 3]; set images.size, images.colour and teacher.input.layout to bring them together"),
         (200, model(datatype="FP32"), {}, "teacher.input.pixels: the model takes FP32, kdray would send UINT8; set "
-         "teacher.input.pixels to unit"),
+         "teacher.input.pixels to unit, or teacher.input.datatype to FP32 if it takes 0..255"),
         (200, model(), {"input": {"name": "y"}}, "teacher.input.name: the model has no input 'y'; it has 'x'"),
         (200, model(), {"classes": 4}, "output 'p' of the model has shape [-1, 3], teacher.classes says 4: check "
          "teacher.classes and teacher.output"),

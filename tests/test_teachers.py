@@ -204,8 +204,10 @@ def test_rows_that_cannot_be_probabilities_are_named_and_the_others_are_not():
         1: "the teacher's probabilities hold NaN or infinity",
         3: "the teacher's probabilities hold NaN or infinity",
         4: "the teacher answered a negative probability (-0.5); does it give logits?",
-        5: "the teacher's probabilities sum to 1.25, not 1; does it give logits?",
-        6: "the teacher's probabilities sum to 0.5, not 1; does it give logits?",
+        5: "the teacher's probabilities sum to 1.25, not 1; each lies in 0..1, so they look like scores of several "
+        "labels at once (sigmoid), which no student can be trained on; kdray takes probabilities of one class among "
+        "all, their logits, or one label an image",
+        6: "the teacher's probabilities sum to 0.5, not 1; does it leave classes out?",
     }
 
 
