@@ -32,7 +32,7 @@ def suspect(row: np.ndarray, tolerance: float) -> str:
         "logs": high <= tolerance and abs(float(np.exp(np.minimum(row, 0)).sum()) - 1) <= _SLACK,
         "percent": low >= 0 and abs(total - 100) <= 100 * _SLACK,
         "bytes": whole and low >= 0 and high <= 255 and abs(total - 255.5) <= 255 * _SLACK,
-        "int8": whole and low >= -128 and high <= 127 and abs(total + 128 * count - 256) <= 256 * _SLACK,
+        "int8": whole and -128 <= low <= -64 and high <= 127 and abs(total + 128 * count - 256) <= 256 * _SLACK,
     }
     return next((kind for kind, fits in fitting.items() if fits), "logits")
 

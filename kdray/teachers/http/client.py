@@ -128,7 +128,9 @@ class HttpTeacher:
             if (lacking := self._wire.lacks()) is None:
                 self._looked = True  # the first query will show whether the address is right, and is not charged if not
                 return None
-            return replace(reply, message=f"{reply.message}; if the server does not describe models, set {lacking}")
+            return replace(
+                reply, kind="refused", message=f"{reply.message}; if the server does not describe models, set {lacking}"
+            )
         if isinstance(reply, Fault):
             return reply
         try:
