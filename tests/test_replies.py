@@ -170,6 +170,15 @@ def test_a_reply_means_what_its_server_means(name):
     assert answers.probs is None or bool((answers.probs >= 0).all())
 
 
+def why(reader, reply: Any) -> str:
+    """The reason why a reply about one image holds no valid answer."""
+    try:
+        (reason,) = reader.answers(reply, 1).bad.values()
+    except MalformedReply as error:
+        return str(error)
+    return reason
+
+
 # ---- what cannot be taken, and numbers of another kind than the config says
 
 
@@ -194,9 +203,19 @@ def test_a_reply_means_what_its_server_means(name):
     ],
 )  # fmt: skip
 def test_a_hint_is_right_for_the_numbers_that_were_seen(config, row, reason):
-    reader = wire("json", config)
-    (found,) = reader.answers({"probabilities": [row]}, 1).bad.values()
-    assert reason in found
+    assert reason in why(wire("json", config), {"probabilities": [row]})
+    good = [0.7, 0.2, 0.1] if config == "" else [70.0, 20.0, 10.0] if "percent" in config else [179, 51, 25]
+    assert set(wire("json", config).answers({"probabilities": [good, row]}, 2).bad) == {1}
+
+
+def test_numbers_of_another_kind_are_no_accident_of_one_image():
+    """A first reply that is malformed stops the run after one query; a doubtful image is asked again."""
+    for row in ([70.0, 20.0, 10.0], [179, 51, 25], [0.9, 0.8, 0.1], [-0.3567, -1.6094, -2.3026]):
+        with pytest.raises(MalformedReply, match="look like"):
+            wire("json").answers({"probabilities": [row, row]}, 2)
+    with pytest.raises(MalformedReply, match=r"lie in 0\.\.1"):
+        wire("json", "outputs: percent").answers({"probabilities": SOFT}, 2)
+    assert set(wire("json").answers({"probabilities": [[7.0, 0.2, 0.1]]}, 1).bad) == {0}
 
 
 def test_following_a_hint_gives_the_right_values():
@@ -227,11 +246,12 @@ def test_logits_that_look_like_probabilities_in_some_rows_are_logits():
 def test_some_of_the_likeliest_in_percent_are_not_read_as_hundredths():
     top = wire("json", "{answers: top2, outputs: percent, reply: {rows: '', items: '', label: '0', score: '1'}}")
     assert values(top.answers([[["0", 70], ["180", 20]]], 1)) == TOP[:1]
-    (reason,) = top.answers([[["0", 0.7], ["180", 0.2]]], 1).bad.values()
+    reason = why(top, [[["0", 0.7], ["180", 0.2]]])
     assert reason == "the teacher's numbers lie in 0..1 as they are: set teacher.outputs to probabilities"
     plain = wire("json", "{answers: top2, reply: {rows: '', items: '', label: '0', score: '1'}}")
-    (reason,) = plain.answers([[["0", 70], ["180", 30]]], 1).bad.values()
-    assert "they look like percentages: set teacher.outputs to percent" in reason
+    for numbers in ([70, 30], [70, 20], [4.5, 0.5]):
+        reason = why(plain, [[list(pair) for pair in zip(["0", "180"], numbers, strict=True)]])
+        assert "they look like percentages: set teacher.outputs to percent" in reason
 
 
 @pytest.mark.parametrize("count", [3, 10, 1000])

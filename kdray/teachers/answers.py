@@ -183,7 +183,10 @@ def check_probabilities(
         totals = torch.where(partial & (totals < 1) & likely, torch.ones_like(totals), totals)
     wrong = ~torch.isfinite(probs).all(dim=1) | (probs < -tolerance).any(dim=1) | ((totals - 1).abs() > tolerance)
     rows = wrong.nonzero().flatten().tolist()
-    return {row: explain(probs[row].double().numpy(), tolerance, remedies) for row in rows}
+    return {
+        row: explain(probs[row].double().numpy(), tolerance, remedies, partial is not None and bool(partial[row]))
+        for row in rows
+    }
 
 
 def check_shape(probs: Tensor, batch: int, num_classes: int) -> None:

@@ -20,9 +20,15 @@ _WORDS = {
 }
 
 
-def suspect(row: np.ndarray, tolerance: float) -> str:
-    """What the finite numbers of one image, float64 [K], seem to be, if not probabilities: percent, bytes, int8, logs,
-    logits, rounded, short (classes are left out) or several (labels at once)."""
+def suspect(row: np.ndarray, tolerance: float, partial: bool = False) -> str:
+    """What the numbers of one image, float64 [K], seem to be, if not probabilities: percent, bytes, int8, logs, logits,
+    rounded, short (classes are left out) or several (labels at once). Numbers that are not finite are "logits".
+
+    Args:
+        partial: the likeliest classes alone are given.
+    """
+    if not np.isfinite(row).all():
+        return "logits"
     total, low, high, count = float(row.sum()), float(row.min()), float(row.max()), len(row)
     if low >= -tolerance and high <= 1 + tolerance:
         rounded = abs(total - 1) <= min(0.1, 0.005 * count)  # two decimals
@@ -30,22 +36,23 @@ def suspect(row: np.ndarray, tolerance: float) -> str:
     whole = bool((row == np.round(row)).all())
     fitting = {
         "logs": high <= tolerance and abs(float(np.exp(np.minimum(row, 0)).sum()) - 1) <= _SLACK,
-        "percent": low >= 0 and abs(total - 100) <= 100 * _SLACK,
+        "percent": low >= 0 and (abs(total - 100) <= 100 * _SLACK or (partial and total <= 100)),
         "bytes": whole and low >= 0 and high <= 255 and abs(total - 255.5) <= 255 * _SLACK,
         "int8": whole and -128 <= low <= -64 and high <= 127 and abs(total + 128 * count - 256) <= 256 * _SLACK,
     }
     return next((kind for kind, fits in fitting.items() if fits), "logits")
 
 
-def explain(row: np.ndarray, tolerance: float, remedies: Mapping[str, str] | None = None) -> str:
+def explain(row: np.ndarray, tolerance: float, remedies: Mapping[str, str] | None = None, partial: bool = False) -> str:
     """Why float64 [K] are no probabilities, and what to do.
 
     Args:
         remedies: what `suspect` finds -> what the user can do about it.
+        partial: see `suspect`.
     """
     if not np.isfinite(row).all():
         return "the teacher's probabilities hold NaN or infinity"
-    low, kind = float(row.min()), suspect(row, tolerance)
+    low, kind = float(row.min()), suspect(row, tolerance, partial)
     seen = f"'s probabilities sum to {float(row.sum()):g}, not 1"
     if low < -tolerance:
         seen = f" answered a negative probability ({low:g})"

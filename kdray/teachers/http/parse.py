@@ -14,7 +14,7 @@ from kdray.teachers.answers import Answers, check_probabilities
 from kdray.teachers.base import count_in
 from kdray.teachers.http.malformed import MalformedReply, short
 from kdray.teachers.http.names import ClassNames
-from kdray.teachers.suspicion import no_logits
+from kdray.teachers.suspicion import no_logits, suspect
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ _REMEDIES = {
     "rounded": "raise teacher.tolerance",
     "short": "check teacher.classes, or set teacher.answers to topK if it shows the K likeliest alone",
 }
+
+_OTHER_KINDS = ("percent", "bytes", "int8", "logs", "several")
 
 
 def _itself(row: Any) -> Any:
@@ -93,8 +95,15 @@ class Reader:
         wrong = check_probabilities(
             probs, len(probs), self.num_classes, self._tolerance, remedies=self._remedies(), partial=partial
         )
-        if self._factor != 1:
-            wrong |= {row: reason for row in wrong if (reason := self._was_right(values[row].numpy())) is not None}
+        misread: set[int] = set()
+        for row in wrong:
+            if (reason := self._was_right(values[row].numpy())) is not None:
+                wrong[row] = reason
+                misread.add(row)
+            elif suspect(probs[row].double().numpy(), self._tolerance, bool(partial[row])) in _OTHER_KINDS:
+                misread.add(row)
+        if wrong and len(misread) == len(scores):  # it is not these images: the config says another kind of numbers
+            raise MalformedReply(next(iter(wrong.values())))
         return self.form.apply(torch.nan_to_num(probs), wrong | bad)
 
     def _remedies(self) -> dict[str, str]:
@@ -104,6 +113,8 @@ class Reader:
 
     def _was_right(self, row: Any) -> str | None:
         """The reason, where numbers look like probabilities that the config has scaled."""
+        if self._factor == 1:
+            return None
         raw = row / self._factor + self._zero
         if raw.min() < -self._tolerance or raw.max() > 1 + self._tolerance or raw.sum() < self._tolerance:
             return None
