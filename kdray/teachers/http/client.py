@@ -211,19 +211,20 @@ class HttpTeacher:
         poll, reply = self._section.poll, first
         if (address := result_address(first, base, poll.url)) is None:
             return first  # some servers say 202 and mean 200
+        asked = ""
         while True:
             if not same_host(address, base):
                 message = f"{first.url} accepted the request, but its result is at another host, which gets no keys: "
                 return self.fault("failed", message + self._cut(address))
             left = self._section.timeout_s - (time.monotonic() - began)
-            unsaid = 0.0 if 300 <= reply.status < 400 else _POLL_S
+            unsaid = 0.0 if 300 <= reply.status < 400 and address != asked else _POLL_S
             wait = max(_LEAST_POLL_S, unsaid if reply.retry_after is None else reply.retry_after)
             if wait >= left:
                 return self.fault(
                     "lost", f"no result from {first.url} within {self._section.timeout_s:g} s (teacher.timeout_s)"
                 )
             await asyncio.sleep(wait)
-            shown = self._cut(address)
+            asked, shown = address, self._cut(address)
             found = await self._fetch(session, "GET", address, shown, timeout_s=left - wait)
             if isinstance(found, Fault):
                 if found.final:
