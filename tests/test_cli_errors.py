@@ -304,7 +304,8 @@ def key(monkeypatch):
         (401, {"error": "who is sk-4f9Zq7Tw2Xn8?"}, {}, "{model} refuses the key (401: who is "
          "${KDRAY_TEST_KEY}?); check teacher.headers and the key"),
         (403, {"error": "not you"}, {}, "{model} refuses the key (403: not you); check teacher.headers and the key"),
-        (404, {"error": "no m"}, {}, "{model} does not exist there (404: no m); check teacher.url and teacher.model"),
+        (404, {"error": "no m"}, {}, "{model} does not exist there (404: no m); check teacher.url and teacher.model; "
+         "if the server does not describe models, set teacher.input.name"),
         (200, "<p>Hello</p>", {}, "{model} replied text/html, not JSON: '<p>Hello</p>'; check teacher.url"),
         (302, b"", {}, "{model} answers 302, not 200 (it points to elsewhere); set teacher.url to where the model is"),
         (200, metadata(), {"classes": 9}, "output 'p' of the model has shape [-1, 10], teacher.classes says 9: check "
@@ -312,7 +313,9 @@ def key(monkeypatch):
         (200, metadata({"shape": [-1, 1, 28, 28]}), {}, "the model takes images of shape [-1, 1, 28, 28], kdray "
          "would send [-1, 1, 16, 16]; set size, colour and layout of teacher.input to bring them together"),
         (200, metadata({"datatype": "FP32"}), {}, "teacher.input.pixels: the model takes FP32, kdray would send "
-         "UINT8; set teacher.input.pixels to unit"),
+         "UINT8; set teacher.input.pixels to unit, or teacher.input.datatype to FP32 if it takes 0..255"),
+        (200, metadata() | {"outputs": [{"name": name, "datatype": "FP32", "shape": [-1, 10]} for name in "pq"]}, {},
+         "the model has several outputs that can hold the answer: 'p', 'q'; set teacher.output to the right one"),
         (200, metadata(), {"input": {"name": "x"}}, "teacher.input.name: the model has no input 'x'; it has 'image'"),
         (200, metadata(outputs={"datatype": "INT64", "shape": [-1]}), {}, "the teacher gives no probabilities; set "
          "teacher.answers to hard for labels"),
@@ -362,7 +365,7 @@ def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pa
     ("status", "body", "charged", "pattern"),
     [
         (401, {"error": "who?"}, 0, "{url} refuses the key (401: who?); check teacher.headers and the key"),
-        (404, b"", 0, "{url} does not exist there (404); check teacher.url and teacher.model"),
+        (404, b"", 0, "{url} does not exist there (404); check teacher.url"),
         (400, {"detail": "no"}, 0, "{url} does not take the request (400: no)"),
         (307, b"", 0, "{url} answers 307, not 200 (it points to elsewhere); set teacher.url to where the model is"),
         (None, b"", 0, "no server answers at {url} (*): is the server up, is teacher.url right?"),
@@ -373,7 +376,19 @@ def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pa
             1,
             "the teacher answered 2 numbers for an image, teacher.classes says 10",
         ),
-        (200, {"probabilities": [{"a": 1}]}, 1, "the teacher answered class 'a', which teacher.classes does not name"),
+        (
+            200,
+            {"probabilities": [{"a": 1}]},
+            1,
+            "the teacher answered class 'a', which teacher.classes does not name; "
+            "keys that are no classes belong into teacher.reply.ignore",
+        ),
+        (
+            200,
+            {"probabilities": [[91, 1, 1, 1, 1, 1, 1, 1, 1, 1]]},
+            1,
+            "the teacher's probabilities sum to 100, not 1; they look like percentages: set teacher.outputs to percent",
+        ),
         (
             200,
             {"scores": 3},

@@ -30,6 +30,7 @@ from kdray.sections.registry import registry_of, sections_of
 from kdray.select.base import schedule
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http import HttpTeacherConfig
+from kdray.teachers.http.paths import Path as ReplyPath
 from kdray.teachers.local import LocalTeacherConfig
 from kdray.training.losses.cross_entropy import CrossEntropy
 from kdray.training.losses.kl import KL
@@ -176,7 +177,7 @@ def test_a_value_out_of_range_is_told_field_limit_and_value(path, data, limit, v
 @pytest.mark.parametrize(
     ("path", "data", "value"),
     [
-        case(path, data, 3 if field.annotation in (str, str | None) else "abc")
+        case(path, data, 3 if field.annotation in (str, str | None, ReplyPath | None) else "abc")
         for path, field, data in LEAVES
         if field.annotation is not Any and path not in HIDDEN
     ],
@@ -329,10 +330,11 @@ def test_a_teacher_behind_http_gets_the_documented_defaults():
     assert (teacher.batch_size, teacher.timeout_s, teacher.metered, teacher.answers) == (32, 60.0, True, "soft")
     assert teacher.input.model_dump() == {
         "size": None, "resize": "bilinear", "colour": None, "pixels": "uint8", "mean": None, "std": None,
-        "name": None, "layout": None, "encoding": "array",
+        "name": None, "layout": None, "encoding": "array", "datatype": None,
     }  # fmt: skip
     assert teacher.reply.model_dump() == {
-        "rows": "probabilities", "probabilities": "", "items": None, "label": None, "score": None,
+        "rows": "probabilities", "id": None, "probabilities": "", "ignore": (), "items": None, "label": None,
+        "score": None,
     }  # fmt: skip
     assert teacher.limits.model_dump() == {
         "requests_per_s": None, "requests_per_minute": None, "burst": 1, "in_flight": 8, "queries_per_day": None,
@@ -447,18 +449,18 @@ def test_a_broken_file_is_told_the_place_and_not_what_stands_there(tmp_path):
             for field in ("model", "version", "output")
         ],
         (JSON, ["input.name=x"],
-         "teacher: input.name belongs to v2; with json the request says it all"),
+         "teacher: input.name and input.datatype belong to v2; with json the request says it all"),
         (JSON, ["reply={rows: a, label: b}"], "teacher: the reply gives labels alone; set answers to hard"),
         (JSON, ["reply={probabilities: a}"],
          "teacher: without reply.rows a reply is about one image; set batch_size to 1"),
-        (JSON, ["reply={rows: a}"], "teacher.reply: say where the answer is: probabilities, or items with label and "
-         "score, or label alone"),
-        (JSON, ["reply={label: a, score: b}"], "teacher.reply: say where the answer is: probabilities, or items with "
-         "label and score, or label alone"),
+        (JSON, ["reply={rows: a}"], "teacher.reply: say where the answer is: probabilities, or label and score (with "
+         "items or without), or label alone"),
+        (JSON, ["reply={label: a, score: b}"],
+         "teacher: without reply.rows a reply is about one image; set batch_size to 1"),
         (JSON, ["reply={items: a, label: b}"],
          "teacher.reply: items needs label and score: where an item has its class and its probability"),
         (JSON, ["reply={probabilities: a, items: b, label: c, score: d}"],
-         "teacher.reply: give probabilities alone, or items with label and score, or label alone"),
+         "teacher.reply: give probabilities alone, or label and score (with items or without), or label alone"),
         (JSON, ["request={a: 1}"],
          'teacher: request holds no "$image", "$images" or {$each: ...}: where does the image belong?'),
         (JSON, ["request={$images: 1}"],

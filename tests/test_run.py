@@ -627,7 +627,8 @@ def test_a_run_says_which_images_it_set_aside_and_stops_where_they_are_many(tmp_
     assert result.history[0].set_aside == 3
     assert [text for text in heard.texts if "set aside" in text] == [
         "3 of 40 images of round 0 were set aside: they have no valid answer "
-        "(for example: the teacher answered a negative probability (-2); does it give logits?)"
+        "(for example: the teacher answered a negative probability (-2); does it give logits? "
+        "let the function return their softmax)"
     ]
 
 

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
     from kdray.teachers.http.secrets import Secrets
 
+_REMEDIES = {
+    "percent": "let the function divide them by 100",
+    "bytes": "let the function divide them by 255",
+    "logs": "let the function return their exponentials",
+    "logits": "let the function return their softmax",
+    "short": "check teacher.classes, or fill the probabilities of the others in",
+}
+
 
 @teachers.register
 class PythonTeacherConfig(TeacherSection):
@@ -119,7 +127,8 @@ class FunctionTeacher:
                 f"expected probabilities [{len(images)}, {self.num_classes}] or integer labels [{len(images)}]"
             )
         probs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-        return self._form.apply(probs, check_probabilities(probs, len(images), self.num_classes, tolerance=0.05))
+        wrong = check_probabilities(probs, len(images), self.num_classes, tolerance=0.05, remedies=_REMEDIES)
+        return self._form.apply(probs, wrong)
 
     def _labels(self, array: np.ndarray, batch: int) -> Answers:
         if self._form.kind != "hard":

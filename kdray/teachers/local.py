@@ -16,6 +16,7 @@ from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, c
 from kdray.teachers.base import TeacherSection, count_in, names_in, teachers
 from kdray.teachers.input import PixelInput
 from kdray.teachers.recipe import TeacherTrainConfig, train_teacher
+from kdray.teachers.suspicion import no_logits
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.lazy import torch
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _TORCHVISION = "torchvision/"
+_REMEDIES = {
+    "percent": "divide them by 100 in the program",
+    "logs": "set teacher.outputs to logits",
+    "logits": "set teacher.outputs to logits",
+}
 
 
 class LocalInput(PixelInput):
@@ -276,8 +282,15 @@ class LocalTeacher:
         if len(images) == 0:
             return self._form.apply(torch.zeros(0, self.num_classes))
         with cpu_threads(1), torch.inference_mode():
-            probs = torch.cat([self._forward(batch) for batch in torch.split(images, self._batch_size)])
-        return self._form.apply(probs, check_probabilities(probs, len(images), self.num_classes, tolerance=1e-3))
+            output = torch.cat([self._forward(batch) for batch in torch.split(images, self._batch_size)])
+            if self._outputs == "logits" and (found := no_logits(output.double().numpy())) is not None:
+                percent = " and divide them by 100 in the program" if found == "percentages" else ""
+                raise TeacherError(
+                    f"the teacher gives {found}, not logits: set teacher.outputs to probabilities{percent}"
+                )
+            probs = output.softmax(dim=1) if self._outputs == "logits" else output
+        wrong = check_probabilities(probs, len(images), self.num_classes, tolerance=1e-3, remedies=_REMEDIES)
+        return self._form.apply(probs, wrong)
 
     def _forward(self, batch: Tensor) -> Tensor:
         padded = torch.cat([batch, batch[-1:].expand(self._batch_size - len(batch), -1, -1, -1)])
@@ -289,6 +302,6 @@ class LocalTeacher:
                 f"the teacher cannot answer images of shape {list(batch.shape[1:])} in batches of {self._batch_size}: "
                 f"{reason}. (A program exported for one batch size needs teacher.batch_size set to it.)"
             ) from None
-        probs: Tensor = output.softmax(dim=1) if self._outputs == "logits" and output.ndim == 2 else output
-        check_shape(probs, self._batch_size, self.num_classes)
-        return probs[: len(batch)]
+        check_shape(output, self._batch_size, self.num_classes)
+        logits: Tensor = output[: len(batch)]
+        return logits
