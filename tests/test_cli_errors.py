@@ -466,7 +466,7 @@ def test_a_file_is_no_run_directory(config_file, tmp_path):
     path = config_file()
     assert refused("run", path, "--local", "--out", path) == f"{path} is a file; choose another --out"
     message = refused("run", path, "--local", "--out", path / "below")
-    assert message == f"cannot work in {path / 'below'}: Not a directory; choose another --out"
+    assert message == f"cannot work in {path / 'below'}: {path} is not a folder; choose another --out"
 
 
 @pytest.mark.parametrize("place", ["nothing", "folder", "notes.txt"])

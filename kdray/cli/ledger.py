@@ -81,11 +81,11 @@ def find_book(path: Path, price: float | None) -> Book:
 
 
 @contextmanager
-def opened(book: Book) -> "Iterator[Ledger]":
+def opened(book: Book, *, to_write: bool = False) -> "Iterator[Ledger]":
     """The ledger of a book, for a moment."""
     from kdray.ledger.store import Ledger
 
-    ledger = Ledger(book.path)
+    ledger = Ledger(book.path, read_only=not to_write)
     try:
         yield ledger
     finally:
@@ -103,7 +103,7 @@ def change_budget(book: Book, cap: int) -> None:
             f"--budget changes the cap of a shared ledger; give its file ({book.path}). A run's own budget is part of "
             "its config: start a new run with another budget.queries and the same ledger.path"
         )
-    with opened(book) as ledger:
+    with opened(book, to_write=True) as ledger:
         ledger.change_budget(cap)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kdray.config.root import Config
 from kdray.models.classifier import build_model, pixel_statistics
 from kdray.runs.backend import forward_options, search_settings
-from kdray.runs.inputs import PoolSchedule, read_pool, resolve
+from kdray.runs.inputs import Data, PoolSchedule, read_data, resolve
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
 
@@ -84,9 +84,10 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         KdrayError: what `kdray run` would refuse before paying.
     """
     config = resolve(config)
-    pooled = read_pool(config)
+    data = read_data(config)
+    pooled = data.pooled
     images, pool, schedule, strategy = pooled.images, pooled.pool, pooled.schedule, config.select
-    classes, note = _classes(config, images.image_shape)
+    classes, note = _classes(config, data)
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
     later, paid = schedule[1:], sum(schedule) + pooled.estimate
@@ -126,11 +127,13 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     )
 
 
-def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | None]:
+def _classes(config: Config, data: Data) -> tuple[int, str | None]:
     """Number of classes, and what to say where it is not known. Checks the teacher as far as that costs nothing."""
-    count = config.teacher.count_classes(shape)
-    note = "the teacher's weights are not there yet: 'kdray run' trains them once" if config.teacher.missing() else None
-    return count or _UNKNOWN_CLASSES, note
+    count = config.teacher.count_classes(data.pooled.images.image_shape)
+    if config.teacher.missing():
+        return count or _UNKNOWN_CLASSES, "the teacher's weights are not there yet: 'kdray run' trains them once"
+    data.of_teacher(config, count, config.teacher.class_names())
+    return count or _UNKNOWN_CLASSES, None
 
 
 def _fewer_pairs(config: Config, pooled: PoolSchedule, passes: float) -> int | None:

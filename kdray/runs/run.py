@@ -82,6 +82,7 @@ def run(
         if recorded is not None and directory.next_phase(config.select.rounds) is None:
             observer.note("the run is complete; nothing is asked again")
             return read_result(directory)
+        directory.check_writable()
         if recorded is not None:
             directory.lock()
             stack.callback(directory.unlock)

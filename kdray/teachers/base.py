@@ -113,6 +113,14 @@ class TeacherSection(Section):
         """Names of the classes, in the order of the probabilities, or None where they are not known."""
         return None
 
+    def expected_classes(self, labelled: ImageSet | None) -> tuple[int | None, tuple[str, ...] | None]:
+        """Number and names of the classes, as far as they are known before the teacher was made.
+
+        Args:
+            labelled: the config's labelled set, where there is one.
+        """
+        return None, self.class_names()
+
     def count_classes(self, image_shape: tuple[int, int, int]) -> int | None:
         """Number of classes, or None where it is not known before the teacher was made; see `missing`."""
         return self.build(image_shape).num_classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,9 +13,10 @@ from pydantic import field_validator
 from kdray.errors import ModelError, TeacherError
 from kdray.models.base import known_model
 from kdray.sections.base import Classes, Device
+from kdray.sections.classes import loose
 from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, check_shape
 from kdray.teachers.base import NormaliseConfig, TeacherSection, count_in, names_in, teachers
-from kdray.teachers.recipe import TeacherTrainConfig, train_teacher
+from kdray.teachers.recipe import TeacherTrainConfig, train_teacher, trained_classes
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.lazy import torch
 
@@ -72,6 +74,13 @@ class LocalTeacherConfig(TeacherSection):
             return card.classes if card else None
         return None
 
+    def expected_classes(self, labelled: ImageSet | None) -> tuple[int | None, tuple[str, ...] | None]:
+        """Before the teacher was trained, those it will be trained on."""
+        if self.train is None or not self.missing():
+            return super().expected_classes(labelled)
+        images = labelled if self.train.images is None else self.train.images.open("teacher.train.images")
+        return (None, None) if images is None else trained_classes(self, images)
+
     def count_classes(self, image_shape: tuple[int, int, int]) -> int | None:
         """Before the teacher was trained, what `classes` says."""
         if self.missing():
@@ -98,6 +107,7 @@ class LocalTeacherConfig(TeacherSection):
             lambda done, loss: observer.progress(done, recipe.epochs),
             image_shape=image_shape,
             labelled=labelled,
+            on_note=observer.note,
         )
         observer.note(f"teacher written to {self.weights}; from here on it is only queried")
 
@@ -171,6 +181,8 @@ class LocalTeacherConfig(TeacherSection):
             raise ModelError(f"teacher.model is {name!r}, but {path} holds the weights of a {card.model!r}")
         if card is not None and count is not None and count != card.num_classes:
             raise ModelError(f"teacher.classes gives {count} classes, but {path} holds a model of {card.num_classes}")
+        if card is not None and card.classes is not None and isinstance(self.classes, list):
+            _check_order(self.classes, card.classes, path)
         count = card.num_classes if card else count
         if count is None:
             raise TeacherError(f"teacher.classes is missing, and {path} does not say how many classes it has")
@@ -215,6 +227,22 @@ class LocalTeacherConfig(TeacherSection):
             raise ModelError(f"teacher.model is {model!r}, but {path} holds a kdray {card.model!r}")
         load_weights(network, load_file(path), f"teacher.weights {path}")
         return ImageClassifier(network, image_shape, normalise.mean, normalise.std).eval()
+
+
+def _check_order(names: Sequence[str], card: Sequence[str], path: Path) -> None:
+    """Refuse names of the model's classes in another order. Other words for them are fine.
+
+    Raises:
+        ModelError: a class that the model knows by name stands at another position.
+    """
+    places = {loose(name): k for k, name in enumerate(card)}
+    for k, name in enumerate(names):
+        place = places.get(loose(name), k)
+        if place != k:
+            raise ModelError(
+                f"teacher.classes: {name!r} is at position {k}, but {path} says that it is at {place}, and at {k} "
+                f"{card[k]!r}; give the names in the model's order, or leave teacher.classes out"
+            )
 
 
 class LocalTeacher:
