@@ -5,6 +5,7 @@ import signal
 import typer
 
 from kdray.cli.bench import bench_app
+from kdray.cli.common import speak_any_encoding
 from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
 from kdray.cli.report import report_command
@@ -25,6 +26,7 @@ app.add_typer(bench_app, name="bench")
 
 def main() -> None:
     """Entry point of `kdray` and `python -m kdray`."""
+    speak_any_encoding()
     # Also sent by 'ray job stop' and by schedulers: stop as cleanly as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -1,5 +1,6 @@
 """What the commands share: arguments, how an error a user can make is shown, and a clean stop."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,14 @@ from kdray.errors import KdrayError
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see examples/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Config fields to change.")]
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process: no Ray, the same selection.")]
+
+
+def speak_any_encoding() -> None:
+    """A character that the terminal or pipe cannot show, such as a currency sign, is shown as its code: printing the
+    result of a run must not fail after the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

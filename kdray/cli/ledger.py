@@ -31,7 +31,11 @@ def ledger_command(
     with exit_on_error():
         from rich.console import Console
 
-        book = find_book(where, price)
+        from kdray.utils.files import expand
+
+        if export is not None:
+            export = expand(export)
+        book = find_book(expand(where), price)
         if budget is not None:
             change_budget(book, budget)
         show(book, Console(highlight=False, width=output_width()))

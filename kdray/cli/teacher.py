@@ -65,6 +65,7 @@ def teacher_serve_command(
         from kdray.errors import ConfigError, TeacherError
         from kdray.runs.teachers import teacher_of_config, teacher_of_weights
         from kdray.teachers.server import ServeOptions, serve
+        from kdray.utils.files import expand
 
         if config is not None and model is not None:
             raise ConfigError(_ONE_OF_BOTH)
@@ -73,7 +74,7 @@ def teacher_serve_command(
             raise TeacherError(f"--token-env: the environment variable {token_env} is not set")
         options = ServeOptions(name=name, port=port, token=token, latency_s=latency)
         if model is not None:
-            teacher, shape, classes = teacher_of_weights(model)
+            teacher, shape, classes = teacher_of_weights(expand(model))
         elif config is not None:
             teacher, shape, classes = teacher_of_config(load_config(config, overrides or []))
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdray.config.root import Config
-from kdray.errors import ConfigError, ImageSetError, ModelError
+from kdray.errors import ConfigError, ImageSetError, ModelError, TeacherError
 from kdray.images import ImageSet, read_images
 from kdray.images.labels import with_teachers_labels
 from kdray.ledger.check import check_ledger
@@ -257,6 +257,11 @@ def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: 
     else:
         build = partial(section.build, images.image_shape, folder=os.getcwd(), secrets=section.read_secrets())
     teacher = build()
+    if not isinstance(teacher.identity, str) or not teacher.identity.strip():
+        raise TeacherError(
+            f"teacher.kind: {section.kind} made a teacher whose identity is {teacher.identity!r}; it must be text that "
+            "names the model, since the ledger keeps answers under it"
+        )
     section.check(teacher)
     classes = section.class_names()
     data = data.of_teacher(config, teacher.num_classes, classes, observer)

@@ -144,7 +144,7 @@ class LocalTeacherConfig(TeacherSection):
         settings: dict[str, Any] = {"model": self.model, "input": self.input, "outputs": self.outputs}
         settings["normalise"] = self.normalise.model_dump() if self.normalise else None
         digest = hashlib.blake2b(path.read_bytes(), digest_size=12)
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+        digest.update(json.dumps(settings, sort_keys=True).encode() + self.own_settings().encode())
         return digest.hexdigest()
 
     def _load(

@@ -59,7 +59,7 @@ def check_writable(path: Path, field: str) -> None:
         ConfigError: so it is.
     """
     if (reason := why_unwritable(path)) is not None:
-        raise ConfigError(f"{field}: {reason}; give the path of a file that can be written")
+        raise ConfigError(f"{field}: cannot write {path}: {reason}; give another path")
 
 
 def write_json(path: Path, data: Any) -> None:
