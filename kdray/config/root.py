@@ -76,7 +76,8 @@ class Config(Section):
     """Labelled images on which the teacher's error is measured, if `select.m` is estimate. The student is never trained
     on them."""
     test: Annotated[ImageSource, sources] | None = None
-    """Labelled images on which the student is measured. They are never used for training or for early stopping."""
+    """Labelled images on which the student is measured. They are never used for training or for early stopping. Their
+    classes, as those of `labelled` and `validation`, are matched to the teacher's by name."""
     teacher: Annotated[TeacherSection, teachers]
     """The teacher, which answers queries."""
     budget: BudgetSection

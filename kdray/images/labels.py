@@ -32,7 +32,8 @@ def with_teachers_labels(
     labels = data.true_labels
     used, where = labels.unique(return_inverse=True)
     try:
-        matching = match_classes(used.tolist(), data.classes, names, count)
+        own = None if data.classes is None else [str(name) for name in data.classes]  # a user's source may give numbers
+        matching = match_classes(used.tolist(), own, names, count)
     except ClassesDiffer as error:
         hint = f"; bring {field} and teacher.classes together: rename a class on one side"
         hint += f", or say in {field}.classes how the teacher calls its classes, in their order"

@@ -34,7 +34,8 @@ class PythonTeacherConfig(TeacherSection):
     classes: Classes
     """Number or names of the classes."""
     name: str | None = None
-    """The teacher's name in the ledger; null uses `function`. Give a new name when the model behind it changes."""
+    """The teacher's name in the ledger; null uses `function`. Give a new name when the model behind it changes.
+    `kdray.distil` needs one where a ledger is shared and the function has no name of its own, as a lambda."""
     metered: bool = True
     """Calls may be billed: a batch that was on its way when kdray died counts as charged."""
 

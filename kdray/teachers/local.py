@@ -46,7 +46,8 @@ class LocalTeacherConfig(TeacherSection):
     model: str | None = None
     """A network of the zoo, or torchvision/NAME; null where `weights` is a whole program."""
     classes: Classes | None = None
-    """Number or names of the classes; null reads them from weights that kdray saved."""
+    """Number or names of the classes; null reads them from weights that kdray saved. A teacher that is trained here has
+    these classes, in this order; null takes those of its images."""
     input: Literal["uint8", "unit"] = "unit"
     """What a whole program takes: uint8 pixels, or floats in [0, 1] (then normalised, if `normalise` is set)."""
     outputs: Literal["logits", "probabilities"] = "logits"
