@@ -250,6 +250,16 @@ def test_a_teacher_is_trained_on_the_classes_it_is_said_to_have(folders, classes
     assert answered.tolist() == inputs.test.true_labels.tolist()
 
 
+def test_a_teacher_trained_on_the_labelled_set_and_that_set_agree(tmp_path):
+    data = recipe_of(tmp_path, write_folder(tmp_path / "a", {"low": 0, "high": 25}, each=8), classes=["low", "high"])
+    data["labelled"] = data["teacher"]["train"].pop("images")
+    inputs = read_inputs(resolve(parse_config(data)))
+    assert inputs.classes == ("low", "high")
+    assert inputs.labelled.true_labels.tolist() == [1] * 8 + [0] * 8, "folders are read in the order of their names"
+    answered = inputs.teacher.answer(inputs.labelled.images).labels
+    assert answered.tolist() == inputs.labelled.true_labels.tolist()
+
+
 def test_what_a_trained_teacher_would_lack_is_found_out_before_it_is_trained(tmp_path):
     data = recipe_of(tmp_path, write_folder(tmp_path / "a", {"low": 0, "high": 25}, each=8))
     data["test"] = write_folder(tmp_path / "b", {"low": 0, "middle": 12})

@@ -526,7 +526,10 @@ def test_a_teacher_whose_recipe_is_wrong_is_not_written(recipe, start, bad, conf
 
 @pytest.mark.parametrize(
     "arguments",
-    [["run"], ["resume"], ["report"], ["plan"], ["frobnicate"], ["run", "x.yaml", "--frob"], ["teacher", "x"]],
+    [
+        *(["run"], ["resume"], ["report"], ["plan"], ["frobnicate"], ["run", "x.yaml", "--frob"], ["teacher", "x"]),
+        *(["run", "x.yaml", "--out", "a", "--out=b"], ["ledger", "x", "--budget", "3", "--budget", "4"]),
+    ],
 )
 def test_wrong_words_get_a_usage_line_and_exit_code_2(arguments, tmp_path):
     done = command(*arguments)

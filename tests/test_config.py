@@ -766,8 +766,9 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path, content):
         ("teacher:\n  request:\n  - {a: 1, b: {c: 1, c: 2}}\n",
          "the key 'c' is given twice, here and in line 3; keep one of them (line 3, column 22)"),
         ("teacher: {classes: [001, 010]}\n",
-         "YAML reads 001 as a number to base 8; put quotes around it, or leave out the leading zeros "
-         "(line 1, column 21)"),
+         "YAML reads 001 as 1; put quotes around it if it is text, or write 1 (line 1, column 21)"),
+        ("images: {rows: 10:50}\n",
+         "YAML reads 10:50 as 650; put quotes around it if it is text, or write 650 (line 1, column 16)"),
     ],
 )  # fmt: skip
 def test_what_yaml_would_read_in_silence_as_something_else_is_refused(content, problem, tmp_path):

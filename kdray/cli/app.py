@@ -5,7 +5,7 @@ import signal
 import typer
 
 from kdray.cli.bench import bench_app
-from kdray.cli.common import speak_any_encoding
+from kdray.cli.common import OnceCommand, speak_any_encoding
 from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
 from kdray.cli.report import report_command
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (run_command, resume_command, plan_command, report_command, ledger_command):
-    app.command(command.__name__.removesuffix("_command"))(command)
+    app.command(command.__name__.removesuffix("_command"), cls=OnceCommand)(command)
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(bench_app, name="bench")
 

@@ -2,14 +2,30 @@
 
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from kdray.errors import KdrayError
+
+
+class OnceCommand(TyperCommand):
+    """Refuses an option that is given twice. Click would take the last of the two."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments that are no options."""
+        options = args[: args.index("--")] if "--" in args else args
+        counts = Counter(text.partition("=")[0] for text in options if text.startswith("--"))
+        for name, times in counts.items():
+            if times > 1:
+                raise typer.BadParameter(f"{name} is given twice; keep one of the two", ctx)
+        return super().parse_args(ctx, args)
+
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see examples/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Config fields to change.")]

@@ -47,12 +47,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """A whole number. YAML would read 010 as 8."""
-        text = self.construct_scalar(node)
-        if re.fullmatch(r"[-+]?0[0-9_]+", text):
-            problem = f"YAML reads {text} as a number to base 8; put quotes around it, or leave out the leading zeros"
+        """A whole number in decimal form. YAML would read 010 as 8, and 10:50 as 650."""
+        number: int = super().construct_yaml_int(node)
+        if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", text := self.construct_scalar(node)):
+            problem = f"YAML reads {text} as {number}; put quotes around it if it is text, or write {number}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_yaml_int(node)
+        return number
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
@@ -62,7 +62,7 @@ def parse_yaml(text: str) -> Any:
     """What YAML text holds.
 
     Raises:
-        yaml.YAMLError: it is not readable, gives a key twice, or has a number to base 8.
+        yaml.YAMLError: it is not readable, gives a key twice, or has a number that is not in decimal form.
     """
     return yaml.load(text, _Loader)  # a SafeLoader
 
