@@ -275,7 +275,7 @@ def test_a_plan_says_what_measuring_will_cost(budget, test, expected, folder, te
     )
     if test is None:
         del data["test"]
-    data["teacher"] = {"kind": "http", "url": "http://127.0.0.1:1", "model": "m", "classes": 2}
+    data["teacher"] = {"kind": "http", "url": "http://127.0.0.1:1", "model": "m", "classes": 10}
     data["budget"] |= budget
     plan = make_plan(parse_config(data))
     assert dict(plan_lines(plan))["evaluation"] == expected

@@ -481,7 +481,7 @@ def test_a_file_is_no_run_directory(config_file, tmp_path):
     path = config_file()
     assert refused("run", path, "--local", "--out", path) == f"{path} is a file; choose another --out"
     message = refused("run", path, "--local", "--out", path / "below")
-    assert message == f"cannot work in {path / 'below'}: Not a directory; choose another --out"
+    assert message == f"cannot work in {path / 'below'}: {path} is not a folder; choose another --out"
 
 
 @pytest.mark.parametrize("place", ["nothing", "folder", "notes.txt"])
@@ -541,7 +541,10 @@ def test_a_teacher_whose_recipe_is_wrong_is_not_written(recipe, start, bad, conf
 
 @pytest.mark.parametrize(
     "arguments",
-    [["run"], ["resume"], ["report"], ["plan"], ["frobnicate"], ["run", "x.yaml", "--frob"], ["teacher", "x"]],
+    [
+        *(["run"], ["resume"], ["report"], ["plan"], ["frobnicate"], ["run", "x.yaml", "--frob"], ["teacher", "x"]),
+        *(["run", "x.yaml", "--out", "a", "--out=b"], ["ledger", "x", "--budget", "3", "--budget", "4"]),
+    ],
 )
 def test_wrong_words_get_a_usage_line_and_exit_code_2(arguments, tmp_path):
     done = command(*arguments)

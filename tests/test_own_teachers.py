@@ -196,6 +196,49 @@ def test_a_wrong_field_of_an_own_teacher_is_named_by_its_path(own):
         parse_config(config(kind=f"{own}:Bright", treshold=3))
 
 
+DERIVED = """
+from kdray.teachers.function import PythonTeacherConfig
+from kdray.teachers.local import LocalTeacherConfig
+
+
+def ask(images):
+    raise AssertionError
+
+
+class Louder(PythonTeacherConfig):
+    kind: str
+    gain: int = 1
+
+
+class Local(LocalTeacherConfig):
+    kind: str
+    gain: int = 1
+"""
+
+
+def test_a_field_that_a_subclass_adds_is_part_of_the_identity(own, tmp_path, teacher_weights):
+    with open(tmp_path / f"{own}.py", "a") as file:
+        file.write(DERIVED)
+    python = {"kind": f"{own}:Louder", "function": f"{own}:ask", "classes": 2}
+    local = {"kind": f"{own}:Local", "model": "small-cnn", "weights": str(teacher_weights)}
+    for section, shape in ((python, (1, 8, 8)), (local, (1, 16, 16))):
+        identities = [teachers.parse(section | {"gain": gain}).build(shape).identity for gain in (1, 1, 2)]
+        assert identities[0] == identities[1] != identities[2]
+    plain = teachers.parse(python | {"kind": "python"}).build((1, 8, 8))
+    assert plain.identity == f"python:{own}:ask:soft", "kdray's own kinds have nothing added"
+
+
+@pytest.mark.parametrize("identity", ["", "  ", None])
+def test_a_teacher_without_an_identity_is_refused(identity, own, tmp_path):
+    with open(tmp_path / f"{own}.py", "a") as file:
+        file.write("class Nameless(Bright):\n")
+        file.write("    def build(self, image_shape, *, folder='', secrets=None):\n")
+        file.write("        teacher = super().build(image_shape)\n")
+        file.write(f"        teacher.identity = {identity!r}\n        return teacher\n")
+    with pytest.raises(TeacherError, match=r"^teacher\.kind: .*:Nameless made a teacher whose identity is"):
+        distil({"kind": f"{own}:Nameless"}, tmp_path)
+
+
 # How a kind of teacher is asked
 
 

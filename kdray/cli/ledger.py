@@ -31,7 +31,11 @@ def ledger_command(
     with exit_on_error():
         from rich.console import Console
 
-        book = find_book(where, price)
+        from kdray.utils.files import expand
+
+        if export is not None:
+            export = expand(export)
+        book = find_book(expand(where), price)
         if budget is not None:
             change_budget(book, budget)
         show(book, Console(highlight=False, width=output_width()))
@@ -81,11 +85,11 @@ def find_book(path: Path, price: float | None) -> Book:
 
 
 @contextmanager
-def opened(book: Book) -> "Iterator[Ledger]":
+def opened(book: Book, *, to_write: bool = False) -> "Iterator[Ledger]":
     """The ledger of a book, for a moment."""
     from kdray.ledger.store import Ledger
 
-    ledger = Ledger(book.path)
+    ledger = Ledger(book.path, read_only=not to_write)
     try:
         yield ledger
     finally:
@@ -103,7 +107,7 @@ def change_budget(book: Book, cap: int) -> None:
             f"--budget changes the cap of a shared ledger; give its file ({book.path}). A run's own budget is part of "
             "its config: start a new run with another budget.queries and the same ledger.path"
         )
-    with opened(book) as ledger:
+    with opened(book, to_write=True) as ledger:
         ledger.change_budget(cap)
 
 

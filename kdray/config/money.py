@@ -31,7 +31,8 @@ class LedgerSection(Section):
     path_fields: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str | None = None
-    """Path of the ledger file; null puts it into the run directory. Runs and trials with the same path share it."""
+    """Path of the ledger file, in a folder that exists; null puts it into the run directory. Runs and trials with the
+    same path share it."""
     queries: Annotated[int, Field(ge=1)] | None = None
     """Hard cap on the training queries of all runs that share the file together, in addition to the `budget.queries` of
     each run; null sets no cap. The cap is stored in the file; `kdray ledger FILE --budget N` changes it."""

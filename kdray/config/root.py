@@ -78,7 +78,7 @@ class Config(Section):
     test: Annotated[ImageSource, sources] | None = None
     """Images on which the student is measured: its accuracy where they have labels, and its agreement with the teacher
     on those that `budget.evaluation` lets the teacher be asked about. They are never used for training or for early
-    stopping."""
+    stopping. Their classes, as those of `labelled` and `validation`, are matched to the teacher's by name."""
     teacher: Annotated[TeacherSection, teachers]
     """The teacher, which answers queries."""
     budget: BudgetSection

@@ -61,13 +61,24 @@ def prepare(db: sqlite3.Connection, path: str) -> None:
     Raises:
         LedgerError: not a ledger, or one of another schema. Nothing was changed.
     """
-    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not tables:
+    if not _tables(db):
         for statement in _TABLES.split(";\n"):
             db.execute(statement)
         db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
-        return
-    if "meta" not in tables:
+    check(db, path)
+
+
+def _tables(db: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def check(db: sqlite3.Connection, path: str) -> None:
+    """Refuse a file that is no ledger of this schema. Writes nothing.
+
+    Raises:
+        LedgerError: not a ledger, or one of another schema.
+    """
+    if "meta" not in _tables(db):
         raise LedgerError(f"{path} is a SQLite file, but not a kdray ledger; it was left as it is")
     row = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     if row is None or not row[0].isdigit():

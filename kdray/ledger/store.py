@@ -44,6 +44,7 @@ class Ledger:
         budget: hard cap on the training queries of all who use the file; the file keeps it, and refuses another.
         evaluation: hard cap on all evaluation queries, counted apart; may be set anew at each opening.
         clock: seconds since 1970; limits and leases are measured by it.
+        read_only: only read an existing file, also one on a read-only file system.
 
     Raises:
         LedgerError: not a ledger, another schema, another budget, or a file that cannot be written.
@@ -56,10 +57,15 @@ class Ledger:
         evaluation: int | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        read_only: bool = False,
     ) -> None:
         self.path = str(path)
         self._clock = clock
-        self._file = LedgerFile(path, lambda db: self._set_caps(db, "", {"training": budget, "evaluation": evaluation}))
+        self._file = LedgerFile(
+            path,
+            lambda db: self._set_caps(db, "", {"training": budget, "evaluation": evaluation}),
+            read_only=read_only,
+        )
 
     def close(self) -> None:
         """Close the file. Everything settled is already on disk."""

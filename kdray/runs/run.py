@@ -12,7 +12,7 @@ from kdray.observers.tensorboard import EventWriter
 from kdray.runs.backend import Backend, open_backend
 from kdray.runs.directory import RunDirectory, runs_folder
 from kdray.runs.evaluation import queries_allowed, unlabelled_note
-from kdray.runs.inputs import InMemoryInputs, Inputs, read_inputs, resolve
+from kdray.runs.inputs import Data, InMemoryInputs, Inputs, read_data, read_inputs, resolve
 from kdray.runs.loop import Rounds, RunContext
 from kdray.runs.policy import PurchasePolicy
 from kdray.runs.result import Result, read_result
@@ -83,6 +83,7 @@ def run(
         if recorded is not None and directory.next_phase(config.select.rounds) is None:
             observer.note("the run is complete; nothing is asked again")
             return read_result(directory)
+        directory.check_writable()
         if recorded is not None:
             directory.lock()
             stack.callback(directory.unlock)
@@ -101,6 +102,18 @@ def run(
             write_bytes(directory.config, dump_config(config).encode())
         _work(inputs, backend, directory, observer)
         return read_result(directory)
+
+
+def check(config: Config, directory: RunDirectory, *, in_memory: InMemoryInputs | None = None) -> Data:
+    """What `run` would refuse of a new run before it makes the teacher. Nothing is written.
+
+    Raises:
+        KdrayError: see `run`.
+    """
+    config = resolve(config)
+    _check_directory(directory, None, config)
+    directory.check_writable()
+    return read_data(config, in_memory)
 
 
 def resume(

@@ -137,7 +137,8 @@ def write_image_set(path: Path, data: ImageSet) -> None:
     """An image set as Hugging Face style parquet, to the bit: for arrays a run was given from Python."""
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     if data.labels is not None:
-        features["label"] = {"dtype": "int64", "_type": "Value"}
+        names = {"names": list(data.classes), "_type": "ClassLabel"} if data.classes else None
+        features["label"] = names or {"dtype": "int64", "_type": "Value"}
 
     def part(rows: slice) -> pa.Table:
         columns = {"image": _image_column(data.images[rows])}

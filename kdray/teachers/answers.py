@@ -66,6 +66,11 @@ class Answers:
 def to_answers(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> Answers:
     """Rows of `kdray.ledger.Ledger.lookup` as one batch of answers."""
     labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    if len(labels) and int(labels.max()) >= num_classes:
+        raise TeacherError(
+            f"the ledger holds an answer with class {int(labels.max())} of this teacher, teacher.classes says "
+            f"{num_classes}: check teacher.classes, or give teacher.name if this is another model"
+        )
     shown = [probs for _, probs in rows if probs is not None]
     probs = torch.from_numpy(np.stack(shown)) if shown else None
     return Answers(probs=probs, labels=labels, num_classes=num_classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,7 +42,8 @@ class PythonTeacherConfig(TeacherSection):
     classes: Classes
     """Number or names of the classes."""
     name: str | None = None
-    """The teacher's name in the ledger; null uses `function`. Give a new name when the model behind it changes."""
+    """The teacher's name in the ledger; null uses `function`. Give a new name when the model behind it changes.
+    `kdray.distil` needs one where a ledger is shared and the function has no name of its own, as a lambda."""
     metered: bool = True
     """Calls may be billed: a batch that was on its way when kdray died counts as charged."""
 
@@ -76,11 +78,31 @@ class PythonTeacherConfig(TeacherSection):
         self.form.check(count_in(self.classes))
         return FunctionTeacher(
             function,
-            identity=f"python:{self.name or self.function}:{self.form}",
+            identity=f"python:{self.name or self.function}{self.own_settings()}:{self.form}",
             num_classes=count_in(self.classes),
             form=self.form,
             metered=self.metered,
         )
+
+
+def shown_name(function: Callable[..., Any]) -> str:
+    """`module:function` of any callable, as far as it has such a name."""
+    module = getattr(function, "__module__", None) or "python"
+    return f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def own_name(function: Callable[..., Any]) -> str | None:
+    """`module:function`, where everybody who imports that gets this very function; else None.
+
+    Closures, lambdas, partials, bound methods, callable objects and functions of a script or notebook have none.
+    """
+    module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(path, str) or module == "__main__":
+        return None
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{path}" if found is function else None
 
 
 class FunctionTeacher:

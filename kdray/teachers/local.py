@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,10 +13,11 @@ from pydantic import field_validator, model_validator
 from kdray.errors import ModelError, TeacherError
 from kdray.models.base import known_model
 from kdray.sections.base import Classes, Device
+from kdray.sections.classes import loose
 from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, check_shape
 from kdray.teachers.base import TeacherSection, count_in, names_in, teachers
 from kdray.teachers.input import PixelInput
-from kdray.teachers.recipe import TeacherTrainConfig, train_teacher
+from kdray.teachers.recipe import TeacherTrainConfig, train_teacher, trained_classes
 from kdray.teachers.suspicion import no_logits
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.lazy import torch
@@ -58,7 +60,8 @@ class LocalTeacherConfig(TeacherSection):
     model: str | None = None
     """A network of the zoo, or torchvision/NAME; null where `weights` is a whole program."""
     classes: Classes | None = None
-    """Number or names of the classes; null reads them from weights that kdray saved."""
+    """Number or names of the classes; null reads them from weights that kdray saved. A teacher that is trained here has
+    these classes, in this order; null takes those of its images."""
     input: LocalInput = LocalInput()
     """What it sees of an image, where that is not what the student sees."""
     outputs: Literal["logits", "probabilities"] = "logits"
@@ -90,6 +93,13 @@ class LocalTeacherConfig(TeacherSection):
             return card.classes if card else None
         return None
 
+    def expected_classes(self, labelled: ImageSet | None) -> tuple[int | None, tuple[str, ...] | None]:
+        """Before the teacher was trained, those it will be trained on."""
+        if self.train is None or not self.missing():
+            return super().expected_classes(labelled)
+        images = labelled if self.train.images is None else self.train.images.open("teacher.train.images")
+        return (None, None) if images is None else trained_classes(self, images)
+
     def count_classes(self, image_shape: tuple[int, int, int]) -> int | None:
         """Before the teacher was trained, what `classes` says."""
         if self.missing():
@@ -116,6 +126,7 @@ class LocalTeacherConfig(TeacherSection):
             lambda done, loss: observer.progress(done, recipe.epochs),
             image_shape=image_shape,
             labelled=labelled,
+            on_note=observer.note,
         )
         observer.note(f"teacher written to {self.weights}; from here on it is only queried")
 
@@ -152,7 +163,7 @@ class LocalTeacherConfig(TeacherSection):
         settings: dict[str, Any] = {"model": self.model, "input": self.input.pixels, "outputs": self.outputs}
         settings["normalise"] = self.input.normalise
         digest = hashlib.blake2b(path.read_bytes(), digest_size=12)
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+        digest.update(json.dumps(settings, sort_keys=True).encode() + self.own_settings().encode())
         return digest.hexdigest()
 
     def _load(
@@ -187,6 +198,8 @@ class LocalTeacherConfig(TeacherSection):
             raise ModelError(f"teacher.model is {name!r}, but {path} holds the weights of a {card.model!r}")
         if card is not None and count is not None and count != card.num_classes:
             raise ModelError(f"teacher.classes gives {count} classes, but {path} holds a model of {card.num_classes}")
+        if card is not None and card.classes is not None and isinstance(self.classes, list):
+            _check_order(self.classes, card.classes, path)
         count = card.num_classes if card else count
         if count is None:
             raise TeacherError(f"teacher.classes is missing, and {path} does not say how many classes it has")
@@ -233,6 +246,22 @@ class LocalTeacherConfig(TeacherSection):
             raise ModelError(f"teacher.model is {model!r}, but {path} holds a kdray {card.model!r}")
         load_weights(network, load_file(path), f"teacher.weights {path}")
         return ImageClassifier(network, image_shape, mean, std).eval()
+
+
+def _check_order(names: Sequence[str], card: Sequence[str], path: Path) -> None:
+    """Refuse names of the model's classes in another order. Other words for them are fine.
+
+    Raises:
+        ModelError: a class that the model knows by name stands at another position.
+    """
+    places = {loose(name): k for k, name in enumerate(card)}
+    for k, name in enumerate(names):
+        place = places.get(loose(name), k)
+        if place != k:
+            raise ModelError(
+                f"teacher.classes: {name!r} is at position {k}, but {path} says that it is at {place}, and at {k} "
+                f"{card[k]!r}; give the names in the model's order, or leave teacher.classes out"
+            )
 
 
 class LocalTeacher:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdray.errors import RunDirectoryError
+from kdray.errors import ConfigError, RunDirectoryError
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -21,6 +21,45 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """A path that a user wrote: `~` is the home folder. The shell does not see one in `--out=~/runs` or in a file.
+
+    Raises:
+        ConfigError: there is no such user, or the path is not text that can be stored.
+    """
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the path {text!a} is not valid UTF-8; rename the folder or give another path") from None
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        raise ConfigError(f"{text}: there is no such home folder; a file of this name needs its whole path")
+    return Path(found)
+
+
+def why_unwritable(path: Path) -> str | None:
+    """Why no file can be written at `path`, or None. Missing folders would be made; nothing is left behind."""
+    if path.is_dir():
+        return f"{path} is a folder"
+    if path.exists() and not os.access(path, os.W_OK):
+        return f"{path} is read-only"
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"the folder {folder} is read-only"
+
+
+def check_writable(path: Path, field: str) -> None:
+    """Find out, without a trace, that no file can be written at `path`.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if (reason := why_unwritable(path)) is not None:
+        raise ConfigError(f"{field}: cannot write {path}: {reason}; give another path")
 
 
 def write_json(path: Path, data: Any) -> None:

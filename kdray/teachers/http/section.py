@@ -131,14 +131,6 @@ class HttpTeacherConfig(TeacherSection):
                 raise ValueError(f"the address holds {name!r} in clear; write {name}=${{VARIABLE}} and export VARIABLE")
         return value
 
-    @field_validator("classes")
-    @classmethod
-    def _names_differ(cls, value: int | list[str]) -> int | list[str]:
-        if isinstance(value, list) and len(set(value)) < len(value):
-            twice = next(name for name in value if value.count(name) > 1)
-            raise ValueError(f"{twice!r} is given twice; a server may answer in these names, so they must differ")
-        return value
-
     @field_validator("scale", mode="before")
     @classmethod
     def _fraction(cls, value: Any) -> Any:
@@ -152,7 +144,10 @@ class HttpTeacherConfig(TeacherSection):
     @field_validator("headers")
     @classmethod
     def _no_secret_in_clear(cls, value: dict[str, str]) -> dict[str, str]:
+        seen: dict[str, str] = {}
         for name, text in value.items():
+            if (other := seen.setdefault(name.lower(), name)) != name:
+                raise ValueError(f"{other} and {name} are one header to a server; keep one of them")
             if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or not text.isprintable():
                 raise ValueError(f"{name!r} is not a header: a name of letters, digits and '-', a value in one line")
             if _SECRET.search(name) and not _VARIABLE.search(text):
