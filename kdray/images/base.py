@@ -4,8 +4,9 @@ Reading has three steps: the source says how many rows it has, the wanted rows a
 and only those are decoded.
 """
 
+import re
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,12 +30,14 @@ class ImageSet:
     Attributes:
         images: uint8 [N, C, H, W].
         labels: int64 [N], or None.
-        classes: class names, or None.
+        classes: class names in the order of the labels, or None.
+        notes: what the user should know of how they were read, such as files that were left out.
     """
 
     images: "torch.Tensor"
     labels: "torch.Tensor | None" = None
     classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -75,7 +78,11 @@ class ImageRows:
         decode: a row's number to its image. It may raise OSError or ValueError for an image that is not readable.
         where: a row's number to the words that name its place in messages.
         labels: row numbers int64 [M] to their labels, whole numbers [M]; None where the source has no labels.
-        classes: class names in the order of the labels, or None.
+        no_labels: where there are none, what the user can do about it.
+        classes: class names in the order of the labels, or None; or a function that finds them, called where labels
+            are wanted.
+        colour: what images become if the config names no colour; None keeps grey grey and makes all others RGB.
+        notes: what the user should know, such as files that were left out.
     """
 
     name: str
@@ -83,7 +90,10 @@ class ImageRows:
     decode: "Callable[[int], Image.Image]"
     where: Callable[[int], str]
     labels: Callable[[np.ndarray], np.ndarray] | None = None
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | Callable[[], tuple[str, ...] | None] | None = None
+    no_labels: str = ""
+    colour: Literal["grey", "rgb"] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _square(value: Any) -> Any:
@@ -91,6 +101,29 @@ def _square(value: Any) -> Any:
 
 
 _Side = Annotated[int, Field(ge=1)]
+
+
+def _colour_name(value: Any) -> Any:
+    """A colour that Pillow knows, without transparency; checked only where it is not the default."""
+    if value is None:  # YAML takes an unquoted # for a comment
+        raise ValueError('input should be the name of a colour, or "#rrggbb" in quotes')
+    if isinstance(value, str):
+        from PIL import ImageColor
+
+        try:
+            if len(ImageColor.getrgb(value)) == 3:
+                return value
+        except ValueError:
+            pass
+        raise ValueError(f'{value!r} is no colour; give a name such as white, or "#rrggbb" in quotes')
+    return value
+
+
+def _class_name(value: Any) -> Any:
+    """Names that YAML reads as whole numbers, as they are written."""
+    if isinstance(value, bool):
+        raise ValueError(f"input should be a name; YAML reads yes, no, on, off, true and false as {value}: quote them")
+    return str(value) if isinstance(value, int) else value
 
 
 class ImageSource(Section):
@@ -108,6 +141,20 @@ class ImageSource(Section):
     """Resize to [height, width], or to one number squared; null leaves images as they are."""
     colour: Literal["grey", "rgb"] | None = None
     """Convert to this colour; null keeps grey grey and makes everything else RGB."""
+    background: Annotated[str, BeforeValidator(_colour_name)] = "white"
+    """What transparent images lie on: a colour's name, or "#rrggbb" in quotes."""
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """How many bits images of 16 bits a channel use, such as 12; null takes what the file says, else all 16."""
+    classes: Annotated[list[Annotated[str, BeforeValidator(_class_name)]], Field(min_length=1)] | None = None
+    """Class names in the order of the labels, in place of those that the source has; null takes the source's."""
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, value: list[str] | None) -> list[str] | None:
+        repeated = next((name for k, name in enumerate(value or []) if name in (value or [])[:k]), None)
+        if repeated is not None:
+            raise ValueError(f"{repeated!r} is there twice; give each class a name of its own")
+        return value
 
     @field_validator("rows", mode="before")
     @classmethod
@@ -135,7 +182,7 @@ sources = Registry(
     field="images",
     tag="source",
     package="kdray.images",
-    skip=("decode",),
+    skip=("decode", "pixels", "splits"),
 )
 """The sources of images, by name."""
 
@@ -173,10 +220,39 @@ def _read(source: ImageSource, generator: np.random.Generator, field: str, with_
         raise ImageSetError(f"{field}.source: open() of {source.source} gave {_kind(opened)}, not an ImageRows")
     rows = _choose_rows(opened, source.rows, source.count, generator, field)
     if with_labels and opened.labels is None:
-        raise ImageSetError(f"{field}: {opened.name} holds no labels; labels are needed here")
-    images = decode_rows(opened, rows, source.size, source.colour, field)
+        hint = f"; {opened.no_labels}" if opened.no_labels else ""
+        raise ImageSetError(f"{field}: {opened.name} holds no labels; labels are needed here{hint}")
     labels = torch.from_numpy(_read_labels(opened, rows, field)) if with_labels else None
-    return ImageSet(images=images, labels=labels, classes=opened.classes)
+    classes = _class_names(opened, source, labels, field)
+    images, notes = decode_rows(opened, rows, source, field)
+    notes = tuple(f"{field}: {note}" for note in (*opened.notes, *notes))
+    return ImageSet(images=images, labels=labels, classes=classes, notes=notes)
+
+
+def _class_names(
+    opened: ImageRows, source: ImageSource, labels: "torch.Tensor | None", field: str
+) -> tuple[str, ...] | None:
+    """The config's class names, else the source's; checked against each other and the labels."""
+    own = opened.classes
+    if callable(own):
+        own = own() if labels is not None else None
+    if source.classes is not None and own is not None and len(source.classes) != len(own):
+        raise ImageSetError(
+            f"{field}.classes: {len(source.classes)} names given, but {opened.name} has {len(own)} classes "
+            f"({_some(own)}); give one name each, in this order"
+        )
+    names = own if source.classes is None else tuple(source.classes)
+    highest = int(labels.max()) if labels is not None else -1
+    if names is not None and highest >= len(names):
+        raise ImageSetError(
+            f"{field}: label {highest} found in {opened.name}, but there are names for {len(names)} classes "
+            f"({_some(names)}); give them all in {field}.classes"
+        )
+    return names
+
+
+def _some(names: tuple[str, ...], most: int = 12) -> str:
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def parse_rows(text: str) -> tuple[int, int | None]:
@@ -195,6 +271,14 @@ def parse_rows(text: str) -> tuple[int, int | None]:
     if first < 0 or (last is not None and last <= first):
         raise ValueError(f"rows = {text!r} is empty or negative; write it as start:stop with 0 <= start < stop")
     return first, last
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of classes in the order of numbers where all are whole numbers, else in that of text."""
+    names = list(names)
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def _choose_rows(

@@ -180,6 +180,9 @@ def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: 
     labelled = read_labelled(config, "labelled", in_memory.labelled, shape)
     validation = read_labelled(config, "validation", in_memory.validation, shape) if pooled.estimate else None
     test = read_labelled(config, "test", in_memory.test, shape)
+    for data in (images, labelled, validation, test):
+        for note in data.notes if data is not None else ():
+            observer.note(note)
     if validation is not None and pooled.estimate > len(validation):
         raise ConfigError(
             f"select.estimate_queries: {pooled.estimate:,} labelled images wanted for the estimate of m, but "

@@ -45,7 +45,7 @@ class Plan:
         worker_bytes: peak resident memory of the probe, which stands for a worker.
         driver_bytes: held in the driver by the choice, at most, where that is much.
         held: the same in words.
-        note: what could not be known.
+        notes: what could not be known, and how the images were read.
     """
 
     images: int
@@ -69,7 +69,7 @@ class Plan:
     worker_bytes: int
     driver_bytes: int
     held: str
-    note: str | None
+    notes: tuple[str, ...]
 
     @property
     def scoring_s(self) -> float:
@@ -122,7 +122,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         worker_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         driver_bytes=strategy.driver_bytes(pool, max(later, default=0)),
         held=strategy.held,
-        note=note,
+        notes=(*images.notes, *([note] if note else [])),
     )
 
 
@@ -175,7 +175,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("scoring", _duration(plan)),
         ("memory", _memory(plan)),
     ]
-    return rows + ([("note", plan.note)] if plan.note else [])
+    return rows + [("note", note) for note in plan.notes]
 
 
 def _asking(plan: Plan) -> str:

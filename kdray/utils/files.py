@@ -8,6 +8,14 @@ from typing import Any
 from kdray.errors import RunDirectoryError
 
 
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be printed and stored anywhere: bytes of it that are not UTF-8 become \\xNN.
+
+    Python keeps such bytes as lone surrogates, which UTF-8 cannot encode.
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically: after a crash or power cut, the old file or the whole new file is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
