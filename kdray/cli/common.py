@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kdray.errors import KdrayError
+from kdray.utils.files import shown
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see examples/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Config fields to change.")]
@@ -21,7 +22,7 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except KdrayError as error:
-        print(f"kdray: {error}", file=sys.stderr)
+        print(f"kdray: {shown(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from None
     except BrokenPipeError:  # the reader of our output has left
         raise typer.Exit(1) from None
@@ -33,7 +34,7 @@ def stoppable(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nkdray: stopped; nothing is lost. Go on with: kdray resume {directory}", file=sys.stderr)
+        print(f"\nkdray: stopped; nothing is lost. Go on with: kdray resume {shown(directory)}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

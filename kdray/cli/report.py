@@ -13,5 +13,6 @@ def report_command(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", 
     with exit_on_error():
         from kdray.report.page import write_report
         from kdray.runs.directory import RunDirectory
+        from kdray.utils.files import shown
 
-        print(write_report([RunDirectory(run) for run in runs]))
+        print(shown(write_report([RunDirectory(run) for run in runs])))

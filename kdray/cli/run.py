@@ -53,11 +53,16 @@ def _show(result: "Result") -> None:
     from kdray.observers.display import result_table
     from kdray.report.page import write_report
     from kdray.runs.directory import RunDirectory
+    from kdray.utils.files import shown
 
     console = Console(highlight=False, width=output_width(140))
     console.print(result_table(result.history, result.receipt.budget))
     report = write_report([RunDirectory(result.directory)])
-    for name, value in (("spent", _spent(result.receipt)), ("run", result.directory), ("report", report)):
+    for name, value in (
+        ("spent", _spent(result.receipt)),
+        ("run", shown(result.directory)),
+        ("report", shown(report)),
+    ):
         console.print(f"{name:<7}{value}", soft_wrap=True, markup=False)
 
 

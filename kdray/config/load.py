@@ -46,6 +46,8 @@ def apply_overrides(data: Any, overrides: Iterable[str]) -> Any:
             raise ConfigError(f"override {text!r} is not of the form key.sub=value, for example budget.queries=2000")
         try:
             parsed = yaml.safe_load(value)
+        except yaml.reader.ReaderError:  # bytes that are not UTF-8, as the name of a file may have them
+            parsed = value
         except yaml.YAMLError:
             raise ConfigError(f"override {text!r}: {value!r} is not readable YAML") from None
         data = _assign(data, dotted.split("."), parsed)

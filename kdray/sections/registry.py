@@ -158,7 +158,7 @@ class Registry(Generic[S]):
             if not self._lenient:
                 raise self._problem(
                     (),
-                    f"{{field}}.{key} belongs to {self.tag} {owners[0]}; with {self.tag} = {value[self.tag]} "
+                    f"{{field}}.{key} belongs to {self.tag} {' and '.join(owners)}; with {self.tag} = {value[self.tag]} "
                     "leave it out",
                     value,
                 )

@@ -16,6 +16,7 @@ from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, c
 from kdray.teachers.base import NormaliseConfig, TeacherSection, count_in, names_in, teachers
 from kdray.teachers.recipe import TeacherTrainConfig, train_teacher
 from kdray.utils.devices import cpu_threads, resolve_device
+from kdray.utils.files import shown
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class LocalTeacherConfig(TeacherSection):
             image_shape=image_shape,
             labelled=labelled,
         )
-        observer.note(f"teacher written to {self.weights}; from here on it is only queried")
+        observer.note(f"teacher written to {shown(self.weights)}; from here on it is only queried")
 
     def build(
         self, image_shape: tuple[int, int, int], *, folder: str = "", secrets: Secrets | None = None
@@ -161,9 +162,7 @@ class LocalTeacherConfig(TeacherSection):
     def _load_zoo(
         self, path: Path, name: str, image_shape: tuple[int, int, int]
     ) -> tuple[ImageClassifier, int, tuple[int, int, int]]:
-        from safetensors.torch import load_file
-
-        from kdray.models.checkpoint import load_weights, read_card
+        from kdray.models.checkpoint import load_weights, read_card, read_tensors
         from kdray.models.classifier import ImageClassifier, build_network
 
         card, count = read_card(path), None if self.classes is None else count_in(self.classes)
@@ -186,16 +185,15 @@ class LocalTeacherConfig(TeacherSection):
         normalise = self.normalise or NormaliseConfig(mean=[0.5] * channels, std=[0.25] * channels)
         normalise.check(channels)
         model = ImageClassifier(network, shape, normalise.mean, normalise.std)
-        load_weights(model if card else network, load_file(path), f"teacher.weights {path}")
+        load_weights(model if card else network, read_tensors(path), f"teacher.weights {path}")
         return model.eval(), count, shape
 
     def _load_torchvision(
         self, path: Path, model: str, count: int, image_shape: tuple[int, int, int]
     ) -> ImageClassifier:
         import torchvision
-        from safetensors.torch import load_file
 
-        from kdray.models.checkpoint import load_weights, read_card
+        from kdray.models.checkpoint import load_weights, read_card, read_tensors
         from kdray.models.classifier import ImageClassifier
 
         name = model.removeprefix(_TORCHVISION)
@@ -213,7 +211,7 @@ class LocalTeacherConfig(TeacherSection):
         card = read_card(path)
         if card is not None:
             raise ModelError(f"teacher.model is {model!r}, but {path} holds a kdray {card.model!r}")
-        load_weights(network, load_file(path), f"teacher.weights {path}")
+        load_weights(network, read_tensors(path), f"teacher.weights {path}")
         return ImageClassifier(network, image_shape, normalise.mean, normalise.std).eval()
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,26 @@ def shown(path: str | os.PathLike[str]) -> str:
 
     Python keeps such bytes as lone surrogates, which UTF-8 cannot encode.
     """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    text = os.fspath(path)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def openable(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name for the file at `path` that libraries take which want UTF-8: its own where it is, else the opened file's.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    text = os.fspath(path)
+    if shown(text) == text:
+        yield text
+    else:
+        with open(path, "rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
