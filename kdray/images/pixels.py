@@ -61,6 +61,8 @@ def as_shown(
     cut = any(mode.endswith(_CUT) for mode in stored) and not image.mode.startswith("I")
     grey = image.mode in _GREY or "LA;16B" in stored  # which Pillow makes RGBA
     declared = _png_bits(image) if image.format == "PNG" else None  # before the file is closed
+    if image.format == "TIFF":  # Pillow maps a file that it knows by name, and turns what is mapped the wrong way
+        image.filename = ""  # type: ignore[attr-defined]
     image.load()
     orientation = _orientation(image)
     wide = None
