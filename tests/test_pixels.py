@@ -1,16 +1,20 @@
 """What becomes of the pixels of real files: turned upright, composed, brought to 8 bits, grey or RGB."""
 
 import io
+import math
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from pydantic import ValidationError
 from test_images import read, write_parquet
 
 from kdray.errors import ImageSetError
+from kdray.images.pixels import as_shown
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
 WIDE = np.array([[0, 4095], [2048, 100]], dtype=np.uint16)  # 12 bits
@@ -149,6 +153,15 @@ def test_a_png_that_says_12_bits_and_uses_more_has_16(tmp_path):
     assert pixels(tmp_path) == [[0, 255, 128]]
 
 
+@given(st.integers(9, 16), st.data())
+@settings(max_examples=60, deadline=None)
+def test_scaling_is_rounding_to_the_nearest_of_256_values(bits, data):
+    most = 2**bits - 1
+    values = [most, *data.draw(st.lists(st.integers(0, most), min_size=1, max_size=20))]
+    shown = as_shown(Image.fromarray(np.array([values], np.uint16)), (255, 255, 255), bits, None)
+    assert np.asarray(shown.image)[0].tolist() == [math.floor(value * 255 / most + 0.5) for value in values]
+
+
 @pytest.mark.parametrize("largest", [4095, (4095,)])
 def test_a_tiff_that_says_its_largest_value_is_scaled_by_it(tmp_path, largest):
     saved(tmp_path, WIDE, "TIFF", tiffinfo={281: largest})
@@ -203,6 +216,17 @@ def test_sixteen_bits_of_colour_keep_the_upper_eight_and_are_refused_where_these
     assert pixels(tmp_path, bits=16) == [[[0]], [[15]], [[0]]]
     with pytest.raises(ImageSetError, match=r"with 12 significant bits, convert it to 8 bits a channel first"):
         pixels(tmp_path, bits=12)
+
+
+def test_a_broken_file_of_any_format_is_named(tmp_path):
+    for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "AVIF", "JP2", "TGA", "PCX", "SGI"):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        place = tmp_path / f"a.{form.lower()}"
+        image.save(place)
+        place.write_bytes(place.read_bytes()[: place.stat().st_size * 2 // 3])
+        with pytest.raises(ImageSetError, match=rf"a\.{form.lower()} is not a readable image \("):
+            pixels(tmp_path)
+        place.unlink()
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

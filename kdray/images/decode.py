@@ -21,6 +21,7 @@ _UNREADABLE = (
     EOFError,
     LookupError,
     OverflowError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
