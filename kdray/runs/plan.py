@@ -45,7 +45,8 @@ class Plan:
         worker_bytes: peak resident memory of the probe, which stands for a worker.
         driver_bytes: held in the driver by the choice, at most, where that is much.
         held: the same in words.
-        notes: what could not be known, and how the images were read.
+        note: what could not be known.
+        notes: how the images were read, see `kdray.images.ImageSet`.
     """
 
     images: int
@@ -69,7 +70,8 @@ class Plan:
     worker_bytes: int
     driver_bytes: int
     held: str
-    notes: tuple[str, ...]
+    note: str | None
+    notes: tuple[str, ...] = ()
 
     @property
     def scoring_s(self) -> float:
@@ -122,7 +124,8 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         worker_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         driver_bytes=strategy.driver_bytes(pool, max(later, default=0)),
         held=strategy.held,
-        notes=(*images.notes, *([note] if note else [])),
+        note=note,
+        notes=images.notes,
     )
 
 
@@ -175,7 +178,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("scoring", _duration(plan)),
         ("memory", _memory(plan)),
     ]
-    return rows + [("note", note) for note in plan.notes]
+    return rows + [("note", note) for note in (*plan.notes, plan.note) if note]
 
 
 def _asking(plan: Plan) -> str:
