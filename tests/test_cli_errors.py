@@ -161,7 +161,8 @@ MATERIAL = [
     (PARQUET % "corrupt", "images: row 4 of {bad}/corrupt.parquet is not a readable image (*)"),
     (
         PARQUET % "nocolumn",
-        "images.path: {bad}/nocolumn.parquet has no image column; expected 'image' or 'img', found 'picture'",
+        "images.path: {bad}/nocolumn.parquet has no image column; expected 'image' or 'img', found 'picture'; "
+        "name it as images.image_column",
     ),
     (PARQUET % "text", "images.path: {bad}/text.parquet is not a readable parquet file (*)"),
     (PARQUET % "missing", "images.path: no parquet file at {bad}/missing.parquet"),
@@ -225,7 +226,8 @@ PARTS = [
     ),
     (
         "labelled={source: parquet, path: {bad}/plain.parquet}",
-        "labelled: {bad}/plain.parquet holds no labels; labels are needed here",
+        "labelled: {bad}/plain.parquet holds no labels; labels are needed here; its columns are 'image'; name one as "
+        "labelled.label_column",
     ),
     ("student.augment.shift=16", "student.augment.shift: 16 pixels do not fit images of 16x16"),
 ]

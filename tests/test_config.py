@@ -233,7 +233,7 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         (
             "test={source: digits, split: test}",
-            "test.split belongs to source torchvision; with source = digits leave it out",
+            "test.split belongs to source parquet and torchvision; with source = digits leave it out",
         ),
         ("images=[3]", "images: input should be a mapping, got [3]"),
         (

@@ -164,7 +164,6 @@ BLACK = np.zeros((2, 8, 8), np.uint8)
         ({"out": "notes.txt"}, RunDirectoryError, r"notes\.txt is a file; choose another --out"),
         ({"out": "notes.txt/run"}, RunDirectoryError, r"cannot work in .*: .*notes\.txt is not a folder"),
         ({"out": "full"}, RunDirectoryError, "full is not empty and holds no run"),
-        ({"out": "run\udcff"}, ConfigError, "is not valid UTF-8"),
     ],
 )  # fmt: skip
 def test_all_that_is_free_is_checked_before_the_first_image_is_paid(changes, error, message, tmp_path, monkeypatch):

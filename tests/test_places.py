@@ -105,15 +105,6 @@ def test_a_home_folder_in_arguments(finished, tmp_path, monkeypatch):
     assert not Path("~").exists()
 
 
-def test_an_out_that_cannot_be_written_down_leaves_nothing(config_file, tmp_path, monkeypatch):
-    config = config_file()
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    done = command("run", config, "--local", "--out", "r\udcffn")
-    assert done.returncode == 2 and "is not valid UTF-8" in done.stderr
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 # A ledger that is only read
 
 

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from kdray.errors import KdrayError
+from kdray.utils.files import shown
 
 
 class OnceCommand(TyperCommand):
@@ -46,7 +47,7 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except KdrayError as error:
-        print(f"kdray: {error}", file=sys.stderr)
+        print(f"kdray: {shown(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from None
     except BrokenPipeError:  # the reader of our output has left
         raise typer.Exit(1) from None
@@ -58,7 +59,7 @@ def stoppable(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nkdray: stopped; nothing is lost. Go on with: kdray resume {directory}", file=sys.stderr)
+        print(f"\nkdray: stopped; nothing is lost. Go on with: kdray resume {shown(directory)}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

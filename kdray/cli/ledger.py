@@ -10,6 +10,7 @@ import typer
 
 from kdray.cli.common import exit_on_error, output_width
 from kdray.errors import ConfigError, LedgerError
+from kdray.utils.files import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,7 @@ def ledger_command(
             change_budget(book, budget)
         show(book, Console(highlight=False, width=output_width()))
         if export is not None:
-            print(f"wrote {write_parquet(book, export):,} answers to {export}")
+            print(f"wrote {write_parquet(book, export):,} answers to {shown(export)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def show(book: Book, console: "Console") -> None:
         found = lines(ledger, book.owner)
         held = accounts(ledger, book.owner)
         why = reasons(ledger, book.owner)
-    console.print(f"[bold]ledger[/bold] {escape(str(book.path))}", soft_wrap=True)
+    console.print(f"[bold]ledger[/bold] {escape(shown(book.path))}", soft_wrap=True)
     console.print(_table(book, found))
     for teacher in dict.fromkeys(line.teacher for line in found):
         of = total([line for line in found if line.teacher == teacher])

@@ -16,6 +16,6 @@ def report_command(
     with exit_on_error():
         from kdray.report.page import write_report
         from kdray.runs.directory import RunDirectory
-        from kdray.utils.files import expand
+        from kdray.utils.files import expand, shown
 
-        print(write_report([RunDirectory(run) for run in runs], out and expand(out)))
+        print(shown(write_report([RunDirectory(run) for run in runs], out and expand(out))))

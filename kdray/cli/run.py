@@ -54,15 +54,16 @@ def _show(result: "Result") -> None:
     from kdray.observers.display import result_table
     from kdray.report.page import write_report
     from kdray.runs.directory import RunDirectory
+    from kdray.utils.files import shown
 
     console = Console(highlight=False, width=output_width(140))
     console.print(result_table(result.history, result.receipt.budget))
     directory = RunDirectory(result.directory)
     try:
-        report = str(write_report([directory]))
+        report = shown(write_report([directory]))
     except ConfigError:  # a finished run that lies where nothing can be written
-        report = f"not written, the run is read-only: kdray report {directory.path} --out FILE"
-    for name, value in (("spent", _spent(result.receipt)), ("run", result.directory), ("report", report)):
+        report = f"not written, the run is read-only: kdray report {shown(directory.path)} --out FILE"
+    for name, value in (("spent", _spent(result.receipt)), ("run", shown(result.directory)), ("report", report)):
         console.print(f"{name:<7}{value}", soft_wrap=True, markup=False)
 
 

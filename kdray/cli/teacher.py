@@ -36,6 +36,7 @@ def teacher_train_command(
 
         from kdray.observers.display import make_display
         from kdray.runs.teachers import count_field, train_by_recipe
+        from kdray.utils.files import shown
 
         if count is not None and (field := count_field(parsed)) is not None:
             parsed = load_config(config, [*(overrides or []), f"{field}={count}"])
@@ -44,7 +45,7 @@ def teacher_train_command(
             weights, accuracy = train_by_recipe(parsed, force=force, observer=display)
         finally:
             display.close()
-        print(f"wrote {weights}")
+        print(f"wrote {shown(weights)}")
         if accuracy is not None:
             print(f"accuracy on the test set: {accuracy:.2%}")
 

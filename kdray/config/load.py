@@ -51,6 +51,8 @@ def apply_overrides(data: Any, overrides: Iterable[str]) -> Any:
             raise ConfigError(f"override {text!r} is not of the form key.sub=value, for example budget.queries=2000")
         try:
             parsed = parse_yaml(value)
+        except yaml.reader.ReaderError:  # bytes that are not UTF-8, as the name of a file may have them
+            parsed = value
         except yaml.constructor.ConstructorError as error:
             raise ConfigError(f"override {text!r}: {error.problem}") from None
         except yaml.YAMLError:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdray.errors import ImageSetError
-from kdray.images.base import ImageRows, ImageSet
+from kdray.images.base import ImageRows, ImageSet, ImageSource
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -93,7 +93,17 @@ def _from_pil(images: Any, field: str) -> "Tensor":
     if len(sizes) > 1:
         raise ImageSetError(f"{field}: images of several sizes, {sorted(sizes)[:3]} (width, height); resize them first")
     rows = ImageRows(name=field, rows=len(images), decode=lambda row: images[row], where=lambda row: f"image {row}")
-    return decode_rows(rows, np.arange(len(images)), None, None, field)
+    return decode_rows(rows, np.arange(len(images)), _Pictures(), field)[0]
+
+
+class _Pictures(ImageSource):
+    """PIL images that are here already, read as every source reads its own by default."""
+
+    source: str = "python"
+
+    def open(self, field: str) -> ImageRows:
+        """They are not opened by a config."""
+        raise NotImplementedError
 
 
 def _to_array(values: Any, field: str, wanted: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from kdray.observers.base import RoundMetrics
 from kdray.report.figures import accuracy_figure, agreement_figure, time_figure
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import Result, read_result
-from kdray.utils.files import check_writable, write_bytes
+from kdray.utils.files import check_writable, shown, write_bytes
 
 _SHOWN = 8  # images shown of each round
 
@@ -36,11 +36,12 @@ def write_report(directories: Sequence[RunDirectory], out: Path | None = None) -
     check_writable(page_file, "--out")
     results = [read_result(directory) for directory in directories]
     first, directory = results[0], directories[0]
-    runs = [(result.directory.name, result.history) for result in results]
+    runs = [(shown(result.directory.name), result.history) for result in results]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.2f} %"
+    environment.filters["shown"] = shown
     page = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     html = page.render(
         result=first,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdray.config.money import LedgerSection
 from kdray.errors import RunDirectoryError
-from kdray.utils.files import expand, read_json, why_unwritable, write_bytes, write_json
+from kdray.utils.files import expand, read_json, shown, why_unwritable, write_bytes, write_json
 
 if TYPE_CHECKING:  # `kdray ledger` needs a run's paths, and neither torch nor pyarrow
     from kdray.runs.tables import Candidates, Labelled
@@ -68,7 +68,7 @@ class RunDirectory:
         """The run's name in a ledger. It is made once and kept in RUN/id, so a run that is moved keeps its account."""
         path = self.path / "id"
         if not path.exists():
-            write_bytes(path, f"{self.path.name}-{uuid.uuid4().hex[:12]}\n".encode())
+            write_bytes(path, f"{shown(self.path.name)}-{uuid.uuid4().hex[:12]}\n".encode())
         return path.read_text(encoding="utf-8").strip()
 
     def ledger_of(self, section: LedgerSection) -> Path:

@@ -182,6 +182,11 @@ class Data:
     validation: ImageSet | None
     test: ImageSet | None
 
+    def notes(self) -> list[str]:
+        """What the user should know of how the images were read."""
+        sets = (self.pooled.images, self.labelled, self.validation, self.test)
+        return [note for data in sets if data is not None for note in data.notes]
+
     def of_teacher(
         self, config: Config, count: int | None, names: tuple[str, ...] | None, observer: Observer | None = None
     ) -> "Data":
@@ -252,6 +257,8 @@ def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: 
     in_memory = in_memory or InMemoryInputs()
     data = read_data(config, in_memory)
     pooled, images = data.pooled, data.pooled.images
+    for note in data.notes():
+        observer.note(note)
     section = config.teacher
     seen = section.input.shape(images.image_shape)
     section.prepare(seen, data.labelled, observer)
@@ -319,7 +326,7 @@ def read_test(
     if data is None or data.labels is None:
         return data
     if bool((data.labels == -1).all()):
-        return ImageSet(images=data.images)
+        return replace(data, labels=None)
     return _with_true_labels(data, "test")
 
 

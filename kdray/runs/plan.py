@@ -52,6 +52,7 @@ class Plan:
         driver_bytes: held in the driver by the choice, at most, where that is much.
         held: the same in words.
         note: what could not be known.
+        notes: how the images were read, see `kdray.images.ImageSet`.
     """
 
     images: int
@@ -81,6 +82,7 @@ class Plan:
     driver_bytes: int
     held: str
     note: str | None
+    notes: tuple[str, ...] = ()
 
     @property
     def scoring_s(self) -> float:
@@ -141,6 +143,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         driver_bytes=strategy.driver_bytes(pool, max(later, default=0)),
         held=strategy.held,
         note=note,
+        notes=tuple(data.notes()),
     )
 
 
@@ -190,7 +193,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("scoring", _duration(plan)),
         ("memory", _memory(plan)),
     ]
-    return rows + ([("note", plan.note)] if plan.note else [])
+    return rows + [("note", note) for note in (*plan.notes, plan.note) if note]
 
 
 def _seen(config: Config, shape: tuple[int, int, int]) -> str | None:

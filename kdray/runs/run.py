@@ -17,7 +17,7 @@ from kdray.runs.loop import Rounds, RunContext
 from kdray.runs.policy import PurchasePolicy
 from kdray.runs.result import Result, read_result
 from kdray.runs.tables import write_image_set
-from kdray.utils.files import write_bytes
+from kdray.utils.files import shown, write_bytes
 
 
 def choose_directory(config: Config, name: str) -> RunDirectory:
@@ -192,7 +192,7 @@ def _work(inputs: Inputs, backend: Backend, directory: RunDirectory, observer: O
                 rounds=rounds.last,
                 budget=config.budget.queries,
                 spent=ledger.spent("training", owner) + ledger.spent("estimate", owner),
-                title=str(directory.path),
+                title=shown(directory.path),
             )
             for metrics in rounds.history():
                 events.round_done(metrics)

@@ -12,7 +12,7 @@ from kdray.observers import Observer
 from kdray.runs.inputs import read_labelled, read_test, resolve
 from kdray.teachers.base import Teacher
 from kdray.teachers.local import LocalTeacherConfig
-from kdray.teachers.recipe import measure_teacher, train_teacher, trained_classes
+from kdray.teachers.recipe import measure_teacher, train_teacher
 from kdray.utils.seeds import numpy_generator
 
 Served = tuple[Teacher, tuple[int, int, int], tuple[str, ...] | None]
@@ -39,11 +39,10 @@ def train_by_recipe(config: Config, *, force: bool, observer: Observer) -> tuple
         raise TeacherError(f"teacher.weights: {teacher.weights} is there already; give --force to train it again")
     test = read_test(config)
     measured = test is not None and test.labels is not None
-    own_images = None if recipe is None or recipe.images is None else recipe.images.open("teacher.train.images")
-    labelled = None if own_images else read_labelled(config, "labelled")
-    if test is not None and measured and (known := own_images or labelled) is not None:
-        # Found out before the training, which may take hours.
-        count, names = trained_classes(teacher, known)
+    own = recipe is not None and recipe.images is not None
+    labelled = None if own else read_labelled(config, "labelled")
+    if test is not None and measured:  # found out before the training, which may take hours
+        count, names = teacher.classes_by_recipe(labelled)
         with_teachers_labels(test, names, count, field="test")
     train_teacher(
         teacher,

@@ -90,7 +90,7 @@ def _names_differ(value: int | list[str]) -> int | list[str]:
     return value
 
 
-ClassNames = Annotated[list[str], Field(min_length=2), BeforeValidator(_names_as_text), AfterValidator(_names_differ)]
+ClassNames = Annotated[list[str], Field(min_length=1), BeforeValidator(_names_as_text), AfterValidator(_names_differ)]
 """Names of classes, in order."""
 Classes = Annotated[
     Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from kdray.errors import ModelError, TeacherError
+from kdray.images.base import read_class_names
 from kdray.models.base import known_model
 from kdray.sections.base import Classes, Device
 from kdray.sections.classes import loose
@@ -20,6 +21,7 @@ from kdray.teachers.input import PixelInput
 from kdray.teachers.recipe import TeacherTrainConfig, train_teacher, trained_classes
 from kdray.teachers.suspicion import no_logits
 from kdray.utils.devices import cpu_threads, resolve_device
+from kdray.utils.files import shown
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -97,8 +99,13 @@ class LocalTeacherConfig(TeacherSection):
         """Before the teacher was trained, those it will be trained on."""
         if self.train is None or not self.missing():
             return super().expected_classes(labelled)
-        images = labelled if self.train.images is None else self.train.images.open("teacher.train.images")
-        return (None, None) if images is None else trained_classes(self, images)
+        return self.classes_by_recipe(labelled)
+
+    def classes_by_recipe(self, labelled: ImageSet | None) -> tuple[int | None, tuple[str, ...] | None]:
+        """Number and names of the classes that training by the recipe will give; None where they are not known yet."""
+        if self.train is not None and self.train.images is not None:
+            return trained_classes(self, read_class_names(self.train.images, "teacher.train.images"))
+        return (None, None) if labelled is None else trained_classes(self, labelled.classes)
 
     def count_classes(self, image_shape: tuple[int, int, int]) -> int | None:
         """Before the teacher was trained, what `classes` says."""
@@ -128,7 +135,7 @@ class LocalTeacherConfig(TeacherSection):
             labelled=labelled,
             on_note=observer.note,
         )
-        observer.note(f"teacher written to {self.weights}; from here on it is only queried")
+        observer.note(f"teacher written to {shown(self.weights)}; from here on it is only queried")
 
     def build(
         self, image_shape: tuple[int, int, int], *, folder: str = "", secrets: Secrets | None = None
@@ -188,9 +195,7 @@ class LocalTeacherConfig(TeacherSection):
     def _load_zoo(
         self, path: Path, name: str, image_shape: tuple[int, int, int]
     ) -> tuple[ImageClassifier, int, tuple[int, int, int]]:
-        from safetensors.torch import load_file
-
-        from kdray.models.checkpoint import load_weights, read_card
+        from kdray.models.checkpoint import load_weights, read_card, read_tensors
         from kdray.models.classifier import ImageClassifier, build_network
 
         card, count = read_card(path), None if self.classes is None else count_in(self.classes)
@@ -217,16 +222,15 @@ class LocalTeacherConfig(TeacherSection):
         self.input.check_channels(channels)
         mean, std = self.input.mean or [0.5] * channels, self.input.std or [0.25] * channels
         model = ImageClassifier(network, shape, mean, std)
-        load_weights(model if card else network, load_file(path), f"teacher.weights {path}")
+        load_weights(model if card else network, read_tensors(path), f"teacher.weights {path}")
         return model.eval(), count, shape
 
     def _load_torchvision(
         self, path: Path, model: str, count: int, image_shape: tuple[int, int, int]
     ) -> ImageClassifier:
         import torchvision
-        from safetensors.torch import load_file
 
-        from kdray.models.checkpoint import load_weights, read_card
+        from kdray.models.checkpoint import load_weights, read_card, read_tensors
         from kdray.models.classifier import ImageClassifier
 
         name = model.removeprefix(_TORCHVISION)
@@ -244,7 +248,7 @@ class LocalTeacherConfig(TeacherSection):
         card = read_card(path)
         if card is not None:
             raise ModelError(f"teacher.model is {model!r}, but {path} holds a kdray {card.model!r}")
-        load_weights(network, load_file(path), f"teacher.weights {path}")
+        load_weights(network, read_tensors(path), f"teacher.weights {path}")
         return ImageClassifier(network, image_shape, mean, std).eval()
 
 

@@ -21,7 +21,7 @@ from kdray.utils.files import check_writable, write_bytes
 from kdray.utils.seeds import numpy_generator
 
 if TYPE_CHECKING:
-    from kdray.images.base import ImageRows, ImageSet
+    from kdray.images.base import ImageSet
     from kdray.teachers.local import LocalTeacherConfig
 
 
@@ -77,6 +77,9 @@ def train_teacher(
     data = labelled
     if recipe.images is not None:
         data = _read(recipe.images, recipe.seed, "teacher images", "teacher.train.images")
+        if on_note is not None:
+            for note in data.notes:
+                on_note(note)
     if data is None:
         raise TeacherError("teacher.train.images is missing: it says which labelled images to train the teacher on")
     images = section.input.view(data.images)
@@ -87,7 +90,7 @@ def train_teacher(
             "set size and colour of both alike, or those of teacher.input"
         )
     field = "labelled" if recipe.images is None else "teacher.train.images"
-    count, names = trained_classes(section, data)
+    count, names = trained_classes(section, data.classes)
     counted = count is None
     count = len(data.true_labels.unique()) if count is None else count
     if counted and int(data.true_labels.max()) >= count:
@@ -114,17 +117,17 @@ def train_teacher(
 
 
 def trained_classes(
-    section: LocalTeacherConfig, images: ImageSet | ImageRows
+    section: LocalTeacherConfig, of_images: tuple[str, ...] | None
 ) -> tuple[int | None, tuple[str, ...] | None]:
-    """Number and names of the classes of a teacher that is trained on `images`: those of the section, else those of the
-    images; None where neither says."""
+    """Number and names of the classes of a teacher that is trained on images with these class names: those of the
+    section, else those of the images; None where neither says."""
     if isinstance(section.classes, int):
-        if images.classes is None:
+        if of_images is None:
             return section.classes, None
-        if are_numbers(images.classes):
+        if are_numbers(of_images):
             return section.classes, tuple(map(str, range(section.classes)))
-        return section.classes, images.classes if len(images.classes) == section.classes else None
-    names = names_in(section.classes) or images.classes
+        return section.classes, of_images if len(of_images) == section.classes else None
+    names = names_in(section.classes) or of_images
     return (len(names), tuple(names)) if names else (None, None)
 
 

@@ -2,10 +2,39 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdray.errors import ConfigError, RunDirectoryError
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be printed and stored anywhere: bytes of it that are not UTF-8 become \\xNN.
+
+    Python keeps such bytes as lone surrogates, which UTF-8 cannot encode.
+    """
+    text = os.fspath(path)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def openable(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name for the file at `path` that libraries take which want UTF-8: its own where it is, else the opened file's.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    text = os.fspath(path)
+    if shown(text) == text:
+        yield text
+    else:
+        with open(path, "rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -27,13 +56,9 @@ def expand(path: str | os.PathLike[str]) -> Path:
     """A path that a user wrote: `~` is the home folder. The shell does not see one in `--out=~/runs` or in a file.
 
     Raises:
-        ConfigError: there is no such user, or the path is not text that can be stored.
+        ConfigError: there is no such user.
     """
     text = os.fspath(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"the path {text!a} is not valid UTF-8; rename the folder or give another path") from None
     found = os.path.expanduser(text)
     if found.startswith("~"):
         raise ConfigError(f"{text}: there is no such home folder; a file of this name needs its whole path")
