@@ -289,7 +289,7 @@ SAID = {"error": "so it is"}
         (404, "refused", "{url} does not exist there (404: so it is); check teacher.url and teacher.model"),
         (405, "refused", "{url} refuses the request (405: so it is)"),
         (408, "unsent", "{url} says 408: so it is"),
-        (413, "refused", "{url}: the request is too large (413: so it is); lower teacher.batch_size"),
+        (413, "oversized", "{url}: the request is too large (413: so it is)"),
         (415, "declined", "{url} does not take the request (415: so it is)"),
         (422, "declined", "{url} does not take the request (422: so it is)"),
         (425, "unsent", "{url} says 425: so it is"),

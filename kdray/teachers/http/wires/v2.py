@@ -83,6 +83,8 @@ class V2Wire(Wire):
                 f"the model takes images of shape {shape}, kdray would send {[-1, *array.shape[1:]]}; "
                 "set images.size, images.colour and teacher.input.layout to bring them together"
             )
+        if shape and len(shape) == array.ndim and shape[0] > 0:
+            self.batch_limit = shape[0]
 
     def _learn_output(self, outputs: list[dict[str, Any]]) -> None:
         if self._output is not None and all(entry.get("name") != self._output for entry in outputs):
