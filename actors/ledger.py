@@ -26,6 +26,7 @@ _CALLS = frozenset(
         "answers_of",
         "failures",
         "grant",
+        "knows",
         "lookup",
         "on_their_way",
         "open_account",

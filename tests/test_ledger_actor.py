@@ -123,9 +123,8 @@ def story(ledger) -> list:
         ]
     )
     said.append({k: (label, probs.tolist()) for k, (label, probs) in ledger.lookup("t", key).items()})
-    said.append(
-        (ledger.failures("t", key), ledger.answers_of("t"), ledger.recover("me"), ledger.recover("me"), third.queries)
-    )
+    said.append((ledger.failures("t", key), ledger.answers_of("t"), ledger.knows("me"), ledger.knows("you")))
+    said.append((ledger.recover("me"), ledger.recover("me"), third.queries))
     said.append((ledger.spent(), ledger.uncertain("training", "me"), ledger.rejected("training", "me")))
     ledger.record_hits("t", 4, purpose="training", round=2, owner="me")
     said.append((ledger.spent_in_round(2, "training", "me"), ledger.teachers("me"), ledger.teachers("you")))

@@ -210,7 +210,7 @@ def test_the_policy_of_each_kind():
     assert policy.retry.policy is retry
     assert PurchasePolicy.of(http, metered=False).probe is False
     policy = PurchasePolicy.of(python, metered=True)
-    assert (policy.limits, policy.lease_s, policy.probe) == (Limits(), LEASE_S, False)
+    assert (policy.limits, policy.lease_s, policy.probe) == (Limits(), LEASE_S, True)
     assert PurchasePolicy.of(local, metered=False).limits is None  # it costs nothing: there is nothing to count
     slow = LocalTeacherConfig(weights="x", limits={"requests_per_s": 2})
     assert PurchasePolicy.of(slow, metered=False).limits is slow.limits

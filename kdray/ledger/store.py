@@ -98,7 +98,7 @@ class Ledger:
                 continue
             row = db.execute("SELECT cap FROM accounts WHERE owner = ? AND purpose = ?", (owner, purpose)).fetchone()
             if purpose == "training" and row and row[0] is not None and row[0] != cap:
-                change = "" if owner else ", or change the cap with 'kdray ledger --budget'"
+                change = "" if owner else f", set ledger.queries to {row[0]}, or change it with 'kdray ledger --budget'"
                 raise LedgerError(
                     f"{self.path} was made for a budget of {row[0]:,} queries, not {cap:,}; "
                     f"use another ledger or run directory{change}"
@@ -118,6 +118,10 @@ class Ledger:
         """Set another cap on the training queries of the whole file. Below what is spent it stops all buying."""
         with self._file.transaction() as db:
             self._put_cap(db, "", "training", cap)
+
+    def knows(self, owner: str) -> bool:
+        """Whether `owner` has ever opened an account here."""
+        return bool(self.read("SELECT 1 FROM accounts WHERE owner = ? LIMIT 1", (owner,)))
 
     def remaining(self, purpose: str = "training", owner: str = "") -> int:
         """Queries that can still be reserved, for `owner` where one is given; 0 also where no cap was ever set."""

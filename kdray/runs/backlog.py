@@ -60,6 +60,7 @@ class Backlog:
     ) -> None:
         self._hashes, self._tries_allowed, self._size = hashes, tries, batch_size
         self._tries = Counter({key: found.times for key, found in failures.items()})
+        self._own = {key for key, found in failures.items() if found.own}
         self.set_aside = {
             key: found.reason
             for key, found in failures.items()
@@ -165,13 +166,14 @@ class Backlog:
 
     def retry(self, batch: Batch, reasons: Mapping[int, str]) -> None:
         """Count a try for the images at these positions. They go to the end of the queue; set aside are those without
-        tries left of which it is known that it is them: they were alone, or the others were answered."""
-        own = len(batch.positions) == 1 or len(reasons) < len(batch.positions)
+        tries left of which it is known that it is them: once they were alone, or the others were answered."""
+        if len(batch.positions) == 1 or len(reasons) < len(batch.positions):
+            self._own.update(self._hashes[position] for position in reasons)
         again = []
         for position, reason in reasons.items():
             key = self._hashes[position]
             self._tries[key] += 1
-            if own and self._tries[key] >= self._tries_allowed:
+            if key in self._own and self._tries[key] >= self._tries_allowed:
                 self.set_aside[key] = reason
             else:
                 again.append(position)
