@@ -29,9 +29,9 @@ This page is made from the code by `make docs`; a test keeps the two alike.
 _CHANGES = """
 ## What may change when a run goes on
 
-These fields decide how answers are fetched, counted or shown. `kdray run CONFIG --out RUN key.sub=value` goes on with the
-run in RUN and the new values, which RUN/config.yaml keeps. A change in any other field makes another experiment, and is
-refused.
+These fields decide how answers are fetched, counted or shown. `kdray run CONFIG --out RUN key.sub=value` goes on with
+the run in RUN and the new values, which RUN/config.yaml keeps. A change in any other field makes another experiment,
+and is refused.
 """
 
 

@@ -36,7 +36,7 @@ from kdray.errors import BudgetExceeded, LedgerError
 from kdray.ledger import Ledger, Reservation, hash_images
 from kdray.ledger.limits import Fill, Limits, TokenBucket, day_of, seconds_left_today
 from kdray.ledger.receipt import accounts, lines, total
-from kdray.ledger.records import DIED, STOPPED, AnswerRows, Grant, Order, Outcome
+from kdray.ledger.records import DIED, STOPPED, AnswerRows, Failures, Grant, Order, Outcome
 from kdray.teachers.answers import Answers, to_answers
 
 
@@ -482,6 +482,38 @@ def test_the_last_reason_is_the_one_of_the_last_request(path):
         for reason in ("b", "c", "a"):
             ledger.settle([answered(ledger.reserve(1, teacher="t"), keys(1), bad={0: reason})])
         assert refusals(ledger, "t", 1) == {1: (3, "a")}
+
+
+def test_what_came_of_each_image_by_hand(path, clock):
+    """1, 2 and 6 are lost together, then 1 alone; 3 dies with its run; 4 was stopped; 5 is declined; 6 is answered."""
+    with opened(path, 100, clock=clock) as ledger:
+
+        def lose(*numbers: int, reason: str) -> None:
+            (part,) = ask(ledger, keys(*numbers)).parts
+            ledger.settle([Outcome(reservation=part.reservation, state="uncertain", reason=reason)])
+
+        lose(1, 2, 6, reason="500")
+        lose(1, reason="a reset")
+        lose(4, reason=STOPPED)
+        ask(ledger, keys(3), owner="dead")
+        ledger.recover("dead")
+        (part,) = ask(ledger, keys(5)).parts
+        said = {"state": "released", "hashes": keys(5), "reason": "too dark", "declined": True}
+        ledger.settle([Outcome(reservation=part.reservation, **said)])
+        assert not ledger.answers_of("t")
+        label_all(ledger, ask(ledger, keys(6)))
+        assert ledger.answers_of("t") and not ledger.answers_of("u")
+        assert ledger.failures("t", keys(*range(1, 8))) == {
+            key(1): Failures(times=2, own=1, reason="a reset"),
+            key(2): Failures(times=1, own=0, reason="500"),
+            key(3): Failures(times=1, own=0, reason=DIED),
+            key(5): Failures(times=0, own=0, reason="too dark", declined=True),
+        }
+        assert ledger.failures("u", keys(1)) == {}
+        assert (ledger.knows("a"), ledger.knows("nobody")) == (True, False)
+        assert (ledger.spent(), ledger.uncertain()) == (7, 6)
+        with pytest.raises(LedgerError, match="declined images for a reservation"):
+            ledger.settle([Outcome(reservation=part.reservation, **said | {"hashes": ()})])
 
 
 def test_free_images_are_noted_once_for_a_round(path):
