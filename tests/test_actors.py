@@ -268,6 +268,7 @@ class Reluctant:
 
 def test_what_a_teacher_raises_in_a_worker_means_what_it_means_here(ray_local, ledger, tmp_path):
     images = torch.full((4, 1, 2, 2), 200, dtype=torch.uint8) + torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1)
+    ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     pool = RayTeacherPool(Reluctant(str(tmp_path)), partial(Reluctant, str(tmp_path)), 1)
     try:
         with pytest.raises(TeacherError, match="the teacher gave NoneType"):
