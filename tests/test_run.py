@@ -429,6 +429,17 @@ def test_a_budget_lost_to_failures_ends_the_run_with_what_there_is(tmp_path):
     assert [m.round for m in result.history] == [0]
 
 
+@pytest.mark.parametrize("error", [package.TeacherBusy("not now"), package.ImageDeclined("too dark")])
+def test_the_query_that_finds_the_number_of_classes_is_given_back_where_the_teacher_charges_nothing(error, tmp_path):
+    def teacher(batch):
+        raise error
+
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), dtype=np.uint8)
+    with pytest.raises(type(error)):
+        package.distil(teacher, images, 20, out=tmp_path / "run", local=True, progress=False)
+    assert bought(tmp_path / "run") == 0
+
+
 # ---- what may change when a run goes on
 
 
