@@ -23,13 +23,15 @@ from kdray.ledger.store import Ledger
 
 _CALLS = frozenset(
     {
+        "answers_of",
+        "failures",
         "grant",
+        "knows",
         "lookup",
         "on_their_way",
         "open_account",
         "record_hits",
         "recover",
-        "refusals",
         "rejected",
         "remaining",
         "rest",

@@ -342,7 +342,8 @@ def test_a_teacher_behind_http_gets_the_documented_defaults():
         "requests_per_s": None, "requests_per_minute": None, "burst": 1, "in_flight": 8, "queries_per_day": None,
     }  # fmt: skip
     assert teacher.retry.model_dump() == {
-        "tries": 5, "backoff_s": 0.5, "max_backoff_s": 60.0, "max_wait_s": 300.0, "max_bad_share": 0.05,
+        "tries": 5, "give_up_after_s": 300.0, "backoff_s": 0.5, "max_backoff_s": 60.0, "max_wait_s": 300.0,
+        "max_bad_share": 0.05,
     }  # fmt: skip
     assert parse(data=V2).ledger.model_dump() == {"path": None, "queries": None}
     # What a path of a reply leaves out is not taken from the default of the whole section.

@@ -313,7 +313,7 @@ SAID = {"error": "so it is"}
         (405, "refused", "{url} refuses the request (405: so it is)"),
         (408, "unsent", "{url} says 408: so it is"),
         (409, "throttled", "{url} says 409: so it is"),
-        (413, "refused", "{url}: the request is too large (413: so it is); lower teacher.batch_size"),
+        (413, "oversized", "{url}: the request is too large (413: so it is)"),
         (415, "declined", "{url} does not take the request (415: so it is)"),
         (422, "declined", "{url} does not take the request (422: so it is)"),
         (425, "unsent", "{url} says 425: so it is"),

@@ -704,4 +704,4 @@ def test_what_a_fault_means_for_money_and_for_asking_again():
     charged = {kind for kind, fault in meaning.items() if fault.charged}
     assert charged == {"lost", "malformed", "doubtful", "failed"}
     assert {kind for kind, fault in meaning.items() if fault.final} == {"refused", "failed"}
-    assert set(meaning) - charged == {"refused", "throttled", "unsent", "declined"}
+    assert set(meaning) - charged == {"refused", "throttled", "unsent", "declined", "oversized"}

@@ -199,6 +199,7 @@ def giving(*outputs: dict) -> dict:
 def test_the_name_of_the_input_is_learnt():
     wire = v2()
     wire.learn(metadata())
+    assert wire.batch_limit is None
     assert wire.request(images())["inputs"][0]["name"] == "x"
     told = v2(input_name="y")
     told.learn(

@@ -26,6 +26,9 @@ def ledger_command(
     where: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run directory, or a ledger file.")],
     export: Annotated[Path | None, typer.Option(help="Write all answers to this parquet file.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Set the cap of a shared ledger file.")] = None,
+    forget_declined: Annotated[
+        bool, typer.Option("--forget-declined", help="Ask about images again that their teacher declined.")
+    ] = False,
     price: Annotated[float | None, typer.Option(min=0, help="Price of a query; default: the run's.")] = None,
 ) -> None:
     """The receipt: what was bought, for what, from whom, what it cost, what it saved, and what is left."""
@@ -39,6 +42,9 @@ def ledger_command(
         book = find_book(expand(where), price)
         if budget is not None:
             change_budget(book, budget)
+        if forget_declined:
+            with opened(book) as ledger:
+                print(f"forgot {ledger.forget_declined():,} declined images of {book.path}")
         show(book, Console(highlight=False, width=output_width()))
         if export is not None:
             print(f"wrote {write_parquet(book, export):,} answers to {shown(export)}")

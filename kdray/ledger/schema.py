@@ -4,7 +4,7 @@ import sqlite3
 
 from kdray.errors import LedgerError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _STATES = "'reserved', 'answered', 'released', 'uncertain'"
 _TABLES = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -35,7 +35,7 @@ CREATE INDEX reservations_open ON reservations (teacher, expires) WHERE state = 
 CREATE INDEX reservations_rounds ON reservations (owner, purpose, round);
 CREATE TABLE claims (
     teacher INTEGER NOT NULL, hash BLOB NOT NULL, reservation TEXT NOT NULL, expires REAL NOT NULL,
-    PRIMARY KEY (teacher, hash)
+    PRIMARY KEY (teacher, hash, reservation)
 ) WITHOUT ROWID;
 CREATE INDEX claims_reservations ON claims (reservation);
 CREATE TABLE answers (
@@ -47,6 +47,16 @@ CREATE TABLE rejects (
     teacher INTEGER NOT NULL REFERENCES teachers (id), hash BLOB NOT NULL,
     reservation TEXT NOT NULL REFERENCES reservations (id), reason TEXT NOT NULL,
     PRIMARY KEY (teacher, hash, reservation)
+) WITHOUT ROWID;
+CREATE TABLE lost (
+    teacher INTEGER NOT NULL REFERENCES teachers (id), hash BLOB NOT NULL,
+    reservation TEXT NOT NULL REFERENCES reservations (id),
+    PRIMARY KEY (teacher, hash, reservation)
+) WITHOUT ROWID;
+CREATE TABLE declined (
+    teacher INTEGER NOT NULL REFERENCES teachers (id), hash BLOB NOT NULL,
+    reservation TEXT NOT NULL REFERENCES reservations (id), reason TEXT NOT NULL,
+    PRIMARY KEY (teacher, hash)
 ) WITHOUT ROWID;
 CREATE TABLE hits (
     owner TEXT NOT NULL, teacher INTEGER NOT NULL REFERENCES teachers (id), purpose TEXT NOT NULL,

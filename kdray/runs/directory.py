@@ -64,6 +64,10 @@ class RunDirectory:
         """Whether kdray works or worked here: any folder may hold a config.yaml of its own."""
         return self.config.exists() and ((self.path / ".lock").exists() or self.ledger.exists())
 
+    def has_begun(self) -> bool:
+        """Whether a first phase is done: by then the ledger was opened, and knew the run."""
+        return self.artefact(0, "choose").exists()
+
     def owner(self) -> str:
         """The run's name in a ledger. It is made once and kept in RUN/id, so a run that is moved keeps its account."""
         path = self.path / "id"

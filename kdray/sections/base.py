@@ -28,6 +28,10 @@ class Section(BaseModel):
     path_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that hold file paths. A run directory stores them as absolute paths."""
 
+    resumable_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that may change when a run goes on: they decide how an answer is fetched or shown, and not what is chosen
+    or learned. A field that is a section stands for all of it. Those of base classes count too."""
+
     @model_validator(mode="before")
     @classmethod
     def _paths_of_the_user(cls, data: Any) -> Any:
@@ -39,6 +43,21 @@ class Section(BaseModel):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return {**data, **{name: path for name, path in whole.items() if paths[name].startswith("~")}}
+
+    @classmethod
+    def resumable(cls) -> tuple[str, ...]:
+        """`resumable_fields` of the class and its bases."""
+        found = [name for base in reversed(cls.__mro__) for name in vars(base).get("resumable_fields", ())]
+        return tuple(dict.fromkeys(found))
+
+    def resumable_paths(self, prefix: str = "") -> list[str]:
+        """Dotted paths of all such fields, of the sections below too."""
+        paths = [f"{prefix}{name}" for name in self.resumable()]
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Section) and f"{prefix}{name}" not in paths:
+                paths += value.resumable_paths(f"{prefix}{name}.")
+        return paths
 
     @classmethod
     def meanings(cls) -> dict[str, str]:

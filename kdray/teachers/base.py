@@ -77,6 +77,8 @@ class TeacherSection(Section):
     servable: ClassVar[bool] = True
     """`kdray teacher serve` can serve it: it is not behind a server already."""
 
+    resumable_fields: ClassVar[tuple[str, ...]] = ("batch_size", "limits", "retry")
+
     kind: str
     """Which kind of teacher answers."""
     answers: str = "soft"
@@ -167,8 +169,9 @@ class TeacherSection(Section):
         return LEASE_S
 
     def probes(self) -> bool:
-        """Whether to send one image alone until the teacher has answered: a wrong setting then costs one query."""
-        return False
+        """Whether to send one image alone until the teacher has answered: a wrong setting, or a bug, then costs one
+        query. It matters to teachers that are metered."""
+        return True
 
     def own_settings(self) -> str:
         """The fields that a user's own subclass of a kind of teacher adds, for the identity; empty for kdray's own."""

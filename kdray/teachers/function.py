@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import field_validator
 
-from kdray.errors import TeacherError
+from kdray.errors import ImageDeclined, TeacherBusy, TeacherError
 from kdray.sections.base import Classes
 from kdray.sections.registry import import_object
 from kdray.teachers.answers import AnswerFormat, Answers, check_labels, check_probabilities
@@ -134,11 +134,15 @@ class FunctionTeacher:
         """Answers to uint8 images [B, C, H, W].
 
         Raises:
-            TeacherError: the function raised, or returned neither probabilities nor labels of these images.
+            TeacherBusy, ImageDeclined: the function raised it.
+            TeacherError: the function raised another exception, or returned neither probabilities nor labels of these
+                images.
         """
         try:
             reply = self._function(images.numpy())
-        except Exception as error:  # a user's function may raise anything
+        except (TeacherBusy, ImageDeclined):
+            raise
+        except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
         array = to_array(reply)
         if array.dtype.kind in "iu" and array.ndim == 1:

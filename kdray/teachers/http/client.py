@@ -57,6 +57,11 @@ class HttpTeacher:
         self._section, self._wire, self._secrets = section, wire, secrets
         self._looked = wire.about is None
 
+    @property
+    def batch_limit(self) -> int | None:
+        """Images a request that the server says it takes, where it says so."""
+        return self._wire.batch_limit
+
     def session(self) -> aiohttp.ClientSession:
         """A session for `ask`, to be closed by the caller; must be made inside the event loop that uses it."""
         # Reading the authorities takes a tenth of a second: now, before a first request has a permit and waits for it.
@@ -284,7 +289,7 @@ class HttpTeacher:
             words = f"{url} does not exist there ({said}); check teacher.url"
             words += " and teacher.model" if self._section.model is not None else ""
         elif status == 413:
-            words = f"{url}: the request is too large ({said}); lower teacher.batch_size"
+            kind, words = "oversized", f"{url}: the request is too large ({said})"
         elif status < 400:
             target = self._cut(raw.headers.get("Location", "elsewhere"))
             words = f"{url} answers {status}, not 200 (it points to {target}); set teacher.url to where the model is"

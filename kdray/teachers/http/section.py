@@ -40,6 +40,8 @@ class HttpTeacherConfig(TeacherSection):
 
     servable: ClassVar[bool] = False
     path_fields: ClassVar[tuple[str, ...]] = ("ca",)
+    # Whether it is the same teacher there, the ledger knows.
+    resumable_fields: ClassVar[tuple[str, ...]] = ("url", "headers", "ca", "timeout_s", "poll", "tolerance")
 
     kind: Literal["http"] = "http"
     """http: a server."""
@@ -200,10 +202,6 @@ class HttpTeacherConfig(TeacherSection):
     def lease_s(self) -> float:
         """The time a request may take, and some for its worker to report the end."""
         return self.timeout_s + _LEASE_GRACE_S
-
-    def probes(self) -> bool:
-        """A server may refuse every request, and bill for it."""
-        return True
 
     def build(
         self, image_shape: tuple[int, int, int], *, folder: str = "", secrets: Secrets | None = None

@@ -38,6 +38,8 @@ class Wire(ABC):
     """Where requests go, with ${NAME} for what is secret."""
     about: str | None = None
     """Where the server describes the model free of charge, or None."""
+    batch_limit: int | None = None
+    """Images a request that the server says it takes, where it says so."""
 
     @abstractmethod
     def __init__(self, section: HttpTeacherConfig, image_shape: tuple[int, int, int]) -> None: ...

@@ -111,6 +111,8 @@ class V2Wire(Wire):
                 f"the model takes images of shape {shape}, kdray would send {[-1, *array.shape[1:]]}; "
                 "set size, colour and layout of teacher.input to bring them together"
             )
+        if shape and len(shape) == array.ndim and shape[0] > 0:
+            self.batch_limit = shape[0]
 
     def _check_names(self, parameters: Any) -> None:
         """Refuse classes in another order than in a mapping of position to name, as `kdray teacher serve` has it."""
