@@ -604,16 +604,19 @@ def is_at_work(pid: int, kind: str) -> bool:
 
 
 def test_a_run_selects_alike_without_ray_on_one_worker_and_on_two_that_are_killed(ray_local, teacher_weights, tmp_path):
+    """With one scoring worker the student is trained in a worker too, and the teacher asked in the driver."""
     grid = [0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70]
     changes = {"images__count": 70, "budget__queries": 90, "resources__chunk": 128, "pool__lambdas": grid}
     local = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "local"), local=True)
     assert all(metrics.search["keep"] >= 4 for metrics in local.history[1:]), "it guessed"
     killer = KillWorkers()
+    where = {"resources__teacher_workers": 0, "resources__trainer__where": "worker"}
     for name, workers, observer in (("one", 1, None), ("killed", 2, killer)):
-        config = parse_config(digits_config(teacher_weights, **changes, resources__scoring_workers=workers))
+        resources = {"resources__scoring_workers": workers} | (where if workers == 1 else {})
+        config = parse_config(digits_config(teacher_weights, **changes, **resources))
         result = run(config, RunDirectory(tmp_path / name), observer=observer)
         for number in (1, 2):
-            ids = [RunDirectory(tmp_path / where).read_candidates(number).ids.tolist() for where in ("local", name)]
+            ids = [RunDirectory(tmp_path / place).read_candidates(number).ids.tolist() for place in ("local", name)]
             assert ids[0] == ids[1], (name, number)
         student = (tmp_path / name / "student.safetensors").read_bytes()
         assert student == (tmp_path / "local/student.safetensors").read_bytes(), name
@@ -637,18 +640,6 @@ def test_a_function_of_the_users_own_module_is_asked_from_a_worker(ray_local, tm
     assert result.receipt.queries == 80
     asked = [path for path in tmp_path.glob("asked-*") if path.name != f"asked-{os.getpid()}"]
     assert sum(int(line) for path in asked for line in path.read_text().split()) == 80
-
-
-def test_the_training_worker_can_be_asked_for(ray_local, teacher_weights, tmp_path):
-    changes = {"select__rounds": 1, "budget__queries": 80}
-    local = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "local"), local=True)
-    changes |= {"resources__scoring_workers": 1, "resources__teacher_workers": 0}
-    config = parse_config(digits_config(teacher_weights, **changes, resources__trainer__where="worker"))
-    there = run(config, RunDirectory(tmp_path / "there"))
-    assert (tmp_path / "local/student.safetensors").read_bytes() == (
-        tmp_path / "there/student.safetensors"
-    ).read_bytes()
-    assert there.receipt == local.receipt
 
 
 def test_workers_are_counted_from_what_is_free(ray_local):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import command
 from processes import Program, kdray
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -95,11 +96,11 @@ def instead(environment: dict[str, str], **more: str) -> dict[str, str | None]:
 
 
 def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, config_file, tmp_path):
-    path = config_file()
+    path = config_file(select__rounds=1, budget__queries=80)
     done = run_on(head, ["run", str(path), "--out", str(tmp_path / "auto")], "auto", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Ray (auto): 2 scoring workers" in done.stderr
-    local = kdray("run", path, "--local", "--out", tmp_path / "local", cwd=tmp_path)
+    local = command("run", path, "--local", "--out", tmp_path / "local", cwd=tmp_path)
     assert local.returncode == 0, local.stderr
     students = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("auto", "local")]
     assert students[0] == students[1]

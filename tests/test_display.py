@@ -144,7 +144,9 @@ def test_a_run_on_a_terminal_ends_with_the_table(teacher_weights, tmp_path):
     import yaml
 
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(digits_config(teacher_weights, select__rounds=1, budget__queries=80)))
+    path.write_text(
+        yaml.safe_dump(digits_config(teacher_weights, select__rounds=1, budget__queries=80, student__epochs=1))
+    )
     seen = bytearray()
 
     def read(descriptor: int) -> bytes:

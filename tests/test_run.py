@@ -753,29 +753,29 @@ def test_distil_from_python(tmp_path):
     result = package.distil(
         teacher=bright,
         images=images,
-        budget=200,
+        budget=120,
         test=(test, labels),
         out=tmp_path / "run",
         progress=False,
         select={"rounds": 2},
-        student={"model": "small-cnn", "epochs": 30},
+        student={"model": "small-cnn", "epochs": 15},
         resources={"trainer": {"threads": 1}},
     )
     sent = np.concatenate(asked)
-    assert len(sent) == result.receipt.queries == 200
-    assert len({image.tobytes() for image in sent}) == 200, "no image is asked twice"
-    assert sum(len(part) for part in result.labelled) == 200
+    assert len(sent) == result.receipt.queries == 120
+    assert len({image.tobytes() for image in sent}) == 120, "no image is asked twice"
+    assert sum(len(part) for part in result.labelled) == 120
     assert result.history[-1].student_accuracy > 0.8
     assert result.history[-1].teacher_accuracy is None, "a metered teacher is not asked about test images by itself"
     assert isinstance(result.student, torch.nn.Module)
     again = package.distil(
-        teacher=bright, images=images[..., None], budget=200, test=(test, labels), out=tmp_path / "run",
-        progress=False, select={"rounds": 2}, student={"model": "small-cnn", "epochs": 30},
+        teacher=bright, images=images[..., None], budget=120, test=(test, labels), out=tmp_path / "run",
+        progress=False, select={"rounds": 2}, student={"model": "small-cnn", "epochs": 15},
         resources={"trainer": {"threads": 1}},
     )  # fmt: skip
-    assert again.receipt == result.receipt and np.concatenate(asked).shape[0] == 200
+    assert again.receipt == result.receipt and np.concatenate(asked).shape[0] == 120
     with pytest.raises(RunDirectoryError, match="another config"):
-        package.distil(bright, images[1:], 200, out=tmp_path / "run", progress=False, local=True, classes=2)
+        package.distil(bright, images[1:], 120, out=tmp_path / "run", progress=False, local=True, classes=2)
 
 
 def test_distil_from_configs(teacher_weights, tmp_path):
