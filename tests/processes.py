@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection
 from pathlib import Path
@@ -27,10 +27,19 @@ processes.set_forkserver_preload(
 )
 
 
-def _main(arguments: list[str], cwd: str, env: dict[str, str], out: connection.Connection, err: connection.Connection):
+def _main(
+    arguments: list[str],
+    cwd: str,
+    env: dict[str, str],
+    first: Callable[[], None] | None,
+    out: connection.Connection,
+    err: connection.Connection,
+):
     """What the new process does: `python -m kdray ARGUMENTS`."""
     import torch
 
+    if first is not None:
+        first()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -55,15 +64,22 @@ class Program:
         arguments: of the command line.
         cwd: where it works; default: here.
         env: changes to the environment; None takes a variable away.
+        first: called in the new process, before anything else.
     """
 
-    def __init__(self, *arguments: object, cwd: Path | None = None, env: Changes = None) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        cwd: Path | None = None,
+        env: Changes = None,
+        first: Callable[[], None] | None = None,
+    ) -> None:
         self.args = ["kdray", *map(str, arguments)]
         changed = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160"} | (env or {})
         environment = {name: value for name, value in changed.items() if value is not None}
         (out, out_end), (err, err_end) = processes.Pipe(duplex=False), processes.Pipe(duplex=False)
         self._process = processes.Process(
-            target=_main, args=(self.args[1:], str(cwd or Path.cwd()), environment, out_end, err_end)
+            target=_main, args=(self.args[1:], str(cwd or Path.cwd()), environment, first, out_end, err_end)
         )
         self._process.start()
         out_end.close()
@@ -133,8 +149,10 @@ class Program:
         self.wait()
 
 
-def kdray(*arguments: object, cwd: Path, env: Changes = None, timeout: float = 240) -> subprocess.CompletedProcess:
+def kdray(
+    *arguments: object, cwd: Path, env: Changes = None, timeout: float = 240, first: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess:
     """Run a command as a user does: in a process of its own, with one thread."""
-    with Program(*arguments, cwd=cwd, env=env) as program:
+    with Program(*arguments, cwd=cwd, env=env, first=first) as program:
         out, err = program.communicate(timeout)
         return subprocess.CompletedProcess(program.args, program.wait(), out, err)

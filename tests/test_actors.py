@@ -612,7 +612,9 @@ def test_a_run_selects_alike_without_ray_on_one_worker_and_on_two_that_are_kille
     killer = KillWorkers()
     where = {"resources__teacher_workers": 0, "resources__trainer__where": "worker"}
     for name, workers, observer in (("one", 1, None), ("killed", 2, killer)):
-        resources = {"resources__scoring_workers": workers} | (where if workers == 1 else {})
+        resources = {"resources__scoring_workers": workers} | (
+            where if workers == 1 else {"resources__teacher_workers": 1}
+        )
         config = parse_config(digits_config(teacher_weights, **changes, **resources))
         result = run(config, RunDirectory(tmp_path / name), observer=observer)
         for number in (1, 2):

@@ -65,7 +65,12 @@ def images_answered(url: str) -> int:
     "flags", [["--local"], pytest.param([], marks=pytest.mark.xdist_group("ray"))], ids=["local", "ray"]
 )
 def test_a_teacher_over_http_gives_the_same_run_as_in_the_process(serve, config_file, tmp_path, flags):
-    small = {"select__rounds": 1, "budget__queries": 80}
+    small = {
+        "select__rounds": 1,
+        "budget__queries": 80,
+        "resources__scoring_workers": 1,
+        "resources__teacher_workers": 1,
+    }
     done = command("run", config_file(**small), "--local", "--out", tmp_path / "here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     url = serve()

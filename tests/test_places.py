@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import yaml
 from conftest import command, copy_run, digits_config
@@ -29,19 +30,18 @@ def finished(tmp_path_factory, teacher_weights) -> Path:
 
 
 def without_privileges() -> None:
-    """Before a program starts: root may no longer write what is read-only (CAP_DAC_OVERRIDE, _READ_SEARCH)."""
-    libc = ctypes.CDLL(None)
-    for capability in (1, 2):
-        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+    """Root may no longer write what is read-only: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH are given up."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for low in (0, 1):  # effective and permitted, capabilities 0 to 31
+        sets[low] &= ~0b110
+    assert libc.capset(header, sets) == 0
 
 
-def kdray(*arguments: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+def kdray(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     """`kdray ARGUMENTS` in a process that may write only what its user may."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160", "MPLCONFIGDIR": str(cwd)} | env
-    return subprocess.run(
-        [sys.executable, "-m", "kdray", *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, preexec_fn=without_privileges, check=False,
-    )  # fmt: skip
+    return processes.kdray(*arguments, cwd=cwd, env={"MPLCONFIGDIR": str(cwd)}, first=without_privileges)
 
 
 def everything(root: Path) -> dict[str, tuple[int, bytes]]:
@@ -63,23 +63,30 @@ def read_only(finished, tmp_path):
         path.chmod(path.stat().st_mode | 0o700)
 
 
+def _writes(path: Path) -> None:
+    without_privileges()
+    (path / "x").touch()
+
+
 def test_a_finished_run_is_read_where_nothing_can_be_written(read_only, tmp_path):
     """The receipt, the end of the run again, and a report somewhere else; no file is made or changed."""
     work, before = tmp_path / "work", everything(read_only)
     work.mkdir()
-    denied = subprocess.run(["touch", read_only / "x"], preexec_fn=without_privileges, capture_output=True, check=False)
-    assert denied.returncode != 0, "this test needs a place that is read-only"
-    ledger = kdray("ledger", read_only, "--export", work / "answers.parquet", cwd=work, PYTHONIOENCODING="utf-8")
+    writer = processes.processes.Process(target=_writes, args=(read_only,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 1, "this test needs a place that is read-only"
+    ledger = kdray("ledger", read_only, "--export", work / "answers.parquet", cwd=work)
     assert ledger.returncode == 0, ledger.stderr
-    assert "training budget of the run" in ledger.stdout.decode() and "0.00 €" in ledger.stdout.decode()
+    assert "training budget of the run" in ledger.stdout and "0.00 €" in ledger.stdout
     assert (work / "answers.parquet").exists()
-    resumed = kdray("resume", read_only, "--local", cwd=work, PYTHONIOENCODING="ascii")
+    resumed = kdray("resume", read_only, "--local", cwd=work)
     assert resumed.returncode == 0, resumed.stderr
-    told = resumed.stdout.decode("ascii")
-    assert "50 of 50 training queries for 25.00 \\u20ac" in told
-    assert f"not written, the run is read-only: kdray report {read_only} --out FILE" in " ".join(told.split())
+    told = " ".join(resumed.stdout.split())
+    assert "50 of 50 training queries for 25.00 €" in told
+    assert f"not written, the run is read-only: kdray report {read_only} --out FILE" in told
     report = kdray("report", read_only, cwd=work)
-    assert report.returncode == 2 and b"--out: cannot write" in report.stderr and b"read-only" in report.stderr
+    assert report.returncode == 2 and "--out: cannot write" in report.stderr and "read-only" in report.stderr
     report = kdray("report", read_only, "--out", "page.html", cwd=work)
     assert report.returncode == 0, report.stderr
     assert "25.00 €" in (work / "page.html").read_text(encoding="utf-8")
@@ -88,7 +95,10 @@ def test_a_finished_run_is_read_where_nothing_can_be_written(read_only, tmp_path
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_what_a_terminal_cannot_show_is_shown_as_its_code(encoding, finished, tmp_path):
-    done = kdray("ledger", finished, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdray", "ledger", str(finished)],
+        cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert b"25.00 \\u20ac" in done.stdout and done.stderr == b""
 

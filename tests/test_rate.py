@@ -101,13 +101,13 @@ def test_four_runs_on_one_ledger_keep_to_one_rate(server, tmp_path: Path):
     check(begin, arrivals, granted(path), 15 * WORKERS)
 
 
-def test_four_workers_on_ray_keep_to_one_rate(server, tmp_path: Path, ray_local):
+def test_two_workers_on_ray_keep_to_one_rate(server, tmp_path: Path, ray_local):
     from actors.teachers import RayTeacherPool
 
     url, arrivals = server
     section = fault_driver.config(url, 0)
     build = partial(section.build, fault_driver.SHAPE)
-    pool = RayTeacherPool(build(), build, WORKERS, slots=8)
+    pool = RayTeacherPool(build(), build, 2, slots=8)
     pool.start()
     path = tmp_path / "ledger.sqlite"
     ledger = Ledger(path, budget=92)
