@@ -150,12 +150,19 @@ def served(teacher, image_shape: tuple[int, int, int], *middlewares, classes=Non
         classes: their names.
         options: of `kdray.teachers.server.ServeOptions`.
     """
-    from aiohttp import web
-
     from kdray.teachers.server import ServeOptions, make_app
 
     app = make_app(teacher, image_shape, ServeOptions(**options), classes)
     app.middlewares.extend(middlewares)
+    with app_served(app) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def app_served(app) -> Iterator[str]:
+    """An aiohttp application, in a thread of this process, on a free port; its address."""
+    from aiohttp import web
+
     ready, port, loop = threading.Event(), [], asyncio.new_event_loop()
     stop = asyncio.Event()
 
