@@ -69,9 +69,9 @@ def _word(generator: np.random.Generator) -> str:
     return word.upper() if case < 0.15 else word.capitalize() if case < 0.4 else word
 
 
-def drawings(path: Path, rows: slice) -> tuple[list[bytes], np.ndarray]:
+def drawings(path: Path, rows: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Rows of an MNIST file: (PNG files, the digits that they are, which no student sees)."""
-    table = pq.read_table(path)[rows]
+    table = pq.read_table(path).take(rows)
     return [image["bytes"] for image in table.column("image").to_pylist()], table.column("label").to_numpy()
 
 
