@@ -1,5 +1,6 @@
 """Test images without labels: student and teacher are compared, wherever accuracy is shown."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,13 +10,17 @@ import torch
 import yaml
 from conftest import command, digits_config
 from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_display import metrics
 
 import kdray
+from kdray.config.load import parse_config
 from kdray.errors import ImageSetError
 from kdray.images import ImageSet
 from kdray.images.digits import _load
 from kdray.ledger import Ledger, hash_images
+from kdray.observers import Observer
 from kdray.observers.display import PlainDisplay, result_table
 from kdray.report.figures import accuracy_figure, agreement_figure
 from kdray.report.page import write_report
@@ -24,6 +29,7 @@ from kdray.runs.evaluation import Scores, queries_allowed, rows_to_ask, score, u
 from kdray.runs.inputs import read_test
 from kdray.runs.plan import make_plan, plan_lines
 from kdray.runs.result import read_result
+from kdray.runs.run import run
 from kdray.utils.intervals import clopper_pearson
 
 SMALL = {"select": {"rounds": 1}, "pool": {"lambdas": [0.5]}, "student": {"model": "small-cnn", "epochs": 1},
@@ -64,9 +70,8 @@ def test_scores_by_hand():
     nothing = torch.empty(0, dtype=torch.int64)
     assert score(predictions, labels, nothing, nothing) == Scores(student=0.75)
     assert score(predictions, None, nothing, nothing) == Scores()
-    assert (
-        score(predictions, labels, torch.tensor([2]), torch.tensor([2])).success is None
-    )  # the teacher is never right
+    wrong = score(predictions, labels, torch.tensor([2]), torch.tensor([2]))
+    assert (wrong.teacher, wrong.success) == (0.0, None)
 
 
 def test_the_images_asked_about_are_a_sample_that_a_larger_cap_adds_to():
@@ -82,8 +87,9 @@ def test_the_images_asked_about_are_a_sample_that_a_larger_cap_adds_to():
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "metered", "allowed"), [("auto", True, 0), ("auto", False, 9), (0, False, 0), (4, True, 4), (99, True, 9)]
-)  # fmt: skip
+    ("evaluation", "metered", "allowed"),
+    [("auto", True, 0), ("auto", False, 9), (0, False, 0), (4, True, 4), (99, True, 9)],
+)
 def test_the_queries_that_a_budget_allows(evaluation, metered, allowed):
     assert queries_allowed(evaluation, 9, metered=metered) == allowed
 
@@ -104,11 +110,7 @@ ALONE = {"student_accuracy": None, "teacher_accuracy": None, "success_rate": Non
          "agreement_low": 0.805, "agreement_high": 0.9567, "compared": 50}  # fmt: skip
 
 
-def test_displays_show_agreement_where_there_is_no_accuracy(capsys):
-    import io
-
-    from rich.console import Console
-
+def test_displays_show_agreement_where_there_is_no_accuracy():
     stream = io.StringIO()
     display = PlainDisplay(stream)
     display.begin(rounds=2, budget=160, spent=0, title="x")
@@ -160,8 +162,6 @@ def finished(teacher_weights, folder, tmp_path_factory):
 
 
 def test_a_run_without_test_labels_gives_agreement_everywhere(finished, folder, teacher_weights):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     here, done = finished
     result = read_result(RunDirectory(here / "run"))
     test = read_test(result.config)
@@ -190,8 +190,6 @@ def test_a_run_without_test_labels_gives_agreement_everywhere(finished, folder, 
 
 
 def test_runs_with_and_without_labels_are_compared_on_one_page(finished, make_config, tmp_path):
-    from kdray.runs.run import run
-
     here, _ = finished
     run(make_config(select__rounds=0), RunDirectory(tmp_path / "labelled"), local=True)
     for directories in ([here / "run", tmp_path / "labelled"], [tmp_path / "labelled", here / "run"]):
@@ -230,8 +228,6 @@ def test_an_array_of_test_images_will_do_and_the_same_are_asked_about_in_every_r
 def test_a_metered_teacher_is_not_asked_by_itself_and_the_user_is_told_before_anything_is_paid(
     folder, tmp_path, monkeypatch
 ):
-    from kdray.observers import Observer
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "metered_teacher.py").write_text(
         "import numpy as np\n\n\ndef ask(images):\n    return np.full((len(images), 2), 0.5, np.float32)\n"
@@ -248,9 +244,6 @@ def test_a_metered_teacher_is_not_asked_by_itself_and_the_user_is_told_before_an
 
         def phase(self, round: int, name: str) -> None:
             heard.append(name)
-
-    from kdray.config.load import parse_config
-    from kdray.runs.run import run
 
     result = run(parse_config(config), RunDirectory(tmp_path / "run"), local=True, observer=Listener())
     assert heard[0] == unlabelled_note(30, 0) and heard[1] == "choose"
@@ -279,8 +272,6 @@ def test_a_metered_teacher_is_not_asked_by_itself_and_the_user_is_told_before_an
     ],
 )  # fmt: skip
 def test_a_plan_says_what_measuring_will_cost(budget, test, expected, folder, teacher_weights, monkeypatch):
-    from kdray.config.load import parse_config
-
     data = digits_config(
         teacher_weights, select__strategy="random", test=test or {"source": "folder", "path": str(folder)}
     )

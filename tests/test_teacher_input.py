@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,13 @@ from PIL import Image
 import kdray
 from kdray.config.load import parse_config
 from kdray.errors import ConfigError, TeacherError
+from kdray.images.digits import _load
 from kdray.images.png import decode_png
 from kdray.ledger import Ledger, hash_images
+from kdray.runs.directory import RunDirectory
 from kdray.runs.policy import PurchasePolicy
 from kdray.runs.purchase import buy
+from kdray.runs.result import read_result
 from kdray.runs.teachers import teacher_of_config
 from kdray.teachers import input as own_input
 from kdray.teachers.base import teachers
@@ -241,8 +245,6 @@ SMALL = {"select": {"rounds": 1, "strategy": "rad-pairs", "m": "estimate", "esti
 
 
 def digits(count: int = 20, start: int = 0) -> np.ndarray:
-    from kdray.images.digits import _load
-
     return _load()[0][start : start + count]
 
 
@@ -338,9 +340,6 @@ def test_a_local_teacher_of_another_size_answers_the_students_images(teacher_wei
     assert plan.returncode == 0 and "the teacher is asked about 16x16 grey" in plan.stdout, plan.stderr
     done = command("run", path, "--local", "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    from kdray.runs.directory import RunDirectory
-    from kdray.runs.result import read_result
-
     result = read_result(RunDirectory(tmp_path / "run"))
     part = result.labelled[-1]
     twice = part.images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)  # by `nearest`
@@ -380,6 +379,12 @@ def test_a_mean_for_weights_that_have_their_own_is_refused(teacher_weights):
         teachers.parse(section).build((1, 16, 16))
 
 
+def test_whole_numbers_are_for_whole_programs():
+    teacher = {"kind": "local", "weights": "x", "model": "lenet5", "input": {"pixels": "uint8"}}
+    with pytest.raises(ConfigError, match=r"teacher: input\.pixels: uint8 is for a whole program \(model: null\)"):
+        parse_config({"images": {"source": "digits"}, "teacher": teacher, "budget": {"queries": 10}})
+
+
 OWN = """
 from kdray.teachers import AnswerFormat, TeacherSection
 from kdray.teachers.function import FunctionTeacher
@@ -400,8 +405,6 @@ class Own(TeacherSection):
 
 
 def test_a_users_own_teacher_has_the_same_fields(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     name = f"own_input_{tmp_path.name}"
@@ -411,4 +414,37 @@ def test_a_users_own_teacher_has_the_same_fields(tmp_path, monkeypatch):
         teacher, digits(), 40, out=tmp_path / "run", local=True, progress=False, **SMALL | {"select": {"rounds": 1}}
     )
     assert set(sys.modules[name].SEEN) == {(3, 5, 5)}
+    del sys.modules[name]
+
+
+# The page about it
+
+
+def page_blocks(language: str) -> list[str]:
+    """The code blocks of the section of docs/teachers.md."""
+    text = (Path(__file__).parents[1] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    section = text.split("## What the teacher sees\n")[1].split("\n## ")[0]
+    return [block.split("```")[0] for block in section.split(f"```{language}\n")[1:]]
+
+
+def test_the_config_on_the_page_asks_a_48x192_teacher_for_a_24x96_student():
+    config = parse_config(yaml.safe_load(page_blocks("yaml")[0]) | {"budget": {"queries": 10}})
+    section = config.teacher
+    seen = section.input.view(torch.zeros(2, 1, *config.images.size, dtype=torch.uint8))
+    body = section.build(section.input.shape((1, *config.images.size)))._wire.request(seen)
+    assert np.asarray(body["images"]).shape == (2, 3, 48, 192) and body["images"][0][0][0][0] == -1.0  # (0 - 0.5) / 0.5
+
+
+def test_the_network_on_the_page_halves_what_the_student_sees(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"halved_{tmp_path.name}"
+    head = "from torch import nn\n\nfrom kdray.models.classifier import build_network\n\n\n"
+    Path(f"{name}.py").write_text(head + page_blocks("python")[0])
+    result = kdray.distil(
+        brightness, np.kron(digits(), np.ones((2, 2), np.uint8)), 30, classes=2, local=True, progress=False,
+        out=tmp_path / "run", **SMALL | {"select": {"rounds": 1}, "student": {"model": f"{name}:halved", "epochs": 1}},
+    )  # fmt: skip
+    assert result.student.image_shape == (1, 16, 16)
+    assert type(result.student.network[0]).__name__ == "AvgPool2d"
     del sys.modules[name]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from kdray.errors import ModelError, TeacherError
 from kdray.models.base import known_model
@@ -66,6 +66,12 @@ class LocalTeacherConfig(TeacherSection):
     @classmethod
     def _model_is_known(cls, value: str | None) -> str | None:
         return value if value is None or value.startswith(_TORCHVISION) else known_model(value)
+
+    @model_validator(mode="after")
+    def _a_network_takes_floats(self) -> LocalTeacherConfig:
+        if self.model is not None and self.input.pixels == "uint8":
+            raise ValueError("input.pixels: uint8 is for a whole program (model: null); leave it out")
+        return self
 
     def class_names(self) -> tuple[str, ...] | None:
         """From `classes`, or from weights that kdray saved."""
