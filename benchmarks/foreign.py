@@ -37,19 +37,34 @@ PACKAGES = {
 }  # module: package
 UNLABELLED, HELD_OUT = 5000, 2000  # images of a seed; images on which student and teacher are compared
 DECIDED = (1000, 1001)  # seeds of the images on which the configs were decided
+RANDOM = ["select={strategy: random, first: 1000, rounds: 0}"]
+MIXES = ["pool={kind: mixup}", "select={strategy: cluster-margin, rounds: 1}"]  # of so few images: the default pool
+MORE = ["budget.queries=2000", "select={strategy: random, first: 2000, rounds: 0}"]
 COMPARED = {
+    "direction": {"as on the page": [], "random choice": RANDOM, "twice the epochs": ["student.epochs=80"]},
+    "digits": {"as on the page": [], "random choice": RANDOM, "twice the epochs": ["student.epochs=160"]},
+}
+LIMITS = {
     "direction": {
         "as on the page": [],
-        "random choice": ["select.strategy=random"],
-        "twice the epochs": ["student.epochs=160"],
+        "random choice": RANDOM,
+        "random choice, hard answers": [*RANDOM, "teacher.answers=hard"],
+        "random choice, small-cnn": [*RANDOM, "student.model=small-cnn"],
+        "random choice, lenet5": [*RANDOM, "student.model=lenet5"],
+        "random choice, 2,000 queries": MORE,
+        "random choice, images and student of 48x192": [*RANDOM, "images.size=[48, 192]", "test.size=[48, 192]"],
+        "200 lines and 800 mixes": ["images.count=200", *MIXES],
+        "200 lines and 800 mixes, lenet5": ["images.count=200", *MIXES, "student.model=lenet5"],
     },
     "digits": {
         "as on the page": [],
-        "random choice": ["select.strategy=random"],
-        "twice the epochs": ["student.epochs=160"],
+        "random choice": RANDOM,
+        "random choice, hard answers": [*RANDOM, "teacher.answers=hard", "teacher.reply={rows: found, label: digit}"],
+        "random choice, 2,000 queries": MORE,
+        "200 drawings and 800 mixes": ["images.count=200", *MIXES],
+        "500 drawings and 500 mixes": ["images.count=500", *MIXES],
     },
 }
-LIMITS: dict[str, dict[str, list[str]]] = {"direction": {"as on the page": []}, "digits": {"as on the page": []}}
 
 
 def main() -> None:

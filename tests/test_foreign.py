@@ -171,7 +171,7 @@ def test_the_digit_recogniser_is_sent_the_drawings_themselves_and_answers_in_its
     import digit_server
 
     with app_served(digit_server.app) as url:
-        result = distilled("digits.yaml", here, f"teacher.url={url}/recognise", "pool.lambdas=[0.5]")
+        result = distilled("digits.yaml", here, f"teacher.url={url}/recognise")
 
     received = sys.modules["digit_recognizer"].RECEIVED
     assert {(form, mode) for form, mode, _ in received} == {("PNG", "L")}
