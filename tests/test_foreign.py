@@ -74,7 +74,7 @@ class DigitRecognizer:
         return PredictionResult(int(bright.argmax()), (weights / weights.sum()).tolist())
 '''
 
-SMALL = ["budget.queries=40", "budget.evaluation=20", "select.first=20", "select.rounds=1", "student.epochs=2",
+SMALL = ["budget.queries=40", "budget.evaluation=20", "select.first=40", "select.rounds=0", "student.epochs=1",
          "teacher.batch_size=16", "resources.trainer.threads=1"]  # fmt: skip
 
 
