@@ -36,12 +36,16 @@ PACKAGES = {
     "digit_recognizer": "digit-recognizer-py",
 }  # module: package
 UNLABELLED, HELD_OUT = 5000, 2000  # images of a seed; images on which student and teacher are compared
-DECIDED = (1000, 1001)  # seeds of the images on which the configs were decided
+DECIDED = {"direction": (1000,), "digits": (1000, 1001)}  # seeds of the images on which the configs were decided
 RANDOM = ["select={strategy: random, first: 1000, rounds: 0}"]
 MIXES = ["pool={kind: mixup}", "select={strategy: cluster-margin, rounds: 1}"]  # of so few images: the default pool
 MORE = ["budget.queries=2000", "select={strategy: random, first: 2000, rounds: 0}"]
 COMPARED = {
-    "direction": {"as on the page": [], "random choice": RANDOM, "twice the epochs": ["student.epochs=80"]},
+    "direction": {
+        "as on the page": [],
+        "random choice": RANDOM,
+        "random choice, twice the epochs": [*RANDOM, "student.epochs=80"],
+    },
     "digits": {"as on the page": [], "random choice": RANDOM, "twice the epochs": ["student.epochs=160"]},
 }
 LIMITS = {
@@ -52,7 +56,7 @@ LIMITS = {
         "random choice, small-cnn": [*RANDOM, "student.model=small-cnn"],
         "random choice, lenet5": [*RANDOM, "student.model=lenet5"],
         "random choice, 2,000 queries": MORE,
-        "random choice, images and student of 48x192": [*RANDOM, "images.size=[48, 192]", "test.size=[48, 192]"],
+        "twice the epochs": ["student.epochs=80"],
         "200 lines and 800 mixes": ["images.count=200", *MIXES],
         "200 lines and 800 mixes, lenet5": ["images.count=200", *MIXES, "student.model=lenet5"],
     },
@@ -101,10 +105,10 @@ def measured(model: str, folder: Path, seeds: int, at_once: int) -> dict[str, An
     write_page(folder)
     sys.path.insert(0, str(folder))
     write = write_lines if model == "direction" else write_drawings
-    teacher = write(folder, [*range(seeds), *DECIDED])
+    teacher = write(folder, [*range(seeds), *DECIDED[model]])
     print(json.dumps(teacher, indent=2), flush=True)
-    compared = [("held-out", name, seed) for seed in range(seeds) for name in COMPARED[model]]
-    limits = [("decided", name, seed) for seed in DECIDED for name in LIMITS[model]]
+    compared = [("held-out", name, seed) for name in COMPARED[model] for seed in range(seeds)]
+    limits = [("decided", name, seed) for seed in DECIDED[model] for name in LIMITS[model]]
     with digit_server(folder) if model == "digits" else contextlib.nullcontext() as url:
         tasks = []
         for test, name, seed in compared + limits:
@@ -154,9 +158,11 @@ def summaries(found: Mapping[tuple[str, str, int], dict[str, float]]) -> dict[st
 
 
 def mean_and_error(values: list[float], name: str) -> dict[str, float]:
-    """Mean and standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return {name: round(statistics.mean(values), 4), f"{name}_standard_error": round(error, 4)}
+    """Mean and standard error; a single value has none."""
+    mean = {name: round(statistics.mean(values), 4)}
+    if len(values) < 2:
+        return mean
+    return mean | {f"{name}_standard_error": round(statistics.stdev(values) / len(values) ** 0.5, 4)}
 
 
 # The page, the images, the teachers
@@ -188,7 +194,7 @@ def write_drawings(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     from foreign_images import drawings, write_files
 
     for seed in seeds:
-        rows = np.arange(30_000) + (0 if seed in DECIDED else 30_000)
+        rows = np.arange(30_000) + (0 if seed in DECIDED["digits"] else 30_000)
         chosen = np.random.default_rng(seed).permutation(rows)[:UNLABELLED]
         write_files(folder / f"images-{seed}", drawings(MNIST / "mnist-train.parquet", chosen)[0])
     about = {}
