@@ -178,15 +178,22 @@ def write_page(folder: Path) -> None:
 def write_lines(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Lines of text: each seed's, and the held-out ones, of which it says what the teacher makes of them."""
     from foreign_images import text_lines, write_files
+    from machine import in_parallel
 
-    for seed in seeds:
-        write_files(folder / f"images-{seed}", text_lines(UNLABELLED, seed)[0])
+    list(in_parallel(write_lines_of, [(folder, seed) for seed in seeds]))
     about = {}
     for name, seed in (("held-out", 5000), ("decided", 6000)):
         lines, turned = text_lines(HELD_OUT, seed)
         write_files(folder / name, lines)
         about[name] = about_direction(folder / name, lines, turned)
     return about
+
+
+def write_lines_of(folder: Path, seed: int) -> None:
+    """The lines of a seed."""
+    from foreign_images import text_lines, write_files
+
+    write_files(folder / f"images-{seed}", text_lines(UNLABELLED, seed)[0])
 
 
 def write_drawings(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
