@@ -111,7 +111,14 @@ def _join(address: str, environ: Mapping[str, str]) -> None:
 def _init(**options: Any) -> None:
     """Start or join a cluster, and restore the SIGTERM handler: that of Ray ends the process without a message."""
     before = signal.getsignal(signal.SIGTERM)
-    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **options)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(namespace=NAMESPACE, ignore_reinit_error=True, **quiet, **options)
+    except UnicodeEncodeError:
+        raise ClusterError(
+            "Ray takes no names that are not valid UTF-8, neither of the folder that kdray is started in nor on its "
+            "command line; rename it, or give --local to use no Ray"
+        ) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
 

@@ -23,13 +23,15 @@ from kdray.ledger.store import Ledger
 
 _CALLS = frozenset(
     {
+        "answers_of",
+        "failures",
         "grant",
+        "knows",
         "lookup",
         "on_their_way",
         "open_account",
         "record_hits",
         "recover",
-        "refusals",
         "rejected",
         "remaining",
         "rest",
@@ -92,7 +94,8 @@ class RayLedger:
         self.path, self._budget, self._user = os.path.realpath(path), budget, uuid.uuid4().hex
         node = ray.get_runtime_context().get_node_id()
         # The same path on another node is another file.
-        self._name = f"ledger-{hashlib.blake2b(f'{node}:{self.path}'.encode(), digest_size=8).hexdigest()}"
+        place = f"{node}:{self.path}".encode("utf-8", "surrogateescape")
+        self._name = f"ledger-{hashlib.blake2b(place, digest_size=8).hexdigest()}"
         self._node = node
         self._enter()
 

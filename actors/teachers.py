@@ -13,8 +13,8 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from kdray.errors import TeacherError
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import AsyncTeacher, Teacher
-from kdray.teachers.faults import Fault
-from kdray.teachers.pool import TeacherReply
+from kdray.teachers.faults import Fault, fault_of
+from kdray.teachers.pool import TeacherReply, as_reply, ask
 
 _RESTART_POLL_S = 0.1
 Wired = tuple[np.ndarray | None, np.ndarray, dict[int, str]]
@@ -36,10 +36,7 @@ class TeacherWorker:
 
     def answer(self, images: np.ndarray) -> Wired | Fault:
         """Answers to uint8 [B, C, H, W] as numpy (probs or None, labels, bad rows): cheaper than tensors."""
-        try:
-            return _wired(self._teacher.answer(torch.from_numpy(images.copy())))
-        except TeacherError as error:
-            return Fault(kind="failed", message=str(error))
+        return _wired(ask(self._teacher, None, torch.from_numpy(images.copy())))
 
 
 class AsyncTeacherWorker:
@@ -60,9 +57,18 @@ class AsyncTeacherWorker:
     async def answer(self, images: np.ndarray) -> Wired | Fault:
         """One request; as `TeacherWorker.answer`."""
         if self._session is None:  # here and not in `ready`, which a worker that Ray restarts may never be asked
-            self._session = self._teacher.session()
-        result = await self._teacher.ask(self._session, torch.from_numpy(images.copy()))
-        return result if isinstance(result, Fault) else _wired(result)
+            try:
+                self._session = self._teacher.session()
+            except Exception as error:  # before anything was sent
+                return self._fault(fault_of(error, sent=False))
+        try:
+            return _wired(as_reply(None, await self._teacher.ask(self._session, torch.from_numpy(images.copy()))))
+        except BaseException as error:
+            return self._fault(fault_of(error))
+
+    def _fault(self, fault: Fault) -> Fault:
+        """`fault` without a secret of the teacher."""
+        return self._teacher.fault(fault.kind, fault.message, fault.wait_s)
 
 
 class RayTeacherPool:
@@ -188,5 +194,8 @@ class RayTeacherPool:
         return TeacherReply(key=key, answers=answers)
 
 
-def _wired(answers: Answers) -> Wired:
+def _wired(reply: TeacherReply) -> Wired | Fault:
+    answers = reply.answers
+    if answers is None:
+        return reply.fault or Fault(kind="failed", message="the teacher gave no answers")
     return None if answers.probs is None else answers.probs.numpy(), answers.labels.numpy(), dict(answers.bad)

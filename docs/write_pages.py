@@ -18,17 +18,40 @@ _HERE = Path(__file__).parent
 _HEAD = """# The config
 
 One YAML file describes an experiment. Any field can be set on the command line as `key.sub=value`, the value read as
-YAML: `kdray run examples/digits.yaml select.rounds=5 'pool.lambdas=[0.4, 0.5, 0.6]'`. Unknown keys are refused. Paths
-are relative to the folder kdray is started in. A part may also be a class of your own, named `module:object`:
-[extending.md](extending.md).
+YAML: `kdray run examples/digits.yaml select.rounds=5 'pool.lambdas=[0.4, 0.5, 0.6]'`. Unknown keys are refused, and
+so is what is given twice. Paths are relative to the folder kdray is started in; `~` is the home folder. A part may
+also be a class of your own, named `module:object`: [extending.md](extending.md). How classes are matched:
+[teachers.md](teachers.md#classes).
 
 This page is made from the code by `make docs`; a test keeps the two alike.
 """
 
 
+_CHANGES = """
+## What may change when a run goes on
+
+These fields decide how answers are fetched, counted or shown. `kdray run CONFIG --out RUN key.sub=value` goes on with
+the run in RUN and the new values, which RUN/config.yaml keeps. A change in any other field makes another experiment,
+and is refused.
+"""
+
+
 def config_page() -> str:
-    """docs/config.md: every field, its default, its meaning."""
-    return "\n".join([_HEAD, *_section(Config, "", Config.model_fields, set())]) + "\n"
+    """docs/config.md: every field, its default, its meaning; and which may change."""
+    changes = ", ".join(f"`{path}`" for path in dict.fromkeys(_resumable(Config, "")))
+    return "\n".join([_HEAD, *_section(Config, "", Config.model_fields, set()), _CHANGES, changes]) + "\n"
+
+
+def _resumable(model: type[Section], prefix: str) -> list[str]:
+    """Paths of the fields below a section that may change when a run goes on."""
+    paths = [f"{prefix}{name}" for name in model.resumable()]
+    for name, field in model.model_fields.items():
+        registry, path = registry_of(field.annotation, field.metadata), f"{prefix}{name}"
+        if path not in paths:
+            parts = sections_of(field.annotation, field.metadata) if registry is None else registry.parts().values()
+            for part in parts:
+                paths += _resumable(part, f"{path}.")
+    return paths
 
 
 def _section(model: type[Section], prefix: str, names: Iterable[str], told: set[str]) -> list[str]:

@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from kdray.errors import KdrayError
+from kdray.errors import ImageDeclined, KdrayError, TeacherBusy
 
 # Before torch is imported, or it has no effect: idle OpenMP threads sleep. By default they spin, and as soon as another
 # process wants a core, a small network on two threads trains ten times slower than on one.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kdray.models.checkpoint import load_student
 
 __version__ = "0.1.0"
-__all__ = ["KdrayError", "distil", "load_student"]
+__all__ = ["ImageDeclined", "KdrayError", "TeacherBusy", "distil", "load_student"]
 
 
 def __getattr__(name: str) -> Any:

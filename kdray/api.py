@@ -5,21 +5,22 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from kdray.config.load import parse_config
+from kdray.config.load import load_config, parse_config
 from kdray.errors import ConfigError, ImageSetError
+from kdray.images.arrays import are_images, as_images, as_labelled
 from kdray.images.base import ImageSet
 from kdray.observers.display import make_display
 from kdray.runs.class_count import find_class_count
 from kdray.runs.directory import RunDirectory, runs_folder
-from kdray.runs.inputs import InMemoryInputs, read_pool, resolve
+from kdray.runs.inputs import InMemoryInputs
 from kdray.runs.result import Result
-from kdray.runs.run import run
+from kdray.runs.run import check, run
+from kdray.sections.classes import are_numbers
+from kdray.teachers.function import PythonTeacherConfig, own_name, shown_name
 
 
 def distil(
@@ -42,18 +43,20 @@ def distil(
     Args:
         teacher: a function that maps uint8 [B, C, H, W] (numpy) to probabilities [B, K] or labels [B]; or a `teacher`
             section of a config. A function is called in this process.
-        images: unlabelled images, uint8 array or tensor, [N, C, H, W], [N, H, W, C] or [N, H, W]; or an `images`
-            section.
+        images: unlabelled images, uint8 array or tensor, [N, C, H, W], [N, H, W, C] or [N, H, W]; a list of PIL images;
+            or an `images` section.
         budget: maximum number of training queries, or a `budget` section.
         labelled: (images, labels) on which the student is trained in every round and which cost no queries, or a
-            `labelled` section.
+            `labelled` section. Labels are whole numbers [N] or [N, 1], or text [N], the names of classes.
         validation: (images, labels) on which the teacher's error is measured for RAD, or a `validation` section.
         test: (images, labels) on which the student's accuracy is measured; or images alone, on which its agreement with
             the teacher is measured, with at most `budget["evaluation"]` queries; or a `test` section.
         classes: number or names of the classes of a function. Without it, one query for the first image finds their
             number. It is charged and recorded like any other query.
         teacher_options: further fields of the `teacher` section of a function: `answers` ("hard" for a function that
-            returns labels; needs `classes`), `batch_size`, `input`, `limits`, `metered`, `name`.
+            returns labels; needs `classes`), `batch_size`, `input`, `limits`, `metered`, `name`. With
+            `ledger={"path": ...}` a function that is not a plain function of an importable module needs a `name`: two
+            lambdas, closures, partials or methods could not be told apart there.
         out: run directory. The same call with the same directory resumes the run. None makes a new directory.
         local: True runs everything in this process, False uses Ray. None uses Ray if this process is connected to it or
             RAY_ADDRESS is set.
@@ -66,6 +69,16 @@ def distil(
     Raises:
         KdrayError: see `kdray.runs.run.run`.
     """
+    function = None
+    if isinstance(teacher, Mapping):
+        if classes is not None or teacher_options:
+            wrong = "teacher_options" if classes is None else "classes"
+            raise ConfigError(f"{wrong} belongs to a function; write it into the teacher's section")
+        config["teacher"] = dict(teacher)
+    elif callable(teacher):
+        function = teacher
+    else:
+        raise ConfigError(f"teacher: expected a function or a mapping, got {type(teacher).__name__}")
     directory = RunDirectory(out) if out is not None else _free_directory()
     data: dict[str, Any] = dict(config)
     data["budget"] = dict(budget) if isinstance(budget, Mapping) else {"queries": budget}
@@ -79,48 +92,28 @@ def distil(
         if isinstance(value, Mapping):
             data[name] = dict(value)
         elif value is not None:
-            alone = name == "test" and isinstance(value, np.ndarray | torch.Tensor)
+            alone = name == "test" and are_images(value)
             with_labels[name] = ImageSet(images=as_images(value, name)) if alone else _labelled(value, name)
             data[name] = _kept_in(directory, name, with_labels[name])
-    function = None
-    if isinstance(teacher, Mapping):
-        data["teacher"] = dict(teacher)
-    elif callable(teacher):
-        function = teacher
-        data["teacher"], data["resources"] = _function_sections(
-            teacher, {**(teacher_options or {}), "classes": classes}, directory, image_set, data
-        )
-    else:
-        raise ConfigError(f"teacher: expected a function or a mapping, got {type(teacher).__name__}")
+    given = InMemoryInputs(images=image_set, function=function, **with_labels)
+    if function is not None:
+        ledger = data.get("ledger")
+        shared = ledger.get("path") if isinstance(ledger, Mapping) else None
+        data["teacher"] = _function_options(function, teacher_options or {}, classes, shared)
+        # The function exists only in this process.
+        if isinstance(resources := data.get("resources") or {}, Mapping):
+            data["resources"] = {**resources, "teacher_workers": 0}
+        _check_text_labels(with_labels, data["teacher"].get("classes"))
+        if data["teacher"].get("classes") is None:
+            data["teacher"]["classes"] = _count_classes(function, data, directory, given)
     parsed = parse_config(data, origin="kdray.distil")
     return run(
         parsed,
         directory,
         local=_no_ray() if local is None else local,
         observer=make_display() if progress else None,
-        in_memory=InMemoryInputs(images=image_set, function=function, **with_labels),
+        in_memory=given,
     )
-
-
-def as_images(array: Any, field: str) -> torch.Tensor:
-    """An array or tensor of images as uint8 [N, C, H, W].
-
-    Raises:
-        ImageSetError: the array is not uint8, or its shape is not [N, C, H, W], [N, H, W, C] or [N, H, W] with 1 or 3
-            channels.
-    """
-    tensor = array.detach().cpu() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
-    if tensor.dtype != torch.uint8:
-        raise ImageSetError(
-            f"{field}: pixels must be uint8 in 0..255, got {tensor.dtype}; scale and convert them first"
-        )
-    if tensor.ndim == 3:
-        tensor = tensor.unsqueeze(1)
-    if tensor.ndim == 4 and tensor.shape[1] not in (1, 3) and tensor.shape[3] in (1, 3):
-        tensor = tensor.permute(0, 3, 1, 2)
-    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
-        raise ImageSetError(f"{field}: expected [N, C, H, W] with 1 or 3 channels, got {list(tensor.shape)}")
-    return tensor.contiguous()
 
 
 def _labelled(pair: Any, field: str) -> ImageSet:
@@ -128,8 +121,17 @@ def _labelled(pair: Any, field: str) -> ImageSet:
         images, labels = pair
     except (TypeError, ValueError):
         raise ImageSetError(f"{field}: expected a pair (images, labels) or a mapping") from None
-    labels = torch.as_tensor(np.asarray(labels)).to(torch.int64)
-    return ImageSet(images=as_images(images, field), labels=labels)
+    return as_labelled(images, labels, field)
+
+
+def _check_text_labels(sets: Mapping[str, ImageSet], classes: Any) -> None:
+    """Refuse labels that are names where the function's classes have none."""
+    for field, data in sets.items():
+        if data.classes and not are_numbers(data.classes) and not isinstance(classes, list | tuple):
+            raise ImageSetError(
+                f"{field}: its labels are text ({', '.join(map(repr, data.classes[:3]))}, ...), but the teacher's "
+                "classes have no names; give classes=[...], the names in the order of its probabilities"
+            )
 
 
 def _kept_in(directory: RunDirectory, name: str, data: ImageSet) -> dict[str, str]:
@@ -140,43 +142,67 @@ def _kept_in(directory: RunDirectory, name: str, data: ImageSet) -> dict[str, st
     digest = hashlib.blake2b(data.images.numpy().tobytes(), digest_size=6)
     if data.labels is not None:
         digest.update(data.labels.numpy().tobytes())
+    if data.classes is not None:
+        digest.update(repr(data.classes).encode())
     return {"source": "parquet", "path": str(directory.path / "inputs" / f"{name}-{digest.hexdigest()}.parquet")}
 
 
-def _function_sections(
-    function: Callable[..., Any],
-    options: dict[str, Any],
-    directory: RunDirectory,
-    images: ImageSet | None,
-    data: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sections `teacher` and `resources` for a function, which exists only in this process."""
-    module = getattr(function, "__module__", None) or "python"
-    qualified = f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
-    options = {"kind": "python", "function": qualified, "answers": "soft"} | options
-    if options["classes"] is None:
-        if images is None or options["answers"] == "hard":
-            raise ConfigError(
-                "classes: give the number or the names of the teacher's classes; kdray can find their number only with "
-                "images as an array and a function that returns probabilities"
-            )
-        ledger = Path((data.get("ledger") or {}).get("path") or directory.ledger)
-        # The account is opened here, so its limit must be known. The whole config is checked for that.
-        assumed = data | {"teacher": options | {"classes": 2}}
-        resolved = resolve(parse_config(assumed, origin="kdray.distil"))
-        planned = read_pool(resolved, images)
-        budget = data["budget"]["queries"] - planned.estimate
-        options["classes"] = find_class_count(
-            function,
-            options.get("name") or qualified,
-            options["answers"],
-            options.get("decimals"),
-            image=resolved.teacher.input.view(images.images[:1]),
-            directory=directory,
-            ledger_path=ledger,
-            budget=budget,
+def _function_options(
+    function: Callable[..., Any], given: Mapping[str, Any], classes: Any, shared: str | None
+) -> dict[str, Any]:
+    """The section `teacher` for a function; `classes` may be None.
+
+    Args:
+        given: the user's `teacher_options`.
+        shared: path of a ledger that other runs may use too.
+
+    Raises:
+        ConfigError: options that the function itself decides, or a function that cannot be told apart on `shared`.
+    """
+    if own := [name for name in ("kind", "function") if name in given]:
+        raise ConfigError(f"teacher_options: {own[0]} is decided by the function itself; leave it out")
+    if classes is not None and given.get("classes") is not None:
+        raise ConfigError("classes is given twice, also in teacher_options; keep one of them")
+    if shared is not None and given.get("name") is None and own_name(function) is None:
+        raise ConfigError(
+            f"teacher_options: {shown_name(function)} has no name that tells it from others like it, and on the shared "
+            f"ledger {shared} it would get their answers; name the model behind it: "
+            'teacher_options={"name": "my-model-1"}'
         )
-    return options, dict(data.get("resources") or {}) | {"teacher_workers": 0}
+    options = {"kind": "python", "function": shown_name(function), "answers": "soft", **given}
+    return options if classes is None else options | {"classes": classes}
+
+
+def _count_classes(
+    function: Callable[..., Any], data: dict[str, Any], directory: RunDirectory, sets: InMemoryInputs
+) -> Any:
+    """The `classes` of a function: of the run that is here already, or their number, from one query.
+
+    Raises:
+        KdrayError: all that is wrong and can be found out before that query.
+    """
+    options = data["teacher"]
+    if directory.is_run():
+        recorded = load_config(directory.config).teacher
+        if isinstance(recorded, PythonTeacherConfig):
+            return recorded.classes
+    if sets.images is None or options["answers"] == "hard":
+        raise ConfigError(
+            "classes: give the number or the names of the teacher's classes; kdray can find their number only with "
+            "images as an array and a function that returns probabilities"
+        )
+    config = parse_config(data | {"teacher": options | {"classes": 2}}, origin="kdray.distil")
+    checked = check(config, directory, in_memory=sets)
+    return find_class_count(
+        function,
+        options.get("name") or options["function"],
+        config.teacher.answers,
+        config.teacher.decimals,
+        image=config.teacher.input.view(sets.images.images[:1]),
+        directory=directory,
+        ledger_path=directory.ledger_of(config.ledger),
+        budget=config.budget.queries - checked.pooled.estimate,
+    )
 
 
 def _no_ray() -> bool:

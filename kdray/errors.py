@@ -25,6 +25,27 @@ class TeacherError(KdrayError):
     """The teacher cannot be built, or its answers are invalid."""
 
 
+class TeacherBusy(TeacherError):
+    """A teacher of your own raises it: it cannot answer now, and nothing is charged. It is asked again later.
+
+    Args:
+        message: what the user reads.
+        wait_s: seconds to leave the teacher alone; None rests for 0.5, 1, 2, ... seconds.
+    """
+
+    def __init__(self, message: str = "the teacher is busy", wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+    def __reduce__(self) -> tuple[type["TeacherBusy"], tuple[str, float | None]]:
+        return type(self), (str(self), self.wait_s)
+
+
+class ImageDeclined(TeacherError):
+    """A teacher of your own raises it: it does not take these images, and nothing is charged. They are asked again in
+    halves, until the image that it does not take is alone; that one is set aside."""
+
+
 class BudgetExceeded(KdrayError):
     """A reservation would exceed the budget. Nothing was reserved and no query was made."""
 

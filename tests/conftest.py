@@ -154,12 +154,12 @@ def served(teacher, image_shape: tuple[int, int, int], *middlewares, classes=Non
 
     app = make_app(teacher, image_shape, ServeOptions(**options), classes)
     app.middlewares.extend(middlewares)
-    with app_served(app) as url:
+    with running(app) as url:
         yield url
 
 
 @contextlib.contextmanager
-def app_served(app) -> Iterator[str]:
+def running(app) -> Iterator[str]:
     """An aiohttp application, in a thread of this process, on a free port; its address."""
     from aiohttp import web
 

@@ -24,7 +24,7 @@ from actors.scoring import RaySearcher
 from actors.students import RayTrainer
 from actors.teachers import RayTeacherPool
 from kdray.config.load import parse_config
-from kdray.errors import ScoringError, TeacherError
+from kdray.errors import ImageDeclined, ScoringError, TeacherBusy, TeacherError
 from kdray.ledger import Ledger
 from kdray.ledger.limits import Limits
 from kdray.models.checkpoint import ModelCard
@@ -246,6 +246,40 @@ def brightness(images) -> Answers:
     share = images.float().mean(dim=(1, 2, 3)) / 255
     answers = AnswerFormat().apply(torch.stack([share, 1 - share], dim=1))
     return replace(answers, bad={0: "it is black"}) if len(share) and share[0] == 0 else answers
+
+
+class Reluctant:
+    """A teacher whose first two calls, over all its workers, charge nothing: it is busy, and takes no dark image."""
+
+    identity, num_classes, metered = "reluctant", 2, True
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def answer(self, images):
+        calls = len(list(self.folder.iterdir()))
+        (self.folder / str(calls)).touch()
+        if calls == 0:
+            raise TeacherBusy("not now", 0.01)
+        if calls == 1:
+            raise ImageDeclined("too dark")
+        return brightness(images) if calls > 2 else None
+
+
+def test_what_a_teacher_raises_in_a_worker_means_what_it_means_here(ray_local, ledger, tmp_path):
+    images = torch.full((4, 1, 2, 2), 200, dtype=torch.uint8) + torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1)
+    ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
+    pool = RayTeacherPool(Reluctant(str(tmp_path)), partial(Reluctant, str(tmp_path)), 1)
+    try:
+        with pytest.raises(TeacherError, match="the teacher gave NoneType"):
+            buy(images, teachers=pool, ledger=ledger, batch_size=4)
+        assert ledger.read("SELECT state, reason FROM reservations ORDER BY rowid")[:2] == [
+            ("released", "not now"), ("released", "too dark")
+        ]  # fmt: skip
+        assert ledger.spent() == 2, "of the four, two were asked when it failed"
+        assert buy(images, teachers=pool, ledger=ledger, batch_size=4).positions.tolist() == [0, 1, 2, 3]
+    finally:
+        pool.close()
 
 
 class Playful:

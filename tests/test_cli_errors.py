@@ -161,7 +161,8 @@ MATERIAL = [
     (PARQUET % "corrupt", "images: row 4 of {bad}/corrupt.parquet is not a readable image (*)"),
     (
         PARQUET % "nocolumn",
-        "images.path: {bad}/nocolumn.parquet has no image column; expected 'image' or 'img', found 'picture'",
+        "images.path: {bad}/nocolumn.parquet has no image column; expected 'image' or 'img', found 'picture'; "
+        "name it as images.image_column",
     ),
     (PARQUET % "text", "images.path: {bad}/text.parquet is not a readable parquet file (*)"),
     (PARQUET % "missing", "images.path: no parquet file at {bad}/missing.parquet"),
@@ -225,7 +226,8 @@ PARTS = [
     ),
     (
         "labelled={source: parquet, path: {bad}/plain.parquet}",
-        "labelled: {bad}/plain.parquet holds no labels; labels are needed here",
+        "labelled: {bad}/plain.parquet holds no labels; labels are needed here; its columns are 'image'; name one as "
+        "labelled.label_column",
     ),
     ("student.augment.shift=16", "student.augment.shift: 16 pixels do not fit images of 16x16"),
 ]
@@ -304,7 +306,8 @@ def key(monkeypatch):
         (401, {"error": "who is sk-4f9Zq7Tw2Xn8?"}, {}, "{model} refuses the key (401: who is "
          "${KDRAY_TEST_KEY}?); check teacher.headers and the key"),
         (403, {"error": "not you"}, {}, "{model} refuses the key (403: not you); check teacher.headers and the key"),
-        (404, {"error": "no m"}, {}, "{model} does not exist there (404: no m); check teacher.url and teacher.model"),
+        (404, {"error": "no m"}, {}, "{model} does not exist there (404: no m); check teacher.url and teacher.model; "
+         "if the server does not describe models, set teacher.input.name"),
         (200, "<p>Hello</p>", {}, "{model} replied text/html, not JSON: '<p>Hello</p>'; check teacher.url"),
         (302, b"", {}, "{model} answers 302, not 200 (it points to elsewhere); set teacher.url to where the model is"),
         (200, metadata(), {"classes": 9}, "output 'p' of the model has shape [-1, 10], teacher.classes says 9: check "
@@ -312,7 +315,9 @@ def key(monkeypatch):
         (200, metadata({"shape": [-1, 1, 28, 28]}), {}, "the model takes images of shape [-1, 1, 28, 28], kdray "
          "would send [-1, 1, 16, 16]; set size, colour and layout of teacher.input to bring them together"),
         (200, metadata({"datatype": "FP32"}), {}, "teacher.input.pixels: the model takes FP32, kdray would send "
-         "UINT8; set teacher.input.pixels to unit"),
+         "UINT8; set teacher.input.pixels to unit, or teacher.input.datatype to FP32 if it takes 0..255"),
+        (200, metadata() | {"outputs": [{"name": name, "datatype": "FP32", "shape": [-1, 10]} for name in "pq"]}, {},
+         "the model has several outputs that can hold the answer: 'p', 'q'; set teacher.output to the right one"),
         (200, metadata(), {"input": {"name": "x"}}, "teacher.input.name: the model has no input 'x'; it has 'image'"),
         (200, metadata(outputs={"datatype": "INT64", "shape": [-1]}), {}, "the teacher gives no probabilities; set "
          "teacher.answers to hard for labels"),
@@ -362,8 +367,14 @@ def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pa
     ("status", "body", "charged", "pattern"),
     [
         (401, {"error": "who?"}, 0, "{url} refuses the key (401: who?); check teacher.headers and the key"),
-        (404, b"", 0, "{url} does not exist there (404); check teacher.url and teacher.model"),
-        (400, {"detail": "no"}, 0, "{url} does not take the request (400: no)"),
+        (404, b"", 0, "{url} does not exist there (404); check teacher.url"),
+        (
+            400,
+            {"detail": "no"},
+            0,
+            "{url} does not take the request (400: no); the teacher has answered no image yet, and did not take "
+            "image 0 of images, image 1 of images, image 2 of images",
+        ),
         (307, b"", 0, "{url} answers 307, not 200 (it points to elsewhere); set teacher.url to where the model is"),
         (None, b"", 0, "no server answers at {url} (*): is the server up, is teacher.url right?"),
         (200, "<p>Hello</p>", 1, "{url} replied text/html, not JSON: '<p>Hello</p>'; check teacher.url"),
@@ -373,7 +384,19 @@ def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pa
             1,
             "the teacher answered 2 numbers for an image, teacher.classes says 10",
         ),
-        (200, {"probabilities": [{"a": 1}]}, 1, "the teacher answered class 'a', which teacher.classes does not name"),
+        (
+            200,
+            {"probabilities": [{"a": 1}]},
+            1,
+            "the teacher answered class 'a', which teacher.classes does not name; "
+            "keys that are no classes belong into teacher.reply.ignore",
+        ),
+        (
+            200,
+            {"probabilities": [[91, 1, 1, 1, 1, 1, 1, 1, 1, 1]]},
+            1,
+            "the teacher's probabilities sum to 100, not 1; they look like percentages: set teacher.outputs to percent",
+        ),
         (
             200,
             {"scores": 3},
@@ -389,10 +412,12 @@ def test_a_server_without_metadata_is_found_out_with_one_query_at_most(status, b
         teacher = {"kind": "http", "protocol": "json", "classes": 10, "name": "mine", "url": url}
         path = config_file(teacher=teacher, select__rounds=0, budget__queries=41, student__epochs=1, test=None)
         done = command("run", path, "--local", "--out", "out")
-        assert len(server.requests) == (status is not None)
+        assert len(server.requests) == {None: 0, 400: 3}.get(status, 1)
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     message = only_message(done.stderr[done.stderr.index("kdray: ") :])
-    assert matches(message, pattern.replace("{url}", url)), message
+    end = "" if pattern.endswith("?") else "."
+    going_on = f"{end} What was answered is kept; go on with: kdray resume {Path('out').resolve()}"
+    assert matches(message, pattern.replace("{url}", url) + going_on), message
     assert "\n" not in message and spent(Path("out")) == charged
 
     async def right(request: web.Request) -> web.Response:
@@ -466,7 +491,7 @@ def test_a_file_is_no_run_directory(config_file, tmp_path):
     path = config_file()
     assert refused("run", path, "--local", "--out", path) == f"{path} is a file; choose another --out"
     message = refused("run", path, "--local", "--out", path / "below")
-    assert message == f"cannot work in {path / 'below'}: Not a directory; choose another --out"
+    assert message == f"cannot work in {path / 'below'}: {path} is not a folder; choose another --out"
 
 
 @pytest.mark.parametrize("place", ["nothing", "folder", "notes.txt"])
@@ -526,7 +551,10 @@ def test_a_teacher_whose_recipe_is_wrong_is_not_written(recipe, start, bad, conf
 
 @pytest.mark.parametrize(
     "arguments",
-    [["run"], ["resume"], ["report"], ["plan"], ["frobnicate"], ["run", "x.yaml", "--frob"], ["teacher", "x"]],
+    [
+        *(["run"], ["resume"], ["report"], ["plan"], ["frobnicate"], ["run", "x.yaml", "--frob"], ["teacher", "x"]),
+        *(["run", "x.yaml", "--out", "a", "--out=b"], ["ledger", "x", "--budget", "3", "--budget", "4"]),
+    ],
 )
 def test_wrong_words_get_a_usage_line_and_exit_code_2(arguments, tmp_path):
     done = command(*arguments)

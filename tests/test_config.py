@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from kdray.config.files import read_yaml
 from kdray.config.load import apply_overrides, differences, dump_config, load_config, parse_config
 from kdray.config.root import Config
 from kdray.errors import ConfigError
@@ -25,11 +26,13 @@ from kdray.images.folder import FolderImages
 from kdray.images.parquet import ParquetImages
 from kdray.images.torchvision import TorchvisionImages
 from kdray.pools.mixup import LambdaGrid, MixupSection
+from kdray.runs.directory import RunDirectory, runs_folder
 from kdray.sections.base import Section
 from kdray.sections.registry import registry_of, sections_of
 from kdray.select.base import schedule
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http import HttpTeacherConfig
+from kdray.teachers.http.paths import Path as ReplyPath
 from kdray.teachers.local import LocalTeacherConfig
 from kdray.training.losses.cross_entropy import CrossEntropy
 from kdray.training.losses.kl import KL
@@ -176,7 +179,7 @@ def test_a_value_out_of_range_is_told_field_limit_and_value(path, data, limit, v
 @pytest.mark.parametrize(
     ("path", "data", "value"),
     [
-        case(path, data, 3 if field.annotation in (str, str | None) else "abc")
+        case(path, data, 3 if field.annotation in (str, str | None, ReplyPath | None) else "abc")
         for path, field, data in LEAVES
         if field.annotation is not Any and path not in HIDDEN
     ],
@@ -230,7 +233,7 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         (
             "test={source: digits, split: test}",
-            "test.split belongs to source torchvision; with source = digits leave it out",
+            "test.split belongs to source parquet and torchvision; with source = digits leave it out",
         ),
         ("images=[3]", "images: input should be a mapping, got [3]"),
         (
@@ -329,16 +332,18 @@ def test_a_teacher_behind_http_gets_the_documented_defaults():
     assert (teacher.batch_size, teacher.timeout_s, teacher.metered, teacher.answers) == (32, 60.0, True, "soft")
     assert teacher.input.model_dump() == {
         "size": None, "resize": "bilinear", "colour": None, "pixels": "uint8", "mean": None, "std": None,
-        "name": None, "layout": None, "encoding": "array",
+        "name": None, "layout": None, "encoding": "array", "datatype": None,
     }  # fmt: skip
     assert teacher.reply.model_dump() == {
-        "rows": "probabilities", "probabilities": "", "items": None, "label": None, "score": None,
+        "rows": "probabilities", "id": None, "probabilities": "", "ignore": (), "items": None, "label": None,
+        "score": None,
     }  # fmt: skip
     assert teacher.limits.model_dump() == {
         "requests_per_s": None, "requests_per_minute": None, "burst": 1, "in_flight": 8, "queries_per_day": None,
     }  # fmt: skip
     assert teacher.retry.model_dump() == {
-        "tries": 5, "backoff_s": 0.5, "max_backoff_s": 60.0, "max_wait_s": 300.0, "max_bad_share": 0.05,
+        "tries": 5, "give_up_after_s": 300.0, "backoff_s": 0.5, "max_backoff_s": 60.0, "max_wait_s": 300.0,
+        "max_bad_share": 0.05,
     }  # fmt: skip
     assert parse(data=V2).ledger.model_dump() == {"path": None, "queries": None}
     # What a path of a reply leaves out is not taken from the default of the whole section.
@@ -440,25 +445,25 @@ def test_a_broken_file_is_told_the_place_and_not_what_stands_there(tmp_path):
         (V2, ["input={mean: [0.5], std: [1]}"], "teacher.input: mean and std need pixels: unit"),
         (V2, ["input={pixels: unit, mean: [0.5]}"], "teacher.input: mean and std belong together: give both, or none"),
         (V2, ["classes=[a, b, a]"],
-         "teacher.classes: 'a' is given twice; a server may answer in these names, so they must differ"),
+         "teacher.classes: the list has two classes named 'a'; names must differ"),
         *[
             (JSON, [f"{field}=x"],
              "teacher: model, version and output belong to v2; with json the url says it all")
             for field in ("model", "version", "output")
         ],
         (JSON, ["input.name=x"],
-         "teacher: input.name belongs to v2; with json the request says it all"),
+         "teacher: input.name and input.datatype belong to v2; with json the request says it all"),
         (JSON, ["reply={rows: a, label: b}"], "teacher: the reply gives labels alone; set answers to hard"),
         (JSON, ["reply={probabilities: a}"],
          "teacher: without reply.rows a reply is about one image; set batch_size to 1"),
-        (JSON, ["reply={rows: a}"], "teacher.reply: say where the answer is: probabilities, or items with label and "
-         "score, or label alone"),
-        (JSON, ["reply={label: a, score: b}"], "teacher.reply: say where the answer is: probabilities, or items with "
-         "label and score, or label alone"),
+        (JSON, ["reply={rows: a}"], "teacher.reply: say where the answer is: probabilities, or label and score (with "
+         "items or without), or label alone"),
+        (JSON, ["reply={label: a, score: b}"],
+         "teacher: without reply.rows a reply is about one image; set batch_size to 1"),
         (JSON, ["reply={items: a, label: b}"],
          "teacher.reply: items needs label and score: where an item has its class and its probability"),
         (JSON, ["reply={probabilities: a, items: b, label: c, score: d}"],
-         "teacher.reply: give probabilities alone, or items with label and score, or label alone"),
+         "teacher.reply: give probabilities alone, or label and score (with items or without), or label alone"),
         (JSON, ["request={a: 1}"],
          'teacher: request holds no "$image", "$images" or {$each: ...}: where does the image belong?'),
         (JSON, ["request={$images: 1}"],
@@ -630,11 +635,31 @@ def test_an_override_sets_its_field_and_nothing_else(override, read):
     assert all(line.startswith(section) for line in differences(parse(), changed))
 
 
-def test_the_last_override_wins_and_the_data_stays_as_it_was():
+def test_an_override_replaces_what_the_file_says_and_the_data_stays_as_it_was():
     data = deepcopy(MINIMAL)
-    changed = apply_overrides(data, ["seed=1", "budget.queries=5", "budget.queries=6", "select.rounds=2", "seed="])
+    changed = apply_overrides(data, ["budget.queries=6", "select.rounds=2", "seed="])
     assert changed == MINIMAL | {"seed": None, "budget": {"queries": 6}, "select": {"rounds": 2}}
     assert data == MINIMAL
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["budget.queries=5", "budget.queries=5"], "budget.queries"),
+        (["budget.queries=5", "budget={evaluation: 3}"], "budget.queries"),
+        (["budget={queries: 5, evaluation: 3}", "budget.evaluation=4"], "budget.evaluation"),
+        (["seed=1", "test.source=digits", "seed.sub=2"], "seed"),
+    ],
+)
+def test_an_override_given_twice_is_refused(overrides, key):
+    with pytest.raises(ConfigError) as error:
+        apply_overrides(MINIMAL, overrides)
+    assert str(error.value) == f"{key} is given twice on the command line; keep one of the two"
+
+
+def test_overrides_of_one_section_go_together():
+    changed = apply_overrides(MINIMAL, ["budget={evaluation: 3}", "budget.queries=5"])
+    assert changed["budget"] == {"evaluation": 3, "queries": 5}
 
 
 @pytest.mark.parametrize("text", ["budget", "=3", ".seed=3", "budget.=3", "budget..queries=3", "", "nonsense here"])
@@ -655,11 +680,12 @@ def test_an_override_that_is_no_yaml_is_refused(value):
 # Files
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85"), max_size=20)
+paths = texts.filter(lambda text: not text.startswith("~"))  # which would be a home folder
 configs = st.fixed_dictionaries(
     {
         "images": st.one_of(
             st.fixed_dictionaries(
-                {"source": st.sampled_from(["parquet", "folder"]), "path": texts},
+                {"source": st.sampled_from(["parquet", "folder"]), "path": paths},
                 optional={"count": st.integers(1, 10**9), "colour": st.sampled_from(["grey", "rgb", None])},
             ),
             st.fixed_dictionaries(
@@ -672,8 +698,8 @@ configs = st.fixed_dictionaries(
         ),
         "teacher": st.one_of(
             st.fixed_dictionaries(
-                {"kind": st.just("local"), "weights": texts},
-                optional={"decimals": st.integers(0, 10), "classes": st.lists(texts, min_size=2)},
+                {"kind": st.just("local"), "weights": paths},
+                optional={"decimals": st.integers(0, 10), "classes": st.lists(texts, min_size=2, unique=True)},
             ),
             st.just(MEMBERS[PythonTeacherConfig]),
         ),
@@ -735,6 +761,76 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path, content):
     with pytest.raises(ConfigError) as error:
         load_config(path)
     assert str(error.value).startswith(f"{path} is not readable YAML: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("seed: 1\nbudget: {queries: 20}\nbudget: {queries: 40}\n",
+         "the key 'budget' is given twice, here and in line 2; keep one of them (line 3, column 1)"),
+        ("budget:\n  queries: 20\n  queries: 40\n",
+         "the key 'queries' is given twice, here and in line 2; keep one of them (line 3, column 3)"),
+        ("teacher:\n  request:\n  - {a: 1, b: {c: 1, c: 2}}\n",
+         "the key 'c' is given twice, here and in line 3; keep one of them (line 3, column 22)"),
+        ("teacher: {classes: [001, 010]}\n",
+         "YAML reads 001 as 1; put quotes around it if it is text, or write 1 (line 1, column 21)"),
+        ("images: {rows: 10:50}\n",
+         "YAML reads 10:50 as 650; put quotes around it if it is text, or write 650 (line 1, column 16)"),
+    ],
+)  # fmt: skip
+def test_what_yaml_would_read_in_silence_as_something_else_is_refused(content, problem, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path} is not readable YAML: {problem}"
+
+
+def test_a_key_that_a_merge_brings_may_be_given_anew(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n")
+    assert read_yaml(path)["b"] == {"x": 3, "y": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [("[0, 180]", ["0", "180"]), ("[cat, 7]", ["cat", "7"]), ("['yes', 'no']", ["yes", "no"])],
+)
+def test_class_names_that_are_whole_numbers_are_text(given, names):
+    assert parse(f"teacher.classes={given}").teacher.classes == names
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("[no, yes]", False), ("[a, null]", None), ("[1.5, 2]", 1.5), ("[a, 2024-01-01]", None)]
+)
+def test_class_names_that_yaml_reads_as_something_else_need_quotes(given, read):
+    message = refusal(f"teacher.classes={given}")
+    assert message.startswith("teacher.classes: YAML reads a name as ") and "put quotes around it" in message
+    assert read is None or repr(read) in message
+
+
+@pytest.mark.parametrize("kind", ["local", "python", "http"])
+def test_two_classes_of_one_name_are_refused(kind):
+    teachers = {"local": MINIMAL["teacher"], "python": {"kind": "python", "function": "m:f"}, "http": V2["teacher"]}
+    data = MINIMAL | {"teacher": teachers[kind] | {"classes": ["a", "b", 1, "1"]}}
+    assert refusal(data=data) == "teacher.classes: the list has two classes named '1'; names must differ"
+
+
+def test_headers_that_differ_in_case_alone_are_refused():
+    message = refusal("teacher.headers={X-Region: a, x-region: b}", data=V2)
+    assert message == "teacher.headers: X-Region and x-region are one header to a server; keep one of them"
+
+
+def test_a_home_folder_is_written_with_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = parse("images={source: folder, path: ~/images}", "ledger.path=~/ledger.sqlite")
+    assert config.images.path == f"{tmp_path}/images" and config.ledger.path == f"{tmp_path}/ledger.sqlite"
+    assert refusal("ledger.path=~nobody-of-this-name/x").startswith("ledger: ~nobody-of-this-name/x: there is no such")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(MINIMAL))
+    assert load_config("~/config.yaml") == parse()
+    monkeypatch.setenv("KDRAY_RUNS", "~/runs")
+    assert runs_folder() == tmp_path / "runs"
+    assert RunDirectory("~/runs/a").path == tmp_path / "runs" / "a"
 
 
 def test_files_that_are_not_there_are_named(tmp_path):

@@ -236,14 +236,6 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     assert read.images.flatten().tolist() == [0, 1, 128, 255]
 
 
-def test_unlabelled_test_images_are_refused(tmp_path, make_config):
-    cell = {"bytes": encode_png(np.zeros((1, 16, 16), np.uint8)), "path": None}
-    pq.write_table(pa.table({"image": [cell], "label": [-1]}), tmp_path / "test.parquet")
-    config = make_config(test={"source": "parquet", "path": str(tmp_path / "test.parquet")})
-    with pytest.raises(ImageSetError, match="label -1"):
-        read_inputs(config)
-
-
 def test_a_teacher_is_not_trained_for_images_of_another_shape(tmp_path, make_config):
     weights = tmp_path / "new.safetensors"
     recipe = {"images": {"source": "digits", "rows": "0:50", "size": 20}, "epochs": 1}

@@ -368,5 +368,5 @@ def test_a_labelled_set_of_other_classes_is_refused(tmp_path, teacher_weights):
     names = ["one", "zero", *map(str, range(2, 10))]
     data = semi(teacher_weights)
     data["teacher"]["classes"] = names
-    with pytest.raises(ImageSetError, match="labelled: class 0 is '0', the teacher's 'one'"):
+    with pytest.raises(ImageSetError, match="labelled: the teacher has no class '0', '1'; it has 'one', 'zero'"):
         read_inputs(parse_config(data))

@@ -96,6 +96,7 @@ class Run:
         known = ledger.lookup(teacher.identity, keys)
         (number,) = ledger.read("SELECT id FROM teachers WHERE identity = ?", (teacher.identity,))
         refused = dict(ledger.read("SELECT hash, count(*) FROM rejects WHERE teacher = ? GROUP BY hash", number))
+        lost = dict(ledger.read("SELECT hash, count(*) FROM lost WHERE teacher = ? GROUP BY hash", number))
         charged = ledger.spent("training", owner)
         uncertain = ledger.uncertain("training", owner)
         rejected = ledger.rejected("training", owner)
@@ -115,7 +116,8 @@ class Run:
         assert sum(refused.values()) == rejected
         assert ledger.read("SELECT count(*) FROM reservations WHERE state = 'reserved'") == [(0,)]
         assert ledger.read("SELECT count(*) FROM claims") == [(0,)]
-        if len(known) < self.count and not any(times >= 8 for times in refused.values()):
+        tries = Counter(refused) + Counter(lost)
+        if len(known) < self.count and not any(times >= 8 for times in tries.values()):
             assert charged == self.budget, "it stopped early"
         ledger.close()
         return Counter(

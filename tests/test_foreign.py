@@ -10,7 +10,7 @@ from runpy import run_path
 import numpy as np
 import pytest
 import torch
-from conftest import app_served, command
+from conftest import command, running
 from PIL import Image
 
 from kdray.runs.directory import RunDirectory
@@ -170,7 +170,7 @@ def test_the_digit_recogniser_is_sent_the_drawings_themselves_and_answers_in_its
     held_out = drawn(here / "drawings-held-out", drawings[60:])
     import digit_server
 
-    with app_served(digit_server.app) as url:
+    with running(digit_server.app) as url:
         result = distilled("digits.yaml", here, f"teacher.url={url}/recognise")
 
     received = sys.modules["digit_recognizer"].RECEIVED

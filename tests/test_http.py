@@ -30,7 +30,8 @@ from kdray.teachers.async_pool import AsyncTeacherPool, as_reply
 from kdray.teachers.faults import Fault
 from kdray.teachers.function import FunctionTeacher
 from kdray.teachers.http import HttpTeacherConfig as HttpConfig
-from kdray.teachers.http.client import HttpTeacher, _retry_after
+from kdray.teachers.http.client import HttpTeacher
+from kdray.teachers.http.raw import retry_after
 
 SHAPE = (1, 4, 3)
 CLASSES = ["cat", "dog", "ray"]
@@ -220,6 +221,28 @@ def test_a_packed_reply_is_unpacked():
         assert ask(teacher(server.url)).probs.tolist() == [GOOD, GOOD]
 
 
+@pytest.mark.parametrize(
+    ("kind", "encoding"),
+    [
+        ("application/json", "utf-8-sig"),  # a byte order mark
+        ("application/json", "utf-16"),
+        ("text/plain; charset=ISO-8859-1", "latin-1"),
+        ('application/json; charset="windows-1252"', "cp1252"),
+        ("application/json; charset=utf-8", "utf-8"),
+        ("application/json; charset=latin-1", "utf-8"),  # what the header says is wrong more often than the body
+    ],
+)
+def test_a_reply_is_read_in_its_encoding(kind, encoding):
+    body = json.dumps({"probabilities": [{"café": 0.25, "dog": 0.5, "ray": 0.25}] * 2}, ensure_ascii=False)
+    with serving(answering(200, body.encode(encoding), Content_Type=kind)) as server:
+        assert ask(teacher(server.url, classes=["café", "dog", "ray"])).probs.tolist() == [GOOD, GOOD]
+
+
+def test_a_charset_that_does_not_exist_is_no_json():
+    with serving(answering(200, b'{"probabilities": "\xe9"}', Content_Type="text/x; charset=klingon")) as server:
+        assert "replied text/x, not JSON" in ask(teacher(server.url)).message
+
+
 def test_a_bad_row_is_named_and_the_others_come():
     with serving(answering(200, b'{"probabilities": [[NaN, 0, 1], [0.25, 0.5, 0.25]]}')) as server:
         answers = ask(teacher(server.url))
@@ -286,10 +309,11 @@ SAID = {"error": "so it is"}
         (401, "refused", "{url} refuses the key (401: so it is); check teacher.headers and the key"),
         (402, "refused", "{url} refuses the request (402: so it is)"),
         (403, "refused", "{url} refuses the key (403: so it is); check teacher.headers and the key"),
-        (404, "refused", "{url} does not exist there (404: so it is); check teacher.url and teacher.model"),
+        (404, "refused", "{url} does not exist there (404: so it is); check teacher.url"),
         (405, "refused", "{url} refuses the request (405: so it is)"),
         (408, "unsent", "{url} says 408: so it is"),
-        (413, "refused", "{url}: the request is too large (413: so it is); lower teacher.batch_size"),
+        (409, "throttled", "{url} says 409: so it is"),
+        (413, "oversized", "{url}: the request is too large (413: so it is)"),
         (415, "declined", "{url} does not take the request (415: so it is)"),
         (422, "declined", "{url} does not take the request (422: so it is)"),
         (425, "unsent", "{url} says 425: so it is"),
@@ -343,7 +367,7 @@ def http_date(seconds: float) -> str:
     return email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [409, 429, 503])
 @pytest.mark.parametrize(
     ("text", "low", "high"),
     [("7", 7, 7), ("0", 0, 0), ("1.5", 1.5, 1.5), ("-3", 0, 0), (3600, 3400, 3600), (-60, 0, 0)],
@@ -361,7 +385,7 @@ def test_dates_without_a_time_zone_are_in_gmt(monkeypatch):
     try:
         then = datetime.now(UTC) + timedelta(seconds=600)
         for form in ("%a %b %d %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S -0000"):
-            assert 500 < _retry_after(then.strftime(form)) <= 600
+            assert 500 < retry_after(then.strftime(form)) <= 600
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -369,7 +393,7 @@ def test_dates_without_a_time_zone_are_in_gmt(monkeypatch):
 
 @given(st.text() | st.from_regex(r"\w{3}, \d{1,3} \w{3} \d{1,6} \d\d:\d\d:\d\d [+-]?\w{0,5}", fullmatch=True))
 def test_a_wish_that_nobody_can_read_is_none(text):
-    seconds = _retry_after(text)
+    seconds = retry_after(text)
     assert seconds is None or seconds >= 0
 
 
@@ -396,7 +420,10 @@ def test_a_redirect_is_told_and_never_followed(status):
         (200, b"[" * 100_000, "not JSON: '[["),
         (200, b"\xff\xfe\xff", "not JSON: '\ufffd\ufffd\ufffd'"),
         (200, b"1" * 5000, "not JSON: '111"),
-        (200, {"error": "no"}, "the teacher's reply has nothing at 'probabilities': {'error': 'no'}; check"),
+        (200, {"error": "no"}, " replied with an error: no"),
+        (200, {"errors": [{"message": "no"}]}, " replied with an error: [{'message': 'no'}]"),
+        (202, {"job": 3}, " answers 202 and does not say where the result will be; see teacher.poll"),
+        (200, {"message": "no"}, "the teacher's reply has nothing at 'probabilities': {'message': 'no'}; check"),
         (200, {"probabilities": [GOOD]}, "the teacher gave 1 answers to 2 images"),
         (200, {"probabilities": [[0.5, 0.5]] * 2}, "2 numbers for an image, teacher.classes says 3"),
         (200, None, "has nothing at 'probabilities': None"),
@@ -407,6 +434,104 @@ def test_a_success_without_an_answer_is_malformed(status, body, message):
     with serving(answering(status, body)) as server:
         fault = ask(teacher(server.url))
         assert fault.kind == "malformed" and message in fault.message and fault.message.isprintable()
+
+
+# ---- results that come later
+
+
+def working(*looks: web.Response | dict, first: dict | None = None, body: object = None) -> tuple[Handler, list[str]]:
+    """A handler that accepts a request with 202, and its later replies, one for each look; the addresses looked at."""
+    replies, seen = list(looks), []
+
+    async def handler(request: web.Request) -> web.Response:
+        if request.method == "POST":
+            headers = {"Location": "/jobs/1", "Retry-After": "0.01"} if first is None else first
+            return web.json_response(body, status=202, headers=headers)
+        seen.append(request.path_qs)
+        reply = replies.pop(0)
+        return web.json_response(reply, headers={"Retry-After": "0.01"}) if isinstance(reply, dict) else reply
+
+    return handler, seen
+
+
+def not_yet(status: int = 202, **headers: str) -> web.Response:
+    return web.json_response({}, status=status, headers={"Retry-After": "0.01"} | headers)
+
+
+DONE = {"probabilities": [GOOD, GOOD]}
+
+
+@pytest.mark.parametrize(
+    ("looks", "first", "body", "poll", "addresses"),
+    [
+        ([DONE], None, None, {}, ["/jobs/1"]),
+        ([not_yet(), not_yet(), DONE], None, None, {}, ["/jobs/1"] * 3),
+        ([not_yet(429), not_yet(503), not_yet(500), DONE], None, None, {}, ["/jobs/1"] * 4),
+        ([not_yet(303, Location="/results/1?part=2"), DONE], None, None, {}, ["/jobs/1", "/results/1?part=2"]),
+        ([DONE], {"Operation-Location": "{url}/ops/7", "Retry-After": "0"}, None, {}, ["/ops/7"]),
+        ([DONE], {"Retry-After": "0"}, {"urls": {"get": "/jobs/2"}}, {"url": "urls.get"}, ["/jobs/2"]),
+        ([{"state": "Running"}, {"state": "done", **DONE}], None, None, {"status": "state"}, ["/jobs/1"] * 2),
+        ([{"state": "warming"}, DONE], None, None, {"status": "state", "pending": ["warming"]}, ["/jobs/1"] * 2),
+    ],
+)
+def test_a_result_is_waited_for_and_the_request_is_sent_once(looks, first, body, poll, addresses):
+    handler, seen = working(*looks, first=first, body=body)
+    with serving(handler) as server:
+        if first and "Operation-Location" in first:
+            first["Operation-Location"] = first["Operation-Location"].format(url=server.url)
+        asked = teacher(server.url, {"KEY": "s3cret-key"}, headers={"Authorization": "Bearer ${KEY}"}, poll=poll)
+        assert ask(asked).probs.tolist() == [GOOD, GOOD]
+        assert len(server.posts) == 1 and seen == addresses
+        assert {headers["Authorization"] for _, _, headers, _ in server.requests} == {"Bearer s3cret-key"}
+        assert {body for method, _, _, body in server.requests if method == "GET"} == {b""}
+
+
+def test_a_server_that_accepts_with_200_or_201_and_says_starting_is_waited_for():
+    async def handler(request: web.Request) -> web.Response:
+        if request.method == "POST":
+            started = {"status": "starting", "urls": {"get": "/p/1"}}
+            return web.json_response(started, status=201, headers={"Retry-After": "0.01"})
+        return web.json_response({"status": "succeeded", "output": {"scores": [GOOD, GOOD]}})
+
+    forms = {"poll": {"url": "urls.get", "status": "status"}, "reply": {"rows": "output.scores", "probabilities": ""}}
+    with serving(handler) as server:
+        assert ask(teacher(server.url, **forms)).probs.tolist() == [GOOD, GOOD]
+        assert [method for method, *_ in server.requests] == ["POST", "GET"]
+
+
+def test_a_result_at_another_host_is_not_asked_for():
+    with serving(answering(200, DONE)) as elsewhere:
+        for place in (f"{elsewhere.url}/jobs/1", elsewhere.url.replace("http://", "//"), "http://user@127.0.0.1/"):
+            handler, _ = working(first={"Location": place, "Retry-After": "0.01"})
+            with serving(handler) as server:
+                asked = teacher(server.url, {"KEY": "s3cret-key"}, headers={"Authorization": "Bearer ${KEY}"})
+                fault = ask(asked)
+            assert fault.kind == "failed" and fault.charged and fault.final
+            assert "its result is at another host, which gets no keys" in fault.message
+        handler, seen = working(not_yet(303, Location=f"{elsewhere.url}/jobs/1"))
+        with serving(handler) as server:
+            assert ask(teacher(server.url)).kind == "failed" and seen == ["/jobs/1"]
+        assert elsewhere.requests == []
+
+
+def test_a_result_that_does_not_come_in_time_may_be_charged():
+    handler, _ = working(*[not_yet() for _ in range(1000)])
+    with serving(handler) as server:
+        fault = ask(teacher(server.url, timeout_s=0.5))
+        assert len(server.posts) == 1
+    assert fault.kind == "lost"
+    assert fault.message == f"no result from {server.url} within 0.5 s (teacher.timeout_s)"
+    handler, seen = working(first={"Location": "/jobs/1", "Retry-After": "3600"})
+    with serving(handler) as server:
+        assert ask(teacher(server.url)).kind == "lost" and seen == []  # it would not be there in time
+
+
+@pytest.mark.parametrize("status", [401, 404, 410])
+def test_a_result_that_is_refused_is_charged_and_not_asked_for_again(status):
+    handler, _ = working(not_yet(status))
+    with serving(handler) as server:
+        fault = ask(teacher(server.url))
+    assert fault.kind == "failed" and f"({status}" in fault.message and "/jobs/1" in fault.message
 
 
 # ---- accidents of the network
@@ -662,7 +787,8 @@ def test_looking_asks_for_the_model_and_learns_the_name_of_its_input():
     ("status", "body", "changes", "message"),
     [
         (404, {"error": "Request for unknown model"}, {}, "{url} does not exist there (404: Request for unknown "
-         "model); check teacher.url and teacher.model"),
+         "model); check teacher.url and teacher.model; if the server does not describe models, set "
+         "teacher.input.name"),
         (400, {"error": "Request for unknown model"}, {}, "{url} does not take the request (400: Request for unknown "
          "model)"),
         (401, {"error": "who?"}, {}, "{url} refuses the key (401: who?); check teacher.headers and the key"),
@@ -670,7 +796,7 @@ def test_looking_asks_for_the_model_and_learns_the_name_of_its_input():
         (200, model(shape=[-1, 1, 28, 28]), {}, "the model takes images of shape [-1, 1, 28, 28], kdray would send "
          "[-1, 1, 4, 3]; set size, colour and layout of teacher.input to bring them together"),
         (200, model(datatype="FP32"), {}, "teacher.input.pixels: the model takes FP32, kdray would send UINT8; set "
-         "teacher.input.pixels to unit"),
+         "teacher.input.pixels to unit, or teacher.input.datatype to FP32 if it takes 0..255"),
         (200, model(), {"input": {"name": "y"}}, "teacher.input.name: the model has no input 'y'; it has 'x'"),
         (200, model(), {"classes": 4}, "output 'p' of the model has shape [-1, 3], teacher.classes says 4: check "
          "teacher.classes and teacher.output"),
@@ -737,6 +863,38 @@ def test_a_look_that_fails_charges_nothing(status, body, kind):
     with serving(answering(status, body)) as server:
         fault = ask(v2(server.url))
         assert fault.kind == kind and not fault.charged and server.posts == []
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_without_metadata_is_asked_all_the_same_where_the_config_says_enough(status):
+    async def handler(request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.json_response(SAID, status=status)
+        return web.json_response({"outputs": [{"name": "p", "datatype": "FP32", "data": [*GOOD, *GOOD]}]})
+
+    with serving(handler) as server:
+        asked = v2(server.url, input={"name": "x"})
+        asked.check()
+        assert ask(asked).probs.tolist() == [GOOD, GOOD] == ask(asked).probs.tolist()
+        first, second = [json.loads(body) for _, _, _, body in server.posts]
+        assert first["inputs"][0]["name"] == "x" and "outputs" not in first and second["outputs"] == [{"name": "p"}]
+        assert [method for method, *_ in server.requests] == ["GET", "POST", "POST"]
+        assert told(v2(server.url)).endswith("; if the server does not describe models, set teacher.input.name")
+        classified = v2(server.url, input={"name": "x"}, answers="top1", classification=1)
+        assert told(classified).endswith("; if the server does not describe models, set teacher.output")
+
+
+def test_two_outputs_that_fit_stop_the_run_at_the_first_reply():
+    def tensor(name: str) -> dict:
+        return {"name": name, "datatype": "FP32", "data": [*GOOD, *GOOD]}
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"outputs": [tensor("p"), tensor("q")]} if request.method == "POST" else {})
+
+    with serving(handler) as server:
+        fault = ask(v2(server.url))
+        assert fault.kind == "failed" and fault.final and "'p', 'q'; set teacher.output" in fault.message
+        assert ask(v2(server.url, output="q")).probs.tolist() == [GOOD, GOOD]
 
 
 @pytest.mark.parametrize("status", [429, 503, 500])

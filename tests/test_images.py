@@ -123,17 +123,23 @@ def test_a_folder_of_parquet_files_is_read_in_the_order_of_their_names(tmp_path)
 
 
 def test_labels_are_left_alone_unless_asked_for(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", [encode(numbered(0))], ["not a number"])
+    path = write_parquet(tmp_path / "a.parquet", [encode(numbered(0))], [0.5])
     assert read(source="parquet", path=path).labels is None
-    with pytest.raises(ImageSetError, match=r"images\.path: column 'label' of .*a\.parquet does not hold whole num"):
+    with pytest.raises(ImageSetError) as error:
         read(source="parquet", path=path, with_labels=True)
+    assert str(error.value) == (
+        f"images.path: column 'label' of {path} holds double, neither whole numbers nor names; name another as "
+        "images.label_column (its columns are 'image', 'label')"
+    )
 
 
-@pytest.mark.parametrize("labels", [[0, None], [0.5, 1.0]])
-def test_labels_that_are_not_whole_numbers_are_refused(tmp_path, labels):
+@pytest.mark.parametrize("labels", [[0, None], ["cat", None]])
+def test_a_row_without_a_label_is_named(tmp_path, labels):
     path = write_parquet(tmp_path / "a.parquet", [encode(numbered(0))] * 2, labels)
-    with pytest.raises(ImageSetError, match=r"'label'.*whole numbers"):
+    with pytest.raises(ImageSetError) as error:
         read(source="parquet", path=path, with_labels=True)
+    assert str(error.value) == f"images: row 1 of {path} has no label in column 'label'"
+    assert read(source="parquet", path=path, with_labels=True, rows="0:1").labels.tolist() == [0]
 
 
 def test_without_hugging_face_metadata_there_are_no_class_names(tmp_path):
@@ -185,8 +191,9 @@ def test_subfolders_are_classes_in_the_order_of_their_names(tmp_path):
     (tmp_path / "set" / "empty").mkdir()
     (tmp_path / "set" / "ant" / "notes.txt").write_text("not an image")
     found = read(source="folder", path=root, with_labels=True)
-    assert found.classes == ("ant", "cat", "dog")
+    assert found.classes == ("ant", "cat", "dog", "empty")
     assert rows_of(found) == [2, 3, 1] and found.labels.tolist() == [0, 1, 2]
+    assert found.notes == (f"images: 1 file of {root} is no image and was left out (.txt 1)",)
 
 
 def test_a_flat_folder_is_read_in_the_order_of_names_and_has_no_labels(tmp_path):
@@ -504,21 +511,45 @@ def test_a_parquet_file_without_an_image_column_lists_what_it_has(tmp_path):
     with pytest.raises(ImageSetError) as error:
         read(source="parquet", path=path)
     assert str(error.value) == (
-        f"images.path: {path} has no image column; expected 'image' or 'img', found 'picture', 'label'"
+        f"images.path: {path} has no image column; expected 'image' or 'img', found 'picture', 'label'; "
+        "name it as images.image_column"
     )
+    assert rows_of(read(source="parquet", path=path, image_column="picture")) == [0]
 
 
 def test_an_image_column_without_bytes_is_refused(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", [{"path": "x.png"}], cell=pa.struct([("path", pa.string())]))
-    with pytest.raises(ImageSetError, match=r"images\.path: column 'image' of .* has no field 'bytes'"):
+    path = write_parquet(tmp_path / "a.parquet", [{"url": "x"}], cell=pa.struct([("url", pa.string())]))
+    with pytest.raises(ImageSetError) as error:
         read(source="parquet", path=path)
+    assert str(error.value) == f"images.path: column 'image' of {path} has no field 'bytes' or 'path', but 'url'"
 
 
-@pytest.mark.parametrize("cell", [(pa.string(), "x"), (pa.int64(), 3), (pa.list_(pa.int64()), [1])])
-def test_an_image_column_of_something_else_is_refused(tmp_path, cell):
-    path = write_parquet(tmp_path / "a.parquet", [cell[1]], cell=cell[0])
-    with pytest.raises(ImageSetError, match=r"images: row 0 of .*a\.parquet is not a readable image"):
+@pytest.mark.parametrize(
+    ("cell", "value", "held"),
+    [
+        (
+            pa.string(),
+            "https://example.org/a.png",
+            "text, not the bytes of image files; download what it names, or name",
+        ),
+        (pa.large_string(), "x", "text, not the bytes of image files; download what it names, or name"),
+        (pa.int64(), 3, "int64, not the bytes of image files; name"),
+        (pa.list_(pa.int64()), [1], "list<element: int64>, not the bytes of image files; name"),
+        (
+            pa.list_(pa.list_(pa.uint8())),
+            [[1]],
+            "list<element: list<element: uint8>>, not the bytes of image files; name",
+        ),
+    ],
+)
+def test_an_image_column_of_something_else_is_refused(tmp_path, cell, value, held):
+    path = write_parquet(tmp_path / "a.parquet", [value], cell=cell)
+    with pytest.raises(ImageSetError) as error:
         read(source="parquet", path=path)
+    assert str(error.value) == (
+        f"images.path: column 'image' of {path} holds {held} another column as images.image_column (its columns are "
+        "'image')"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PAR1" + b"x" * 100 + b"PAR1"])
@@ -560,7 +591,9 @@ def test_labels_that_are_not_there_are_missed(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [encode(numbered(0))])
     with pytest.raises(ImageSetError) as error:
         read(source="parquet", path=path, with_labels=True, field="test")
-    assert str(error.value) == f"test: {path} holds no labels; labels are needed here"
+    assert str(error.value) == (
+        f"test: {path} holds no labels; labels are needed here; its columns are 'image'; name one as test.label_column"
+    )
 
 
 # The set itself, PNG

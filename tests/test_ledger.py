@@ -36,7 +36,7 @@ from kdray.errors import BudgetExceeded, LedgerError
 from kdray.ledger import Ledger, Reservation, hash_images
 from kdray.ledger.limits import Fill, Limits, TokenBucket, day_of, seconds_left_today
 from kdray.ledger.receipt import accounts, lines, total
-from kdray.ledger.records import AnswerRows, Grant, Order, Outcome
+from kdray.ledger.records import DIED, STOPPED, AnswerRows, Failures, Grant, Order, Outcome
 from kdray.teachers.answers import Answers, to_answers
 
 
@@ -123,6 +123,12 @@ def label_all(ledger: Ledger, grant: Grant, label: int = 0) -> None:
 def answered(reservation: Reservation, hashes: list[bytes], label: int = 0, bad: dict | None = None) -> Outcome:
     answers = hard(*[label] * len(hashes))
     return Outcome(reservation=reservation, state="answered", hashes=hashes, answers=answers, bad=bad or {})
+
+
+def refusals(ledger: Ledger, teacher: str, *numbers: int) -> dict[int, tuple[int, str]]:
+    """What the ledger remembers of images that were asked about in vain: (times paid, last reason)."""
+    found = ledger.failures(teacher, keys(*numbers))
+    return {n: (found[key(n)].times, found[key(n)].reason) for n in numbers if key(n) in found}
 
 
 def dump(path: Path) -> list[str]:
@@ -357,7 +363,7 @@ def test_the_cap_of_the_file_can_be_changed_even_below_what_is_spent(path):
         with pytest.raises(LedgerError, match="more than a ledger can count"):
             ledger.change_budget(10**20)
         assert counts(ledger) == (8, 8, 0)
-    with pytest.raises(LedgerError, match=r"5 queries, not 10; .* or change the cap with 'kdray ledger --budget'"):
+    with pytest.raises(LedgerError, match=r"5 queries, not 10; .*, set ledger\.queries to 5, or change it with 'kdray"):
         Ledger(path, 10)
     with pytest.raises(LedgerError, match="more than a ledger can count"):
         Ledger(path.with_name("other.sqlite"), 10**20)
@@ -373,10 +379,10 @@ def test_answers_come_back_to_the_bit(bits):
     ledger = Ledger(":memory:", 10)
     count, classes = bits.shape
     probs = torch.from_numpy(bits.view(np.float32))
-    answers = Answers(probs=probs, labels=torch.arange(count), num_classes=classes)
+    answers = Answers(probs=probs, labels=torch.arange(count) % classes, num_classes=classes)
     ledger.commit(ledger.reserve(count, teacher="t"), keys(*range(count)), answers.rows())
     found = ledger.lookup("t", keys(*range(count)))
-    assert [found[k][0] for k in keys(*range(count))] == list(range(count))
+    assert [found[k][0] for k in keys(*range(count))] == [k % classes for k in range(count)]
     assert [found[k][1].tobytes() for k in keys(*range(count))] == [row.tobytes() for row in bits]
     assert all(found[k][1].dtype == np.float32 for k in found)
     back = to_answers([found[k] for k in keys(*range(count))], classes)
@@ -461,13 +467,13 @@ def test_refused_answers_are_charged_and_remembered(path):
         # The reply to the first call was lost. What counts is what it said.
         ledger.settle([answered(tries[2], keys(1, 4, 5), bad={0: "ant"})])
         ledger.settle([answered(tries[2], keys(1, 4, 5), bad={1: "bee"})])
-        assert ledger.refusals("t", keys(1, 2, 3, 4)) == {key(1): (2, "ant"), key(2): (1, "zebra")}
+        assert refusals(ledger, "t", 1, 2, 3, 4) == {1: (2, "ant"), 2: (1, "zebra")}
         assert list(ledger.lookup("t", keys(1, 2, 3, 4, 5))) == sorted(keys(3, 4, 5))
         assert (ledger.spent(), ledger.rejected(), ledger.rejected(owner="a"), ledger.uncertain()) == (6, 3, 3, 0)
-        assert ledger.refusals("u", keys(1, 2)) == {}
-        # One that is believed at last has no refusals any more.
+        assert refusals(ledger, "u", 1, 2) == {}
+        # One that is believed at last has no failures any more.
         ledger.settle([answered(tries[1], keys(1, 6, 7), bad={1: "moth"})])
-        assert ledger.refusals("t", keys(1, 2, 6)) == {key(2): (1, "zebra"), key(6): (1, "moth")}
+        assert refusals(ledger, "t", 1, 2, 6) == {2: (1, "zebra"), 6: (1, "moth")}
         assert (ledger.spent(), ledger.rejected()) == (9, 4)
 
 
@@ -475,7 +481,39 @@ def test_the_last_reason_is_the_one_of_the_last_request(path):
     with opened(path, 100) as ledger:
         for reason in ("b", "c", "a"):
             ledger.settle([answered(ledger.reserve(1, teacher="t"), keys(1), bad={0: reason})])
-        assert ledger.refusals("t", keys(1)) == {key(1): (3, "a")}
+        assert refusals(ledger, "t", 1) == {1: (3, "a")}
+
+
+def test_what_came_of_each_image_by_hand(path, clock):
+    """1, 2 and 6 are lost together, then 1 alone; 3 dies with its run; 4 was stopped; 5 is declined; 6 is answered."""
+    with opened(path, 100, clock=clock) as ledger:
+
+        def lose(*numbers: int, reason: str) -> None:
+            (part,) = ask(ledger, keys(*numbers)).parts
+            ledger.settle([Outcome(reservation=part.reservation, state="uncertain", reason=reason)])
+
+        lose(1, 2, 6, reason="500")
+        lose(1, reason="a reset")
+        lose(4, reason=STOPPED)
+        ask(ledger, keys(3), owner="dead")
+        ledger.recover("dead")
+        (part,) = ask(ledger, keys(5)).parts
+        said = {"state": "released", "hashes": keys(5), "reason": "too dark", "declined": True}
+        ledger.settle([Outcome(reservation=part.reservation, **said)])
+        assert not ledger.answers_of("t")
+        label_all(ledger, ask(ledger, keys(6)))
+        assert ledger.answers_of("t") and not ledger.answers_of("u")
+        assert ledger.failures("t", keys(*range(1, 8))) == {
+            key(1): Failures(times=2, own=1, reason="a reset"),
+            key(2): Failures(times=1, own=0, reason="500"),
+            key(3): Failures(times=1, own=0, reason=DIED),
+            key(5): Failures(times=0, own=0, reason="too dark", declined=True),
+        }
+        assert ledger.failures("u", keys(1)) == {}
+        assert (ledger.knows("a"), ledger.knows("nobody")) == (True, False)
+        assert (ledger.spent(), ledger.uncertain()) == (7, 6)
+        with pytest.raises(LedgerError, match="declined images for a reservation"):
+            ledger.settle([Outcome(reservation=part.reservation, **said | {"hashes": ()})])
 
 
 def test_free_images_are_noted_once_for_a_round(path):
@@ -937,7 +975,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledgers[1].open_account("b", {"evaluation": 3})
         self.entries: list[SimpleNamespace] = []
         self.answers: dict[tuple[str, bytes], tuple[int, bytes]] = {}
-        self.claims: dict[tuple[str, bytes], tuple[SimpleNamespace, float]] = {}
+        self.claims: dict[tuple[str, bytes, int], tuple[SimpleNamespace, float]] = {}
+        self.lost: dict[tuple[str, bytes], list[tuple[bool, str]]] = {}  # whether alone, why
+        self.declined: dict[tuple[str, bytes], str] = {}
         self.labels = 0
 
     def open(self) -> Ledger:
@@ -967,8 +1007,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.entries.append(made)
         return made
 
-    def close(self, entry: SimpleNamespace, state: str) -> None:
+    def close(self, entry: SimpleNamespace, state: str, reason: str = "why") -> None:
         entry.state = state
+        if state == "uncertain" and reason != STOPPED:
+            for teacher, item in [(t, i) for (t, i, _), claim in self.claims.items() if claim[0] is entry]:
+                self.lost.setdefault((teacher, item), []).append((entry.queries == 1 and reason != DIED, reason))
         self.claims = {image: claim for image, claim in self.claims.items() if claim[0] is not entry}
 
     # What may happen
@@ -1002,14 +1045,15 @@ class LedgerMachine(RuleBasedStateMachine):
             if left == 0:
                 break
             known = [item for item in order if (teacher, item) in self.answers]
-            claims = [self.claims.get((teacher, item)) for item in order]
-            taken = [item for item, claim in zip(order, claims, strict=True) if claim and claim[1] > now]
+            claimed = {i for (t, i, _), (_, until) in self.claims.items() if t == teacher and until > now}
+            taken = [item for item in order if item in claimed]
             free = [item for item in order if item not in known and item not in taken]
             parts.append((free[:left], known, [item for item in taken if item not in known], free[left:]))
             if free:
                 entry = self.entry(len(free[:left]), facts, free[:left], name)
                 entry.reservation = got.parts[len(parts) - 1].reservation
-                self.claims |= {(teacher, item): (entry, now + lease) for item in free[:left] if facts["metered"]}
+                ours = free[:left] if facts["metered"] else []
+                self.claims |= {(teacher, item, id(entry)): (entry, now + lease) for item in ours}
             left -= len(free[:left])
         assert [(part.send, part.known, part.busy, part.left) for part in got.parts] == parts
         assert [part.reservation is None for part in got.parts] == [not part[0] for part in parts]
@@ -1026,13 +1070,17 @@ class LedgerMachine(RuleBasedStateMachine):
         outcomes = []
         for entry in chosen:
             state = data.draw(st.sampled_from(["answered", "answered", "released", "uncertain"]))
+            reason = data.draw(st.sampled_from(["why", "because", STOPPED]))
+            declined = state == "released" and data.draw(st.booleans())
             numbers = st.lists(st.integers(0, 11), min_size=entry.queries, max_size=entry.queries)
             hashes = entry.hashes or keys(*data.draw(numbers))
             bad = data.draw(st.dictionaries(st.integers(0, entry.queries - 1), st.sampled_from(["NaN", "logits"])))
             labels = np.arange(self.labels, self.labels + entry.queries)
             self.labels += entry.queries
             answers = AnswerRows(labels=labels, probs=torch.rand(entry.queries, 3).numpy())
-            more = {"hashes": hashes, "answers": answers, "bad": bad} if state == "answered" else {"reason": "why"}
+            more = {"answers": answers, "bad": bad} if state == "answered" else {"reason": reason}
+            more |= {"hashes": hashes} if state == "answered" or declined else {}
+            more |= {"declined": True} if declined else {}
             outcomes.append(Outcome(reservation=entry.reservation, state=state, **more))
         if any(e.state not in ("reserved", o.state) for e, o in zip(chosen, outcomes, strict=True)):
             with pytest.raises(LedgerError, match="cannot become"):
@@ -1046,14 +1094,22 @@ class LedgerMachine(RuleBasedStateMachine):
                     if row not in outcome.bad:
                         probs = outcome.answers.probs[row].tobytes()
                         self.answers.setdefault((entry.teacher, item), (int(outcome.answers.labels[row]), probs))
-            self.close(entry, outcome.state)
+            if outcome.declined and entry.state == "reserved":
+                self.declined |= {(entry.teacher, item): outcome.reason for item in outcome.hashes}
+            if entry.state == "reserved":
+                self.close(entry, outcome.state, outcome.reason)
+
+    @rule(which=st.integers(0, 1))
+    def forget_declined(self, which) -> None:
+        assert self.ledgers[which].forget_declined() == len(self.declined)
+        self.declined.clear()
 
     @rule(which=st.integers(0, 1), owner=owners)
     def recover(self, which, owner) -> None:
         expected = [0, 0]
         for entry in self.entries:
             if entry.state == "reserved" and entry.owner == owner:
-                self.close(entry, "uncertain" if entry.metered else "released")
+                self.close(entry, "uncertain" if entry.metered else "released", DIED)
                 expected[0 if entry.metered else 1] += entry.queries
         assert self.ledgers[which].recover(owner) == tuple(expected)
 
@@ -1105,15 +1161,29 @@ class LedgerMachine(RuleBasedStateMachine):
             found = ledger.lookup(teacher, everything)
             expected = {item: value for (asked, item), value in self.answers.items() if asked == teacher}
             assert {item: (label, probs.tobytes()) for item, (label, probs) in found.items()} == expected
-            refused: dict[bytes, list[str]] = {}
+            refused: dict[bytes, list[tuple[bool, set[str]]]] = {}  # whether others were answered, why
             for entry in [e for e in self.entries if e.teacher == teacher]:
                 for item in {item for item, _ in entry.rejected.values()} - expected.keys():
                     # An image that came twice in one batch is kept once, with one of its reasons.
                     reasons = {why for other, why in entry.rejected.values() if other == item}
-                    refused.setdefault(item, []).append(reasons)
-            got = ledger.refusals(teacher, everything)
-            assert {item: count for item, (count, _) in got.items()} == {item: len(x) for item, x in refused.items()}
-            assert all(reason in refused[item][-1] for item, (_, reason) in got.items())
+                    own = entry.queries == 1 or len(entry.rejected) < entry.queries
+                    refused.setdefault(item, []).append((own, reasons))
+            lost = {i: times for (asked, i), times in self.lost.items() if asked == teacher and i not in expected}
+            declined = {i: why for (asked, i), why in self.declined.items() if asked == teacher and i not in expected}
+            got = ledger.failures(teacher, everything)
+            assert {item: (x.times, x.own) for item, x in got.items()} == {
+                item: (
+                    len(refused.get(item, [])) + len(lost.get(item, [])),
+                    sum(own for own, _ in lost.get(item, []) + refused.get(item, [])),
+                )
+                for item in refused.keys() | lost.keys() | declined.keys()
+            }
+            assert {item: x.reason for item, x in got.items() if x.declined} == declined
+            for item in got.keys() - declined.keys():
+                reasons = {why for _, why in lost.get(item, [])}
+                reasons |= {why for _, several in refused.get(item, []) for why in several}
+                assert got[item].reason in reasons
+            assert ledger.answers_of(teacher) == bool(expected)
         days = Counter()
         for entry in self.entries:
             days[entry.teacher, day_of(entry.created)] += entry.queries * (entry.state != "released")
@@ -1131,7 +1201,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def claims_are_the_models_and_the_receipt_adds_up(self) -> None:
         ledger = self.ledgers[0]
         rows = ledger.read("SELECT identity, hash, expires FROM claims JOIN teachers ON teachers.id = teacher")
-        assert {(a, b): c for a, b, c in rows} == {image: until for image, (_, until) in self.claims.items()}
+        held = [(teacher, item, until) for (teacher, item, _), (_, until) in self.claims.items()]
+        assert Counter(rows) == Counter(held)
         summed = total(lines(ledger))
         whole = [account for account in accounts(ledger) if account.owner == ""]
         assert summed.charged == sum(account.charged for account in whole)
@@ -1428,7 +1499,7 @@ def test_without_a_budget_nothing_can_be_spent(path):
             assert ask(ledger, keys(1)).blocked == "budget"
 
 
-@pytest.mark.parametrize("version", ["1", "3", "0"])
+@pytest.mark.parametrize("version", ["1", "2", "4", "0"])
 def test_another_schema_is_refused_and_left_alone(version, path):
     with opened(path, 10) as ledger:
         ledger.commit(ledger.reserve(1, teacher="t"), keys(1), hard(1))
@@ -1437,7 +1508,7 @@ def test_another_schema_is_refused_and_left_alone(version, path):
     database.commit()
     database.close()
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match=f"schema {version}, this kdray reads 2; use the kdray that wrote it"):
+    with pytest.raises(LedgerError, match=f"schema {version}, this kdray reads 3; use the kdray that wrote it"):
         Ledger(path, 10)
     assert path.read_bytes() == before
 

@@ -92,7 +92,9 @@ def ledgers(ray_local) -> set[str]:
 
 def test_a_purchase_can_have_all_it_needs():
     methods = {name for name, _ in inspect.getmembers(LedgerLike, inspect.isfunction) if not name.startswith("_")}
-    assert methods == {"lookup", "refusals", "on_their_way", "grant", "settle", "rest", "spent_in_round", "record_hits"}
+    assert methods == {
+        "answers_of", "failures", "grant", "lookup", "on_their_way", "record_hits", "rest", "settle", "spent_in_round"
+    }  # fmt: skip
     assert methods <= actors.ledger._CALLS
     assert all(hasattr(Ledger, name) for name in actors.ledger._CALLS)
 
@@ -121,7 +123,8 @@ def story(ledger) -> list:
         ]
     )
     said.append({k: (label, probs.tolist()) for k, (label, probs) in ledger.lookup("t", key).items()})
-    said.append((ledger.refusals("t", key), ledger.recover("me"), ledger.recover("me"), third.queries))
+    said.append((ledger.failures("t", key), ledger.answers_of("t"), ledger.knows("me"), ledger.knows("you")))
+    said.append((ledger.recover("me"), ledger.recover("me"), third.queries))
     said.append((ledger.spent(), ledger.uncertain("training", "me"), ledger.rejected("training", "me")))
     ledger.record_hits("t", 4, purpose="training", round=2, owner="me")
     said.append((ledger.spent_in_round(2, "training", "me"), ledger.teachers("me"), ledger.teachers("you")))

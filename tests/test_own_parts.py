@@ -84,6 +84,10 @@ class Broken(Loss):
     def __call__(self, logits, targets):
         return logits @ targets
 
+class SoftOnly(Loss):
+    def __call__(self, logits, targets):
+        return (targets * (targets.log() - logits.log_softmax(dim=1))).sum(dim=1).mean()
+
 function = len
 """
 
@@ -130,6 +134,7 @@ def test_a_wrong_field_of_a_users_own_loss_is_named_by_its_path(own):
         ("PerImage", r"gave a tensor of shape \[2\] with a gradient; it must give a scalar with one"),
         ("Detached", r"gave a tensor of shape \[\] without a gradient; it must give a scalar with one"),
         ("Number", "gave a float; it must give a scalar tensor"),
+        ("SoftOnly", "gave nan for logits of 0 and targets of which one is a hard label; it must give a finite number"),
         ("Broken", r"failed on logits \[2, 3\] \(RuntimeError: "),
     ],
 )

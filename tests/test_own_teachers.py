@@ -1,5 +1,6 @@
 """A user's own teacher: named as module:Class, checked, built and asked like those of kdray; and an own wire format."""
 
+import pickle
 import sys
 
 import numpy as np
@@ -28,6 +29,7 @@ from typing import ClassVar
 
 import torch
 
+import kdray
 from kdray.errors import TeacherError
 from kdray.teachers import AnswerFormat, Answers, TeacherSection
 from kdray.teachers.faults import Fault
@@ -101,6 +103,59 @@ class BrightServer(TeacherSection):
         return Many(self.threshold, self.form, metered=True)
 
 
+class Odd(TeacherSection):
+    # Does what `how` says when it is asked for the first time.
+    how: str
+
+    def build(self, image_shape, *, folder="", secrets=None):
+        return OddTeacher(self.how, self.form)
+
+
+class OddTeacher(Teacher):
+    def __init__(self, how, form):
+        super().__init__(100, form, metered=True)
+        self.how, self.times = how, 0
+
+    def answer(self, images):
+        self.times += 1
+        good = super().answer(images)
+        if self.times > 1:
+            return good
+        if self.how == "busy":
+            raise kdray.TeacherBusy("not now", wait_s=0.01)
+        if self.how == "declined":
+            raise kdray.ImageDeclined("too dark")
+        if self.how == "raises":
+            raise KeyError("bug")
+        if self.how == "exits":
+            raise SystemExit(1)
+        if self.how == "labels":
+            return Answers(probs=None, labels=torch.full((len(images),), 2), num_classes=2)
+        if self.how == "classes":
+            return Answers(probs=None, labels=good.labels, num_classes=3)
+        return None
+
+
+class OddServer(Odd):
+    def build(self, image_shape, *, folder="", secrets=None):
+        return OddMany(self.how, self.form)
+
+
+class OddMany(OddTeacher):
+    def session(self):
+        if self.how == "no session":
+            raise OSError("no such file")
+        return Session()
+
+    async def ask(self, session, images):
+        if self.how == "cancelled":
+            raise asyncio.CancelledError
+        return self.answer(images)
+
+    def fault(self, kind, message, wait_s=None):
+        return Fault(kind=kind, message=message, wait_s=wait_s)
+
+
 class NoBuild(TeacherSection):
     threshold: int = 100
 
@@ -165,6 +220,57 @@ def test_an_own_teacher_that_takes_several_requests_gets_them_at_once(own, tmp_p
     assert result.receipt.queries == 30
 
 
+@pytest.mark.parametrize("kind", ["Odd", "OddServer"])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", "the teacher failed: KeyError: 'bug'"),
+        ("exits", "the teacher failed: SystemExit: 1"),
+        ("nothing", "the teacher gave NoneType, not kdray.teachers.Answers; see docs/extending.md"),
+        ("labels", "the teacher answered label 2; labels lie in 0..1"),
+        ("classes", "the teacher gave answers of 3 classes, and says that it has 2"),
+    ],
+)
+def test_a_bug_in_an_own_teacher_costs_one_image_and_is_told(kind, how, message, own, tmp_path):
+    section = {"kind": f"{own}:{kind}", "how": how, "batch_size": 16, "retry": {"tries": 1}, "answers": "hard"}
+    with pytest.raises(TeacherError) as error:
+        distil(section, tmp_path)
+    assert message in str(error.value)
+    assert f"go on with: kdray.distil with the same arguments and out={str(tmp_path / 'run')!r}" in str(error.value)
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    assert ledger.spent() == 1 and ledger.read("SELECT count(*) FROM claims") == [(0,)]
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "spent", "message"), [("no session", 0, "OSError: no such file"), ("cancelled", 1, "CancelledError")]
+)
+def test_a_server_class_that_breaks_off_stops_the_run_and_does_not_hang(how, spent, message, own, tmp_path):
+    with pytest.raises(TeacherError, match=message):
+        distil({"kind": f"{own}:OddServer", "how": how}, tmp_path)
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    assert ledger.spent() == spent
+    ledger.close()
+
+
+@pytest.mark.parametrize("kind", ["Odd", "OddServer"])
+@pytest.mark.parametrize("how", ["busy", "declined"])
+def test_an_own_teacher_may_say_that_nothing_is_charged(kind, how, own, tmp_path):
+    result = distil({"kind": f"{own}:{kind}", "how": how}, tmp_path)
+    assert result.receipt.queries == 30 and result.receipt.uncertain == result.receipt.rejected == 0
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    reason = {"busy": "not now", "declined": "too dark"}[how]
+    released = "SELECT queries, reason FROM reservations WHERE state = 'released'"
+    assert ledger.read(released) == [(1, reason)]
+    ledger.close()
+
+
+@pytest.mark.parametrize("error", [kdray.TeacherBusy("later", 2.5), kdray.TeacherBusy(), kdray.ImageDeclined("dark")])
+def test_what_a_teacher_raises_survives_a_pickle(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
 def test_the_pool_is_chosen_by_what_the_teacher_can_do(own):
     one, many = teachers.parse({"kind": f"{own}:Bright"}), teachers.parse({"kind": f"{own}:BrightServer"})
     assert isinstance(make_pool(one.build((1, 8, 8)), 4), LocalTeacherPool)
@@ -196,6 +302,49 @@ def test_a_wrong_field_of_an_own_teacher_is_named_by_its_path(own):
         parse_config(config(kind=f"{own}:Bright", treshold=3))
 
 
+DERIVED = """
+from kdray.teachers.function import PythonTeacherConfig
+from kdray.teachers.local import LocalTeacherConfig
+
+
+def ask(images):
+    raise AssertionError
+
+
+class Louder(PythonTeacherConfig):
+    kind: str
+    gain: int = 1
+
+
+class Local(LocalTeacherConfig):
+    kind: str
+    gain: int = 1
+"""
+
+
+def test_a_field_that_a_subclass_adds_is_part_of_the_identity(own, tmp_path, teacher_weights):
+    with open(tmp_path / f"{own}.py", "a") as file:
+        file.write(DERIVED)
+    python = {"kind": f"{own}:Louder", "function": f"{own}:ask", "classes": 2}
+    local = {"kind": f"{own}:Local", "model": "small-cnn", "weights": str(teacher_weights)}
+    for section, shape in ((python, (1, 8, 8)), (local, (1, 16, 16))):
+        identities = [teachers.parse(section | {"gain": gain}).build(shape).identity for gain in (1, 1, 2)]
+        assert identities[0] == identities[1] != identities[2]
+    plain = teachers.parse(python | {"kind": "python"}).build((1, 8, 8))
+    assert plain.identity == f"python:{own}:ask:soft", "kdray's own kinds have nothing added"
+
+
+@pytest.mark.parametrize("identity", ["", "  ", None])
+def test_a_teacher_without_an_identity_is_refused(identity, own, tmp_path):
+    with open(tmp_path / f"{own}.py", "a") as file:
+        file.write("class Nameless(Bright):\n")
+        file.write("    def build(self, image_shape, *, folder='', secrets=None):\n")
+        file.write("        teacher = super().build(image_shape)\n")
+        file.write(f"        teacher.identity = {identity!r}\n        return teacher\n")
+    with pytest.raises(TeacherError, match=r"^teacher\.kind: .*:Nameless made a teacher whose identity is"):
+        distil({"kind": f"{own}:Nameless"}, tmp_path)
+
+
 # How a kind of teacher is asked
 
 
@@ -210,7 +359,7 @@ def test_the_policy_of_each_kind():
     assert policy.retry.policy is retry
     assert PurchasePolicy.of(http, metered=False).probe is False
     policy = PurchasePolicy.of(python, metered=True)
-    assert (policy.limits, policy.lease_s, policy.probe) == (Limits(), LEASE_S, False)
+    assert (policy.limits, policy.lease_s, policy.probe) == (Limits(), LEASE_S, True)
     assert PurchasePolicy.of(local, metered=False).limits is None  # it costs nothing: there is nothing to count
     slow = LocalTeacherConfig(weights="x", limits={"requests_per_s": 2})
     assert PurchasePolicy.of(slow, metered=False).limits is slow.limits

@@ -1,7 +1,5 @@
 """The rate limit as the server sees it, with many who ask at once."""
 
-import asyncio
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +9,7 @@ import fault_driver
 import numpy as np
 import pytest
 from aiohttp import web
+from conftest import running
 from fault_server import CLASSES, probabilities
 from processes import processes
 
@@ -39,23 +38,11 @@ def server() -> Iterator[tuple[str, list[float]]]:
     async def about(request: web.Request) -> web.Response:
         return web.json_response({"name": "m", "inputs": [], "outputs": []})
 
-    async def start() -> web.AppRunner:
-        app = web.Application()
-        app.router.add_get("/v2/models/m", about)
-        app.router.add_post("/v2/models/m/infer", infer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}", arrivals
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
+    app = web.Application()
+    app.router.add_get("/v2/models/m", about)
+    app.router.add_post("/v2/models/m/infer", infer)
+    with running(app) as url:
+        yield url, arrivals
 
 
 def ask(url: str, path: str, owner: str, seed: int, count: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kdray.teachers.faults import Fault
 from kdray.teachers.retry import RetryPolicy, RetryState
 
-KINDS = ("refused", "throttled", "unsent", "lost", "malformed", "doubtful", "declined", "failed")
+KINDS = ("refused", "throttled", "unsent", "lost", "malformed", "doubtful", "declined", "oversized", "failed")
 ALONE = ("lost", "malformed", "doubtful")  # may be the accident of one request
 
 
@@ -78,15 +78,17 @@ def test_the_first_accident_of_one_request_gives_nobody_else_a_rest(kind):
 
 
 def test_failures_of_requests_on_their_way_together_count_once():
-    patience = proven(RetryPolicy(backoff_s=1, tries=3))
-    together = [(0.0, 3.0), (1.0, 3.5), (2.9, 9.0)]  # all sent before the first of them failed
-    assert [patience.failed(fault("throttled"), *times) for times in together] == [1, 1, 1]
-    assert patience.verdict(fault("throttled")) is None
-    # Sent after it: the teacher has failed again.
-    assert [patience.failed(fault("throttled"), *times) for times in [(3.0, 9.5), (9.4, 9.6)]] == [2, 2]
-    assert patience.verdict(fault("throttled")) is None
-    assert patience.failed(fault("throttled"), 9.5, 10) == 4
-    assert patience.verdict(fault("throttled")) == "the teacher failed 3 times in a row; last: it was throttled"
+    for kind, rests in (("throttled", [1, 2, 4]), ("lost", [0, 2, 4])):
+        patience = proven(RetryPolicy(backoff_s=1, tries=3))
+        together = [(0.0, 3.0), (1.0, 3.5), (2.9, 9.0)]  # all sent before the first of them failed
+        assert [patience.failed(fault(kind), *times) for times in together] == [rests[0]] * 3
+        assert patience.verdict(fault(kind)) is None
+        # Sent after it: the teacher has failed again.
+        assert [patience.failed(fault(kind), *times) for times in [(3.0, 9.5), (9.4, 9.6)]] == [rests[1]] * 2
+        assert patience.verdict(fault(kind)) is None
+        assert patience.failed(fault(kind), 9.5, 10) == rests[2]
+        third = "the teacher failed 3 times in a row; last: it was lost"
+        assert patience.verdict(fault(kind)) == (third if kind == "lost" else None)
 
 
 def test_an_answer_ends_the_row():
@@ -157,8 +159,55 @@ def test_a_row_of_any_length_has_a_rest():
 def test_what_stops_at_once_before_and_after_the_first_answer(kind, is_proven):
     patience = proven() if is_proven else RetryState(RetryPolicy(), Longest())
     patience.failed(fault(kind), 0, 1)
-    stops = kind in ("refused", "failed") or (not is_proven and kind in ("unsent", "malformed", "declined"))
+    stops = kind in ("refused", "failed") or (not is_proven and kind in ("unsent", "malformed"))
     assert patience.verdict(fault(kind)) == (f"it was {kind}" if stops else None)
+
+
+def test_a_teacher_with_answers_in_the_ledger_may_reply_nonsense_once_but_must_be_there():
+    patience = RetryState(RetryPolicy(), Longest())
+    patience.known = True
+    for kind, stops in (("malformed", False), ("unsent", True)):
+        patience.failed(fault(kind), 0, 1)
+        assert (patience.verdict(fault(kind)) is not None) == stops
+    assert patience.slots(8) == 1, "this process has seen no answer yet"
+
+
+def test_a_teacher_that_has_answered_nothing_may_decline_three_images():
+    patience = RetryState(RetryPolicy(), Longest())
+    assert [patience.declined() for _ in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", ["throttled", "unsent"])
+def test_patience_is_counted_in_time_where_nothing_is_charged(kind):
+    patience = proven(RetryPolicy(tries=1, give_up_after_s=300))
+    for when in (1000, 1010, 1299):
+        patience.failed(fault(kind), when - 1, when)
+        assert patience.verdict(fault(kind)) is None
+    patience.failed(fault(kind), 1299, 1300)
+    assert patience.verdict(fault(kind)) == (
+        f"the teacher has taken no request for 300 s (teacher.retry.give_up_after_s); last: it was {kind}"
+    )
+    patience.succeeded()
+    patience.failed(fault(kind), 1301, 1302)
+    assert patience.verdict(fault(kind)) is None, "an answer ends the row"
+
+
+def test_tries_count_only_what_may_be_charged():
+    patience = proven(RetryPolicy(tries=2))
+    for k, kind in enumerate(["throttled", "unsent", "lost", "throttled", "throttled"]):
+        patience.failed(fault(kind), 2 * k, 2 * k + 1)
+        assert patience.verdict(fault(kind)) is None
+    patience.failed(fault("lost"), 20, 21)
+    assert patience.verdict(fault("lost")) == "the teacher failed 2 times in a row; last: it was lost"
+
+
+def test_the_same_image_again_and_again_says_nothing_new_of_the_teacher():
+    patience = proven(RetryPolicy(tries=2))
+    for k in range(10):
+        patience.failed(fault("lost"), 2 * k, 2 * k + 1, same=k > 0)
+        assert patience.verdict(fault("lost")) is None
+    patience.failed(fault("lost"), 30, 31)
+    assert patience.verdict(fault("lost")) is not None
 
 
 @pytest.mark.parametrize(("wait", "stops"), [(None, False), (0, False), (300, False), (300.1, True), (86400, True)])

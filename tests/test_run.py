@@ -398,11 +398,11 @@ def test_a_teacher_that_fails_half_way_loses_nothing(tmp_path):
     }
     call |= {"resources": {"trainer": {"threads": 1}}}
     call |= {"classes": 3, "teacher_options": {"batch_size": 8}}
-    with pytest.raises(TeacherError, match="the line is dead"):
+    with pytest.raises(TeacherError, match=r"the line is dead\. What was answered is kept; go on with: kdray\.distil"):
         package.distil(teacher, **call)
     before = bought(tmp_path / "run")
     assert before == sum(asked), "the batch that failed may have been billed"
-    assert asked == [8, 8, 4, 8]
+    assert asked == [1, 7, 8, 4], "one image first"
     result = package.distil(teacher, **call)
     assert result.receipt.queries == sum(asked) == 50
     assert result.receipt.uncertain == asked[3]
@@ -414,7 +414,7 @@ def test_a_budget_lost_to_failures_ends_the_run_with_what_there_is(tmp_path):
 
     def teacher(images):
         asked.append(len(images))
-        if len(asked) > 1:
+        if len(asked) > 2:
             raise ConnectionError("no answer")
         return np.full((len(images), 2), 0.5, dtype=np.float32)
 
@@ -427,6 +427,104 @@ def test_a_budget_lost_to_failures_ends_the_run_with_what_there_is(tmp_path):
     assert sum(asked) == result.receipt.queries == 20, "not asked again: it may have been billed"
     assert result.receipt.uncertain == 10
     assert [m.round for m in result.history] == [0]
+
+
+@pytest.mark.parametrize("error", [package.TeacherBusy("not now"), package.ImageDeclined("too dark")])
+def test_the_query_that_finds_the_number_of_classes_is_given_back_where_the_teacher_charges_nothing(error, tmp_path):
+    def teacher(batch):
+        raise error
+
+    images = np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8)
+    with pytest.raises(type(error)):
+        package.distil(teacher, images, 20, out=tmp_path / "run", local=True, progress=False)
+    assert bought(tmp_path / "run") == 0
+
+
+# ---- what may change when a run goes on
+
+
+def test_what_may_change_is_a_field_of_its_section(make_config):
+    paths = make_config().resumable_paths()
+    for path in paths:
+        section = make_config()
+        for name in path.split("."):
+            section = getattr(section, name)
+    assert {"teacher.batch_size", "teacher.retry", "teacher.limits", "budget.currency", "ledger.path"} <= set(paths)
+    assert not {"seed", "budget.queries", "teacher.answers", "resources.trainer.threads"} & set(paths)
+
+
+def test_a_run_goes_on_with_another_batch_size_price_and_patience_and_keeps_them(make_config, tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(teacher__batch_size=16), directory, local=True, observer=StopAt(9))
+    paid = bought(directory.path)
+    assert 0 < paid < 160
+    with pytest.raises(RunDirectoryError, match=r"another config \(seed: "):
+        run(make_config(seed=9, teacher__batch_size=4), directory, local=True)
+    changed = {"teacher__batch_size": 4, "budget__price_per_query": 0.5, "budget__currency": "€"}
+    changed |= {"teacher__retry": {"tries": 2}, "resources__chunk": 100}
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(**changed), directory, local=True, observer=StopAt(9))
+    result = resume(directory, local=True)
+    assert (result.config.teacher.batch_size, result.config.budget.currency) == (4, "€")
+    assert result.config.teacher.retry.tries == 2
+    assert result.receipt.queries == 160 and result.receipt.cost == 80.0
+
+
+def test_a_ledger_may_move_and_one_that_does_not_know_the_run_is_refused(make_config, tmp_path):
+    directory, old, new = RunDirectory(tmp_path / "run"), tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(ledger__path=str(old)), directory, local=True, observer=StopAt(9))
+    paid = spent(old)
+    assert paid > 0
+    with pytest.raises(LedgerError, match=r"new.sqlite knows nothing of this run.* set ledger.path to where it is now"):
+        run(make_config(ledger__path=str(new)), directory, local=True)
+    assert not new.exists(), "no ledger is made where there is none"
+    Ledger(new).close()
+    with pytest.raises(LedgerError, match="knows nothing of this run"):
+        run(make_config(ledger__path=str(new)), directory, local=True)
+    new.unlink()
+    old.rename(new)
+    with pytest.raises(LedgerError, match=r"old.sqlite knows nothing of this run.*go on with: kdray resume"):
+        resume(directory, local=True)
+    result = run(make_config(ledger__path=str(new)), directory, local=True)
+    assert result.receipt.queries == 160 and spent(new) == 160
+    assert resume(directory, local=True).receipt.queries == 160, "the new path is kept"
+
+
+def test_a_run_that_set_an_image_aside_and_was_stopped_goes_on(tmp_path):
+    """The first image is one that the teacher never takes."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    asked = []
+
+    def teacher(batch):
+        asked.extend(image.tobytes() for image in batch)
+        if any(image.tobytes() == images[0].tobytes() for image in batch):
+            raise package.ImageDeclined("it is not a photograph")
+        p = batch.mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - p, p], axis=1).astype(np.float32)
+
+    data = {
+        "images": {"source": "parquet", "path": str(tmp_path / "images.parquet")},
+        "teacher": {"kind": "python", "function": "x:y", "classes": 2, "batch_size": 8},
+        "budget": {"queries": 60},
+        "student": {"model": "small-cnn", "epochs": 1},
+        "select": {"rounds": 1},
+    }
+    given = InMemoryInputs(images=ImageSet(images=torch.from_numpy(images[:, None])), function=teacher)
+    directory = RunDirectory(tmp_path / "run")
+    stops = 0
+    for when in range(3, 30):
+        try:
+            result = run(parse_config(data), directory, local=True, in_memory=given, observer=StopAt(when))
+        except KeyboardInterrupt:
+            stops += 1
+        else:
+            break
+    assert stops > 3
+    assert result.history[0].set_aside == 1 and result.history[0].images == 39
+    assert result.receipt.queries == 39 + 20 and result.receipt.uncertain == 0
+    assert asked.count(images[0].tobytes()) < 6
 
 
 # ---- one ledger for several runs
@@ -526,7 +624,8 @@ def test_a_teacher_that_was_replaced_is_found_out_before_anything_is_paid(finish
             resume(directory, local=True)
         assert re.fullmatch(
             r"\S+ledger\.sqlite: this run has bought its answers from local:small-cnn:\w+:soft, and the teacher is now "
-            r"local:small-cnn:\w+:soft; answers of two teachers do not mix: bring the old one back, or start a new run",
+            r"local:small-cnn:\w+:soft; answers of two teachers do not mix: bring the old one back, or start a new run"
+            rf"\. What was answered is kept; go on with: kdray resume {directory.path}",
             str(error.value),
         )
         assert bought(directory.path) == paid
@@ -598,7 +697,7 @@ def test_images_that_are_set_aside_do_not_stop_a_run(tmp_path):
 
 def test_a_run_says_which_images_it_set_aside_and_stops_where_they_are_many(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
-    wrong = {image.tobytes() for image in images[:3]}
+    wrong = {image.tobytes() for image in images[17:20]}
 
     def teacher(batch):
         p = batch.mean(axis=(1, 2, 3)) / 255
@@ -627,7 +726,8 @@ def test_a_run_says_which_images_it_set_aside_and_stops_where_they_are_many(tmp_
     assert result.history[0].set_aside == 3
     assert [text for text in heard.texts if "set aside" in text] == [
         "3 of 40 images of round 0 were set aside: they have no valid answer "
-        "(for example: the teacher answered a negative probability (-2); does it give logits?)"
+        "(for example image 17 of images: the teacher answered a negative probability (-2); does it give logits? "
+        "let the function return their softmax)"
     ]
 
 

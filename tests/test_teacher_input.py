@@ -1,11 +1,9 @@
 """The teacher's own input: what it sees of an image is what the ledger hashes; the student sees the image itself."""
 
-import asyncio
 import base64
 import contextlib
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 import yaml
 from aiohttp import web
-from conftest import command, digits_config
+from conftest import command, digits_config, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -217,26 +215,8 @@ def picky_server(got: list[np.ndarray], keys: list[str]) -> Iterator[str]:
 
     app = web.Application(client_max_size=2**26)
     app.router.add_post("/", infer)
-    loop, ready, port, stop = asyncio.new_event_loop(), threading.Event(), [], asyncio.Event()
-
-    async def main() -> None:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port.append(runner.addresses[0][1])
-        ready.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield f"http://127.0.0.1:{port[0]}/"
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    with running(app) as url:
+        yield f"{url}/"
 
 
 SMALL = {"select": {"rounds": 1, "strategy": "rad-pairs", "m": "estimate", "estimate_queries": 5},

@@ -204,8 +204,10 @@ def test_rows_that_cannot_be_probabilities_are_named_and_the_others_are_not():
         1: "the teacher's probabilities hold NaN or infinity",
         3: "the teacher's probabilities hold NaN or infinity",
         4: "the teacher answered a negative probability (-0.5); does it give logits?",
-        5: "the teacher's probabilities sum to 1.25, not 1; does it give logits?",
-        6: "the teacher's probabilities sum to 0.5, not 1; does it give logits?",
+        5: "the teacher's probabilities sum to 1.25, not 1; each lies in 0..1, so they look like scores of several "
+        "labels at once (sigmoid), which no student can be trained on; kdray takes probabilities of one class among "
+        "all, their logits, or one label an image",
+        6: "the teacher's probabilities sum to 0.5, not 1; does it leave classes out?",
     }
 
 
@@ -323,6 +325,8 @@ def test_a_program_may_take_pixels_and_give_probabilities(tmp_path):
     path = script(network(Uint8Probabilities), tmp_path / "p.pt")
     teacher, data = local(path, input={"pixels": "uint8"}, outputs="probabilities").build(SHAPE), images(9)
     assert torch.allclose(teacher.answer(data).probs, directly(network(), data), atol=1e-6)
+    with pytest.raises(TeacherError, match=r"gives probabilities, not logits: set teacher\.outputs to probabilities$"):
+        local(path, input={"pixels": "uint8"}).build(SHAPE)  # their softmax would be nearly uniform
 
 
 def save_zoo(path: Path, seed: int = 0, classes: tuple[str, ...] | None = ("a", "b", "c")) -> nn.Module:
@@ -700,4 +704,4 @@ def test_what_a_fault_means_for_money_and_for_asking_again():
     charged = {kind for kind, fault in meaning.items() if fault.charged}
     assert charged == {"lost", "malformed", "doubtful", "failed"}
     assert {kind for kind, fault in meaning.items() if fault.final} == {"refused", "failed"}
-    assert set(meaning) - charged == {"refused", "throttled", "unsent", "declined"}
+    assert set(meaning) - charged == {"refused", "throttled", "unsent", "declined", "oversized"}

@@ -18,8 +18,10 @@ from kdray.images.png import decode_png
 from kdray.teachers import Answers
 from kdray.teachers.http import HttpInput, HttpReply
 from kdray.teachers.http import HttpTeacherConfig as HttpConfig
-from kdray.teachers.http.parse import MalformedReply, Reader
-from kdray.teachers.http.wires.json_wire import JsonWire, follow
+from kdray.teachers.http.malformed import MalformedReply
+from kdray.teachers.http.parse import Reader
+from kdray.teachers.http.paths import follow
+from kdray.teachers.http.wires.json_wire import JsonWire
 from kdray.teachers.http.wires.v2 import V2Wire
 
 BASE = "http://host:1"
@@ -197,6 +199,7 @@ def giving(*outputs: dict) -> dict:
 def test_the_name_of_the_input_is_learnt():
     wire = v2()
     wire.learn(metadata())
+    assert wire.batch_limit is None
     assert wire.request(images())["inputs"][0]["name"] == "x"
     told = v2(input_name="y")
     told.learn(
@@ -235,11 +238,11 @@ def test_metadata_that_fits_or_says_nothing_is_taken(changes):
     ("wire", "changes", "message"),
     [
         (v2(), {"datatype": "FP32"}, "teacher.input.pixels: the model takes FP32, kdray would send UINT8; set "
-         "teacher.input.pixels to unit"),
+         "teacher.input.pixels to unit, or teacher.input.datatype to FP32 if it takes 0..255"),
         (v2(pixels="unit"), {}, "teacher.input.pixels: the model takes UINT8, kdray would send FP32; set "
          "teacher.input.pixels to uint8"),
         (v2(), {"datatype": "BYTES"}, "teacher.input.pixels: the model takes BYTES, kdray would send UINT8; it can "
-         "send UINT8 and FP32 only"),
+         "send numbers only"),
         (v2(), {"shape": [-1, 1, 3, 2]}, r"the model takes images of shape [-1, 1, 3, 2], kdray would send "
          "[-1, 1, 2, 3]; set size, colour and layout of teacher.input to bring them together"),
         (v2(layout="nhwc"), {}, "the model takes images of shape [-1, 1, 2, 3], kdray would send "
@@ -427,11 +430,12 @@ def test_the_likeliest_few_may_stand_for_all():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ([["dog", 0.75], ["cat", 0.5]], "sum to 1.25, not 1; does it give logits?"),
+        ([["dog", 0.75], ["cat", 0.5]], "sum to 1.25, not 1; each lies in 0..1, so they look like scores of several "),
         ([["dog", 0.5], ["cat", 0.25], ["ray", 0.0]], "sum to 0.75, not 1"),
-        ([["dog", -0.5]], "hold a negative number, NaN or infinity"),
-        ([["dog", None]], "hold a negative number, NaN or infinity"),
-        ([["dog", math.inf]], "hold a negative number, NaN or infinity"),
+        ([["dog", -0.5]], "a negative probability (-0.5); does it give logits? set teacher.outputs to logits"),
+        ([["dog", None]], "hold NaN or infinity"),
+        ([["dog", math.inf]], "hold NaN or infinity"),
+        ([["dog", 0.1]], "sum to 0.1, not 1; does it leave classes out?"),  # the likeliest of three has a third
         ([["dog", 0.5], ["dog", 0.5]], "the teacher named class 'dog' twice"),
         ([["dog", 0.5], [1, 0.5]], "the teacher named class 1 twice"),
         ([["cow", 0.5]], "class 'cow', which teacher.classes does not name"),
@@ -507,12 +511,12 @@ def test_a_row_with_something_that_is_no_finite_number_is_bad(number):
     ("row", "reason"),
     [
         ([1.5, -0.5, 0.0], "answered a negative probability (-0.5); does it give logits?"),
-        ([0.5, 0.5, 0.5], "sum to 1.5, not 1; does it give logits?"),
+        ([0.5, 0.5, 0.5], "sum to 1.5, not 1; each lies in 0..1, so they look like scores of several labels at once"),
         ([0.0, 0.0, 0.0], "sum to 0, not 1"),
         ([0.5, 0.5], "answered 2 numbers for an image, teacher.classes says 3"),
         ([0.25, 0.25, 0.25, 0.25], "answered 4 numbers for an image, teacher.classes says 3"),
         ([[0.5], [0.5], [0.0]], "answered [0.5] where a number belongs"),
-        ([0.5, "0.5", 0.0], "answered '0.5' where a number belongs"),
+        ([0.5, "half", 0.0], "answered 'half' where a number belongs"),
         ([1, True, 0], "answered True where a number belongs"),
         ("dog", "answered 'dog'; expected 3 numbers an image"),
         (None, "answered None; expected 3 numbers an image"),
@@ -534,7 +538,7 @@ def test_a_row_that_makes_no_sense_is_bad_and_its_neighbours_are_not(row, reason
 
 @pytest.mark.parametrize(
     "label",
-    ["cow", "", 3, -1, "3", "-1", 1.5, None, True, [[1]], [1, 2], {"a": 1}, 10**30, 1e300, "٢", "1.0", math.nan],
+    ["cow", "", 3, -1, "3", "-1", 1.5, None, True, [1, 2], {"a": 1}, 10**30, 1e300, "٢", "1.0", math.nan],
 )
 def test_a_label_that_names_no_class_is_bad_and_its_neighbours_are_not(label):
     wire = v2(answers="hard")
@@ -545,9 +549,9 @@ def test_a_label_that_names_no_class_is_bad_and_its_neighbours_are_not(label):
 
 
 def test_names_go_before_numbers():
-    """Classes may be named after other numbers."""
+    """Classes may be named after other numbers. Then a number that is no name may be a mistake."""
     wire = plain(answers="hard", rows="", label="", names=("7", "1", "0"))
-    assert rows(wire.answers(["7", "1", "0", "2", 2, 0], 6)) == [0, 1, 2, 2, 2, 0]
+    assert rows(wire.answers(["7", "1", "0", "2", 2, 0, 7.0], 7)) == [0, 1, 2, None, None, 2, 0]
     nameless = plain(answers="hard", rows="", label="", names=None)
     assert rows(nameless.answers([0, "2", "cat"], 3)) == [0, 2, None]
 
@@ -683,7 +687,7 @@ def test_a_good_row_survives_any_neighbours(before, after, good):
         (plain(rows="r", probabilities="p"), {"r": [*before, {"p": good}, *after]}),
         (plain(rows="", items="", label="0", score="1"), [*before, items, *after]),
         (plain(answers="hard", rows="", label=""), [*before, label, *after]),
-        (v2(answers="hard"), infer(tensor([*before, label, *after], "BYTES"))),
+        (v2(answers="hard"), infer(tensor([*before, label, *after], "BYTES", shape=[batch]))),
         (v2(), infer(tensor([*[[row] for row in before], good, *[[row] for row in after]]))),
     ):
         answers = wire.answers(reply, batch)

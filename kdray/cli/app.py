@@ -5,6 +5,7 @@ import signal
 import typer
 
 from kdray.cli.bench import bench_app
+from kdray.cli.common import OnceCommand, speak_any_encoding
 from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
 from kdray.cli.report import report_command
@@ -18,13 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (run_command, resume_command, plan_command, report_command, ledger_command):
-    app.command(command.__name__.removesuffix("_command"))(command)
+    app.command(command.__name__.removesuffix("_command"), cls=OnceCommand)(command)
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:
     """Entry point of `kdray` and `python -m kdray`."""
+    speak_any_encoding()
     # Also sent by 'ray job stop' and by schedulers: stop as cleanly as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdray.cli.common import exit_on_error, output_width
+from kdray.cli.common import OnceCommand, exit_on_error, output_width
 
 bench_app = typer.Typer(help="Measure what this machine can do.", no_args_is_help=True)
 
@@ -15,7 +15,7 @@ def _group() -> None:
     """Keeps `score` a command of its own while it is the only one."""
 
 
-@bench_app.command("score")
+@bench_app.command("score", cls=OnceCommand)
 def score_command(
     model: Annotated[str, typer.Option(help="The student, a network of the zoo.")] = "lenet5",
     images: Annotated[int, typer.Option(help="Random images the pool mixes.")] = 2000,

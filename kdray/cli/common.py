@@ -1,18 +1,44 @@
 """What the commands share: arguments, how an error a user can make is shown, and a clean stop."""
 
+import io
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from kdray.errors import KdrayError
+from kdray.utils.files import shown
+
+
+class OnceCommand(TyperCommand):
+    """Refuses an option that is given twice. Click would take the last of the two."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments that are no options."""
+        options = args[: args.index("--")] if "--" in args else args
+        counts = Counter(text.partition("=")[0] for text in options if text.startswith("--"))
+        for name, times in counts.items():
+            if times > 1:
+                raise typer.BadParameter(f"{name} is given twice; keep one of the two", ctx)
+        return super().parse_args(ctx, args)
+
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see examples/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Config fields to change.")]
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process: no Ray, the same selection.")]
+
+
+def speak_any_encoding() -> None:
+    """A character that the terminal or pipe cannot show, such as a currency sign, is shown as its code: printing the
+    result of a run must not fail after the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -21,7 +47,7 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except KdrayError as error:
-        print(f"kdray: {error}", file=sys.stderr)
+        print(f"kdray: {shown(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from None
     except BrokenPipeError:  # the reader of our output has left
         raise typer.Exit(1) from None
@@ -33,7 +59,7 @@ def stoppable(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nkdray: stopped; nothing is lost. Go on with: kdray resume {directory}", file=sys.stderr)
+        print(f"\nkdray: stopped; nothing is lost. Go on with: kdray resume {shown(directory)}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -10,6 +10,7 @@ import typer
 
 from kdray.cli.common import exit_on_error, output_width
 from kdray.errors import ConfigError, LedgerError
+from kdray.utils.files import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,18 +26,28 @@ def ledger_command(
     where: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run directory, or a ledger file.")],
     export: Annotated[Path | None, typer.Option(help="Write all answers to this parquet file.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Set the cap of a shared ledger file.")] = None,
+    forget_declined: Annotated[
+        bool, typer.Option("--forget-declined", help="Ask about images again that their teacher declined.")
+    ] = False,
     price: Annotated[float | None, typer.Option(min=0, help="Price of a query; default: the run's.")] = None,
 ) -> None:
     """The receipt: what was bought, for what, from whom, what it cost, what it saved, and what is left."""
     with exit_on_error():
         from rich.console import Console
 
-        book = find_book(where, price)
+        from kdray.utils.files import expand
+
+        if export is not None:
+            export = expand(export)
+        book = find_book(expand(where), price)
         if budget is not None:
             change_budget(book, budget)
+        if forget_declined:
+            with opened(book) as ledger:
+                print(f"forgot {ledger.forget_declined():,} declined images of {book.path}")
         show(book, Console(highlight=False, width=output_width()))
         if export is not None:
-            print(f"wrote {write_parquet(book, export):,} answers to {export}")
+            print(f"wrote {write_parquet(book, export):,} answers to {shown(export)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +92,11 @@ def find_book(path: Path, price: float | None) -> Book:
 
 
 @contextmanager
-def opened(book: Book) -> "Iterator[Ledger]":
+def opened(book: Book, *, to_write: bool = False) -> "Iterator[Ledger]":
     """The ledger of a book, for a moment."""
     from kdray.ledger.store import Ledger
 
-    ledger = Ledger(book.path)
+    ledger = Ledger(book.path, read_only=not to_write)
     try:
         yield ledger
     finally:
@@ -103,7 +114,7 @@ def change_budget(book: Book, cap: int) -> None:
             f"--budget changes the cap of a shared ledger; give its file ({book.path}). A run's own budget is part of "
             "its config: start a new run with another budget.queries and the same ledger.path"
         )
-    with opened(book) as ledger:
+    with opened(book, to_write=True) as ledger:
         ledger.change_budget(cap)
 
 
@@ -117,7 +128,7 @@ def show(book: Book, console: "Console") -> None:
         found = lines(ledger, book.owner)
         held = accounts(ledger, book.owner)
         why = reasons(ledger, book.owner)
-    console.print(f"[bold]ledger[/bold] {escape(str(book.path))}", soft_wrap=True)
+    console.print(f"[bold]ledger[/bold] {escape(shown(book.path))}", soft_wrap=True)
     console.print(_table(book, found))
     for teacher in dict.fromkeys(line.teacher for line in found):
         of = total([line for line in found if line.teacher == teacher])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdray.cli.common import ConfigArgument, Local, Overrides, exit_on_error, output_width, stoppable
+from kdray.errors import ConfigError
 
 if TYPE_CHECKING:
     from kdray.runs.result import Receipt, Result
@@ -53,11 +54,16 @@ def _show(result: "Result") -> None:
     from kdray.observers.display import result_table
     from kdray.report.page import write_report
     from kdray.runs.directory import RunDirectory
+    from kdray.utils.files import shown
 
     console = Console(highlight=False, width=output_width(140))
     console.print(result_table(result.history, result.receipt.budget))
-    report = write_report([RunDirectory(result.directory)])
-    for name, value in (("spent", _spent(result.receipt)), ("run", result.directory), ("report", report)):
+    directory = RunDirectory(result.directory)
+    try:
+        report = shown(write_report([directory]))
+    except ConfigError:  # a finished run that lies where nothing can be written
+        report = f"not written, the run is read-only: kdray report {shown(directory.path)} --out FILE"
+    for name, value in (("spent", _spent(result.receipt)), ("run", shown(result.directory)), ("report", report)):
         console.print(f"{name:<7}{value}", soft_wrap=True, markup=False)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdray.cli.common import ConfigArgument, Overrides, exit_on_error
+from kdray.cli.common import ConfigArgument, OnceCommand, Overrides, exit_on_error
 
 if TYPE_CHECKING:
     from kdray.teachers import Teacher
@@ -19,7 +19,7 @@ teacher_app = typer.Typer(help="Local teachers to try kdray with.", no_args_is_h
 _ONE_OF_BOTH = "give a CONFIG, or --model with weights that kdray wrote"
 
 
-@teacher_app.command("train")
+@teacher_app.command("train", cls=OnceCommand)
 def teacher_train_command(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -36,6 +36,7 @@ def teacher_train_command(
 
         from kdray.observers.display import make_display
         from kdray.runs.teachers import count_field, train_by_recipe
+        from kdray.utils.files import shown
 
         if count is not None and (field := count_field(parsed)) is not None:
             parsed = load_config(config, [*(overrides or []), f"{field}={count}"])
@@ -44,12 +45,12 @@ def teacher_train_command(
             weights, accuracy = train_by_recipe(parsed, force=force, observer=display)
         finally:
             display.close()
-        print(f"wrote {weights}")
+        print(f"wrote {shown(weights)}")
         if accuracy is not None:
             print(f"accuracy on the test set: {accuracy:.2%}")
 
 
-@teacher_app.command("serve")
+@teacher_app.command("serve", cls=OnceCommand)
 def teacher_serve_command(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML whose teacher is served.")] = None,
     overrides: Overrides = None,
@@ -65,6 +66,7 @@ def teacher_serve_command(
         from kdray.errors import ConfigError, TeacherError
         from kdray.runs.teachers import teacher_of_config, teacher_of_weights
         from kdray.teachers.server import ServeOptions, serve
+        from kdray.utils.files import expand
 
         if config is not None and model is not None:
             raise ConfigError(_ONE_OF_BOTH)
@@ -73,7 +75,7 @@ def teacher_serve_command(
             raise TeacherError(f"--token-env: the environment variable {token_env} is not set")
         options = ServeOptions(name=name, port=port, token=token, latency_s=latency)
         if model is not None:
-            teacher, shape, classes = teacher_of_weights(model)
+            teacher, shape, classes = teacher_of_weights(expand(model))
         elif config is not None:
             teacher, shape, classes = teacher_of_config(load_config(config, overrides or []))
         else:

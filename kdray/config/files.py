@@ -1,11 +1,14 @@
 """YAML files, and errors in them that a user can act on."""
 
+import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kdray.errors import ConfigError
+from kdray.utils.files import expand
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -14,9 +17,9 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         ConfigError: there is no such file, or it is not readable YAML.
     """
-    path = Path(path)
+    path = expand(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no config file at {path}") from None
     except IsADirectoryError:
@@ -25,6 +28,43 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path} is not readable YAML: {_where_yaml_broke(error)}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML would read in silence as something else than was written."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping whose keys differ. YAML would take the last of two."""
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+            if key in lines:
+                problem = f"the key {str(key)!r} is given twice, here and in line {lines[key]}; keep one of them"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            lines[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number in decimal form. YAML would read 010 as 8, and 10:50 as 650."""
+        number: int = super().construct_yaml_int(node)
+        if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", text := self.construct_scalar(node)):
+            problem = f"YAML reads {text} as {number}; put quotes around it if it is text, or write {number}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML text holds.
+
+    Raises:
+        yaml.YAMLError: it is not readable, gives a key twice, or has a number that is not in decimal form.
+    """
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def _where_yaml_broke(error: Exception) -> str:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from kdray.config.files import read_yaml
+from kdray.config.files import parse_yaml, read_yaml
 from kdray.config.root import Config
 from kdray.errors import ConfigError
 from kdray.sections.base import did_you_mean
@@ -39,17 +39,42 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def apply_overrides(data: Any, overrides: Iterable[str]) -> Any:
-    """A copy of the mapping `data` with each `key.sub=value` set. Missing sections are added."""
+    """A copy of the mapping `data` with each `key.sub=value` set. Missing sections are added.
+
+    Raises:
+        ConfigError: not of this form, not readable as YAML, or a key that is given twice.
+    """
+    given: set[str] = set()
     for text in overrides:
         dotted, equals, value = text.partition("=")
         if not equals or not all(dotted.split(".")):
             raise ConfigError(f"override {text!r} is not of the form key.sub=value, for example budget.queries=2000")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = parse_yaml(value)
+        except yaml.reader.ReaderError:  # bytes that are not UTF-8, as the name of a file may have them
+            parsed = value
+        except yaml.constructor.ConstructorError as error:
+            raise ConfigError(f"override {text!r}: {error.problem}") from None
         except yaml.YAMLError:
             raise ConfigError(f"override {text!r}: {value!r} is not readable YAML") from None
+        sets = _leaves(parsed, dotted)
+        for key in given:
+            if _within(key, dotted) or any(_within(key, mine) or _within(mine, key) for mine in sets):
+                raise ConfigError(f"{key} is given twice on the command line; keep one of the two")
+        given.update(sets)
         data = _assign(data, dotted.split("."), parsed)
     return data
+
+
+def _leaves(value: Any, dotted: str) -> list[str]:
+    """The keys that an override sets, with dots."""
+    if not isinstance(value, dict) or not value:
+        return [dotted]
+    return [leaf for key, part in value.items() for leaf in _leaves(part, f"{dotted}.{key}")]
+
+
+def _within(key: str, other: str) -> bool:
+    return key == other or key.startswith(f"{other}.")
 
 
 def _assign(data: Any, keys: list[str], value: Any) -> dict[str, Any]:

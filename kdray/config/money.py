@@ -13,6 +13,8 @@ from kdray.sections.base import Section
 class BudgetSection(Section):
     """The limits on queries. The ledger enforces them as hard caps."""
 
+    resumable_fields: ClassVar[tuple[str, ...]] = ("evaluation", "price_per_query", "currency")
+
     queries: Annotated[int, Field(ge=1)]
     """Maximum number of training queries, including round 0."""
     evaluation: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -29,9 +31,11 @@ class LedgerSection(Section):
     """The record of every answer that was paid for. Runs that share a ledger never pay twice for the same image."""
 
     path_fields: ClassVar[tuple[str, ...]] = ("path",)
+    resumable_fields: ClassVar[tuple[str, ...]] = ("path", "queries")
 
     path: str | None = None
-    """Path of the ledger file; null puts it into the run directory. Runs and trials with the same path share it."""
+    """Path of the ledger file, in a folder that exists; null puts it into the run directory. Runs and trials with the
+    same path share it."""
     queries: Annotated[int, Field(ge=1)] | None = None
     """Hard cap on the training queries of all runs that share the file together, in addition to the `budget.queries` of
     each run; null sets no cap. The cap is stored in the file; `kdray ledger FILE --budget N` changes it."""

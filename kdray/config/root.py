@@ -3,7 +3,7 @@
 The section of a part is defined beside the part. Sections that belong to no single part are defined here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,8 @@ from kdray.training.recipe import StudentSection
 
 class TrainerSection(Section):
     """Where the student is trained."""
+
+    resumable_fields: ClassVar[tuple[str, ...]] = ("where", "gpus")
 
     where: Literal["auto", "driver", "worker"] = "auto"
     """driver: in the process that runs the loop. worker: in a Ray actor with `gpus` GPUs. auto: a worker if `gpus` is
@@ -43,6 +45,10 @@ class TrainerSection(Section):
 
 class ResourcesSection(Section):
     """The resources that Ray may use. A field does not change which candidates are chosen, unless it says so."""
+
+    resumable_fields: ClassVar[tuple[str, ...]] = (
+        "scoring_workers", "scoring_gpus", "scoring_precision", "scoring_compile", "teacher_workers", "chunk",
+    )  # fmt: skip
 
     scoring_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of scoring workers, one CPU each; auto: one for each free CPU of the cluster."""
@@ -78,7 +84,7 @@ class Config(Section):
     test: Annotated[ImageSource, sources] | None = None
     """Images on which the student is measured: its accuracy where they have labels, and its agreement with the teacher
     on those that `budget.evaluation` lets the teacher be asked about. They are never used for training or for early
-    stopping."""
+    stopping. Their classes, as those of `labelled` and `validation`, are matched to the teacher's by name."""
     teacher: Annotated[TeacherSection, teachers]
     """The teacher, which answers queries."""
     budget: BudgetSection

@@ -4,16 +4,17 @@ Reading has three steps: the source says how many rows it has, the wanted rows a
 and only those are decoded.
 """
 
+import re
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from kdray.errors import ImageSetError
-from kdray.sections.base import Section, Size
+from kdray.sections.base import ClassNames, Section, Size
 from kdray.sections.registry import Registry
 from kdray.utils.lazy import torch
 from kdray.utils.memory import give_back_memory
@@ -29,12 +30,14 @@ class ImageSet:
     Attributes:
         images: uint8 [N, C, H, W].
         labels: int64 [N], or None.
-        classes: class names, or None.
+        classes: class names in the order of the labels, or None.
+        notes: what the user should know of how they were read, such as files that were left out.
     """
 
     images: "torch.Tensor"
     labels: "torch.Tensor | None" = None
     classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -75,7 +78,11 @@ class ImageRows:
         decode: a row's number to its image. It may raise OSError or ValueError for an image that is not readable.
         where: a row's number to the words that name its place in messages.
         labels: row numbers int64 [M] to their labels, whole numbers [M]; None where the source has no labels.
-        classes: class names in the order of the labels, or None.
+        no_labels: where there are none, what the user can do about it.
+        classes: class names in the order of the labels, or None; or a function that finds them, called where labels
+            are wanted.
+        colour: what images become if the config names no colour; None keeps grey grey and makes all others RGB.
+        notes: what the user should know, such as files that were left out.
     """
 
     name: str
@@ -83,7 +90,26 @@ class ImageRows:
     decode: "Callable[[int], Image.Image]"
     where: Callable[[int], str]
     labels: Callable[[np.ndarray], np.ndarray] | None = None
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | Callable[[], tuple[str, ...] | None] | None = None
+    no_labels: str = ""
+    colour: Literal["grey", "rgb"] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _colour_name(value: Any) -> Any:
+    """A colour that Pillow knows, without transparency; checked only where it is not the default."""
+    if value is None:  # YAML takes an unquoted # for a comment
+        raise ValueError('input should be the name of a colour, or "#rrggbb" in quotes')
+    if isinstance(value, str):
+        from PIL import ImageColor
+
+        try:
+            if len(ImageColor.getrgb(value)) == 3:
+                return value
+        except ValueError:
+            pass
+        raise ValueError(f'{value!r} is no colour; give a name such as white, or "#rrggbb" in quotes')
+    return value
 
 
 class ImageSource(Section):
@@ -101,6 +127,12 @@ class ImageSource(Section):
     """Resize to [height, width], or to one number squared; null leaves images as they are."""
     colour: Literal["grey", "rgb"] | None = None
     """Convert to this colour; null keeps grey grey and makes everything else RGB."""
+    background: Annotated[str, BeforeValidator(_colour_name)] = "white"
+    """What transparent images lie on: a colour's name, or "#rrggbb" in quotes."""
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """How many bits images of 16 bits a channel use, such as 12; null takes what the file says, else all 16."""
+    classes: ClassNames | None = None
+    """Class names in the order of the labels, in place of those that the source has; null takes the source's."""
 
     @field_validator("rows", mode="before")
     @classmethod
@@ -128,7 +160,7 @@ sources = Registry(
     field="images",
     tag="source",
     package="kdray.images",
-    skip=("decode",),
+    skip=("arrays", "decode", "labels", "pixels", "splits"),
 )
 """The sources of images, by name."""
 
@@ -168,10 +200,51 @@ def _read(source: ImageSource, generator: np.random.Generator, field: str, with_
     if with_labels is None:
         with_labels = opened.labels is not None
     if with_labels and opened.labels is None:
-        raise ImageSetError(f"{field}: {opened.name} holds no labels; labels are needed here")
-    images = decode_rows(opened, rows, source.size, source.colour, field)
+        hint = f"; {opened.no_labels}" if opened.no_labels else ""
+        raise ImageSetError(f"{field}: {opened.name} holds no labels; labels are needed here{hint}")
     labels = torch.from_numpy(_read_labels(opened, rows, field)) if with_labels else None
-    return ImageSet(images=images, labels=labels, classes=opened.classes)
+    classes = _class_names(opened, source, labels, field)
+    images, notes = decode_rows(opened, rows, source, field)
+    notes = tuple(f"{field}: {note}" for note in (*opened.notes, *notes))
+    return ImageSet(images=images, labels=labels, classes=classes, notes=notes)
+
+
+def read_class_names(source: ImageSource, field: str) -> tuple[str, ...] | None:
+    """Names of the classes of the labels that a section's source has, in their order, or None.
+
+    Raises:
+        ImageSetError: the source cannot be read.
+    """
+    opened = source.open(field)
+    if callable(opened.classes):
+        opened = replace(opened, classes=opened.classes())
+    return _class_names(opened, source, None, field)
+
+
+def _class_names(
+    opened: ImageRows, source: ImageSource, labels: "torch.Tensor | None", field: str
+) -> tuple[str, ...] | None:
+    """The config's class names, else the source's; checked against each other and the labels."""
+    own = opened.classes
+    if callable(own):
+        own = own() if labels is not None else None
+    if source.classes is not None and own is not None and len(source.classes) != len(own):
+        raise ImageSetError(
+            f"{field}.classes: {len(source.classes)} names given, but {opened.name} has {len(own)} classes "
+            f"({_some(own)}); give one name each, in this order"
+        )
+    names = own if source.classes is None else tuple(source.classes)
+    highest = int(labels.max()) if labels is not None else -1
+    if names is not None and highest >= len(names):
+        raise ImageSetError(
+            f"{field}: label {highest} found in {opened.name}, but there are names for {len(names)} classes "
+            f"({_some(names)}); give them all in {field}.classes"
+        )
+    return names
+
+
+def _some(names: tuple[str, ...], most: int = 12) -> str:
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def parse_rows(text: str) -> tuple[int, int | None]:
@@ -190,6 +263,14 @@ def parse_rows(text: str) -> tuple[int, int | None]:
     if first < 0 or (last is not None and last <= first):
         raise ValueError(f"rows = {text!r} is empty or negative; write it as start:stop with 0 <= start < stop")
     return first, last
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of classes in the order of numbers where all are whole numbers, else in that of text."""
+    names = list(names)
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def _choose_rows(

@@ -1,40 +1,68 @@
 """Rows of an opened source to one tensor of pixels."""
 
+import struct
+import zlib
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from kdray.errors import ImageSetError
-from kdray.images.base import ImageRows
+from kdray.images.base import ImageRows, ImageSource
+from kdray.images.pixels import Shown, as_shown
 
-_MODES = {"grey": "L", "rgb": "RGB"}
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise for files that are not whole."""
+_FEWEST_BITS = 14
+"""A set of 16-bit images none of which needs more bits is taken for one of 14 bits or fewer, and asked about."""
+
+
+@dataclass(kw_only=True)
+class _Wide:
+    """The images of 16 bits a channel that do not say how many they use: the highest value, and a row that has it."""
+
+    highest: int = 0
+    row: int = -1
+    scalable: bool = True
 
 
 def decode_rows(
-    opened: ImageRows,
-    rows: np.ndarray,
-    size: tuple[int, int] | None,
-    colour: Literal["grey", "rgb"] | None,
-    field: str,
-) -> torch.Tensor:
-    """Decode rows to uint8 [M, C, H, W].
+    opened: ImageRows, rows: np.ndarray, source: ImageSource, field: str
+) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Decode rows to uint8 [M, C, H, W], and what is to be said about them.
 
     Args:
-        opened: the source.
+        opened: the source, opened.
         rows: row numbers, int64 [M]; at least one.
-        size: resize to (height, width), bilinear; None leaves the size.
-        colour: convert to it; None makes grey images one channel and all others RGB.
+        source: its section, which says size and colours.
         field: the config field, for messages.
 
     Raises:
-        ImageSetError: an image that is not readable, or images of several shapes.
+        ImageSetError: an image that is not readable, images of several shapes, or 16-bit images of which it cannot be
+            known how many bits they use.
     """
     pixels: np.ndarray | None = None
+    wide, frames = _Wide(), 0
     for position, row in enumerate(rows.tolist()):
-        array = _decode(opened, row, size, colour, field)
+        shown = _decode(opened, row, source, field)
+        frames += shown.frames
+        if shown.highest is not None and shown.highest >= wide.highest:
+            wide = _Wide(highest=shown.highest, row=row, scalable=shown.scalable)
+        array = _resized(shown.image, source.size)
         if pixels is None:
             pixels = np.empty((len(rows), *array.shape), dtype=np.uint8)
         if array.shape != pixels.shape[1:]:
@@ -44,47 +72,43 @@ def decode_rows(
             )
         pixels[position] = array
     assert pixels is not None  # there is at least one row
-    return torch.from_numpy(pixels)
+    if 0 < wide.highest < 1 << _FEWEST_BITS:
+        raise ImageSetError(f"{field}: {_too_dark(opened, wide, field)}")
+    note = f"{frames:,} of {len(rows):,} images of {opened.name} have several frames; the first of each is taken"
+    return torch.from_numpy(pixels), (note,) if frames else ()
 
 
-def _decode(
-    opened: ImageRows,
-    row: int,
-    size: tuple[int, int] | None,
-    colour: Literal["grey", "rgb"] | None,
-    field: str,
-) -> np.ndarray:
-    """One image, uint8 [C, H, W]."""
+def _decode(opened: ImageRows, row: int, source: ImageSource, field: str) -> Shown:
+    """One image as a viewer shows it."""
+    background = ImageColor.getrgb(source.background)
     try:
         image = opened.decode(row)
         if not isinstance(image, Image.Image):
             raise TypeError(f"it was decoded to a {type(image).__name__}, not to a PIL image")
-        image = _eight_bits(image)
-        mode = _MODES[colour] if colour else ("L" if image.mode in ("1", "L", "LA") else "RGB")
-        if image.mode != mode:
-            image = image.convert(mode)
+        return as_shown(image, background[:3], source.bits, source.colour or opened.colour)
     except UnidentifiedImageError:
         raise ImageSetError(f"{field}: {opened.where(row)} is not a readable image (unknown format)") from None
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise ImageSetError(f"{field}: {opened.where(row)} is not a readable image ({error})") from None
+
+
+def _resized(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
+    """The pixels of an image of mode L or RGB, uint8 [C, H, W], resized to (height, width) where that is given."""
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     array = np.asarray(image, dtype=np.uint8)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """An image with eight bits a channel.
-
-    16-bit grey is scaled, because PIL would clip it. Wider pixels are refused with ValueError.
-    """
-    image.load()
-    if image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of PIL's mode {image.mode!r}, 32 bits wide; convert it to 8 bits first")
-    return image
+def _too_dark(opened: ImageRows, wide: _Wide, field: str) -> str:
+    """Why 16-bit images are refused that use the lowest quarter of their range, and what to do."""
+    text = (
+        f"no image of 16 bits a channel has a pixel above {wide.highest:,} of 65,535 (the highest is in "
+        f"{opened.where(wide.row)}), and the files do not say how many of the 16 bits are used; "
+    )
+    if wide.scalable:
+        return text + f"set {field}.bits to that number, such as 12, or to 16 if the images are as dark as that"
+    return text + f"set {field}.bits to 16 if the images are as dark as that, else convert them to 8 bits a channel"
 
 
 def _shape(shape: Sequence[int]) -> str:

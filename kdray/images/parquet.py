@@ -1,103 +1,363 @@
 """Images in parquet files, as Hugging Face's data sets store them."""
 
+from __future__ import annotations
+
+import glob
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from kdray.errors import ImageSetError
-from kdray.images.base import ImageRows, ImageSource, sources
+from kdray.images.base import ImageRows, ImageSource, in_order, sources
+from kdray.images.splits import missing_shards, split_of
+from kdray.utils.files import shown
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from PIL import Image
+
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMN = "label"
 
 
 @sources.register
 class ParquetImages(ImageSource):
-    """Hugging Face style parquet: struct column `image` or `img`, optional int64 `label`."""
+    """Hugging Face style parquet: a struct column with the bytes of image files, and a column of labels."""
 
     path_fields: ClassVar[tuple[str, ...]] = ("path",)
 
     source: Literal["parquet"] = "parquet"
     path: str
-    """A parquet file, or a folder of them."""
+    """A parquet file, a folder of them, or a pattern such as data/train-*.parquet."""
+    split: str | None = None
+    """Which files of a folder: train, test, validation, or what stands before the number of a shard; all reads them
+    together. null is for files of one split."""
+    image_column: str | None = None
+    """The column of images; null: image or img."""
+    label_column: str | None = None
+    """The column of labels, whole numbers or names; null: label."""
 
     def open(self, field: str) -> ImageRows:
-        """See `ImageSource.open`. A struct column must have the field `bytes`; a plain column of bytes is read too."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        from PIL import Image
+        """See `ImageSource.open`. Labels are read when they are asked for, from the files that hold the wanted rows.
 
-        path = Path(self.path)
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not path.exists() or not files:
-            raise ImageSetError(f"{field}.path: no parquet file at {self.path}")
-        try:
-            schema = pq.read_schema(files[0])
-            column = _image_column(schema, self.path, field)
-            wanted = [column] + (["label"] if "label" in schema.names else [])
-            # One thread and no read-ahead: the cells are small, and Arrow would keep its buffers for the whole run.
-            tables = [pq.read_table(file, columns=wanted, use_threads=False, pre_buffer=False) for file in files]
-            table = pa.concat_tables(tables)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ImageSetError(f"{field}.path: {self.path} is not a readable parquet file ({reason})") from None
-        cells = _bytes_of(table.column(column), column, self.path, field)
-        starts = np.cumsum([0] + [part.num_rows for part in tables])
+        A struct column must have a field `bytes` or `path`; a plain column of bytes is read too.
+        """
+        files, notes = self._files(field)
+        column = self.image_column or _image_column(_columns(files[0], field), files[0], field)
+        shards = [_read_shard(file, column, field) for file in files]
+        starts = np.cumsum([0] + [len(shard.cells) for shard in shards])
+        labels = _Labels(shards=shards, starts=starts, wanted=self.label_column, field=field)
 
-        def decode(row: int) -> "Image.Image":
-            data = cells[row].as_py()
-            if data is None:
-                raise ValueError("the cell is empty")
-            return Image.open(io.BytesIO(data))
+        def place(row: int) -> tuple[_Shard, int]:
+            number = int(np.searchsorted(starts, row, side="right")) - 1
+            return shards[number], row - int(starts[number])
 
         def where(row: int) -> str:
-            file = int(np.searchsorted(starts, row, side="right")) - 1
-            return f"row {row - starts[file]} of {files[file]}"
+            shard, at = place(row)
+            return f"row {at} of {shown(shard.file)}"
 
-        def labels(rows: np.ndarray) -> np.ndarray:
-            found: np.ndarray = table.column("label").to_numpy()[rows]
-            if found.dtype.kind not in "iu":
-                raise ImageSetError(f"{field}.path: column 'label' of {self.path} does not hold whole numbers")
-            return found.astype(np.int64)
+        def decode(row: int) -> Image.Image:
+            shard, at = place(row)
+            return shard.decode(at)
 
         return ImageRows(
-            name=self.path,
-            rows=table.num_rows,
+            name=shown(self.path),
+            rows=int(starts[-1]),
             decode=decode,
             where=where,
-            labels=labels if "label" in schema.names else None,
-            classes=_class_names(schema),
+            labels=labels.read if labels.are_there() else None,
+            no_labels=f"its columns are {_listed(shards[0].schema)}; name one as {field}.label_column",
+            classes=labels.classes,
+            notes=notes,
         )
 
+    def _files(self, field: str) -> tuple[list[Path], tuple[str, ...]]:
+        """The parquet files that the section names, at least one, and what to say about them.
 
-def _image_column(schema: Any, path: str, field: str) -> str:
-    column = next((name for name in ("image", "img") if name in schema.names), None)
+        Raises:
+            ImageSetError: there are none, or files of several splits of which none is named.
+        """
+        path, name = Path(self.path), shown(self.path)
+        notes: list[str] = []
+        if path.is_dir():
+            files = [file for file in path.glob("*.parquet") if not file.name.startswith(".")]
+            below = len([file for file in path.glob("**/*.parquet") if not file.name.startswith(".")]) - len(files)
+            if below and files:
+                notes.append(f"{below:,} parquet files in folders below {name} were left out")
+        else:
+            files = (
+                [path] if path.is_file() else [Path(found) for found in glob.glob(self.path) if Path(found).is_file()]
+            )
+            below = 0
+        if not files:
+            hint = f"; the {below:,} below it lie in folders of their own: name one" if below else ""
+            raise ImageSetError(f"{field}.path: no parquet file at {name}{hint}")
+        splits = {file: split_of(shown(file.stem)) for file in files}
+        named = sorted({split for split in splits.values() if split is not None})
+        if self.split is None and len(named) > 1:
+            raise ImageSetError(
+                f"{field}.path: {name} holds files of several splits, {', '.join(named)}; name one as {field}.split, "
+                "or set it to all to read them together"
+            )
+        if self.split not in (None, "all"):
+            files = [file for file in files if splits[file] is not None and splits[file] in _names_of(self.split)]
+            if not files:
+                held = f"its files are of {', '.join(named)}" if named else "the names of its files say no split"
+                raise ImageSetError(f"{field}.split: no file of {self.split} at {name}; {held}")
+        notes += [f"only {missing} are at {name}" for missing in missing_shards([shown(file.stem) for file in files])]
+        return sorted(files), tuple(notes)
+
+
+def _names_of(split: str | None) -> set[str | None]:
+    """A split as the user calls it, and as `split_of` does."""
+    return {split, split_of(split) if split else None}
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One parquet file.
+
+    Attributes:
+        file: its path.
+        schema: of all its columns.
+        cells: the column of images.
+    """
+
+    file: Path
+    schema: pa.Schema
+    cells: pa.ChunkedArray
+
+    def decode(self, row: int) -> Image.Image:
+        """The image of a row; its file beside the parquet where there are no bytes but a path.
+
+        Raises:
+            ValueError, OSError: the cell is empty, or there is no such file.
+        """
+        from PIL import Image
+
+        cell = self.cells[row].as_py()
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if data is not None:
+            return Image.open(io.BytesIO(data))
+        if not path:
+            raise ValueError("the cell is empty")
+        place = self.file.parent / path
+        if not place.is_file():
+            raise ValueError(f"it has no bytes but a path, and there is no file at {shown(place)}")
+        return Image.open(place)
+
+
+def _open_file(file: Path, field: str, read: Any) -> Any:
+    """What `read` gives of an opened parquet file.
+
+    Raises:
+        ImageSetError: it cannot be read.
+    """
+    import pyarrow as pa
+
+    try:
+        with open(file, "rb") as handle:  # Arrow takes no name that is not UTF-8
+            return read(handle)
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ImageSetError(f"{field}.path: {shown(file)} is not a readable parquet file ({reason})") from None
+
+
+def _read_column(file: Path, column: str, field: str) -> pa.ChunkedArray:
+    import pyarrow.parquet as pq
+
+    # One thread and no read-ahead: the cells are small, and Arrow would keep its buffers for the whole run.
+    table = _open_file(
+        file, field, lambda handle: pq.read_table(handle, columns=[column], use_threads=False, pre_buffer=False)
+    )
+    return table.column(column)
+
+
+def _columns(file: Path, field: str) -> pa.Schema:
+    import pyarrow.parquet as pq
+
+    return _open_file(file, field, pq.read_schema)
+
+
+def _listed(schema: pa.Schema) -> str:
+    return ", ".join(repr(name) for name in schema.names)
+
+
+def _image_column(schema: pa.Schema, file: Path, field: str) -> str:
+    column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
     if column is None:
         raise ImageSetError(
-            f"{field}.path: {path} has no image column; expected 'image' or 'img', found "
-            + ", ".join(repr(name) for name in schema.names)
+            f"{field}.path: {shown(file)} has no image column; expected 'image' or 'img', found {_listed(schema)}; "
+            f"name it as {field}.image_column"
         )
     return column
 
 
-def _bytes_of(cells: Any, column: str, path: str, field: str) -> Any:
-    """The column's cells as Arrow bytes: the field `bytes` of a struct, or the column itself."""
+def _read_shard(file: Path, column: str, field: str) -> _Shard:
+    """The images of one file.
+
+    Raises:
+        ImageSetError: the file has no such column, or one that holds no image files.
+    """
     import pyarrow as pa
 
-    if not pa.types.is_struct(cells.type):
-        return cells
-    if "bytes" not in [cells.type.field(k).name for k in range(cells.type.num_fields)]:
-        raise ImageSetError(f"{field}.path: column {column!r} of {path} has no field 'bytes'")
-    return pa.chunked_array([chunk.field("bytes") for chunk in cells.chunks], type=cells.type.field("bytes").type)
+    schema = _columns(file, field)
+    if column not in schema.names:
+        raise ImageSetError(f"{field}.path: {shown(file)} has no column {column!r}; its columns are {_listed(schema)}")
+    kind = schema.field(column).type
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    if pa.types.is_struct(kind):
+        parts = [kind.field(k).name for k in range(kind.num_fields)]
+        if not {"bytes", "path"} & set(parts):
+            raise ImageSetError(
+                f"{field}.path: column {column!r} of {shown(file)} has no field 'bytes' or 'path', but "
+                + ", ".join(map(repr, parts))
+            )
+    elif not any(is_binary(kind) for is_binary in binary):
+        held, advice = ("text", "download what it names, or name") if _is_text(kind) else (kind, "name")
+        raise ImageSetError(
+            f"{field}.path: column {column!r} of {shown(file)} holds {held}, not the bytes of image files; {advice} "
+            f"another column as {field}.image_column (its columns are {_listed(schema)})"
+        )
+    return _Shard(file, schema, _read_column(file, column, field))
 
 
-def _class_names(schema: Any) -> tuple[str, ...] | None:
-    """Class names from the `huggingface` metadata of a parquet schema, or None."""
+@dataclass(kw_only=True)
+class _Labels:
+    """The labels of some shards, read when they are wanted.
+
+    Attributes:
+        shards: the files.
+        starts: number of the first row of each, and of all rows.
+        wanted: the column the config names, or None.
+        field: the config field, for messages.
+    """
+
+    shards: list[_Shard]
+    starts: np.ndarray
+    wanted: str | None
+    field: str
+
+    def are_there(self) -> bool:
+        """Whether a shard has a column of labels, or the config names one."""
+        import pyarrow as pa
+
+        found = [shard.schema.field(_LABEL_COLUMN) for shard in self.shards if _LABEL_COLUMN in shard.schema.names]
+        return self.wanted is not None or any(not pa.types.is_null(column.type) for column in found)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The labels of rows in ascending order, int64 [M].
+
+        Raises:
+            ImageSetError: a shard with some of the rows has no such column, no label for one of them, or a label that
+                is neither a whole number nor a name; or shards that differ in this or in the names of classes.
+        """
+        found, names = [], self.classes()
+        for shard, start, stop in zip(self.shards, self.starts, self.starts[1:], strict=False):
+            mine = rows[(rows >= start) & (rows < stop)] - start
+            if len(mine) == 0:
+                continue
+            cells = self._cells(shard).take(mine)
+            if cells.null_count:
+                row = int(mine[int(np.flatnonzero(cells.is_null().to_numpy())[0])])
+                raise ImageSetError(
+                    f"{self.field}: row {row} of {shown(shard.file)} has no label in column {self._column(shard)!r}"
+                )
+            if _is_text(cells.type):
+                index = {name: k for k, name in enumerate(names or ())}
+                found.append(np.array([index[name] for name in cells.to_pylist()], dtype=np.int64))
+            else:
+                found.append(cells.to_numpy().astype(np.int64))
+        return np.concatenate(found)
+
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes: those of the file's `huggingface` metadata; of labels that are names, the names, in
+        order. None where there are none.
+
+        Raises:
+            ImageSetError: the shards have other names, or labels of other kinds.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        labelled = [shard for shard in self.shards if (self.wanted or _LABEL_COLUMN) in shard.schema.names]
+        kinds = [(shard.file, self._type(shard)) for shard in labelled]
+        text = [(file, _is_text(kind)) for file, kind in kinds if not pa.types.is_null(kind)]
+        for file, is_text in text:
+            if is_text != text[0][1]:
+                raise ImageSetError(
+                    f"{self.field}.path: labels are {_words(text[0][1])} in {shown(text[0][0])}, but {_words(is_text)} "
+                    f"in {shown(file)}; read them apart"
+                )
+        if text and text[0][1]:
+            names = {name for shard in labelled for name in pc.unique(self._cells(shard)).to_pylist()} - {None}
+            return tuple(in_order(names))
+        found: tuple[Path, tuple[str, ...]] | None = None
+        for shard in labelled:
+            named = _class_names(shard.schema, self._column(shard))
+            if found is not None and named is not None and named != found[1]:
+                raise ImageSetError(
+                    f"{self.field}.path: {shown(shard.file)} has other class names than {shown(found[0])}, or in "
+                    "another order; read them apart"
+                )
+            found = found or ((shard.file, named) if named is not None else None)
+        return found[1] if found else None
+
+    def _column(self, shard: _Shard) -> str:
+        """The name of the column of labels in a shard.
+
+        Raises:
+            ImageSetError: there is none.
+        """
+        column = self.wanted or _LABEL_COLUMN
+        if column in shard.schema.names:
+            return column
+        raise ImageSetError(
+            f"{self.field}: {shown(shard.file)} has no column {column!r}, and labels are needed here; its columns are "
+            f"{_listed(shard.schema)}; name another as {self.field}.label_column, or read fewer files"
+        )
+
+    def _type(self, shard: _Shard) -> pa.DataType:
+        """The type of the labels of a shard.
+
+        Raises:
+            ImageSetError: it has none, or they are neither whole numbers nor text.
+        """
+        import pyarrow as pa
+
+        column = self._column(shard)
+        kind = shard.schema.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_integer(kind) or pa.types.is_null(kind) or _is_text(kind)):
+            raise ImageSetError(
+                f"{self.field}.path: column {column!r} of {shown(shard.file)} holds {kind}, neither whole numbers nor "
+                f"names; name another as {self.field}.label_column (its columns are {_listed(shard.schema)})"
+            )
+        return kind
+
+    def _cells(self, shard: _Shard) -> pa.ChunkedArray:
+        """The labels of a shard, whole numbers or text."""
+        return _read_column(shard.file, self._column(shard), self.field).cast(self._type(shard))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _words(text: bool) -> str:
+    return "names" if text else "whole numbers"
+
+
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """Class names of a column from the `huggingface` metadata of a parquet schema, or None."""
     try:
-        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
         return tuple(str(name) for name in names)
     except (KeyError, TypeError, ValueError):
         return None

@@ -8,6 +8,7 @@ import numpy as np
 
 from kdray.errors import ImageSetError
 from kdray.images.base import ImageRows, ImageSource, sources
+from kdray.utils.files import shown
 
 
 @sources.register
@@ -29,6 +30,7 @@ class TorchvisionImages(ImageSource):
     def open(self, field: str) -> ImageRows:
         """See `ImageSource.open`."""
         import torchvision
+        from PIL import Image
 
         found = getattr(torchvision.datasets, self.name, None)
         if not inspect.isclass(found):
@@ -42,18 +44,30 @@ class TorchvisionImages(ImageSource):
             options["split"] = self.split
         elif self.split != "train":
             raise ImageSetError(f"{field}.split: torchvision's {self.name} has no part {self.split!r}")
+        passed_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values())
+        if "loader" in accepted or (passed_on and issubclass(found, torchvision.datasets.DatasetFolder)):
+            # The usual one drops transparency and clips 16 bits before kdray sees the image.
+            options["loader"] = Image.open
         try:
             data = kind(self.root, **options)
             count = len(data)
         except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
-            raise ImageSetError(f"{field}: torchvision cannot read {self.name} under {self.root} ({error})") from None
+            raise ImageSetError(
+                f"{field}: torchvision cannot read {self.name} under {shown(self.root)} ({error})"
+            ) from None
         targets = getattr(data, "targets", getattr(data, "labels", None))
         names = getattr(data, "classes", None)
+        if hidden := [name for name in names or () if str(name).startswith(".")]:
+            raise ImageSetError(
+                f"{field}: torchvision's {self.name} takes the folder {hidden[0]!r} under {shown(self.root)} for a "
+                "class; remove it, or use source: folder, which leaves it out"
+            )
         return ImageRows(
             name=f"torchvision {self.name} ({self.split})",
             rows=count,
             decode=lambda row: data[row][0],
             where=lambda row: f"row {row} of torchvision {self.name}",
             labels=None if targets is None else lambda rows: np.asarray(targets, dtype=np.int64)[rows],
-            classes=tuple(names) if names else None,
+            classes=tuple(shown(str(name)) for name in names) if names else None,
+            colour="rgb" if "loader" in options else None,  # as torchvision has it
         )

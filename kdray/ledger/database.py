@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdray.errors import LedgerError
-from kdray.ledger.schema import prepare
+from kdray.ledger.schema import check, prepare
 
 _TIMEOUT_S = 60.0  # for other writers
 
@@ -20,17 +20,23 @@ class LedgerFile:
     Args:
         path: the file; ":memory:" for one that is thrown away.
         set_up: called in the transaction that opens the file.
+        read_only: only read, also where nothing can be written; `set_up` is not called.
 
     Raises:
         LedgerError: not a ledger, another schema, a file that cannot be written, or what `set_up` raises. The file is
             left as it was.
     """
 
-    def __init__(self, path: str | Path, set_up: Callable[[sqlite3.Connection], None]) -> None:
+    def __init__(
+        self, path: str | Path, set_up: Callable[[sqlite3.Connection], None], *, read_only: bool = False
+    ) -> None:
         self.path = str(path)
         self._turn = threading.RLock()  # SQLite keeps connections apart, not the threads that share one
         self._db: sqlite3.Connection | None = None
         try:
+            if read_only:
+                self._db = _open_to_read(Path(self.path))
+                return
             self._db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
@@ -106,3 +112,36 @@ class LedgerFile:
                 return db.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger {self.path} cannot be read: {error}; it was left as it is") from None
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing.
+
+    A file with write-ahead logging can be read only where files may be made beside it, unless SQLite is told that it
+    never changes. That holds where nothing can be written, and no log with answers lies beside it.
+
+    Raises:
+        LedgerError: no ledger of this schema.
+        sqlite3.Error: the file cannot be read.
+    """
+    if not path.is_file():
+        raise LedgerError(f"there is no ledger at {path}")
+    address = path.absolute().as_uri()
+    db = _connect(f"{address}?mode=rw")
+    try:
+        check(db, str(path))
+    except sqlite3.OperationalError as error:
+        db.close()
+        log = path.with_name(f"{path.name}-wal")
+        unwritable = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        if error.sqlite_errorcode & 0xFF not in unwritable or (log.exists() and log.stat().st_size):
+            raise
+        db = _connect(f"{address}?immutable=1")
+        check(db, str(path))
+    return db
+
+
+def _connect(address: str) -> sqlite3.Connection:
+    db = sqlite3.connect(address, uri=True, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA query_only = ON")
+    return db

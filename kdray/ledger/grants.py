@@ -122,7 +122,7 @@ def _part(db: sqlite3.Connection, order: Order, facts: Facts, room: _Room) -> Gr
         room.queries -= len(send)
         if facts.metered:
             db.executemany(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)",
+                "INSERT INTO claims VALUES (?, ?, ?, ?)",
                 ((facts.number, item, reservation.id, facts.now + facts.lease_s) for item in send),
             )
     return GrantPart(

@@ -161,7 +161,7 @@ def export(ledger: Ledger, path: Path) -> int:
     try:
         if path.exists() and not _is_parquet(path):
             raise LedgerError(f"{path} is there and is no parquet file; choose another name for the export")
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with open(temporary, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for rows in _answers(ledger):
                 columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
                 columns[3] = [None if cell is None else np.frombuffer(cell, "<f4") for cell in columns[3]]

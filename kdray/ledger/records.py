@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 NEVER_SENT = "never sent"
 """The reason of a reservation that was released before anything was sent: it is not counted as a request."""
+STOPPED = "kdray was stopped before the answer came"
+"""The reason of a request that the user's stop left without an answer: it says nothing about its images."""
+DIED = "kdray died"
+"""The reason of a request that a dead process left open: its images may have been the cause, or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +103,11 @@ class Outcome:
     Attributes:
         reservation: the reservation.
         state: answered, released or uncertain.
-        hashes: where answered, the hashes of its images.
+        hashes: where answered or declined, the hashes of its images.
         answers: where answered, the answers, in that order.
         bad: where answered, the invalid rows, with the reason. They are charged, and stored as rejected.
         reason: why it was released or is uncertain.
+        declined: it was released because the teacher does not take these images; they are remembered.
     """
 
     reservation: Reservation
@@ -111,12 +116,30 @@ class Outcome:
     answers: AnswerRows | None = None
     bad: Mapping[int, str] = field(default_factory=dict)
     reason: str | None = None
+    declined: bool = False
 
     def valid(self) -> list[bytes]:
         """Hashes of the images with a valid answer."""
         if self.state != "answered":
             return []
         return [key for row, key in enumerate(self.hashes) if row not in self.bad]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """What came of an image that was asked about and has no valid answer, over all who asked this teacher.
+
+    Attributes:
+        times: how often it was paid for: its answer was invalid, or never came.
+        own: how often of these the cause was the image itself: it was alone in its request, or others were answered.
+        reason: the last reason.
+        declined: the teacher does not take it, which costs nothing.
+    """
+
+    times: int
+    own: int
+    reason: str
+    declined: bool = False
 
 
 def hash_images(images: "Tensor") -> list[bytes]:

@@ -4,7 +4,7 @@ import sqlite3
 
 from kdray.errors import LedgerError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _STATES = "'reserved', 'answered', 'released', 'uncertain'"
 _TABLES = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -35,7 +35,7 @@ CREATE INDEX reservations_open ON reservations (teacher, expires) WHERE state = 
 CREATE INDEX reservations_rounds ON reservations (owner, purpose, round);
 CREATE TABLE claims (
     teacher INTEGER NOT NULL, hash BLOB NOT NULL, reservation TEXT NOT NULL, expires REAL NOT NULL,
-    PRIMARY KEY (teacher, hash)
+    PRIMARY KEY (teacher, hash, reservation)
 ) WITHOUT ROWID;
 CREATE INDEX claims_reservations ON claims (reservation);
 CREATE TABLE answers (
@@ -47,6 +47,16 @@ CREATE TABLE rejects (
     teacher INTEGER NOT NULL REFERENCES teachers (id), hash BLOB NOT NULL,
     reservation TEXT NOT NULL REFERENCES reservations (id), reason TEXT NOT NULL,
     PRIMARY KEY (teacher, hash, reservation)
+) WITHOUT ROWID;
+CREATE TABLE lost (
+    teacher INTEGER NOT NULL REFERENCES teachers (id), hash BLOB NOT NULL,
+    reservation TEXT NOT NULL REFERENCES reservations (id),
+    PRIMARY KEY (teacher, hash, reservation)
+) WITHOUT ROWID;
+CREATE TABLE declined (
+    teacher INTEGER NOT NULL REFERENCES teachers (id), hash BLOB NOT NULL,
+    reservation TEXT NOT NULL REFERENCES reservations (id), reason TEXT NOT NULL,
+    PRIMARY KEY (teacher, hash)
 ) WITHOUT ROWID;
 CREATE TABLE hits (
     owner TEXT NOT NULL, teacher INTEGER NOT NULL REFERENCES teachers (id), purpose TEXT NOT NULL,
@@ -61,13 +71,24 @@ def prepare(db: sqlite3.Connection, path: str) -> None:
     Raises:
         LedgerError: not a ledger, or one of another schema. Nothing was changed.
     """
-    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not tables:
+    if not _tables(db):
         for statement in _TABLES.split(";\n"):
             db.execute(statement)
         db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
-        return
-    if "meta" not in tables:
+    check(db, path)
+
+
+def _tables(db: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def check(db: sqlite3.Connection, path: str) -> None:
+    """Refuse a file that is no ledger of this schema. Writes nothing.
+
+    Raises:
+        LedgerError: not a ledger, or one of another schema.
+    """
+    if "meta" not in _tables(db):
         raise LedgerError(f"{path} is a SQLite file, but not a kdray ledger; it was left as it is")
     row = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     if row is None or not row[0].isdigit():

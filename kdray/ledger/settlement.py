@@ -5,7 +5,7 @@ import sqlite3
 from kdray.errors import LedgerError
 from kdray.ledger.grants import BOTH, accounts_of
 from kdray.ledger.limits import day_of
-from kdray.ledger.records import AnswerRows, Outcome
+from kdray.ledger.records import DIED, STOPPED, AnswerRows, Outcome
 
 
 def check(outcome: Outcome) -> None:
@@ -21,6 +21,11 @@ def check(outcome: Outcome) -> None:
         if len(set(counts)) != 1:
             raise LedgerError(f"{counts[0]} hashes and {counts[1]} answers for a reservation of {counts[2]}")
         rows = counts[0]
+    if outcome.declined and (outcome.state != "released" or len(outcome.hashes) != outcome.reservation.queries):
+        raise LedgerError(
+            f"{len(outcome.hashes)} declined images for a reservation of {outcome.reservation.queries} that is "
+            f"{outcome.state}"
+        )
     for row in outcome.bad:
         if not 0 <= row < rows:
             raise LedgerError(f"row {row} cannot be believed, but there are {rows} answers")
@@ -36,6 +41,11 @@ def settle(db: sqlite3.Connection, outcome: Outcome) -> None:
     new = close(db, key, outcome.state, rejected=len(outcome.bad), reason=outcome.reason)
     if new and outcome.state == "answered" and outcome.answers is not None:
         _store(db, outcome, outcome.answers)
+    if new and outcome.declined:
+        db.executemany(
+            "INSERT OR REPLACE INTO declined SELECT teacher, ?, id, ? FROM reservations WHERE id = ?",
+            [(item, outcome.reason or "declined", key) for item in outcome.hashes],
+        )
 
 
 def _store(db: sqlite3.Connection, outcome: Outcome, answers: AnswerRows) -> None:
@@ -80,6 +90,8 @@ def close(db: sqlite3.Connection, key: str, state: str, *, rejected: int = 0, re
     db.execute(
         "UPDATE reservations SET state = ?, rejected = ?, reason = ? WHERE id = ?", (state, rejected, reason, key)
     )
+    if state == "uncertain" and reason != STOPPED:
+        db.execute("INSERT INTO lost SELECT teacher, hash, reservation FROM claims WHERE reservation = ?", (key,))
     db.execute("DELETE FROM claims WHERE reservation = ?", (key,))
     db.execute(
         "UPDATE accounts SET reserved = reserved - ?, answered = answered + ?, rejected = rejected + ?, "
@@ -107,6 +119,6 @@ def recover(db: sqlite3.Connection, owner: str) -> tuple[int, int]:
         "SELECT id, queries, metered FROM reservations WHERE owner = ? AND state = 'reserved'", (owner,)
     ).fetchall()
     for key, queries, metered in left:
-        close(db, key, "uncertain" if metered else "released", reason="kdray died")
+        close(db, key, "uncertain" if metered else "released", reason=DIED)
         counts[0 if metered else 1] += queries
     return counts[0], counts[1]

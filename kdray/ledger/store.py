@@ -10,13 +10,15 @@ rejected and uncertain queries of a purpose together never pass a cap: one trans
 A reservation carries its owner (the run), whose own cap it counts against besides the file's. Only one process works in
 a run directory at a time, so a reservation that a run finds open when it starts was left by a process that died:
 `recover` settles it. An open reservation holds a claim on each of its images, so no other run pays for them too; a
-claim ends with the reservation's lease, should its run never come back.
+claim ends with the reservation's lease, should its run never come back. Where no answer came, the claims tell which
+images were lost. An image that the teacher does not take is remembered, too: asking again is free, and of no use.
 """
 
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,17 @@ from kdray.ledger import grants, settlement
 from kdray.ledger.database import LedgerFile
 from kdray.ledger.grants import LOOKUP_BATCH, Facts
 from kdray.ledger.limits import Limits
-from kdray.ledger.records import NEVER_SENT, AnswerRows, Grant, Order, Outcome, Reservation, hash_images
+from kdray.ledger.records import (
+    DIED,
+    NEVER_SENT,
+    AnswerRows,
+    Failures,
+    Grant,
+    Order,
+    Outcome,
+    Reservation,
+    hash_images,
+)
 
 __all__ = ["LEASE_S", "Ledger", "Reservation", "hash_images"]
 
@@ -44,6 +56,7 @@ class Ledger:
         budget: hard cap on the training queries of all who use the file; the file keeps it, and refuses another.
         evaluation: hard cap on all evaluation queries, counted apart; may be set anew at each opening.
         clock: seconds since 1970; limits and leases are measured by it.
+        read_only: only read an existing file, also one on a read-only file system.
 
     Raises:
         LedgerError: not a ledger, another schema, another budget, or a file that cannot be written.
@@ -56,10 +69,15 @@ class Ledger:
         evaluation: int | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        read_only: bool = False,
     ) -> None:
         self.path = str(path)
         self._clock = clock
-        self._file = LedgerFile(path, lambda db: self._set_caps(db, "", {"training": budget, "evaluation": evaluation}))
+        self._file = LedgerFile(
+            path,
+            lambda db: self._set_caps(db, "", {"training": budget, "evaluation": evaluation}),
+            read_only=read_only,
+        )
 
     def close(self) -> None:
         """Close the file. Everything settled is already on disk."""
@@ -86,7 +104,7 @@ class Ledger:
                 continue
             row = db.execute("SELECT cap FROM accounts WHERE owner = ? AND purpose = ?", (owner, purpose)).fetchone()
             if purpose == "training" and row and row[0] is not None and row[0] != cap:
-                change = "" if owner else ", or change the cap with 'kdray ledger --budget'"
+                change = "" if owner else f", set ledger.queries to {row[0]}, or change it with 'kdray ledger --budget'"
                 raise LedgerError(
                     f"{self.path} was made for a budget of {row[0]:,} queries, not {cap:,}; "
                     f"use another ledger or run directory{change}"
@@ -106,6 +124,10 @@ class Ledger:
         """Set another cap on the training queries of the whole file. Below what is spent it stops all buying."""
         with self._file.transaction() as db:
             self._put_cap(db, "", "training", cap)
+
+    def knows(self, owner: str) -> bool:
+        """Whether `owner` has ever opened an account here."""
+        return bool(self.read("SELECT 1 FROM accounts WHERE owner = ? LIMIT 1", (owner,)))
 
     def remaining(self, purpose: str = "training", owner: str = "") -> int:
         """Queries that can still be reserved, for `owner` where one is given; 0 also where no cap was ever set."""
@@ -162,15 +184,40 @@ class Ledger:
             found[key] = (label, None if probs is None else np.frombuffer(probs, dtype="<f4"))
         return found
 
-    def refusals(self, teacher: str, hashes: Iterable[bytes]) -> dict[bytes, tuple[int, str]]:
-        """Images that have invalid answers and no valid one: hash -> (how many, the last reason)."""
+    def answers_of(self, teacher: str) -> bool:
+        """Whether the file holds any answer of `teacher`, whoever bought it."""
+        return bool(
+            self.read(
+                "SELECT 1 FROM answers WHERE teacher = (SELECT id FROM teachers WHERE identity = ?) LIMIT 1", (teacher,)
+            )
+        )
+
+    def failures(self, teacher: str, hashes: Iterable[bytes]) -> dict[bytes, Failures]:
+        """What came of images that were asked about and have no valid answer, whoever asked."""
         wanted = set(hashes)
         wanted.difference_update(row[0] for row in self._by_hash("hash", "answers", teacher, wanted))
-        found: dict[bytes, list[tuple[int, str]]] = {}
-        numbers = "(SELECT rowid FROM reservations WHERE id = reservation)"  # they grow with time
-        for key, number, reason in self._by_hash(f"hash, {numbers}, reason", "rejects", teacher, wanted):
-            found.setdefault(key, []).append((number, reason))
-        return {key: (len(times), max(times)[1]) for key, times in found.items()}
+        found: dict[bytes, list[tuple[int, str, bool]]] = {}
+        of = "(SELECT {} FROM reservations WHERE id = reservation)".format
+        columns = f"hash, {of('rowid')}, {of('queries')}, "  # row numbers grow with time
+        for key, number, queries, reason, bad in self._by_hash(
+            f"{columns} reason, {of('rejected')}", "rejects", teacher, wanted
+        ):
+            found.setdefault(key, []).append((number, reason, queries == 1 or bad < queries))
+        for key, number, queries, reason in self._by_hash(f"{columns} {of('reason')}", "lost", teacher, wanted):
+            found.setdefault(key, []).append((number, reason, queries == 1 and reason != DIED))
+        failures = {
+            key: Failures(times=len(times), own=sum(own for *_, own in times), reason=max(times)[1])
+            for key, times in found.items()
+        }
+        for key, reason in self._by_hash("hash, reason", "declined", teacher, wanted):
+            paid = failures.get(key, Failures(times=0, own=0, reason=""))
+            failures[key] = replace(paid, reason=reason, declined=True)
+        return failures
+
+    def forget_declined(self) -> int:
+        """Forget which images their teachers declined, so that they are asked about again; how many there were."""
+        with self._file.transaction() as db:
+            return int(db.execute("DELETE FROM declined").rowcount)
 
     def on_their_way(self, teacher: str, hashes: Iterable[bytes]) -> set[bytes]:
         """Images that any run has asked for and that have no answer yet, while their lease lasts."""

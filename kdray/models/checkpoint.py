@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 
 from kdray.errors import ModelError
 from kdray.models.classifier import ImageClassifier, build_model
-from kdray.utils.files import write_bytes
+from kdray.utils.files import openable, write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
         ModelError: no such file, not safetensors, or a card that is not readable.
     """
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
+        with openable(path) as name, safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
         raise ModelError(f"no model file at {path}") from None
@@ -120,8 +120,14 @@ def load_student(path: str | os.PathLike[str]) -> ImageClassifier:
         model = build_model(card.model, card.image_shape, card.num_classes, seed=0)
     except ModelError as error:
         raise ModelError(f"{path} holds a {card.model!r}, which cannot be built here: {error}") from None
-    load_weights(model, load_file(path), str(path))
+    load_weights(model, read_tensors(path), str(path))
     return model.eval()
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name."""
+    with openable(path) as name:
+        return load_file(name)
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:

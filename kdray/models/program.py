@@ -47,11 +47,12 @@ def load_program(path: Path, pixels: str, mean: list[float] | None, std: list[fl
     """
     try:
         if path.suffix == ".pt2":
-            program = torch.export.load(path).module()
+            with open(path, "rb") as file:  # torch takes no name that is not UTF-8
+                program = torch.export.load(file).module()
         else:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), open(path, "rb") as file:
                 warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but its files are in use
-                program = cast(Any, torch.jit).load(path, map_location="cpu").eval()
+                program = cast(Any, torch.jit).load(file, map_location="cpu").eval()
     except Exception as error:  # torch raises anything from RuntimeError to pickle errors for a file that is neither
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TeacherError(

@@ -13,26 +13,35 @@ from kdray.observers.base import RoundMetrics
 from kdray.report.figures import accuracy_figure, agreement_figure, time_figure
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import Result, read_result
-from kdray.utils.files import write_bytes
+from kdray.utils.files import check_writable, shown, write_bytes
 
 _SHOWN = 8  # images shown of each round
 
 
-def write_report(directories: Sequence[RunDirectory]) -> Path:
+def write_report(directories: Sequence[RunDirectory], out: Path | None = None) -> Path:
     """Write the page of the first run, with a comparison to the other runs if there are any, and return its path.
+
+    Args:
+        out: the file to write; None writes RUN/report.html.
 
     Raises:
         RunDirectoryError: a directory holds no finished round.
+        ConfigError: the page cannot be written there.
     """
     if not directories:
         raise RunDirectoryError("give at least one run directory")
+    if not directories[0].is_run():
+        raise RunDirectoryError(f"{directories[0].path} holds no run")
+    page_file = out or directories[0].report
+    check_writable(page_file, "--out")
     results = [read_result(directory) for directory in directories]
     first, directory = results[0], directories[0]
-    runs = [(result.directory.name, result.history) for result in results]
+    runs = [(shown(result.directory.name), result.history) for result in results]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.2f} %"
+    environment.filters["shown"] = shown
     page = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     html = page.render(
         result=first,
@@ -47,8 +56,8 @@ def write_report(directories: Sequence[RunDirectory]) -> Path:
         gallery=[_gallery(directory, first, m.round) for m in first.history],
         config=dump_config(first.config),
     )
-    write_bytes(directory.report, html.encode())
-    return directory.report
+    write_bytes(page_file, html.encode(errors="backslashreplace"))
+    return page_file
 
 
 def _found(metrics: RoundMetrics) -> str:

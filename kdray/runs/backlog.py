@@ -2,10 +2,18 @@
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from kdray.ledger.records import GrantPart
+from kdray.ledger.records import Failures, GrantPart
+
+
+@dataclass(kw_only=True)
+class Split:
+    """A batch that was declined and asked again in two halves."""
+
+    answered: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,21 +23,26 @@ class Batch:
     Attributes:
         positions: of the images, among those of the purchase.
         attempt: 1 for the first request with them.
+        split: it is half of a batch that was declined.
     """
 
     positions: Sequence[int]
     attempt: int = 1
+    split: Split | None = None
 
 
 class Backlog:
     """Batches that wait to be sent.
 
+    An image that failed t times is asked in batches of at most `batch_size` / 2^(t-1): a batch that fails twice is
+    halved, so that the one image that spoils it is isolated, and given up alone.
+
     Args:
         hashes: of all images of the purchase, by position; an image may appear twice.
         known: hashes of the images that have an answer.
-        refusals: hash -> (times, reason) of images that got an answer nobody could believe in earlier processes. Each
-            of those was paid for, so it counts as a try.
-        tries: how often an image is asked for before it is set aside.
+        failures: what came of images that were asked about in earlier processes. What was paid for counts as a try;
+            those that were declined are set aside.
+        tries: how often an image is paid for before it is set aside.
         batch_size: images a request.
 
     Attributes:
@@ -40,14 +53,19 @@ class Backlog:
         self,
         hashes: Sequence[bytes],
         known: Container[bytes],
-        refusals: Mapping[bytes, tuple[int, str]],
+        failures: Mapping[bytes, Failures],
         *,
         tries: int,
         batch_size: int,
     ) -> None:
-        self._hashes, self._tries_allowed = hashes, tries
-        self._tries = Counter({key: times for key, (times, _) in refusals.items()})
-        self.set_aside = {key: reason for key, (times, reason) in refusals.items() if times >= tries}
+        self._hashes, self._tries_allowed, self._size = hashes, tries, batch_size
+        self._tries = Counter({key: found.times for key, found in failures.items()})
+        self._own = {key for key, found in failures.items() if found.own}
+        self.set_aside = {
+            key: found.reason
+            for key, found in failures.items()
+            if found.declined or (found.own and found.times >= tries)
+        }
         # Cut by position, so that a run that goes on asks for the same batches, less the images that are answered.
         batches: dict[int, list[int]] = {}
         seen: set[bytes] = set()
@@ -55,7 +73,18 @@ class Backlog:
             if key not in seen and key not in known and key not in self.set_aside:
                 batches.setdefault(position // batch_size, []).append(position)
             seen.add(key)
-        self._queue = deque(Batch(positions=batches[number]) for number in sorted(batches))
+        self._queue = deque(batch for number in sorted(batches) for batch in self._cut(batches[number], 1))
+
+    def _cut(self, positions: Sequence[int], attempt: int) -> Iterable[Batch]:
+        """Batches of these images, none larger than they may be; those that failed equally often stay together."""
+        groups: dict[int, list[int]] = {}
+        for position in positions:
+            halvings = max(0, self._tries[self._hashes[position]] - 1)
+            groups.setdefault(halvings, []).append(position)
+        for halvings, group in sorted(groups.items()):
+            size = max(1, -(-self._size // 2**halvings))
+            for start in range(0, len(group), size):
+                yield Batch(positions=group[start : start + size], attempt=attempt)
 
     def __bool__(self) -> bool:
         return bool(self._queue)
@@ -69,8 +98,37 @@ class Backlog:
         return list(itertools.islice(self._queue, count))
 
     def split_first(self) -> None:
-        """Send the first image alone, ahead of the rest of its batch."""
-        self._replace_first(1)
+        """Send one image alone, ahead of all others: the first that has not failed, where there is one. Batches that
+        were lost stay as they were, since a server may know them again and bill them once."""
+        number = next((n for n, batch in enumerate(self._queue) if not self._failed_before(batch)), 0)
+        batch = self._queue[number]
+        del self._queue[number]
+        if len(batch.positions) > 1:
+            self._queue.insert(number, Batch(positions=batch.positions[1:], attempt=batch.attempt))
+        self._queue.appendleft(Batch(positions=batch.positions[:1], attempt=batch.attempt))
+
+    def _failed_before(self, batch: Batch) -> bool:
+        return any(self._tries[self._hashes[p]] for p in batch.positions)
+
+    def limit(self, size: int) -> bool:
+        """Send at most `size` images a request from now on; whether that is less than before."""
+        less = size < self._size
+        self._size = min(self._size, size)
+        self._queue = deque(
+            part
+            for batch in self._queue
+            for part in ([batch] if len(batch.positions) <= size else self._cut(batch.positions, batch.attempt))
+        )
+        return less
+
+    def answered(self, batch: Batch) -> int | None:
+        """Note that a batch was answered. Where both halves of a declined batch were, it was not the images but their
+        number: then the images a request that the teacher takes, else None."""
+        if batch.split is None:
+            return None
+        batch.split.answered += 1
+        batch.split.size = max(batch.split.size, len(batch.positions))
+        return batch.split.size if batch.split.answered == 2 else None
 
     def take(self, parts: Sequence[GrantPart]) -> list[Batch]:
         """Take the first `len(parts)` batches off the queue; for each, what of it may be sent.
@@ -85,7 +143,8 @@ class Backlog:
                 Batch(positions=[position[key] for key in keys], attempt=batch.attempt)
                 for keys in (part.send, part.busy, part.left)
             )
-            sent.append(granted)
+            # What is left of a half tells nothing about the number of images.
+            sent.append(replace(granted, split=batch.split) if len(part.send) == len(batch.positions) else granted)
             if busy.positions:
                 later.append(busy)
             if left.positions:
@@ -96,7 +155,7 @@ class Backlog:
     def drop(self, known: Container[bytes]) -> None:
         """Take off the images that have an answer by now."""
         left = (
-            Batch(positions=[p for p in batch.positions if self._hashes[p] not in known], attempt=batch.attempt)
+            replace(batch, positions=[p for p in batch.positions if self._hashes[p] not in known])
             for batch in self._queue
         )
         self._queue = deque(batch for batch in left if batch.positions)
@@ -106,32 +165,38 @@ class Backlog:
         return all(self._tries[self._hashes[p]] for p in batch.positions)
 
     def retry(self, batch: Batch, reasons: Mapping[int, str]) -> None:
-        """Count a try for the images at these positions: those with tries left go to the end of the queue."""
+        """Count a try for the images at these positions. They go to the end of the queue; set aside are those without
+        tries left of which it is known that it is them: once they were alone, or the others were answered."""
+        if len(batch.positions) == 1 or len(reasons) < len(batch.positions):
+            self._own.update(self._hashes[position] for position in reasons)
         again = []
         for position, reason in reasons.items():
             key = self._hashes[position]
             self._tries[key] += 1
-            if self._tries[key] < self._tries_allowed:
-                again.append(position)
-            else:
+            if key in self._own and self._tries[key] >= self._tries_allowed:
                 self.set_aside[key] = reason
-        if again:
-            self._queue.append(Batch(positions=again, attempt=batch.attempt + 1))
+            else:
+                again.append(position)
+        self._queue.extend(self._cut(again, batch.attempt + 1))
 
     def resend(self, batch: Batch) -> None:
         """Ask for a batch that cost nothing again, before all others."""
-        self._queue.appendleft(Batch(positions=batch.positions, attempt=batch.attempt + 1))
+        self._queue.extendleft(reversed(list(self._cut_to_size(batch.positions, batch.attempt + 1))))
 
-    def halve(self, batch: Batch, reason: str) -> None:
+    def _cut_to_size(self, positions: Sequence[int], attempt: int) -> Iterable[Batch]:
+        for start in range(0, len(positions), self._size):
+            yield Batch(positions=positions[start : start + self._size], attempt=attempt)
+
+    def defer(self, batch: Batch) -> None:
+        """Ask for a batch that cost nothing again, after all others."""
+        self._queue.append(Batch(positions=batch.positions, attempt=batch.attempt + 1))
+
+    def decline(self, batch: Batch, reason: str) -> None:
+        """Set the images of a batch aside, which the teacher does not take."""
+        self.set_aside.update((self._hashes[position], reason) for position in batch.positions)
+
+    def halve(self, batch: Batch) -> None:
         """Ask again in two parts: one image that the teacher does not take must not cost the others their answer."""
-        if len(batch.positions) == 1:
-            self.set_aside[self._hashes[batch.positions[0]]] = reason
-            return
-        self.resend(batch)
-        self._replace_first((len(batch.positions) + 1) // 2)
-
-    def _replace_first(self, cut: int) -> None:
-        head = self._queue.popleft()
-        for positions in (head.positions[cut:], head.positions[:cut]):
-            if positions:
-                self._queue.appendleft(Batch(positions=positions, attempt=head.attempt))
+        cut, split = (len(batch.positions) + 1) // 2, Split()
+        for positions in (batch.positions[cut:], batch.positions[:cut]):
+            self._queue.appendleft(Batch(positions=positions, attempt=batch.attempt + 1, split=split))

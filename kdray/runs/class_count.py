@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdray.errors import TeacherError
+from kdray.errors import ImageDeclined, TeacherBusy, TeacherError
 from kdray.ledger.store import Ledger, hash_images
 from kdray.runs.directory import RunDirectory
 from kdray.teachers.answers import AnswerFormat, Answers
@@ -47,6 +47,9 @@ def find_class_count(
                 reservation = ledger.reserve(1, teacher=identity, owner=owner)
                 try:
                     reply = _ask_once(function, identity, form, image)
+                except (TeacherBusy, ImageDeclined):  # the teacher says that nothing is charged
+                    ledger.release(reservation)
+                    raise
                 except BaseException:  # the query was made, even if it failed
                     ledger.mark_uncertain(reservation)
                     raise
@@ -65,6 +68,8 @@ def find_class_count(
 def _ask_once(function: Callable[..., Any], identity: str, form: AnswerFormat, image: Tensor) -> Answers:
     try:
         reply = function(image.numpy())
+    except (TeacherBusy, ImageDeclined):
+        raise
     except Exception as error:  # a user's function may raise anything
         raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
     reply = to_array(reply)

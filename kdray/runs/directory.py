@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdray.config.money import LedgerSection
 from kdray.errors import RunDirectoryError
-from kdray.utils.files import read_json, write_bytes, write_json
+from kdray.utils.files import expand, read_json, shown, why_unwritable, write_bytes, write_json
 
 if TYPE_CHECKING:  # `kdray ledger` needs a run's paths, and neither torch nor pyarrow
     from kdray.runs.tables import Candidates, Labelled
@@ -31,7 +31,7 @@ class RunDirectory:
     """RUN and the paths in it. See section 5 of the design."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+        self.path = expand(path).absolute()
         self.config = self.path / "config.yaml"
         self.student = self.path / "student.safetensors"
         self.labelled = self.path / "labelled"
@@ -64,16 +64,29 @@ class RunDirectory:
         """Whether kdray works or worked here: any folder may hold a config.yaml of its own."""
         return self.config.exists() and ((self.path / ".lock").exists() or self.ledger.exists())
 
+    def has_begun(self) -> bool:
+        """Whether a first phase is done: by then the ledger was opened, and knew the run."""
+        return self.artefact(0, "choose").exists()
+
     def owner(self) -> str:
         """The run's name in a ledger. It is made once and kept in RUN/id, so a run that is moved keeps its account."""
         path = self.path / "id"
         if not path.exists():
-            write_bytes(path, f"{self.path.name}-{uuid.uuid4().hex[:12]}\n".encode())
+            write_bytes(path, f"{shown(self.path.name)}-{uuid.uuid4().hex[:12]}\n".encode())
         return path.read_text(encoding="utf-8").strip()
 
     def ledger_of(self, section: LedgerSection) -> Path:
         """Where the run's ledger is: its own, or the shared one that the section names."""
         return Path(section.path) if section.path else self.ledger
+
+    def check_writable(self) -> None:
+        """Find out, without a trace, that nothing can be written here.
+
+        Raises:
+            RunDirectoryError: so it is.
+        """
+        if (reason := why_unwritable(self.path / ".lock")) is not None:
+            raise RunDirectoryError(f"cannot work in {self.path}: {reason}; choose another --out")
 
     def lock(self) -> None:
         """Keep other processes out until this one ends, however it ends. Locking again changes nothing.
@@ -171,7 +184,7 @@ class RunDirectory:
 def runs_folder() -> Path:
     """KDRAY_RUNS if set; in a Ray job the home folder, since the job's own folder is deleted after it; else ./runs."""
     if os.environ.get("KDRAY_RUNS"):
-        return Path(os.environ["KDRAY_RUNS"])
+        return expand(os.environ["KDRAY_RUNS"])
     if "working_dir_files" in Path.cwd().parts:
         return Path.home() / "kdray-runs"
     return Path("runs")

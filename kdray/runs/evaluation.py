@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdray.images import ImageSet
 from kdray.models.predict import accuracy
 from kdray.utils.intervals import clopper_pearson
 from kdray.utils.seeds import numpy_generator
@@ -42,15 +41,13 @@ def queries_allowed(evaluation: int | Literal["auto"], test: int, *, metered: bo
     return min(evaluation, test)
 
 
-def rows_to_ask(test: ImageSet, allowed: int, seed: int) -> Tensor:
-    """Rows of the test images that the teacher is asked about, int64, ascending: the same in every round of a run.
+def rows_to_ask(test: int, allowed: int, seed: int) -> Tensor:
+    """Rows of `test` images that the teacher is asked about, int64, ascending: the same in every round of a run.
 
-    Of images without labels they are a random sample: a file may be sorted by class. A larger cap adds rows to the
-    sample of a smaller one, so answers that were paid for are used again. Of labelled images they are the first.
+    They are a random sample, as the images may be sorted by class. A larger cap adds rows to the sample of a smaller
+    one, so answers that were paid for are used again.
     """
-    if test.labels is not None or allowed >= len(test):
-        return torch.arange(min(allowed, len(test)))
-    order = numpy_generator(seed, "evaluation").permutation(len(test))
+    order = numpy_generator(seed, "evaluation").permutation(test)
     return torch.from_numpy(order[:allowed]).sort().values
 
 

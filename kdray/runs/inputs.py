@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from kdray.config.root import Config
-from kdray.errors import ConfigError, ImageSetError, ModelError
+from kdray.errors import ConfigError, ImageSetError, ModelError, TeacherError
 from kdray.images import ImageSet, read_images
+from kdray.images.labels import with_teachers_labels
+from kdray.ledger.check import check_ledger
 from kdray.models.base import find_model
 from kdray.models.checkpoint import ModelCard
 from kdray.models.classifier import build_model, pixel_statistics
@@ -164,6 +167,83 @@ def _first_images(config: Config, pool: Pool) -> int:
     return config.select.per_round or max(1, config.budget.queries // (config.select.rounds + 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images that a config names, read and checked as far as that needs no teacher.
+
+    Attributes:
+        pooled: what there is to choose from.
+        labelled, validation, test: with labels as their sources number them; see `of_teacher`. `validation` is None
+            where nothing is estimated; `test` may have no labels.
+    """
+
+    pooled: PoolSchedule
+    labelled: ImageSet | None
+    validation: ImageSet | None
+    test: ImageSet | None
+
+    def notes(self) -> list[str]:
+        """What the user should know of how the images were read."""
+        sets = (self.pooled.images, self.labelled, self.validation, self.test)
+        return [note for data in sets if data is not None for note in data.notes]
+
+    def of_teacher(
+        self, config: Config, count: int | None, names: tuple[str, ...] | None, observer: Observer | None = None
+    ) -> "Data":
+        """The same, with labels in the numbers of a teacher; see `kdray.sections.classes.match_classes`.
+
+        Args:
+            count: number of its classes, or None where that is not known yet.
+            names: their names, or None.
+            observer: told how classes were matched, where that is an assumption.
+
+        Raises:
+            ImageSetError: a class that the teacher does not have.
+            ConfigError: a loss that does not fit so many classes.
+        """
+        if count is not None:
+            check_loss(config.student.loss, count, "student.loss")
+        note = observer.note if observer else None
+
+        def matched(field: str, data: ImageSet | None) -> ImageSet | None:
+            if data is None or data.labels is None:
+                return data
+            return with_teachers_labels(data, names, count, field=field, on_note=note)
+
+        return replace(
+            self,
+            labelled=matched("labelled", self.labelled),
+            validation=matched("validation", self.validation),
+            test=matched("test", self.test),
+        )
+
+
+def read_data(config: Config, in_memory: InMemoryInputs | None = None) -> Data:
+    """Read and check all that costs nothing and needs no teacher: before a teacher is trained, and for a plan.
+
+    Raises:
+        KdrayError: of the kind and with the field of what is wrong.
+    """
+    in_memory = in_memory or InMemoryInputs()
+    if config.ledger.path is not None:
+        check_ledger(Path(config.ledger.path), config.ledger.queries)
+    pooled = read_pool(config, in_memory.images)
+    shape = pooled.images.image_shape
+    labelled = read_labelled(config, "labelled", in_memory.labelled, shape)
+    validation = read_labelled(config, "validation", in_memory.validation, shape) if pooled.estimate else None
+    test = read_test(config, in_memory.test, shape)
+    if validation is not None and pooled.estimate > len(validation):
+        raise ConfigError(
+            f"select.estimate_queries: {pooled.estimate:,} labelled images wanted for the estimate of m, but "
+            f"validation has {len(validation):,}; lower it to {len(validation):,}"
+        )
+    _check_student(config, shape)
+    data = Data(pooled=pooled, labelled=labelled, validation=validation, test=test)
+    if config.teacher.missing():
+        data.of_teacher(config, *config.teacher.expected_classes(labelled))
+    return data
+
+
 def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: InMemoryInputs | None = None) -> Inputs:
     """Read and check what `config` names; trains a local teacher whose weights are not there but whose recipe is.
 
@@ -175,46 +255,41 @@ def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: 
     """
     observer = observer or Observer()
     in_memory = in_memory or InMemoryInputs()
-    pooled = read_pool(config, in_memory.images)
-    images, shape = pooled.images, pooled.images.image_shape
-    labelled = read_labelled(config, "labelled", in_memory.labelled, shape)
-    validation = read_labelled(config, "validation", in_memory.validation, shape) if pooled.estimate else None
-    test = read_test(config, in_memory.test, shape)
-    if validation is not None and pooled.estimate > len(validation):
-        raise ConfigError(
-            f"select.estimate_queries: {pooled.estimate:,} labelled images wanted for the estimate of m, but "
-            f"validation has {len(validation):,}; lower it to {len(validation):,}"
-        )
-    _check_student(config, shape)
+    data = read_data(config, in_memory)
+    pooled, images = data.pooled, data.pooled.images
+    for note in data.notes():
+        observer.note(note)
     section = config.teacher
-    seen = section.input.shape(shape)
-    section.prepare(seen, labelled, observer)
+    seen = section.input.shape(images.image_shape)
+    section.prepare(seen, data.labelled, observer)
     if in_memory.function is not None and isinstance(section, PythonTeacherConfig):
         build: Callable[[], Teacher] = partial(section.around, in_memory.function)
     else:
         build = partial(section.build, seen, folder=os.getcwd(), secrets=section.read_secrets())
     teacher = build()
+    if not isinstance(teacher.identity, str) or not teacher.identity.strip():
+        raise TeacherError(
+            f"teacher.kind: {section.kind} made a teacher whose identity is {teacher.identity!r}; it must be text that "
+            "names the model, since the ledger keeps answers under it"
+        )
     section.check(teacher)
-    check_loss(config.student.loss, teacher.num_classes, "student.loss")
     classes = section.class_names()
-    for name, data in (("labelled", labelled), ("validation", validation), ("test", test)):
-        if data is not None and data.labels is not None:
-            # Of a test set nothing is learned: it may have other words for the same classes.
-            _check_classes(name, data, teacher.num_classes, None if name == "test" else classes)
+    data = data.of_teacher(config, teacher.num_classes, classes, observer)
     mean, std = pixel_statistics(images.images)
     card = ModelCard(
         model=config.student.model, image_shape=images.image_shape, num_classes=teacher.num_classes, classes=classes
     )
     threads = config.resources.trainer.thread_count
     spec = StudentSpec(card=card, mean=mean, std=std, recipe=config.student, seed=config.seed, threads=threads)
+    estimation = Estimation(queries=pooled.estimate, validation=data.validation) if pooled.estimate else None
     return Inputs(
         config=config,
         images=images,
-        labelled=labelled,
-        test=test,
+        labelled=data.labelled,
+        test=data.test,
         pool=pooled.pool,
         schedule=pooled.schedule,
-        estimation=Estimation(queries=pooled.estimate, validation=validation) if pooled.estimate else None,
+        estimation=estimation,
         spec=spec,
         build=build,
         teacher=teacher,
@@ -251,7 +326,7 @@ def read_test(
     if data is None or data.labels is None:
         return data
     if bool((data.labels == -1).all()):
-        return ImageSet(images=data.images)
+        return replace(data, labels=None)
     return _with_true_labels(data, "test")
 
 
@@ -279,25 +354,9 @@ def _read_set(
 
 def _with_true_labels(data: ImageSet, field: str) -> ImageSet:
     """The set; refused where a label is none."""
-    lowest = int(data.true_labels.min())
-    if lowest < 0:
+    if (lowest := int(data.true_labels.min())) < 0:
         raise ImageSetError(f"{field}: label {lowest} found; every image of it needs its true label")
     return data
-
-
-def _check_classes(field: str, data: ImageSet, count: int, names: tuple[str, ...] | None) -> None:
-    """Refuse labels that are not the teacher's, and class names in another order where both are known."""
-    highest = int(data.true_labels.max())
-    if highest >= count:
-        raise ImageSetError(f"{field}: label {highest} found, but the teacher has {count} classes")
-    if names is not None and data.classes is not None and tuple(data.classes) != tuple(names):
-        first = next((k for k, (a, b) in enumerate(zip(data.classes, names, strict=False)) if a != b), None)
-        where = (
-            f"it has {len(data.classes)} classes, the teacher {len(names)}"
-            if first is None
-            else f"class {first} is {data.classes[first]!r}, the teacher's {names[first]!r}"
-        )
-        raise ImageSetError(f"{field}: {where}; its labels must be numbers of the teacher's classes")
 
 
 def _check_student(config: Config, image_shape: tuple[int, int, int]) -> None:

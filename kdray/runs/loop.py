@@ -6,6 +6,7 @@ again continues to the same bits.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,8 @@ class Rounds:
         begin = time.monotonic()
         assert self._inputs.estimation is not None, "there is no such phase without one"
         drawn = draw_images(self._inputs.pool, self._chosen(number), self._inputs.estimation, self._config.seed)
-        bought = self._buy(drawn.images, number, "estimate")
+        where = "image {} of the sample for m" if drawn.ids is None else f"candidate {{}} of {self._inputs.pool.source}"
+        bought = self._buy(drawn.images, number, "estimate", _namer(where, drawn.ids))
         rows = bought.positions.numpy()
         estimate = judge(drawn, rows, bought.answers.labels.numpy(), self._inputs.pool, self._source_classes)
         self._run.observer.note(
@@ -238,21 +240,22 @@ class Rounds:
             images = (
                 self._inputs.images.images if len(ids) == len(self._inputs.images) else self._inputs.images.images[ids]
             )
-        bought = self._buy(images, number, "training")
+        where = "image {} of images" if self._own(number) else f"candidate {{}} of round {number}"
+        name = _namer(where, candidates.ids)
+        bought = self._buy(images, number, "training", name)
         if len(bought.positions) == 0 and len(images):
             raise BudgetExceeded(
-                f"the budget is spent before round {number}: {self._lost():,} queries were charged and "
-                "never answered; the run ends here"
+                f"the budget is spent before round {number}: {self._lost():,} queries were charged and never answered"
             )
         if bought.short:
             self._run.observer.note(
                 f"the budget ran out: {bought.short:,} of {len(images):,} candidates of round {number} were not asked"
             )
         if bought.set_aside:
-            reason = next(iter(bought.set_aside.values()))
+            position, reason = next(iter(bought.set_aside.items()))
             self._run.observer.note(
                 f"{len(bought.set_aside):,} of {len(images):,} images of round {number} were set aside: they have no "
-                f"valid answer (for example: {reason})"
+                f"valid answer (for example {name(position)}: {reason})"
             )
         rows = bought.positions.numpy()
         if len(rows) < len(images):  # positions ascend; a copy of all would double what is held
@@ -269,7 +272,11 @@ class Rounds:
         self.directory.write_labelled(number, labelled, self._inputs.classes)
         self._bought[number] = labelled
 
-    def _buy(self, images: Tensor, number: int, purpose: str) -> Bought:
+    def _own(self, number: int) -> bool:
+        """Whether the candidates of a round are the user's images, and their ids the rows of `images`."""
+        return number == 0 or self._inputs.pool.real
+
+    def _buy(self, images: Tensor, number: int, purpose: str, name: Callable[[int], str]) -> Bought:
         return buy(
             images,
             teachers=self._run.teachers,
@@ -281,6 +288,7 @@ class Rounds:
             policy=self._run.policy,
             on_progress=lambda done, total: self._tell(done, total, purpose),
             on_note=self._run.observer.note,
+            name=name,
         )
 
     def _tell(self, done: int, total: int, purpose: str) -> None:
@@ -363,7 +371,8 @@ class Rounds:
 
     def _measure(self, student: Path, test: ImageSet, number: int) -> Scores:
         """The student on the test images, and beside the teacher on those that the teacher answers within the cap."""
-        rows = rows_to_ask(test, self._run.evaluation_queries, self._config.seed)
+        rows = rows_to_ask(len(test), self._run.evaluation_queries, self._config.seed)
+        asked = rows.numpy()
         if test.labels is None:  # the other images say nothing
             if len(rows) == 0:
                 return Scores()
@@ -374,8 +383,13 @@ class Rounds:
         if len(rows) == 0:
             return score(predictions, test.labels, nothing, nothing)
         try:
-            bought = self._buy(test.images[rows], number, "evaluation")
+            bought = self._buy(test.images[rows], number, "evaluation", _namer("image {} of test", asked))
         except TeacherError as error:
             self._run.observer.note(f"the teacher could not be measured: {error}")
             return score(predictions, test.labels, nothing, nothing)
         return score(predictions, test.labels, rows[bought.positions], bought.answers.labels)
+
+
+def _namer(words: str, ids: np.ndarray | None) -> Callable[[int], str]:
+    """Names an image by its place in what was asked: its id where there are ids, else its position."""
+    return lambda position: words.format(position if ids is None else ids[position])

@@ -11,7 +11,7 @@ from kdray.config.root import Config
 from kdray.models.classifier import build_model, pixel_statistics
 from kdray.runs.backend import forward_options, search_settings
 from kdray.runs.evaluation import queries_allowed, unlabelled_note
-from kdray.runs.inputs import PoolSchedule, read_pool, read_test, resolve
+from kdray.runs.inputs import Data, PoolSchedule, read_data, resolve
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
 
@@ -52,6 +52,7 @@ class Plan:
         driver_bytes: held in the driver by the choice, at most, where that is much.
         held: the same in words.
         note: what could not be known.
+        notes: how the images were read, see `kdray.images.ImageSet`.
     """
 
     images: int
@@ -81,6 +82,7 @@ class Plan:
     driver_bytes: int
     held: str
     note: str | None
+    notes: tuple[str, ...] = ()
 
     @property
     def scoring_s(self) -> float:
@@ -95,9 +97,10 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         KdrayError: what `kdray run` would refuse before paying.
     """
     config = resolve(config)
-    pooled = read_pool(config)
+    data = read_data(config)
+    pooled = data.pooled
     images, pool, schedule, strategy = pooled.images, pooled.pool, pooled.schedule, config.select
-    classes, note = _classes(config, images.image_shape)
+    classes, note = _classes(config, data)
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
     later, paid = schedule[1:], sum(schedule) + pooled.estimate
@@ -109,7 +112,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     rates = [bucket.rate_per_s for bucket in limits.buckets().values()]
     requests = sum(-(-queries // config.teacher.batch_size) for queries in (*schedule, pooled.estimate))
     price = config.budget.price_per_query
-    test = read_test(config, shape=images.image_shape)
+    test = data.test
     free = config.teacher.local or getattr(config.teacher, "metered", True) is False
     evaluation = queries_allowed(config.budget.evaluation, len(test) if test else 0, metered=not free)
     return Plan(
@@ -140,14 +143,17 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         driver_bytes=strategy.driver_bytes(pool, max(later, default=0)),
         held=strategy.held,
         note=note,
+        notes=tuple(data.notes()),
     )
 
 
-def _classes(config: Config, shape: tuple[int, int, int]) -> tuple[int, str | None]:
+def _classes(config: Config, data: Data) -> tuple[int, str | None]:
     """Number of classes, and what to say where it is not known. Checks the teacher as far as that costs nothing."""
-    count = config.teacher.count_classes(config.teacher.input.shape(shape))
-    note = "the teacher's weights are not there yet: 'kdray run' trains them once" if config.teacher.missing() else None
-    return count or _UNKNOWN_CLASSES, note
+    count = config.teacher.count_classes(config.teacher.input.shape(data.pooled.images.image_shape))
+    if config.teacher.missing():
+        return count or _UNKNOWN_CLASSES, "the teacher's weights are not there yet: 'kdray run' trains them once"
+    data.of_teacher(config, count, config.teacher.class_names())
+    return count or _UNKNOWN_CLASSES, None
 
 
 def _fewer_pairs(config: Config, pooled: PoolSchedule, passes: float) -> int | None:
@@ -187,7 +193,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("scoring", _duration(plan)),
         ("memory", _memory(plan)),
     ]
-    return rows + ([("note", plan.note)] if plan.note else [])
+    return rows + [("note", note) for note in (*plan.notes, plan.note) if note]
 
 
 def _seen(config: Config, shape: tuple[int, int, int]) -> str | None:

@@ -1,5 +1,6 @@
 """What a purchase needs, the policy it follows, and its result."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kdray.ledger.limits import Limits
-from kdray.ledger.records import Grant, Order, Outcome
+from kdray.ledger.records import Failures, Grant, Order, Outcome
 from kdray.ledger.store import LEASE_S
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import TeacherSection
@@ -18,17 +19,45 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_FIRST = 50  # images after which a teacher that names one class is told of
+
+
 class LedgerLike(Protocol):
     """The part of `kdray.ledger.store.Ledger` that a purchase uses; the ledger may be here or behind an actor."""
 
     def lookup(self, teacher: str, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, np.ndarray | None]]: ...
-    def refusals(self, teacher: str, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, str]]: ...
+    def answers_of(self, teacher: str) -> bool: ...
+    def failures(self, teacher: str, hashes: Sequence[bytes]) -> dict[bytes, Failures]: ...
     def on_their_way(self, teacher: str, hashes: Sequence[bytes]) -> set[bytes]: ...
     def grant(self, orders: Sequence[Order], **facts: Any) -> Grant: ...
     def settle(self, outcomes: Sequence[Outcome]) -> None: ...
     def rest(self, teacher: str, seconds: float) -> None: ...
     def spent_in_round(self, round: int, purpose: str, owner: str) -> tuple[int, int]: ...
     def record_hits(self, teacher: str, images: int, *, purpose: str, round: int, owner: str) -> None: ...
+
+
+class FirstAnswers:
+    """The first distinct images that a run has answers to: do they name more than one class?"""
+
+    def __init__(self) -> None:
+        self._labels: dict[bytes, int] = {}
+        self._done = False
+
+    def look(self, known: Mapping[bytes, tuple[int, np.ndarray | None]]) -> str | None:
+        """Take in the known answers, hash -> (label, probs); what the user should know, once."""
+        if self._done:
+            return None
+        for key in itertools.islice(known, _FIRST):
+            if len(self._labels) < _FIRST:
+                self._labels[key] = known[key][0]
+        classes = set(self._labels.values())
+        self._done = len(classes) > 1 or len(self._labels) >= _FIRST
+        if not self._done or len(classes) > 1:
+            return None
+        return (
+            f"all answers to the first {_FIRST} images name one class (number {classes.pop()}): "
+            "does the teacher get its images as it expects them, and are teacher.classes and its outputs right?"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +69,9 @@ class PurchasePolicy:
         retry: what earlier replies said about the teacher.
         lease_s: seconds after which a request is over for certain.
         input: what the teacher sees of an image.
-        probe: ask for one image at a time until the teacher has answered, so that a wrong address costs a query or two.
+        probe: ask for one image at a time until the teacher has answered this process, so that a wrong address or a bug
+            costs a query or two.
+        first: the first answers of the run.
     """
 
     limits: Limits | None = None
@@ -48,6 +79,7 @@ class PurchasePolicy:
     lease_s: float = LEASE_S
     input: TeacherInput = field(default_factory=TeacherInput)
     probe: bool = False
+    first: FirstAnswers = field(default_factory=FirstAnswers)
 
     @classmethod
     def of(cls, section: TeacherSection, *, metered: bool) -> "PurchasePolicy":

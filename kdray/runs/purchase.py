@@ -8,16 +8,17 @@ before anything uses them.
 import contextlib
 import itertools
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kdray.errors import LedgerError, TeacherError
-from kdray.ledger.records import NEVER_SENT, AnswerRows, Blocked, Order, Outcome, Reservation
+from kdray.ledger.records import NEVER_SENT, STOPPED, Blocked, Order, Outcome, Reservation
 from kdray.runs.backlog import Backlog, Batch
+from kdray.runs.outcomes import outcome_of
 from kdray.runs.policy import Bought, LedgerLike, PurchasePolicy
 from kdray.teachers.answers import to_answers
 from kdray.teachers.faults import Fault, FaultKind
@@ -42,12 +43,14 @@ def buy(
     policy: PurchasePolicy | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
+    name: Callable[[int], str] | None = None,
 ) -> Bought:
     """Answers to `images`, from the ledger where it has them, else from the teacher, each image paid for once.
 
     Batches are cut by position, so after a crash the same batches are asked again, less those that are answered.
-    When the budget runs out, images are bought in order as far as it goes. An image whose answers cannot be believed
-    is asked again, and set aside after so many tries.
+    When the budget runs out, images are bought in order as far as it goes. An image whose answers cannot be believed,
+    or never come, is asked again, and set aside after so many tries; so is one that the teacher does not take. The
+    ledger remembers that.
 
     Args:
         images: uint8 [N, C, H, W], as the student sees them; `policy.input` says what the teacher sees of them. Images
@@ -55,13 +58,14 @@ def buy(
         owner: names the run in the ledger.
         on_progress: called with (images answered or known, N).
         on_note: told what the user should know.
+        name: of the image at a position, in words for the user.
 
     Raises:
         TeacherError: the teacher refused, is down, answers nonsense, or its daily quota is used up. What was answered
             is in the ledger, and asking again goes on from there.
     """
     purchase = _Purchase(
-        images, teachers, ledger, batch_size, (purpose, round, owner), policy or PurchasePolicy(), on_note
+        images, teachers, ledger, batch_size, (purpose, round, owner), policy or PurchasePolicy(), on_note, name
     )
     return purchase.complete(on_progress)
 
@@ -88,10 +92,12 @@ class _Purchase:
         book: tuple[str, int, str],
         policy: PurchasePolicy,
         on_note: Callable[[str], None] | None,
+        name: Callable[[int], str] | None,
     ) -> None:
         self._images, self._teachers, self._ledger, self._policy = images, teachers, ledger, policy
         self._purpose, self._round, self._owner = book
         self._note = on_note or (lambda text: None)
+        self._name = name or (lambda position: f"image {position} of round {self._round}")
         self._teacher, self._retry = teachers.teacher, policy.retry
         self._hashes = policy.input.hashes(images)  # of what the teacher sees, as it is sent below
         self._distinct = len(set(self._hashes))
@@ -100,17 +106,22 @@ class _Purchase:
         self._backlog = Backlog(
             self._hashes,
             self._known,
-            ledger.refusals(self._teacher.identity, unknown),
+            ledger.failures(self._teacher.identity, unknown),
             tries=self._retry.policy.tries,
             batch_size=batch_size,
         )
-        self._probe = policy.probe and not self._known
+        self._retry.known = self._retry.known or bool(self._known) or ledger.answers_of(self._teacher.identity)
+        self._limit(getattr(self._teacher, "batch_limit", None))
         self._waiting: dict[int, _Request] = {}
+        self._open_grant: str | None = None
+        self._doubted: dict[bytes, int] = {}  # images that were declined before the teacher was believed
+        self._failed_alone: bytes | None = None  # the one image of the last request that failed
         self._told = False
 
     def complete(self, on_progress: Callable[[int, int], None] | None) -> Bought:
         try:
             self._check_share()
+            self._look_at_first()
             while self._backlog or self._waiting:
                 blocked, wait = self._send()
                 if self._waiting:
@@ -177,8 +188,9 @@ class _Purchase:
         free = self._retry.slots(self._teachers.slots) - len(self._waiting)
         if free <= 0 or not self._backlog:
             return None, None
-        if self._probe and not self._retry.proven:
+        if self._policy.probe and not self._retry.proven:
             self._backlog.split_first()
+        self._open_grant = uuid.uuid4().hex
         grant = self._ledger.grant(
             [
                 Order(hashes=[self._hashes[p] for p in batch.positions], attempt=batch.attempt)
@@ -191,6 +203,7 @@ class _Purchase:
             metered=self._teacher.metered,
             limits=self._policy.limits,
             lease_s=self._policy.lease_s,
+            request=self._open_grant,
         )
         fresh: list[int] = []
         for batch, part in zip(self._backlog.take(grant.parts), grant.parts, strict=True):
@@ -198,6 +211,8 @@ class _Purchase:
                 number = next(_NUMBERS)
                 self._waiting[number] = _Request(batch=batch, reservation=part.reservation)
                 fresh.append(number)
+        self._open_grant = None
+        for part in grant.parts:
             if part.known:
                 self._look_up(part.known)
         for number in fresh:
@@ -221,6 +236,7 @@ class _Purchase:
             return
         settled = self._settle(replies)
         self._look_up([key for _, outcome in settled for key in outcome.valid()])
+        self._look_at_first()
         stop = None
         for (request, outcome), reply in zip(settled, replies, strict=True):
             stop = self._digest(request, outcome, reply.fault) or stop
@@ -241,28 +257,13 @@ class _Purchase:
         return settled
 
     def _outcome(self, request: _Request, reply: TeacherReply) -> Outcome:
-        keys = [self._hashes[p] for p in request.batch.positions]
-        answers, fault = reply.answers, reply.fault
-        if fault is None and answers is not None and len(answers) == len(keys):
-            return Outcome(
-                reservation=request.reservation, state="answered", hashes=keys, answers=answers.rows(), bad=answers.bad
-            )
-        if fault is None:
-            count = 0 if answers is None else len(answers)
-            fault = Fault(kind="malformed", message=f"the teacher gave {count} answers to {len(keys)} images")
-        if fault.kind in ("malformed", "doubtful"):
-            nothing = AnswerRows(labels=np.zeros(len(keys), dtype=np.int64))
-            return Outcome(
-                reservation=request.reservation,
-                state="answered",
-                hashes=keys,
-                answers=nothing,
-                bad=dict.fromkeys(range(len(keys)), fault.message),
-            )
-        # A teacher that is not metered has charged nothing.
-        charged = fault.charged and self._teacher.metered
-        return Outcome(
-            reservation=request.reservation, state="uncertain" if charged else "released", reason=fault.message
+        return outcome_of(
+            reply,
+            request.reservation,
+            [self._hashes[p] for p in request.batch.positions],
+            classes=self._teacher.num_classes,
+            metered=self._teacher.metered,
+            believed=self._retry.believed,
         )
 
     def _look_up(self, keys: Sequence[bytes]) -> None:
@@ -273,21 +274,24 @@ class _Purchase:
         batch, bad = request.batch, outcome.bad
         if outcome.state == "answered" and len(bad) < len(batch.positions):
             self._retry.succeeded()
+            self._failed_alone = None
+            self._limit(self._backlog.answered(batch))
             self._backlog.retry(batch, {batch.positions[row]: reason for row, reason in bad.items()})
             return None
         if fault is None:  # answers without one row to believe: of many images, it is how the teacher answers
-            believed = self._retry.proven or self._known
-            if believed and self._backlog.tried(batch):
+            if self._retry.believed and self._backlog.tried(batch):
                 # It is these images, which were picked out for it: of the teacher it says nothing new.
                 self._backlog.retry(batch, {batch.positions[row]: reason for row, reason in bad.items()})
                 return None
             kind: FaultKind = "doubtful" if len(batch.positions) == 1 else "malformed"
             fault = Fault(kind=kind, message=next(iter(bad.values()), "the teacher gave another number of answers"))
-        if fault.kind == "declined" and self._retry.proven:
-            self._backlog.halve(batch, fault.message)
-            return None
+        if fault.kind in ("declined", "oversized"):
+            return self._decline(batch, outcome, fault)
         now = time.monotonic()
-        rest = self._retry.failed(fault, now if request.sent_at is None else request.sent_at, now)
+        alone = self._hashes[batch.positions[0]] if len(batch.positions) == 1 else None
+        same = self._retry.proven and alone is not None and alone == self._failed_alone
+        self._failed_alone = alone
+        rest = self._retry.failed(fault, now if request.sent_at is None else request.sent_at, now, same=same)
         stop = self._retry.verdict(fault)
         if stop is not None:
             return stop
@@ -301,12 +305,56 @@ class _Purchase:
             self._backlog.resend(batch)
         return None
 
+    def _decline(self, batch: Batch, outcome: Outcome, fault: Fault) -> str | None:
+        """Ask for images that the teacher did not take in smaller parts, or set one aside; why the run has to stop, or
+        None. Nothing of this is charged."""
+        if len(batch.positions) > 1:
+            if fault.kind == "oversized":
+                self._limit(len(batch.positions) // 2)
+                self._backlog.resend(batch)
+            else:
+                self._backlog.halve(batch)
+            return None
+        (position,) = batch.positions
+        if outcome.declined:
+            self._backlog.decline(batch, fault.message)
+            return None
+        # It may be this image, or how all are asked: another image will show.
+        key = self._hashes[position]
+        if self._retry.declined() or key in self._doubted:
+            self._doubted[key] = position
+            names = ", ".join(self._name(p) for p in self._doubted.values())
+            return f"{fault.message}; the teacher has answered no image yet, and did not take {names}"
+        self._doubted[key] = position
+        self._backlog.defer(batch)
+        return None
+
+    def _limit(self, size: int | None) -> None:
+        """Keep to at most `size` images a request from now on, and in later purchases of the run."""
+        last = self._retry.batch_limit
+        if size is not None and (last is None or size < last):
+            self._retry.batch_limit = size
+            if self._backlog.limit(size):
+                self._note(
+                    f"the teacher takes no more than {size:,} images a request: asking for no more from now on "
+                    f"(set teacher.batch_size to {size})"
+                )
+        elif last is not None:
+            self._backlog.limit(last)
+
+    def _look_at_first(self) -> None:
+        note = self._policy.first.look(self._known)
+        if note is not None:
+            self._note(note)
+
     def _check_share(self) -> None:
-        share, given_up = self._retry.policy.max_bad_share, list(self._backlog.set_aside.values())
+        share, given_up = self._retry.policy.max_bad_share, self._backlog.set_aside
         if len(given_up) > share * self._distinct:
+            key, reason = list(given_up.items())[-1]
             raise TeacherError(
                 f"{len(given_up):,} of {self._distinct:,} images have no answer one can believe, more than "
-                f"teacher.retry.max_bad_share = {share:g} allows; the last reason: {given_up[-1]}"
+                f"teacher.retry.max_bad_share = {share:g} allows; the last is {self._name(self._hashes.index(key))}: "
+                f"{reason}"
             )
 
     # Stopping
@@ -315,6 +363,11 @@ class _Purchase:
         """Leave nothing open: take the replies that are still coming, count what was sent and not answered."""
         deadline = time.monotonic() + grace_s
         try:
+            if self._open_grant is not None:  # stopped before it was known what was granted: nothing of it was sent
+                with contextlib.suppress(LedgerError):
+                    self._ledger.grant(
+                        [], teacher=self._teacher.identity, owner=self._owner, request=self._open_grant
+                    )  # fmt: skip
             for number in [n for n, request in self._waiting.items() if request.sent_at is None]:
                 request = self._waiting[number]
                 request.outcome = Outcome(reservation=request.reservation, state="released", reason=NEVER_SENT)
@@ -327,7 +380,7 @@ class _Purchase:
                         request = self._waiting[reply.key]
                         request.outcome = self._outcome(request, reply)
         finally:
-            lost = Fault(kind="lost", message="kdray was stopped before the answer came")
+            lost = Fault(kind="lost", message=STOPPED)
             for number, request in self._waiting.items():
                 if request.outcome is None:
                     request.outcome = self._outcome(request, TeacherReply(key=number, fault=lost))

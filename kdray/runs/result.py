@@ -106,7 +106,7 @@ def read_result(directory: RunDirectory) -> Result:
             f"{directory.path} has not finished a round yet; go on with: kdray resume {directory.path}"
         )
     card = read_own_card(directory.student)
-    owner, ledger = directory.owner(), Ledger(directory.ledger_of(config.ledger))
+    owner, ledger = directory.owner(), Ledger(directory.ledger_of(config.ledger), read_only=True)
     try:
         receipt = _receipt(config, owner, ledger, sum(metrics.reused for metrics in history))
     finally:

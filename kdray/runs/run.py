@@ -1,23 +1,24 @@
 """A run from its config to its result, in a run directory that can be killed and resumed at any moment."""
 
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdray.config.load import differences, dump_config, load_config
 from kdray.config.root import Config
-from kdray.errors import BudgetExceeded, LedgerError, RunDirectoryError
+from kdray.errors import BudgetExceeded, KdrayError, LedgerError, RunDirectoryError
 from kdray.observers import Observer, Observers
 from kdray.observers.tensorboard import EventWriter
 from kdray.runs.backend import Backend, open_backend
 from kdray.runs.directory import RunDirectory, runs_folder
 from kdray.runs.evaluation import queries_allowed, unlabelled_note
-from kdray.runs.inputs import InMemoryInputs, Inputs, read_inputs, resolve
+from kdray.runs.inputs import Data, InMemoryInputs, Inputs, read_data, read_inputs, resolve
 from kdray.runs.loop import Rounds, RunContext
 from kdray.runs.policy import PurchasePolicy
 from kdray.runs.result import Result, read_result
 from kdray.runs.tables import write_image_set
-from kdray.utils.files import write_bytes
+from kdray.utils.files import shown, write_bytes
 
 
 def choose_directory(config: Config, name: str) -> RunDirectory:
@@ -29,29 +30,26 @@ def choose_directory(config: Config, name: str) -> RunDirectory:
                 return run
             continue
         recorded = load_config(run.config)
-        if not _differences(recorded, resolve(config, recorded)):
+        # With another ledger it may be the same experiment, but not the same purchase.
+        if not _differences(recorded, resolve(config, recorded), strict=["ledger.path"]):
             return run
     raise RunDirectoryError(f"{runs_folder()} is full of runs named {name}; give --out")
 
 
-def _differences(recorded: Config, config: Config) -> list[str]:
-    """Differences that make another experiment. Workers and chunks do not: they change nothing that is chosen."""
-    free = (
-        "resources.scoring",
-        "resources.teacher_workers",
-        "resources.chunk",
-        "resources.trainer.where",
-        "resources.trainer.gpus",
-        # Where and how fast a teacher is asked; whether it is the same one, the ledger knows.
-        "teacher.url",
-        "teacher.headers",
-        "teacher.ca",
-        "teacher.timeout_s",
-        "teacher.limits",
-        "teacher.retry",
-        "ledger.queries",
-    )
-    return [line for line in differences(recorded, config) if not line.startswith(free)]
+def _differences(recorded: Config, config: Config, *, strict: Iterable[str] = ()) -> list[str]:
+    """Differences that make another experiment: all but those in fields that may change when a run goes on, see
+    `kdray.sections.base.Section.resumable_fields`.
+
+    Args:
+        strict: of these fields, those that may not change here.
+    """
+    paths = [path for path in (*recorded.resumable_paths(), *config.resumable_paths()) if path not in strict]
+
+    def may_change(line: str) -> bool:
+        field = line.partition(":")[0]
+        return any(field == path or field.startswith(f"{path}.") for path in paths)
+
+    return [line for line in differences(recorded, config) if not may_change(line)]
 
 
 def run(
@@ -83,6 +81,7 @@ def run(
         if recorded is not None and directory.next_phase(config.select.rounds) is None:
             observer.note("the run is complete; nothing is asked again")
             return read_result(directory)
+        directory.check_writable()
         if recorded is not None:
             directory.lock()
             stack.callback(directory.unlock)
@@ -99,8 +98,35 @@ def run(
             for name, data in (in_memory or InMemoryInputs()).image_sets().items():
                 write_image_set(Path(getattr(config, name).path), data)
             write_bytes(directory.config, dump_config(config).encode())
-        _work(inputs, backend, directory, observer)
+        with _saying_how_to_go_on(directory, from_python=in_memory is not None):
+            _work(inputs, backend, directory, observer)
         return read_result(directory)
+
+
+def check(config: Config, directory: RunDirectory, *, in_memory: InMemoryInputs | None = None) -> Data:
+    """What `run` would refuse of a new run before it makes the teacher. Nothing is written.
+
+    Raises:
+        KdrayError: see `run`.
+    """
+    config = resolve(config)
+    _check_directory(directory, None, config)
+    directory.check_writable()
+    return read_data(config, in_memory)
+
+
+@contextmanager
+def _saying_how_to_go_on(directory: RunDirectory, *, from_python: bool) -> Iterator[None]:
+    """Whatever stops a run that has begun, the message says how to go on with it."""
+    try:
+        yield
+    except KdrayError as error:
+        way = f"kdray resume {directory.path}"
+        if from_python:
+            way = f"kdray.distil with the same arguments and out={str(directory.path)!r}"
+        end = "" if str(error).endswith((".", "?", "!")) else "."
+        error.args = (f"{error}{end} What was answered is kept; go on with: {way}", *error.args[1:])
+        raise
 
 
 def resume(
@@ -145,9 +171,16 @@ def _work(inputs: Inputs, backend: Backend, directory: RunDirectory, observer: O
         if test.labels is None:
             observer.note(unlabelled_note(len(test), evaluation))
     owner, path = directory.owner(), directory.ledger_of(config.ledger)
+    if directory.has_begun() and not path.exists():
+        raise _another_ledger(path)  # before a new one is made there
     ledger = backend.open_ledger(path, config.ledger.queries)
     try:
         _check_teacher(ledger, owner, inputs.teacher.identity, path, observer)
+        _check_ledger(ledger, directory, owner, path)
+        # The new settings hold from now on, also for a later `kdray resume`. They are written once the ledger is found
+        # to be the run's: a wrong path must not stay.
+        if directory.config.read_bytes() != (text := dump_config(config).encode()):
+            write_bytes(directory.config, text)
         estimate = inputs.estimation.queries if inputs.estimation else 0
         caps = {"training": config.budget.queries - estimate, "evaluation": evaluation}
         ledger.open_account(owner, caps | ({"estimate": estimate} if estimate else {}))
@@ -179,7 +212,7 @@ def _work(inputs: Inputs, backend: Backend, directory: RunDirectory, observer: O
                 rounds=rounds.last,
                 budget=config.budget.queries,
                 spent=ledger.spent("training", owner) + ledger.spent("estimate", owner),
-                title=str(directory.path),
+                title=shown(directory.path),
             )
             for metrics in rounds.history():
                 events.round_done(metrics)
@@ -209,3 +242,20 @@ def _check_teacher(ledger: Any, owner: str, identity: str, path: Path, observer:
     others = [name for name in ledger.teachers() if name != identity]
     if others and identity not in ledger.teachers():
         observer.note(f"{path} holds answers of other teachers ({', '.join(others[:3])}); none of them is used")
+
+
+def _check_ledger(ledger: Any, directory: RunDirectory, owner: str, path: Path) -> None:
+    """A run that has begun goes on with the ledger that knows it, or it would pay a second time.
+
+    Raises:
+        LedgerError: the file knows nothing of this run.
+    """
+    if directory.has_begun() and not ledger.knows(owner):
+        raise _another_ledger(path)
+
+
+def _another_ledger(path: Path) -> LedgerError:
+    return LedgerError(
+        f"{path} knows nothing of this run, which has begun with another ledger file; bring that file back, or set "
+        "ledger.path to where it is now"
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdray.errors import RunDirectoryError
 from kdray.images import ImageSet, decode_png, encode_png
 from kdray.teachers.answers import Answers
-from kdray.utils.files import write_bytes
+from kdray.utils.files import openable, write_bytes
 from kdray.utils.memory import give_back_memory
 
 _ROW_GROUP = 2048  # rows of images encoded, or decoded, at a time
@@ -137,7 +137,8 @@ def write_image_set(path: Path, data: ImageSet) -> None:
     """An image set as Hugging Face style parquet, to the bit: for arrays a run was given from Python."""
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     if data.labels is not None:
-        features["label"] = {"dtype": "int64", "_type": "Value"}
+        names = {"names": list(data.classes), "_type": "ClassLabel"} if data.classes else None
+        features["label"] = names or {"dtype": "int64", "_type": "Value"}
 
     def part(rows: slice) -> pa.Table:
         columns = {"image": _image_column(data.images[rows])}
@@ -191,7 +192,7 @@ def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
 def _read_tables(path: Path) -> Iterator[pa.Table]:
     """The row groups of a parquet file, one at a time."""
     try:
-        with pq.ParquetFile(path) as file:
+        with openable(path) as name, pq.ParquetFile(name) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group)
     except (pa.ArrowException, OSError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from kdray.config.root import Config
 from kdray.errors import TeacherError
 from kdray.images import read_images
+from kdray.images.labels import with_teachers_labels
 from kdray.models.checkpoint import read_card
 from kdray.observers import Observer
 from kdray.runs.inputs import read_labelled, read_test, resolve
@@ -36,13 +37,20 @@ def train_by_recipe(config: Config, *, force: bool, observer: Observer) -> tuple
         raise TeacherError(f"teacher.kind is {teacher.kind!r}: only a local teacher can be trained here")
     if Path(teacher.weights).exists() and not force:
         raise TeacherError(f"teacher.weights: {teacher.weights} is there already; give --force to train it again")
-    own, test = recipe is not None and recipe.images is not None, read_test(config)
+    test = read_test(config)
+    measured = test is not None and test.labels is not None
+    own = recipe is not None and recipe.images is not None
+    labelled = None if own else read_labelled(config, "labelled")
+    if test is not None and measured:  # found out before the training, which may take hours
+        count, names = teacher.classes_by_recipe(labelled)
+        with_teachers_labels(test, names, count, field="test")
     train_teacher(
         teacher,
         lambda done, loss: observer.progress(done, recipe.epochs if recipe else done),
-        labelled=None if own else read_labelled(config, "labelled"),
+        labelled=labelled,
+        on_note=observer.note,
     )
-    return teacher.weights, None if test is None or test.labels is None else measure_teacher(teacher, test)
+    return teacher.weights, measure_teacher(teacher, test, observer.note) if test is not None and measured else None
 
 
 def count_field(config: Config) -> str | None:

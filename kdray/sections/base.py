@@ -5,11 +5,15 @@ import difflib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from kdray.errors import ConfigError
+from kdray.sections.classes import refuse_twice
+from kdray.utils.files import expand
 
 
 class Section(BaseModel):
@@ -23,6 +27,37 @@ class Section(BaseModel):
 
     path_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that hold file paths. A run directory stores them as absolute paths."""
+
+    resumable_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that may change when a run goes on: they decide how an answer is fetched or shown, and not what is chosen
+    or learned. A field that is a section stands for all of it. Those of base classes count too."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_of_the_user(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        paths = {name: data[name] for name in cls.path_fields if isinstance(data.get(name), str)}
+        try:
+            whole = {name: str(expand(path)) for name, path in paths.items()}
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return {**data, **{name: path for name, path in whole.items() if paths[name].startswith("~")}}
+
+    @classmethod
+    def resumable(cls) -> tuple[str, ...]:
+        """`resumable_fields` of the class and its bases."""
+        found = [name for base in reversed(cls.__mro__) for name in vars(base).get("resumable_fields", ())]
+        return tuple(dict.fromkeys(found))
+
+    def resumable_paths(self, prefix: str = "") -> list[str]:
+        """Dotted paths of all such fields, of the sections below too."""
+        paths = [f"{prefix}{name}" for name in self.resumable()]
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Section) and f"{prefix}{name}" not in paths:
+                paths += value.resumable_paths(f"{prefix}{name}.")
+        return paths
 
     @classmethod
     def meanings(cls) -> dict[str, str]:
@@ -56,7 +91,31 @@ def _square(value: Any) -> Any:
 _Side = Annotated[int, Field(ge=1)]
 Size = Annotated[tuple[_Side, _Side], BeforeValidator(_square)]
 """[height, width], or one number squared."""
-Classes = Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)]
+
+
+def _names_as_text(value: Any) -> Any:
+    """Class names that YAML reads as whole numbers are text again; what it reads as something else cannot be undone."""
+    if not isinstance(value, list | tuple):
+        return value
+    for name in value:
+        if name is None or isinstance(name, bool | float) or not isinstance(name, str | int):
+            raise ValueError(f"YAML reads a name as {name!r}; put quotes around it")
+    return [str(name) for name in value]
+
+
+def _names_differ(value: int | list[str]) -> int | list[str]:
+    if isinstance(value, list):
+        refuse_twice(value, "the list")
+    return value
+
+
+ClassNames = Annotated[list[str], Field(min_length=1), BeforeValidator(_names_as_text), AfterValidator(_names_differ)]
+"""Names of classes, in order."""
+Classes = Annotated[
+    Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)],
+    BeforeValidator(_names_as_text),
+    AfterValidator(_names_differ),
+]
 """Number of classes, or their names."""
 Threads = Annotated[int, Field(ge=1)] | Literal["auto"]
 """CPU threads."""

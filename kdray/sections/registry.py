@@ -158,8 +158,8 @@ class Registry(Generic[S]):
             if not self._lenient:
                 raise self._problem(
                     (),
-                    f"{{field}}.{key} belongs to {self.tag} {owners[0]}; with {self.tag} = {value[self.tag]} "
-                    "leave it out",
+                    f"{{field}}.{key} belongs to {self.tag} {' and '.join(owners)}; "
+                    f"with {self.tag} = {value[self.tag]} leave it out",
                     value,
                 )
             foreign.append(key)

@@ -10,6 +10,7 @@ import numpy as np
 
 from kdray.errors import TeacherError
 from kdray.ledger.records import AnswerRows
+from kdray.teachers.suspicion import explain
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ class Answers:
 def to_answers(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> Answers:
     """Rows of `kdray.ledger.Ledger.lookup` as one batch of answers."""
     labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    if len(labels) and int(labels.max()) >= num_classes:
+        raise TeacherError(
+            f"the ledger holds an answer with class {int(labels.max())} of this teacher, teacher.classes says "
+            f"{num_classes}: check teacher.classes, or give teacher.name if this is another model"
+        )
     shown = [probs for _, probs in rows if probs is not None]
     probs = torch.from_numpy(np.stack(shown)) if shown else None
     return Answers(probs=probs, labels=labels, num_classes=num_classes)
@@ -104,7 +110,7 @@ class AnswerFormat:
 
     def apply(self, probs: Tensor, bad: Mapping[int, str] | None = None) -> Answers:
         """Reduce full probabilities, float [B, K], to this form. Ties at the k-th place go to the lower class, and
-        decimals round half to even.
+        decimals round half to even. Numbers below 0 count as 0.
 
         Args:
             bad: invalid rows, as `check_probabilities` found them; they are passed on.
@@ -112,7 +118,7 @@ class AnswerFormat:
         Raises:
             TeacherError: top k of fewer than k classes.
         """
-        count, bad = probs.shape[1], bad or {}
+        count, bad, probs = probs.shape[1], bad or {}, probs.clamp_min(0)
         labels = probs.argmax(dim=1)
         if self.kind == "hard":
             return Answers(probs=None, labels=labels, num_classes=count, bad=bad)
@@ -154,26 +160,38 @@ def training_targets(answers: Answers, top: int | None = None) -> Tensor:
     return scaled.to(torch.float32)
 
 
-def check_probabilities(probs: Tensor, batch: int, num_classes: int, tolerance: float) -> dict[int, str]:
-    """Rows of float [B, K] that are no probabilities, with the reason: NaN or infinite, negative, or a sum that
-    differs from 1 by more than `tolerance`.
+def check_probabilities(
+    probs: Tensor,
+    batch: int,
+    num_classes: int,
+    tolerance: float,
+    *,
+    remedies: Mapping[str, str] | None = None,
+    partial: Tensor | None = None,
+) -> dict[int, str]:
+    """Rows of float [B, K] that are no probabilities, with the reason: NaN or infinite, negative by more than
+    `tolerance`, or a sum that differs from 1 by more than that. `AnswerFormat.apply` reads what is slightly negative as
+    0.
+
+    Args:
+        remedies: what the user can do about numbers of another kind; see `kdray.teachers.suspicion.suspect`.
+        partial: bool [B], rows that leave classes out: they may sum to less than 1.
 
     Raises:
         TeacherError: the shape is not [B, K].
     """
     check_shape(probs, batch, num_classes)
-    totals, lowest = probs.double().sum(dim=1), probs.amin(dim=1)
-    finite = torch.isfinite(probs).all(dim=1)
-    wrong = ~finite | (lowest < 0) | ((totals - 1).abs() > tolerance)
-    reasons: dict[int, str] = {}
-    for row in wrong.nonzero().flatten().tolist():
-        if not finite[row]:
-            reasons[row] = "the teacher's probabilities hold NaN or infinity"
-        elif lowest[row] < 0:
-            reasons[row] = f"the teacher answered a negative probability ({float(lowest[row]):g}); does it give logits?"
-        else:
-            reasons[row] = f"the teacher's probabilities sum to {float(totals[row]):g}, not 1; does it give logits?"
-    return reasons
+    totals = probs.double().sum(dim=1)
+    if partial is not None:
+        # What was left out is unknown, but the likeliest of K classes has 1 / K at least; half a percent is rounding.
+        likely = probs.amax(dim=1) * num_classes >= 1 - tolerance - 0.005 * num_classes
+        totals = torch.where(partial & (totals < 1) & likely, torch.ones_like(totals), totals)
+    wrong = ~torch.isfinite(probs).all(dim=1) | (probs < -tolerance).any(dim=1) | ((totals - 1).abs() > tolerance)
+    rows = wrong.nonzero().flatten().tolist()
+    return {
+        row: explain(probs[row].double().numpy(), tolerance, remedies, partial is not None and bool(partial[row]))
+        for row in rows
+    }
 
 
 def check_shape(probs: Tensor, batch: int, num_classes: int) -> None:

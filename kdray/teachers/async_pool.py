@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kdray.teachers.answers import Answers
 from kdray.teachers.base import AsyncTeacher
-from kdray.teachers.faults import Fault
-from kdray.teachers.pool import TeacherReply
+from kdray.teachers.faults import Fault, fault_of
+from kdray.teachers.pool import TeacherReply, as_reply
 
 
 class AsyncTeacherPool:
@@ -36,10 +35,18 @@ class AsyncTeacherPool:
     async def _ask(self, key: Any, images: Tensor) -> None:
         try:
             self._session = self._session or self.teacher.session()
-            result = await self.teacher.ask(self._session, images)
-        except Exception as error:  # a fault in kdray itself must reach the user, and not end with this thread
-            result = self.teacher.fault("failed", f"{type(error).__name__}: {error}")
-        self._replies.put(as_reply(key, result))
+        except Exception as error:  # before anything was sent
+            self._replies.put(TeacherReply(key=key, fault=self._fault(fault_of(error, sent=False))))
+            return
+        try:
+            reply = as_reply(key, await self.teacher.ask(self._session, images))
+        except BaseException as error:  # whatever it is must reach the user, and not end with this thread or task
+            reply = TeacherReply(key=key, fault=self._fault(fault_of(error)))
+        self._replies.put(reply)
+
+    def _fault(self, fault: Fault) -> Fault:
+        """`fault` without a secret of the teacher."""
+        return self.teacher.fault(fault.kind, fault.message, fault.wait_s)
 
     def collect(self, timeout_s: float | None) -> list[TeacherReply]:
         """See `kdray.teachers.pool.TeacherPool`."""
@@ -70,8 +77,3 @@ class AsyncTeacherPool:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
-
-
-def as_reply(key: Any, result: Answers | Fault) -> TeacherReply:
-    """The result of `AsyncTeacher.ask` as a reply."""
-    return TeacherReply(key=key, fault=result) if isinstance(result, Fault) else TeacherReply(key=key, answers=result)

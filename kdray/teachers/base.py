@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from abc import abstractmethod
@@ -33,7 +34,8 @@ class Teacher(Protocol):
     """The contract of every teacher."""
 
     identity: str
-    """Names the model and the form of its answers; part of the ledger's key. Another model has another identity."""
+    """Names the model and the form of its answers; part of the ledger's key. All that decides what an answer is belongs
+    in it: another model, or the same model with another setting, has another identity."""
     num_classes: int
     """K."""
     metered: bool
@@ -75,6 +77,8 @@ class TeacherSection(Section):
     servable: ClassVar[bool] = True
     """`kdray teacher serve` can serve it: it is not behind a server already."""
 
+    resumable_fields: ClassVar[tuple[str, ...]] = ("batch_size", "limits", "retry")
+
     kind: str
     """Which kind of teacher answers."""
     answers: str = "soft"
@@ -114,6 +118,14 @@ class TeacherSection(Section):
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes, in the order of the probabilities, or None where they are not known."""
         return None
+
+    def expected_classes(self, labelled: ImageSet | None) -> tuple[int | None, tuple[str, ...] | None]:
+        """Number and names of the classes, as far as they are known before the teacher was made.
+
+        Args:
+            labelled: the config's labelled set, where there is one.
+        """
+        return None, self.class_names()
 
     def count_classes(self, image_shape: tuple[int, int, int]) -> int | None:
         """Number of classes, or None where it is not known before the teacher was made; see `missing`."""
@@ -157,8 +169,17 @@ class TeacherSection(Section):
         return LEASE_S
 
     def probes(self) -> bool:
-        """Whether to send one image alone until the teacher has answered: a wrong setting then costs one query."""
-        return False
+        """Whether to send one image alone until the teacher has answered: a wrong setting, or a bug, then costs one
+        query. It matters to teachers that are metered."""
+        return True
+
+    def own_settings(self) -> str:
+        """The fields that a user's own subclass of a kind of teacher adds, for the identity; empty for kdray's own."""
+        kind = next(b for b in type(self).__mro__ if issubclass(b, TeacherSection) and b.__module__[:6] == "kdray.")
+        if kind is type(self):
+            return ""
+        added = {k: v for k, v in self.model_dump(mode="json").items() if k == "kind" or k not in kind.model_fields}
+        return json.dumps(added, sort_keys=True)
 
     @property
     def form(self) -> AnswerFormat:

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-FaultKind = Literal["refused", "throttled", "unsent", "lost", "malformed", "doubtful", "declined", "failed"]
+from kdray.errors import ImageDeclined, TeacherBusy, TeacherError
+
+FaultKind = Literal[
+    "refused", "throttled", "unsent", "lost", "malformed", "doubtful", "declined", "oversized", "failed"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,7 @@ class Fault:
             malformed: the reply holds no answers; charged, ask again.
             doubtful: answers came, and all of them are invalid; charged, ask again.
             declined: the teacher rejected these images, and answers others; not charged, ask again in smaller parts.
+            oversized: the request holds too many images, or too large a one; not charged, ask again in smaller parts.
             failed: the request was sent and failed for good; may be charged, asking again is useless.
         message: what happened, in words for the user.
         wait_s: seconds the teacher asks to be left alone, or None where it does not say.
@@ -37,3 +42,20 @@ class Fault:
     def final(self) -> bool:
         """Whether asking again is useless."""
         return self.kind in ("refused", "failed")
+
+
+def fault_of(error: BaseException, *, sent: bool = True) -> Fault:
+    """What an exception of a teacher means: `TeacherBusy` and `ImageDeclined` say that nothing is charged; after any
+    other asking again is useless.
+
+    Args:
+        sent: the request may have been sent, and billed.
+    """
+    other: FaultKind = "failed" if sent else "refused"
+    if isinstance(error, TeacherBusy):
+        return Fault(kind="throttled", message=str(error), wait_s=error.wait_s)
+    if isinstance(error, ImageDeclined):
+        return Fault(kind="declined", message=str(error) or "the teacher does not take the image")
+    if isinstance(error, TeacherError):
+        return Fault(kind=other, message=str(error))
+    return Fault(kind=other, message=f"the teacher failed: {type(error).__name__}: {error}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import field_validator
 
-from kdray.errors import TeacherError
+from kdray.errors import ImageDeclined, TeacherBusy, TeacherError
 from kdray.sections.base import Classes
 from kdray.sections.registry import import_object
 from kdray.teachers.answers import AnswerFormat, Answers, check_labels, check_probabilities
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdray.teachers.http.secrets import Secrets
+
+_REMEDIES = {
+    "percent": "let the function divide them by 100",
+    "bytes": "let the function divide them by 255",
+    "logs": "let the function return their exponentials",
+    "logits": "let the function return their softmax",
+    "short": "check teacher.classes, or fill the probabilities of the others in",
+}
 
 
 @teachers.register
@@ -33,7 +42,8 @@ class PythonTeacherConfig(TeacherSection):
     classes: Classes
     """Number or names of the classes."""
     name: str | None = None
-    """The teacher's name in the ledger; null uses `function`. Give a new name when the model behind it changes."""
+    """The teacher's name in the ledger; null uses `function`. Give a new name when the model behind it changes.
+    `kdray.distil` needs one where a ledger is shared and the function has no name of its own, as a lambda."""
     metered: bool = True
     """Calls may be billed: a batch that was on its way when kdray died counts as charged."""
 
@@ -68,11 +78,31 @@ class PythonTeacherConfig(TeacherSection):
         self.form.check(count_in(self.classes))
         return FunctionTeacher(
             function,
-            identity=f"python:{self.name or self.function}:{self.form}",
+            identity=f"python:{self.name or self.function}{self.own_settings()}:{self.form}",
             num_classes=count_in(self.classes),
             form=self.form,
             metered=self.metered,
         )
+
+
+def shown_name(function: Callable[..., Any]) -> str:
+    """`module:function` of any callable, as far as it has such a name."""
+    module = getattr(function, "__module__", None) or "python"
+    return f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def own_name(function: Callable[..., Any]) -> str | None:
+    """`module:function`, where everybody who imports that gets this very function; else None.
+
+    Closures, lambdas, partials, bound methods, callable objects and functions of a script or notebook have none.
+    """
+    module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(path, str) or module == "__main__":
+        return None
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{path}" if found is function else None
 
 
 class FunctionTeacher:
@@ -104,11 +134,15 @@ class FunctionTeacher:
         """Answers to uint8 images [B, C, H, W].
 
         Raises:
-            TeacherError: the function raised, or returned neither probabilities nor labels of these images.
+            TeacherBusy, ImageDeclined: the function raised it.
+            TeacherError: the function raised another exception, or returned neither probabilities nor labels of these
+                images.
         """
         try:
             reply = self._function(images.numpy())
-        except Exception as error:  # a user's function may raise anything
+        except (TeacherBusy, ImageDeclined):
+            raise
+        except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise TeacherError(f"the teacher function failed: {type(error).__name__}: {error}") from error
         array = to_array(reply)
         if array.dtype.kind in "iu" and array.ndim == 1:
@@ -119,7 +153,8 @@ class FunctionTeacher:
                 f"expected probabilities [{len(images)}, {self.num_classes}] or integer labels [{len(images)}]"
             )
         probs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-        return self._form.apply(probs, check_probabilities(probs, len(images), self.num_classes, tolerance=0.05))
+        wrong = check_probabilities(probs, len(images), self.num_classes, tolerance=0.05, remedies=_REMEDIES)
+        return self._form.apply(probs, wrong)
 
     def _labels(self, array: np.ndarray, batch: int) -> Answers:
         if self._form.kind != "hard":

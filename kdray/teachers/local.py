@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
 from kdray.errors import ModelError, TeacherError
+from kdray.images.base import read_class_names
 from kdray.models.base import known_model
 from kdray.sections.base import Classes, Device
+from kdray.sections.classes import loose
 from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, check_shape
 from kdray.teachers.base import TeacherSection, count_in, names_in, teachers
 from kdray.teachers.input import PixelInput
-from kdray.teachers.recipe import TeacherTrainConfig, train_teacher
+from kdray.teachers.recipe import TeacherTrainConfig, train_teacher, trained_classes
+from kdray.teachers.suspicion import no_logits
 from kdray.utils.devices import cpu_threads, resolve_device
+from kdray.utils.files import shown
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -29,6 +34,11 @@ if TYPE_CHECKING:
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _TORCHVISION = "torchvision/"
+_REMEDIES = {
+    "percent": "divide them by 100 in the program",
+    "logs": "set teacher.outputs to logits",
+    "logits": "set teacher.outputs to logits",
+}
 
 
 class LocalInput(PixelInput):
@@ -52,7 +62,8 @@ class LocalTeacherConfig(TeacherSection):
     model: str | None = None
     """A network of the zoo, or torchvision/NAME; null where `weights` is a whole program."""
     classes: Classes | None = None
-    """Number or names of the classes; null reads them from weights that kdray saved."""
+    """Number or names of the classes; null reads them from weights that kdray saved. A teacher that is trained here has
+    these classes, in this order; null takes those of its images."""
     input: LocalInput = LocalInput()
     """What it sees of an image, where that is not what the student sees."""
     outputs: Literal["logits", "probabilities"] = "logits"
@@ -84,6 +95,18 @@ class LocalTeacherConfig(TeacherSection):
             return card.classes if card else None
         return None
 
+    def expected_classes(self, labelled: ImageSet | None) -> tuple[int | None, tuple[str, ...] | None]:
+        """Before the teacher was trained, those it will be trained on."""
+        if self.train is None or not self.missing():
+            return super().expected_classes(labelled)
+        return self.classes_by_recipe(labelled)
+
+    def classes_by_recipe(self, labelled: ImageSet | None) -> tuple[int | None, tuple[str, ...] | None]:
+        """Number and names of the classes that training by the recipe will give; None where they are not known yet."""
+        if self.train is not None and self.train.images is not None:
+            return trained_classes(self, read_class_names(self.train.images, "teacher.train.images"))
+        return (None, None) if labelled is None else trained_classes(self, labelled.classes)
+
     def count_classes(self, image_shape: tuple[int, int, int]) -> int | None:
         """Before the teacher was trained, what `classes` says."""
         if self.missing():
@@ -110,8 +133,9 @@ class LocalTeacherConfig(TeacherSection):
             lambda done, loss: observer.progress(done, recipe.epochs),
             image_shape=image_shape,
             labelled=labelled,
+            on_note=observer.note,
         )
-        observer.note(f"teacher written to {self.weights}; from here on it is only queried")
+        observer.note(f"teacher written to {shown(self.weights)}; from here on it is only queried")
 
     def build(
         self, image_shape: tuple[int, int, int], *, folder: str = "", secrets: Secrets | None = None
@@ -146,7 +170,7 @@ class LocalTeacherConfig(TeacherSection):
         settings: dict[str, Any] = {"model": self.model, "input": self.input.pixels, "outputs": self.outputs}
         settings["normalise"] = self.input.normalise
         digest = hashlib.blake2b(path.read_bytes(), digest_size=12)
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+        digest.update(json.dumps(settings, sort_keys=True).encode() + self.own_settings().encode())
         return digest.hexdigest()
 
     def _load(
@@ -171,9 +195,7 @@ class LocalTeacherConfig(TeacherSection):
     def _load_zoo(
         self, path: Path, name: str, image_shape: tuple[int, int, int]
     ) -> tuple[ImageClassifier, int, tuple[int, int, int]]:
-        from safetensors.torch import load_file
-
-        from kdray.models.checkpoint import load_weights, read_card
+        from kdray.models.checkpoint import load_weights, read_card, read_tensors
         from kdray.models.classifier import ImageClassifier, build_network
 
         card, count = read_card(path), None if self.classes is None else count_in(self.classes)
@@ -181,6 +203,8 @@ class LocalTeacherConfig(TeacherSection):
             raise ModelError(f"teacher.model is {name!r}, but {path} holds the weights of a {card.model!r}")
         if card is not None and count is not None and count != card.num_classes:
             raise ModelError(f"teacher.classes gives {count} classes, but {path} holds a model of {card.num_classes}")
+        if card is not None and card.classes is not None and isinstance(self.classes, list):
+            _check_order(self.classes, card.classes, path)
         count = card.num_classes if card else count
         if count is None:
             raise TeacherError(f"teacher.classes is missing, and {path} does not say how many classes it has")
@@ -198,16 +222,15 @@ class LocalTeacherConfig(TeacherSection):
         self.input.check_channels(channels)
         mean, std = self.input.mean or [0.5] * channels, self.input.std or [0.25] * channels
         model = ImageClassifier(network, shape, mean, std)
-        load_weights(model if card else network, load_file(path), f"teacher.weights {path}")
+        load_weights(model if card else network, read_tensors(path), f"teacher.weights {path}")
         return model.eval(), count, shape
 
     def _load_torchvision(
         self, path: Path, model: str, count: int, image_shape: tuple[int, int, int]
     ) -> ImageClassifier:
         import torchvision
-        from safetensors.torch import load_file
 
-        from kdray.models.checkpoint import load_weights, read_card
+        from kdray.models.checkpoint import load_weights, read_card, read_tensors
         from kdray.models.classifier import ImageClassifier
 
         name = model.removeprefix(_TORCHVISION)
@@ -225,8 +248,24 @@ class LocalTeacherConfig(TeacherSection):
         card = read_card(path)
         if card is not None:
             raise ModelError(f"teacher.model is {model!r}, but {path} holds a kdray {card.model!r}")
-        load_weights(network, load_file(path), f"teacher.weights {path}")
+        load_weights(network, read_tensors(path), f"teacher.weights {path}")
         return ImageClassifier(network, image_shape, mean, std).eval()
+
+
+def _check_order(names: Sequence[str], card: Sequence[str], path: Path) -> None:
+    """Refuse names of the model's classes in another order. Other words for them are fine.
+
+    Raises:
+        ModelError: a class that the model knows by name stands at another position.
+    """
+    places = {loose(name): k for k, name in enumerate(card)}
+    for k, name in enumerate(names):
+        place = places.get(loose(name), k)
+        if place != k:
+            raise ModelError(
+                f"teacher.classes: {name!r} is at position {k}, but {path} says that it is at {place}, and at {k} "
+                f"{card[k]!r}; give the names in the model's order, or leave teacher.classes out"
+            )
 
 
 class LocalTeacher:
@@ -276,8 +315,15 @@ class LocalTeacher:
         if len(images) == 0:
             return self._form.apply(torch.zeros(0, self.num_classes))
         with cpu_threads(1), torch.inference_mode():
-            probs = torch.cat([self._forward(batch) for batch in torch.split(images, self._batch_size)])
-        return self._form.apply(probs, check_probabilities(probs, len(images), self.num_classes, tolerance=1e-3))
+            output = torch.cat([self._forward(batch) for batch in torch.split(images, self._batch_size)])
+            if self._outputs == "logits" and (found := no_logits(output.double().numpy())) is not None:
+                percent = " and divide them by 100 in the program" if found == "percentages" else ""
+                raise TeacherError(
+                    f"the teacher gives {found}, not logits: set teacher.outputs to probabilities{percent}"
+                )
+            probs = output.softmax(dim=1) if self._outputs == "logits" else output
+        wrong = check_probabilities(probs, len(images), self.num_classes, tolerance=1e-3, remedies=_REMEDIES)
+        return self._form.apply(probs, wrong)
 
     def _forward(self, batch: Tensor) -> Tensor:
         padded = torch.cat([batch, batch[-1:].expand(self._batch_size - len(batch), -1, -1, -1)])
@@ -289,6 +335,6 @@ class LocalTeacher:
                 f"the teacher cannot answer images of shape {list(batch.shape[1:])} in batches of {self._batch_size}: "
                 f"{reason}. (A program exported for one batch size needs teacher.batch_size set to it.)"
             ) from None
-        probs: Tensor = output.softmax(dim=1) if self._outputs == "logits" and output.ndim == 2 else output
-        check_shape(probs, self._batch_size, self.num_classes)
-        return probs[: len(batch)]
+        check_shape(output, self._batch_size, self.num_classes)
+        logits: Tensor = output[: len(batch)]
+        return logits

@@ -6,10 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kdray.errors import TeacherError
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import AsyncTeacher, Teacher
-from kdray.teachers.faults import Fault
+from kdray.teachers.faults import Fault, fault_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +93,18 @@ def make_pool(teacher: Teacher, slots: int) -> TeacherPool:
 def ask(teacher: Teacher, key: Any, images: Tensor) -> TeacherReply:
     """Ask one batch and wait for the answers."""
     try:
-        return TeacherReply(key=key, answers=teacher.answer(images))
-    except TeacherError as error:
-        return TeacherReply(key=key, fault=Fault(kind="failed", message=str(error)))
+        return as_reply(key, teacher.answer(images))
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's own teacher may raise anything
+        return TeacherReply(key=key, fault=fault_of(error))
+
+
+def as_reply(key: Any, result: object) -> TeacherReply:
+    """What a teacher gave as a reply. A user's own teacher may give anything."""
+    if isinstance(result, Fault):
+        return TeacherReply(key=key, fault=result)
+    if not isinstance(result, Answers):
+        message = f"the teacher gave {type(result).__name__}, not kdray.teachers.Answers; see docs/extending.md"
+        return TeacherReply(key=key, fault=Fault(kind="failed", message=message))
+    return TeacherReply(key=key, answers=result)

@@ -12,6 +12,7 @@ from pydantic import Field
 from kdray.sections.base import Section
 from kdray.teachers.faults import Fault
 
+_DOUBTS = 3  # images that a teacher may decline before it has answered any
 _MOST_DOUBLINGS = 64  # beyond every cap, and below what a float holds
 
 
@@ -19,7 +20,11 @@ class RetryPolicy(Section):
     """How patient to be with a teacher that fails."""
 
     tries: Annotated[int, Field(ge=1)] = 5
-    """Requests for one image, and failures in a row, before giving up."""
+    """Requests that may be charged before giving up: for one image, which is then set aside, and failures in a row,
+    after which the run stops. A batch that is lost twice is asked again in halves, so an image is given up alone."""
+    give_up_after_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds for which the teacher may take no request and charge nothing (429, 503, no connection after it has
+    answered) before the run stops."""
     backoff_s: Annotated[float, Field(gt=0)] = 0.5
     """Rest after a failure, for all workers; doubled with each that follows, shortened at random by up to a half."""
     max_backoff_s: Annotated[float, Field(gt=0)] = 60.0
@@ -44,10 +49,21 @@ class RetryState:
     def __init__(self, policy: RetryPolicy, jitter: random.Random | None = None) -> None:
         self.policy = policy
         self.proven = False
-        """The teacher has answered once: a malformed reply is an accident, and not a wrong address."""
+        """The teacher has answered this process: what fails now is an accident, and not a wrong address."""
+        self.known = False
+        """The ledger has answers of this teacher: it is the images that it declines, and not a wrong setting."""
+        self.batch_limit: int | None = None
+        """Images a request that the teacher was found to take, where that is less than `teacher.batch_size`."""
         self._jitter = jitter or random.SystemRandom()
-        self._failures = 0
+        self._failures = self._charged = 0  # in a row
+        self._since = self._until = 0.0  # when the first and the last of the row came
+        self._declined = 0
         self._counted_at = float("-inf")
+
+    @property
+    def believed(self) -> bool:
+        """The teacher has answered, now or earlier."""
+        return self.proven or self.known
 
     def slots(self, wanted: int) -> int:
         """Requests to keep on their way: one until the teacher has answered, and one while it fails."""
@@ -55,19 +71,28 @@ class RetryState:
 
     def succeeded(self) -> None:
         """Note that an answer came."""
-        self.proven, self._failures = True, 0
+        self.proven, self._failures, self._charged = True, 0, 0
 
-    def failed(self, fault: Fault, sent_at: float, now: float) -> float:
+    def declined(self) -> bool:
+        """Note that a teacher which has not answered yet declined an image; whether to give up."""
+        self._declined += 1
+        return self._declined >= _DOUBTS
+
+    def failed(self, fault: Fault, sent_at: float, now: float, *, same: bool = False) -> float:
         """Note `fault` of a request.
 
         Args:
             sent_at, now: seconds of one monotonic clock.
+            same: the failure before was of the same one image: of the teacher this one says nothing new.
 
         Returns:
             Seconds to leave the teacher alone.
         """
+        self._until = now
         if sent_at >= self._counted_at:
+            self._since = self._since if self._failures else now
             self._failures += 1
+            self._charged += fault.charged and not same
             self._counted_at = now
         policy = self.policy
         # 0: the teacher has answered since other requests of the same wave failed.
@@ -79,12 +104,17 @@ class RetryState:
 
     def verdict(self, fault: Fault) -> str | None:
         """Why the run has to stop after `fault`, of which `failed` was told; None where it can go on."""
-        if fault.final:
-            return fault.message
-        if not self.proven and fault.kind in ("unsent", "malformed", "declined"):
+        # A wrong address, or a server that is not there; replies that make no sense.
+        at_once = (not self.proven and fault.kind == "unsent") or (not self.believed and fault.kind == "malformed")
+        if fault.final or at_once:
             return fault.message
         if fault.wait_s is not None and fault.wait_s > self.policy.max_wait_s:
             return f"{fault.message}; it wants to be left alone for {fault.wait_s:,.0f} s (teacher.retry.max_wait_s)"
-        if self._failures >= self.policy.tries:
-            return f"the teacher failed {self._failures} times in a row; last: {fault.message}"
+        if fault.charged and self._charged >= self.policy.tries:
+            return f"the teacher failed {self._charged} times in a row; last: {fault.message}"
+        if not fault.charged and self._until - self._since >= self.policy.give_up_after_s:
+            return (
+                f"the teacher has taken no request for {self._until - self._since:,.0f} s "
+                f"(teacher.retry.give_up_after_s); last: {fault.message}"
+            )
         return None

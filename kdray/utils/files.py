@@ -2,10 +2,39 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdray.errors import RunDirectoryError
+from kdray.errors import ConfigError, RunDirectoryError
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be printed and stored anywhere: bytes of it that are not UTF-8 become \\xNN.
+
+    Python keeps such bytes as lone surrogates, which UTF-8 cannot encode.
+    """
+    text = os.fspath(path)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def openable(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name for the file at `path` that libraries take which want UTF-8: its own where it is, else the opened file's.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    text = os.fspath(path)
+    if shown(text) == text:
+        yield text
+    else:
+        with open(path, "rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -21,6 +50,41 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """A path that a user wrote: `~` is the home folder. The shell does not see one in `--out=~/runs` or in a file.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    text = os.fspath(path)
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        raise ConfigError(f"{text}: there is no such home folder; a file of this name needs its whole path")
+    return Path(found)
+
+
+def why_unwritable(path: Path) -> str | None:
+    """Why no file can be written at `path`, or None. Missing folders would be made; nothing is left behind."""
+    if path.is_dir():
+        return f"{path} is a folder"
+    if path.exists() and not os.access(path, os.W_OK):
+        return f"{path} is read-only"
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"the folder {folder} is read-only"
+
+
+def check_writable(path: Path, field: str) -> None:
+    """Find out, without a trace, that no file can be written at `path`.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if (reason := why_unwritable(path)) is not None:
+        raise ConfigError(f"{field}: cannot write {path}: {reason}; give another path")
 
 
 def write_json(path: Path, data: Any) -> None:

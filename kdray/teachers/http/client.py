@@ -5,7 +5,6 @@ counts as billed.
 """
 
 import asyncio
-import email.utils
 import hashlib
 import json
 import ssl
@@ -13,7 +12,6 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC
 from typing import Any, TypeVar
 
 import aiohttp
@@ -24,7 +22,9 @@ from kdray.ledger.records import hash_images
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import count_in
 from kdray.teachers.faults import Fault, FaultKind
-from kdray.teachers.http.parse import MalformedReply
+from kdray.teachers.http.later import is_pending, result_address, same_host
+from kdray.teachers.http.malformed import AmbiguousReply, MalformedReply
+from kdray.teachers.http.raw import RawReply, error_in
 from kdray.teachers.http.secrets import Secrets
 from kdray.teachers.http.section import HttpTeacherConfig
 from kdray.teachers.http.wire import Wire
@@ -32,7 +32,10 @@ from kdray.teachers.http.wire import Wire
 _CONNECT_S = 10.0
 _IDLE_S = 3.0  # servers drop idle connections after 5 s and more; a request sent into a closing one would be lost
 _MOST_CHARACTERS = 200  # of a server's own words in a message
-_THROTTLED = (429, 503)
+_POLL_S = 1.0  # between looks for a result, where the server does not say
+_LEAST_POLL_S = 0.05
+_THROTTLED = (429, 503, 409)  # 409: the first try of these images, with the same Idempotency-Key, is still worked on
+_NO_METADATA = (404, 405, 501)
 _DECLINED = (400, 415, 422)
 _UNREAD = (408, 425)  # the server gave up before it had the request
 
@@ -53,6 +56,11 @@ class HttpTeacher:
         self.identity, self.num_classes, self.metered = identity, count_in(section.classes), section.metered
         self._section, self._wire, self._secrets = section, wire, secrets
         self._looked = wire.about is None
+
+    @property
+    def batch_limit(self) -> int | None:
+        """Images a request that the server says it takes, where it says so."""
+        return self._wire.batch_limit
 
     def session(self) -> aiohttp.ClientSession:
         """A session for `ask`, to be closed by the caller; must be made inside the event loop that uses it."""
@@ -78,14 +86,30 @@ class HttpTeacher:
         # The key is the same for every try of these images: a server that knows the header bills them once.
         key = hashlib.blake2b(b"".join([self.identity.encode(), *hash_images(images)]), digest_size=16).hexdigest()
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-        reply = await self._call(session, "POST", self._wire.url, body, headers)
+        began = time.monotonic()
+        raw = await self._send(session, "POST", self._wire.url, body, headers)
+        if isinstance(raw, RawReply) and (raw.status == 202 or is_pending(raw, self._section.poll)):
+            raw = await self._later(session, raw, began)
+        if isinstance(raw, Fault):
+            return raw
+        reply = self._json(raw)
         if isinstance(reply, Fault):
             return reply
         try:
             answers = self._wire.answers(reply, len(images))
+        except AmbiguousReply as reason:
+            return self.fault("failed", str(reason))
         except MalformedReply as reason:
-            return self.fault("malformed", str(reason))
+            return self.fault("malformed", self._no_answer(raw, reply, str(reason)))
         return replace(answers, bad={row: self._clean(reason) for row, reason in answers.bad.items()})
+
+    def _no_answer(self, raw: RawReply, reply: Any, reason: str) -> str:
+        """Why a reply of success holds no answer."""
+        if said := error_in(reply):
+            return f"{raw.url} replied with an error: {self._cut(said)}"
+        if raw.status == 202:
+            return f"{raw.url} answers 202 and does not say where the result will be; see teacher.poll"
+        return reason
 
     async def look(self) -> None:
         """Ask the server about the model, free of charge, where its protocol has that.
@@ -103,7 +127,15 @@ class HttpTeacher:
         """Let the wire learn, once, how the server describes the model; returns why it could not."""
         if self._looked or self._wire.about is None:
             return None
-        reply = await self._call(session, "GET", self._wire.about, None, {})
+        raw = await self._send(session, "GET", self._wire.about, None, {})
+        reply = self._json(raw) if isinstance(raw, RawReply) else raw
+        if isinstance(raw, RawReply) and raw.status in _NO_METADATA and isinstance(reply, Fault):
+            if (lacking := self._wire.lacks()) is None:
+                self._looked = True  # the first query will show whether the address is right, and is not charged if not
+                return None
+            return replace(
+                reply, kind="refused", message=f"{reply.message}; if the server does not describe models, set {lacking}"
+            )
         if isinstance(reply, Fault):
             return reply
         try:
@@ -133,25 +165,85 @@ class HttpTeacher:
             raise TeacherError(result.message)
         return result
 
-    async def _call(
-        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None, headers: dict[str, str]
-    ) -> Any:
-        """The JSON of a server's reply, or why there is none."""
+    async def _send(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: dict[str, str],
+    ) -> RawReply | Fault:
+        """A server's reply of any status, or why there is none. `url` may hold ${NAME} for what is secret."""
+        return await self._fetch(session, method, self._secrets.fill(url, for_url=True), url, body, headers)
+
+    async def _fetch(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        address: str,
+        shown: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> RawReply | Fault:
+        """As `_send`, for an address without variables, which messages show as `shown`."""
+        timeout = session.timeout if timeout_s is None else aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with session.request(
-                method, self._secrets.fill(url, for_url=True), data=body, headers=headers, allow_redirects=False
+                method, address, data=body, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
                 text = await response.read()
-                if not 200 <= response.status < 300:
-                    return self._status(response, url, text)
+                return RawReply(status=response.status, headers=response.headers, text=text, url=shown)
         except Exception as error:  # `_accident` raises again what is no fault of the network
-            return self._accident(error, url)
+            return self._accident(error, shown)
+
+    def _json(self, raw: RawReply) -> Any:
+        """The JSON of a reply, or the fault that the reply stands for."""
+        if not 200 <= raw.status < 300:
+            return self._status(raw)
         try:
-            return json.loads(text)
+            return raw.json()
         except (ValueError, RecursionError):
-            kind = response.headers.get("Content-Type", "something").partition(";")[0]
-            said = self._cut(text.decode(errors="replace"))
-            return self.fault("malformed", f"{url} replied {kind}, not JSON: {said!r}; check teacher.url")
+            said = self._cut(raw.text.decode(errors="replace"))
+            return self.fault("malformed", f"{raw.url} replied {raw.kind}, not JSON: {said!r}; check teacher.url")
+
+    async def _later(self, session: aiohttp.ClientSession, first: RawReply, began: float) -> RawReply | Fault:
+        """The result of a request that was answered with 202, once it is there. The request itself is not sent again.
+
+        The session's headers hold keys: only the host of `teacher.url` is asked.
+        """
+        base = self._secrets.fill(self._wire.url, for_url=True)
+        poll, reply = self._section.poll, first
+        if (address := result_address(first, base, poll.url)) is None:
+            return first  # some servers say 202 and mean 200
+        asked = ""
+        while True:
+            if not same_host(address, base):
+                message = f"{first.url} accepted the request, but its result is at another host, which gets no keys: "
+                return self.fault("failed", message + self._cut(address))
+            left = self._section.timeout_s - (time.monotonic() - began)
+            unsaid = 0.0 if 300 <= reply.status < 400 and address != asked else _POLL_S
+            wait = max(_LEAST_POLL_S, unsaid if reply.retry_after is None else reply.retry_after)
+            if wait >= left:
+                return self.fault(
+                    "lost", f"no result from {first.url} within {self._section.timeout_s:g} s (teacher.timeout_s)"
+                )
+            await asyncio.sleep(wait)
+            asked, shown = address, self._cut(address)
+            found = await self._fetch(session, "GET", address, shown, timeout_s=left - wait)
+            if isinstance(found, Fault):
+                if found.final:
+                    return replace(found, kind="failed")
+                reply = replace(first, headers={})  # asking for a result again costs nothing
+            elif found.status == 202 or 300 <= found.status < 400 or found.status in _THROTTLED or found.status >= 500:
+                reply = found
+                address = result_address(found, address, None) or address
+            elif found.status >= 400:
+                return replace(self._status(found), kind="failed")
+            elif is_pending(found, poll):
+                reply = found
+            else:
+                return found
 
     def _accident(self, error: Exception, url: str) -> Fault:
         """The fault that an exception of aiohttp stands for: had the request been sent?"""
@@ -174,16 +266,16 @@ class HttpTeacher:
             return self.fault("lost", f"the connection to {url} broke off ({reason})")
         raise error
 
-    def _status(self, response: aiohttp.ClientResponse, url: str, text: bytes) -> Fault:
+    def _status(self, raw: RawReply) -> Fault:
         """The fault that a status other than success stands for."""
-        status = response.status
-        said = self._cut(_said(text))
+        status, url = raw.status, raw.url
+        said = self._cut(raw.said)
         said = f"{status}: {said}" if said else f"{status}"
         wait: float | None = None
         kind: FaultKind = "refused"
         words = f"{url} refuses the request ({said})"
         if status in _THROTTLED:
-            wait = _retry_after(response.headers.get("Retry-After"))
+            wait = raw.retry_after
             kind, words = "throttled", f"{url} says {said}"
         elif status in _UNREAD:
             kind, words = "unsent", f"{url} says {said}"
@@ -194,11 +286,12 @@ class HttpTeacher:
         elif status in (401, 403):
             words = f"{url} refuses the key ({said}); check teacher.headers and the key"
         elif status == 404:
-            words = f"{url} does not exist there ({said}); check teacher.url and teacher.model"
+            words = f"{url} does not exist there ({said}); check teacher.url"
+            words += " and teacher.model" if self._section.model is not None else ""
         elif status == 413:
-            words = f"{url}: the request is too large ({said}); lower teacher.batch_size"
+            kind, words = "oversized", f"{url}: the request is too large ({said})"
         elif status < 400:
-            target = self._cut(response.headers.get("Location", "elsewhere"))
+            target = self._cut(raw.headers.get("Location", "elsewhere"))
             words = f"{url} answers {status}, not 200 (it points to {target}); set teacher.url to where the model is"
         return self.fault(kind, words, wait)
 
@@ -221,31 +314,3 @@ def _run(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine to its end, also where an event loop is running already, as in a notebook."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(asyncio.run, coroutine).result()
-
-
-def _retry_after(text: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number, or a date."""
-    if text is None:
-        return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        date = email.utils.parsedate_to_datetime(text)
-        # Dates in HTTP are in GMT, also where they name no zone.
-        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _said(text: bytes) -> str:
-    """The server's explanation of an error; "" where it sent an HTML page."""
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError):
-        plain = text.decode(errors="replace").strip()
-        return "" if plain.startswith("<") else plain
-    found = [body.get(key) for key in ("error", "message", "detail")] if isinstance(body, dict) else []
-    said: Any = next((words for words in found if words), "")
-    return str(said.get("message", said) if isinstance(said, dict) else said)

@@ -6,90 +6,134 @@ An invalid row is named in `Answers.bad`; a reply raises only where all its rows
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdray.teachers.answers import Answers, check_probabilities
 from kdray.teachers.base import count_in
+from kdray.teachers.http.malformed import MalformedReply, short
+from kdray.teachers.http.names import ClassNames
+from kdray.teachers.suspicion import no_logits, suspect
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kdray.teachers.http.section import HttpTeacherConfig
 
 T = TypeVar("T")
+Find = Callable[[Any], Any]
+_Scores = tuple[list[float], int]
+"""K numbers, and how many of them the reply had."""
+
+_NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*")
+_REMEDIES = {
+    "percent": "set teacher.outputs to percent",
+    "bytes": "set teacher.scale to 1/255",
+    "int8": "set teacher.scale to 1/256 and teacher.zero_point to -128",
+    "logs": "set teacher.outputs to logits, which is right for them",
+    "logits": "set teacher.outputs to logits",
+    "rounded": "raise teacher.tolerance",
+    "short": "check teacher.classes, or set teacher.answers to topK if it shows the K likeliest alone",
+}
+
+_OTHER_KINDS = ("percent", "bytes", "int8", "logs", "several")
 
 
-class MalformedReply(Exception):
-    """A reply that holds no answers. The message goes to the user."""
+def _itself(row: Any) -> Any:
+    return row
 
 
 class Reader:
     """Turns the numbers or labels of a reply into answers.
 
     Args:
-        section: the teacher's section: the form of the answers, the classes, whether numbers are logits, and how far
+        section: the teacher's section: the form of the answers, the classes, what the numbers are, and how far
             probabilities may be from summing to 1.
     """
 
     def __init__(self, section: HttpTeacherConfig) -> None:
         self.form, self.num_classes = section.form, count_in(section.classes)
-        self._names, self._logits, self._tolerance = (
-            section.class_names(),
-            section.outputs == "logits",
-            section.tolerance,
-        )
+        self._classes = ClassNames(section.class_names(), self.num_classes, section.labels)
+        self._logits, self._tolerance = section.outputs == "logits", section.tolerance
+        self._percent = section.outputs == "percent"
+        self._factor = 0.01 if self._percent else (section.scale or 1.0)
+        self._zero, self._single = section.zero_point, section.one_number
+        self._ignored = frozenset(section.reply.ignore)
 
-    def probabilities(self, rows: Sequence[Any]) -> Answers:
-        """Answers from an entry of K numbers, or of class name -> number, for each image."""
-        values, bad = _read_each(rows, self._numbers, [0.0] * self.num_classes)
-        probs = self._probabilities_of(values)
-        wrong = check_probabilities(probs, len(probs), self.num_classes, self._tolerance)
-        return self.form.apply(torch.nan_to_num(probs), wrong | bad)
+    def probabilities(self, rows: Sequence[Any], find: Find = _itself) -> Answers:
+        """Answers from K numbers, or from class name -> number, for each image. Where the config says so, it is one
+        number, that of the second of two classes.
 
-    def top(self, rows: Sequence[list[tuple[Any, Any]]]) -> Answers:
+        Args:
+            find: gets what is read from an entry; it may raise MalformedReply, and the row is invalid.
+        """
+        return self._scores(rows, lambda row: self._numbers(find(row)))
+
+    def top(self, rows: Sequence[Any], find: Find = _itself) -> Answers:
         """Answers from (class, number) pairs for each image. They may leave classes out: then they sum to 1 at most."""
-        values, bad = _read_each(rows, self._top, [0.0] * self.num_classes)
-        probs = self._probabilities_of(values)
-        complete = torch.tensor([len(row) >= self.num_classes for row in rows])
-        total = probs.double().sum(dim=1)
-        # The probabilities of classes that were left out are unknown: the rest may sum to less than 1.
-        padded = torch.where((total < 1) & ~complete, torch.ones_like(total), total)
-        for k in (~torch.isfinite(probs).all(dim=1) | (probs < 0).any(dim=1)).nonzero().flatten().tolist():
-            bad.setdefault(k, "the teacher's probabilities hold a negative number, NaN or infinity")
-        for k in ((padded - 1).abs() > self._tolerance).nonzero().flatten().tolist():
-            bad.setdefault(k, f"the teacher's probabilities sum to {float(total[k]):g}, not 1; does it give logits?")
-        return self.form.apply(torch.nan_to_num(probs), bad)
+        return self._scores(rows, lambda row: self._top(find(row)))
 
-    def labels(self, rows: Sequence[Any]) -> Answers:
+    def labels(self, rows: Sequence[Any], find: Find = _itself) -> Answers:
         """Answers from a class name or number for each image."""
-        values, bad = _read_each(rows, self._class, 0)
+        values, bad = _read_each(rows, lambda row: self._classes.index(find(row)), 0)
         return Answers(
             probs=None, labels=torch.tensor(values, dtype=torch.int64), num_classes=self.num_classes, bad=bad
         )
 
-    def _probabilities_of(self, values: list[list[float]]) -> Tensor:
-        """float32 [B, K]; a softmax is taken in float64."""
-        probs = torch.tensor(values, dtype=torch.float64).reshape(len(values), self.num_classes)
+    def _scores(self, rows: Sequence[Any], read: Callable[[Any], _Scores]) -> Answers:
+        scores, bad = _read_each(rows, read, ([0.0] * self.num_classes, 0))
+        values = torch.tensor([row for row, _ in scores], dtype=torch.float64).reshape(len(scores), self.num_classes)
+        probs, partial = values, torch.tensor([count < self.num_classes for _, count in scores])
         if self._logits:
-            finite = torch.isfinite(probs).all(dim=1, keepdim=True)
-            probs = torch.where(finite, probs.softmax(dim=1), probs)
-        return probs.to(torch.float32)
+            good = [k for k in range(len(scores)) if k not in bad]
+            if not self._single and (found := no_logits(values[good].numpy())) is not None:
+                wanted = "probabilities" if found == "probabilities" else "percent"
+                raise MalformedReply(f"the teacher gives {found}, not logits: set teacher.outputs to {wanted}")
+            finite = torch.isfinite(values).all(dim=1, keepdim=True)
+            probs = torch.where(finite, values.softmax(dim=1), values)
+        probs = probs.to(torch.float32)  # after a softmax in float64
+        wrong = check_probabilities(
+            probs, len(probs), self.num_classes, self._tolerance, remedies=self._remedies(), partial=partial
+        )
+        misread: set[int] = set()
+        for row in wrong:
+            if (reason := self._was_right(values[row].numpy())) is not None:
+                wrong[row] = reason
+                misread.add(row)
+            elif suspect(probs[row].double().numpy(), self._tolerance, bool(partial[row])) in _OTHER_KINDS:
+                misread.add(row)
+        if wrong and len(misread) == len(scores):  # it is not these images: the config says another kind of numbers
+            raise MalformedReply(next(iter(wrong.values())))
+        return self.form.apply(torch.nan_to_num(probs), wrong | bad)
+
+    def _remedies(self) -> dict[str, str]:
+        """What to do about numbers of another kind, where the config has not said already what they are."""
+        kinds = _REMEDIES if self._factor == 1 and not self._logits else ("rounded", "short")
+        return {kind: _REMEDIES[kind] for kind in kinds}
+
+    def _was_right(self, row: Any) -> str | None:
+        """The reason, where numbers look like probabilities that the config has scaled."""
+        if self._factor == 1:
+            return None
+        raw = row / self._factor + self._zero
+        if raw.min() < -self._tolerance or raw.max() > 1 + self._tolerance or raw.sum() < self._tolerance:
+            return None
+        field = "teacher.outputs to probabilities" if self._percent else "teacher.scale to null"
+        return f"the teacher's numbers lie in 0..1 as they are: set {field}"
 
     def _named(self, pairs: Sequence[tuple[Any, Any]]) -> list[float]:
         """K numbers from (class, number) pairs, zero where a class is not named."""
         values = [0.0] * self.num_classes
         seen: set[int] = set()
         for name, number in pairs:
-            index = self._class(name)
+            index = self._classes.index(name)
             if index in seen:
                 raise MalformedReply(f"the teacher named class {short(name)} twice")
             seen.add(index)
             values[index] = self._number(number)
         return values
 
-    def _top(self, row: Sequence[tuple[Any, Any]]) -> list[float]:
+    def _top(self, row: Sequence[tuple[Any, Any]]) -> _Scores:
         values = self._named(row)
         if not row:
             raise MalformedReply("the teacher named no class")
@@ -102,49 +146,71 @@ class Reader:
             raise MalformedReply(
                 f"the teacher named {len(row)} of {self.num_classes} classes; set teacher.answers to top{len(row)}"
             )
-        return values
+        return values, len(row)
 
-    def _numbers(self, row: Any) -> list[float]:
+    def _numbers(self, row: Any) -> _Scores:
         if isinstance(row, dict):
-            values = self._named(list(row.items()))
-            if len(row) != self.num_classes:
-                raise MalformedReply(
-                    f"the teacher named {len(row)} of {self.num_classes} classes: check teacher.classes"
-                )
-            return values
-        if not isinstance(row, list):
-            raise MalformedReply(f"the teacher answered {short(row)}; expected {self.num_classes} numbers an image")
+            return self._mapping([(key, number) for key, number in row.items() if key not in self._ignored])
+        if self._single:
+            return self._one_number(row[0] if isinstance(row, list) and len(row) == 1 else row), 2
+        if not isinstance(row, list) or (len(row) == 1 and self.num_classes == 2):
+            hint = "; if it is that of the second class, set teacher.one_number to true"
+            one = self.num_classes == 2 and (isinstance(row, list) or _is_number(row))
+            raise MalformedReply(
+                f"the teacher answered {short(row)}; expected {self.num_classes} numbers an image{hint if one else ''}"
+            )
         if len(row) != self.num_classes:
             raise MalformedReply(
                 f"the teacher answered {len(row)} numbers for an image, teacher.classes says {self.num_classes}"
             )
-        return [self._number(number) for number in row]
+        return [self._number(number) for number in row], self.num_classes
+
+    def _mapping(self, pairs: list[tuple[Any, Any]]) -> _Scores:
+        try:
+            values = self._named(pairs)
+        except MalformedReply as reason:
+            hint = "; keys that are no classes belong into teacher.reply.ignore"
+            raise MalformedReply(f"{reason}{hint if 'does not name' in str(reason) else ''}") from None
+        if self.form.top is not None:
+            return self._top(pairs)
+        if len(pairs) != self.num_classes:
+            raise MalformedReply(
+                f"the teacher named {len(pairs)} of {self.num_classes} classes: check teacher.classes, or set "
+                f"teacher.answers to top{len(pairs)} if it shows the likeliest alone"
+            )
+        return values, len(pairs)
+
+    def _one_number(self, number: Any) -> list[float]:
+        if isinstance(number, list):
+            raise MalformedReply(
+                f"the teacher answered {short(number)}; expected one number an image, as teacher.one_number says"
+            )
+        value = self._number(number)
+        return [0.0 if self._logits else 1.0 - value, value]
 
     def _number(self, number: Any) -> float:
+        """A number as it is, in a text, or as a percentage ("70%"); scaled as the config says."""
         # JSON has no NaN: servers write it as a word, or as null.
         if number is None or (isinstance(number, str) and number.lower().strip("+-") in ("nan", "inf", "infinity")):
             return math.nan
-        if isinstance(number, bool) or not isinstance(number, int | float):
+        written = _NUMBER.fullmatch(number) if isinstance(number, str) else None
+        if written is not None and written[2]:
+            if self._logits:
+                raise MalformedReply(
+                    f"the teacher answered {short(number)}, not a logit: set teacher.outputs to probabilities"
+                )
+            return float(written[1]) / 100
+        if written is None and not _is_number(number):
             raise MalformedReply(f"the teacher answered {short(number)} where a number belongs")
         try:
-            return float(number)
+            value = float(written[1]) if written else float(number)
         except OverflowError:  # JSON's whole numbers have no limit
             return math.inf
+        return value if self._factor == 1 and not self._zero else (value - self._zero) * self._factor
 
-    def _class(self, name: Any) -> int:
-        if isinstance(name, float) and name.is_integer():
-            name = int(name)
-        if isinstance(name, int) and not isinstance(name, bool):
-            return name if 0 <= name < self.num_classes else self._unknown(name)
-        if isinstance(name, str):
-            if self._names and name in self._names:
-                return self._names.index(name)
-            if name.isascii() and name.isdigit() and int(name) < self.num_classes:
-                return int(name)
-        return self._unknown(name)
 
-    def _unknown(self, name: Any) -> int:
-        raise MalformedReply(f"the teacher answered class {short(name)}, which teacher.classes does not name")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read_each(rows: Sequence[Any], read: Callable[[Any], T], missing: T) -> tuple[list[T], dict[int, str]]:
@@ -164,12 +230,3 @@ def _read_each(rows: Sequence[Any], read: Callable[[Any], T], missing: T) -> tup
     if bad and len(bad) == len(rows):
         raise MalformedReply(bad[0])
     return values, bad
-
-
-def short(value: Any) -> str:
-    """The beginning of a value's repr, for a message."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a {type(value).__name__} of very many levels"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -12,85 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import TeacherError
-from kdray.sections.base import Classes, Section
+from kdray.sections.base import Classes
 from kdray.teachers.base import Teacher, TeacherSection, count_in, names_in, teachers
+from kdray.teachers.http.input import HttpInput
+from kdray.teachers.http.reply import HttpPoll, HttpReply
 from kdray.teachers.http.secrets import Secrets
 from kdray.teachers.http.wire import wires
-from kdray.teachers.input import PixelInput, TeacherInput
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kdray.teachers.http.client import HttpTeacher
 
 _LEASE_GRACE_S = 30.0  # after a request has timed out, for the worker that sent it to report that
-
-
-class HttpInput(PixelInput):
-    """What the server sees of an image, and how it is written into a request."""
-
-    name: str | None = None
-    """v2: name of the input tensor; null asks the server."""
-    layout: Literal["nchw", "nhwc", "nhw"] | None = None
-    """Order of the axes; nhw leaves the channel of a grey image out. null: nchw for v2, nhwc else."""
-    encoding: Literal["array", "png"] = "array"
-    """json: nested lists of numbers, or a PNG file in base64."""
-
-    def array(self, images: Tensor, layout: str) -> np.ndarray:
-        """Images that `view` gave, uint8 [B, C, H, W], as the server takes them: uint8, or float32 where `pixels` is
-        unit.
-
-        Args:
-            layout: order of the axes where this section gives none.
-        """
-        array: np.ndarray = images.numpy()
-        if self.pixels == "unit":
-            array = array.astype(np.float32) / np.float32(255)
-            if self.mean is not None:
-                mean = np.asarray(self.mean, dtype=np.float32).reshape(1, -1, 1, 1)
-                std = np.asarray(self.std, dtype=np.float32).reshape(1, -1, 1, 1)
-                array = (array - mean) / std
-        layout = self.layout or layout
-        if layout == "nhwc":
-            return array.transpose(0, 2, 3, 1)
-        return array[:, 0] if layout == "nhw" else array
-
-    def identity(self) -> dict[str, Any]:
-        """What decides an answer besides the pixels that the ledger hashes; part of the teacher's identity."""
-        own = self.model_dump(mode="json", exclude={*TeacherInput.model_fields, "mean", "std"})
-        return own | {"normalise": self.normalise}
-
-
-class HttpReply(Section):
-    """json: where the answer is in a reply. A path is keys and list positions with dots between, such as
-    `result.0.scores`; an empty one is the place itself."""
-
-    rows: str | None = None
-    """Path to the list that has an entry for each image; null: the whole reply is about one image."""
-    probabilities: str | None = None
-    """In an entry, path to K numbers, or to a mapping from class name to number."""
-    items: str | None = None
-    """In an entry, path to a list of classes with their numbers, the likeliest of them or all: see `label`, `score`."""
-    label: str | None = None
-    """In an item of `items`, or without `items` in the entry, path to a class: its name or number."""
-    score: str | None = None
-    """In an item of `items`, path to its probability."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> HttpReply:
-        if self.probabilities is not None:
-            if self.items is not None or self.label is not None or self.score is not None:
-                raise ValueError("give probabilities alone, or items with label and score, or label alone")
-        elif self.items is not None:
-            if self.label is None or self.score is None:
-                raise ValueError("items needs label and score: where an item has its class and its probability")
-        elif self.label is None or self.score is not None:
-            raise ValueError("say where the answer is: probabilities, or items with label and score, or label alone")
-        return self
 
 
 _REPLY = HttpReply(rows="probabilities", probabilities="")
@@ -105,6 +40,8 @@ class HttpTeacherConfig(TeacherSection):
 
     servable: ClassVar[bool] = False
     path_fields: ClassVar[tuple[str, ...]] = ("ca",)
+    # Whether it is the same teacher there, the ledger knows.
+    resumable_fields: ClassVar[tuple[str, ...]] = ("url", "headers", "ca", "timeout_s", "poll", "tolerance")
 
     kind: Literal["http"] = "http"
     """http: a server."""
@@ -129,20 +66,37 @@ class HttpTeacherConfig(TeacherSection):
     request: Any = None
     """json: the body of a request, with "$image" where the image belongs, "$images" where a list of them, or
     {$each: ...} where a list with an entry for each image belongs. null: {"images": "$images"}. A PNG may have text
-    around it, such as "data:image/png;base64,$image"."""
+    around it, such as "data:image/png;base64,$image". "$id" stands for an id of the image, "$ids" for the list of them:
+    "a", "b", ... in each request; see `reply.id`."""
     reply: HttpReply = _REPLY
     """json: where the answer is. Not given: {rows: probabilities, probabilities: ""}, a list of K numbers an image
     under the key `probabilities`."""
     output: str | None = None
-    """v2: the output tensor with the answer; null takes the first that can hold it."""
-    outputs: Literal["probabilities", "logits"] = "probabilities"
-    """What the numbers in a reply are."""
+    """v2: name of the output tensor with the answer; null takes the only one that can hold it, and refuses a model
+    with several."""
+    classification: Annotated[int, Field(ge=1)] | None = None
+    """v2: ask Triton for the so many likeliest classes as texts (its classification extension), not for all numbers."""
+    outputs: Literal["probabilities", "percent", "logits"] = "probabilities"
+    """What the numbers in a reply are. Texts such as "0.7" and "70%" are read as numbers, too."""
+    scale: Annotated[float, Field(gt=0)] | None = None
+    """Factor that makes probabilities (or logits) of the numbers in a reply, such as 1/255 for whole numbers of 0..255.
+    v2 then reads integer outputs as numbers, and not as labels."""
+    zero_point: float = 0.0
+    """Taken from the numbers before `scale`, such as -128 for whole numbers of -128..127."""
+    one_number: bool = False
+    """Two classes: a reply has one number an image, that of the second class. The first has the rest."""
+    labels: Literal["auto", "names", "positions"] = "auto"
+    """What a class in a reply is. names: a name in `classes`, whether it is written as text or as number, in any case.
+    positions: a number is a position in `classes`, from 0. auto: a name where one matches; any other number is a
+    position, unless names in `classes` are whole numbers themselves: then it is refused."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """How far probabilities may be from summing to 1."""
+    """How far probabilities may be from summing to 1, and how far below 0."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Images a request: also the most that one lost reply costs. 1 for servers that take one image at a time."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """How long to wait for a reply. After that the request counts as charged."""
+    poll: HttpPoll = HttpPoll()
+    """Where the result will be if the server answers 202."""
     ca: str | None = None
     """PEM file of the authority that signed the server's certificate; null uses the system's. TLS is always
     verified."""
@@ -179,18 +133,23 @@ class HttpTeacherConfig(TeacherSection):
                 raise ValueError(f"the address holds {name!r} in clear; write {name}=${{VARIABLE}} and export VARIABLE")
         return value
 
-    @field_validator("classes")
+    @field_validator("scale", mode="before")
     @classmethod
-    def _names_differ(cls, value: int | list[str]) -> int | list[str]:
-        if isinstance(value, list) and len(set(value)) < len(value):
-            twice = next(name for name in value if value.count(name) > 1)
-            raise ValueError(f"{twice!r} is given twice; a server may answer in these names, so they must differ")
-        return value
+    def _fraction(cls, value: Any) -> Any:
+        """1/255 is easier to read than 0.00392156862745098."""
+        parts = re.fullmatch(r"\s*([0-9.]+)\s*/\s*([0-9.]+)\s*", value) if isinstance(value, str) else None
+        try:
+            return float(parts[1]) / float(parts[2]) if parts else value
+        except (ValueError, ZeroDivisionError):
+            return value
 
     @field_validator("headers")
     @classmethod
     def _no_secret_in_clear(cls, value: dict[str, str]) -> dict[str, str]:
+        seen: dict[str, str] = {}
         for name, text in value.items():
+            if (other := seen.setdefault(name.lower(), name)) != name:
+                raise ValueError(f"{other} and {name} are one header to a server; keep one of them")
             if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or not text.isprintable():
                 raise ValueError(f"{name!r} is not a header: a name of letters, digits and '-', a value in one line")
             if _SECRET.search(name) and not _VARIABLE.search(text):
@@ -203,6 +162,14 @@ class HttpTeacherConfig(TeacherSection):
     @model_validator(mode="after")
     def _fits_the_protocol(self) -> HttpTeacherConfig:
         wires()[self.protocol].check(self)
+        if self.outputs == "percent" and (self.scale is not None or self.zero_point):
+            raise ValueError("outputs: percent is a scale of 1/100; leave scale and zero_point out")
+        if self.zero_point and self.scale is None:
+            raise ValueError("zero_point is of no use without scale")
+        if self.one_number and count_in(self.classes) != 2:
+            raise ValueError("one_number is for two classes; give it up, or set classes to two names")
+        if self.labels == "names" and self.class_names() is None:
+            raise ValueError("labels: names needs the names in classes, which holds a number")
         return self
 
     def changed(self, field: str) -> bool:
@@ -236,10 +203,6 @@ class HttpTeacherConfig(TeacherSection):
         """The time a request may take, and some for its worker to report the end."""
         return self.timeout_s + _LEASE_GRACE_S
 
-    def probes(self) -> bool:
-        """A server may refuse every request, and bill for it."""
-        return True
-
     def build(
         self, image_shape: tuple[int, int, int], *, folder: str = "", secrets: Secrets | None = None
     ) -> HttpTeacher:
@@ -265,7 +228,8 @@ class HttpTeacherConfig(TeacherSection):
     def _identity(self) -> str:
         """The teacher's name in the ledger: all that decides what an answer is, and nothing that decides how it is
         fetched. An answer bought yesterday at another speed is the same answer."""
-        settings = self.model_dump(mode="json", include={"protocol", "request", "reply", "output", "outputs"})
+        settings = {name: _settled(getattr(self, name)) for name in _FIRST_FIELDS}
+        settings |= {name: _settled(getattr(self, name)) for name in _LATER_FIELDS if self.changed(name)}
         settings["input"] = self.input.identity()
         names = self.class_names()
         if names and wires()[self.protocol].replies_in_names(self):
@@ -273,6 +237,25 @@ class HttpTeacherConfig(TeacherSection):
         digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6).hexdigest()
         where = self.name or f"{self.url.rstrip('/')}/{self.model or ''}@{self.version or ''}".rstrip("/@")
         return f"http:{where}:{digest}:{self.form}"
+
+
+_FIRST_FIELDS = ("protocol", "request", "reply", "output", "outputs")
+_LATER_FIELDS = ("classification", "scale", "zero_point", "one_number", "labels")
+_FIRST_PLACES = ("rows", "probabilities", "items", "label", "score")
+"""Fields that decide what an answer is. The first ones are in every teacher's digest in the ledger; one that came later
+only where it is not at its default, so that answers bought before it came are still found."""
+
+
+def _settled(value: Any) -> Any:
+    """A field's value for the digest, as JSON values."""
+    if not isinstance(value, HttpReply):
+        return value
+    dumped = value.model_dump(mode="json")
+    return {
+        name: dumped[name]
+        for name, field in HttpReply.model_fields.items()
+        if name in _FIRST_PLACES or getattr(value, name) != field.default
+    }
 
 
 def _check_authority(path: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from kdray.sections.registry import Catalogue
-from kdray.teachers.http.parse import MalformedReply
+from kdray.teachers.http.malformed import MalformedReply
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,8 @@ class Wire(ABC):
     """Where requests go, with ${NAME} for what is secret."""
     about: str | None = None
     """Where the server describes the model free of charge, or None."""
+    batch_limit: int | None = None
+    """Images a request that the server says it takes, where it says so."""
 
     @abstractmethod
     def __init__(self, section: HttpTeacherConfig, image_shape: tuple[int, int, int]) -> None: ...
@@ -55,6 +57,10 @@ class Wire(ABC):
     def replies_in_names(cls, section: HttpTeacherConfig) -> bool:
         """Whether a reply may name classes. Then the names and their order decide what an answer means."""
         return True
+
+    def lacks(self) -> str | None:
+        """The field to set before requests can be made to a server that does not describe its model, or None."""
+        return None
 
     def learn(self, reply: Any) -> None:
         """Take the reply from `about`.

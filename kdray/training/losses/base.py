@@ -43,7 +43,7 @@ losses = Registry(
 
 
 def check_loss(loss: Loss, classes: int, field: str = "loss") -> None:
-    """Try a loss on two images of `classes` classes, before anything is trained or paid.
+    """Try a loss on two images of `classes` classes, one with a hard label, before anything is trained or paid.
 
     Args:
         loss: of a config.
@@ -51,10 +51,11 @@ def check_loss(loss: Loss, classes: int, field: str = "loss") -> None:
         field: the config field, for messages.
 
     Raises:
-        ConfigError: it fails, or does not give a scalar with a gradient.
+        ConfigError: it fails, or does not give a finite scalar with a gradient.
     """
     logits = torch.zeros(2, classes, requires_grad=True)
     targets = torch.full((2, classes), 1.0 / classes)
+    targets[1] = torch.eye(classes)[0]
     try:
         with torch.enable_grad():
             value = loss(logits, targets)
@@ -69,4 +70,9 @@ def check_loss(loss: Loss, classes: int, field: str = "loss") -> None:
         raise ConfigError(
             f"{field}: {loss.kind} gave a tensor of shape {list(value.shape)} {gradient} a gradient; "
             "it must give a scalar with one: the mean over the batch"
+        )
+    if not value.isfinite():
+        raise ConfigError(
+            f"{field}: {loss.kind} gave {value.item()} for logits of 0 and targets of which one is a hard label; "
+            "it must give a finite number"
         )

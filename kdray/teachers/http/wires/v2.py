@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from kdray.errors import TeacherError
-from kdray.teachers.http.parse import MalformedReply, Reader, short
-from kdray.teachers.http.wire import Wire, exactly, register
+from kdray.teachers.base import count_in
+from kdray.teachers.http import tensors
+from kdray.teachers.http.malformed import MalformedReply, short
+from kdray.teachers.http.names import ClassNames, Position
+from kdray.teachers.http.outputs import OutputChoice
+from kdray.teachers.http.parse import Reader
+from kdray.teachers.http.wire import Wire, register
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from kdray.teachers.answers import Answers
     from kdray.teachers.http.section import HttpTeacherConfig
-
-_FLOATS = ("FP32", "FP64", "FP16", "BF16")
 
 
 @register("v2")
@@ -32,7 +31,8 @@ class V2Wire(Wire):
         path = f"/v2/models/{section.model}" + (f"/versions/{section.version}" if section.version else "")
         self.about, self.url = _below(section.url, path), _below(section.url, f"{path}/infer")
         self._section, self._shape, self._reader = section, image_shape, Reader(section)
-        self._input, self._output = section.input.name, section.output
+        self._input, self._output = section.input.name, OutputChoice(section)
+        self._datatype: str | None = section.input.datatype
 
     @classmethod
     def check(cls, section: HttpTeacherConfig) -> None:
@@ -43,24 +43,49 @@ class V2Wire(Wire):
             raise ValueError("request and reply belong to json; v2 says itself how they look")
         if section.input.encoding == "png":
             raise ValueError("input.encoding: png is for json; v2 takes arrays")
+        if section.input.pixels == "unit" and section.input.datatype in tensors.INTEGERS:
+            raise ValueError(f"input.datatype: {section.input.datatype} has no fractions; set input.pixels to uint8")
+        if section.classification is not None:
+            cls._check_classification(section, section.classification)
+
+    @classmethod
+    def _check_classification(cls, section: HttpTeacherConfig, shown: int) -> None:
+        count, top = count_in(section.classes), section.form.top or 1
+        if section.answers == "soft" and shown < count:
+            raise ValueError(f"classification shows {shown} of {count} classes; set answers to top{shown}")
+        if shown < top:
+            raise ValueError(f"classification shows {shown} classes, fewer than answers: top{top}; set it to {top}")
+        if section.one_number:
+            raise ValueError("one_number and classification are two ways to show the answer; give one of them up")
 
     @classmethod
     def replies_in_names(cls, section: HttpTeacherConfig) -> bool:
-        """Only labels may be names; probabilities come as plain numbers."""
-        return section.answers == "hard"
+        """Labels and classification strings may be names; probabilities come as plain numbers."""
+        return section.answers == "hard" or section.classification is not None
+
+    def lacks(self) -> str | None:
+        """See `Wire`."""
+        if self._input is None:
+            return "teacher.input.name"
+        return "teacher.output" if self._section.classification is not None and self._output.name is None else None
 
     def learn(self, reply: Any) -> None:
-        """Check input and output against the model's metadata, and take the input's name from it where none was
-        given. The protocol allows a server to leave both out.
+        """Check input and output against the model's metadata, and take their names, and the input's datatype, from it
+        where the config gives none. The protocol allows a server to leave both out.
 
         Raises:
-            TeacherError: another input, datatype, shape or number of classes than the config says.
+            TeacherError: another input, datatype, shape or number of classes than the config says; several outputs
+                that can hold the answer; classes in another order.
         """
-        inputs, outputs = _entries(reply, "inputs"), _entries(reply, "outputs")
+        inputs, outputs = tensors.entries(reply, "inputs"), tensors.entries(reply, "outputs")
         if inputs:
             self._learn_input(inputs)
         if outputs and all("datatype" in entry for entry in outputs):
-            self._learn_output(outputs)
+            self._output.learn(outputs)
+        for entry in outputs:
+            self._check_names(entry.get("parameters"))
+        if self._section.classification is not None and self._output.name is None:
+            raise TeacherError("the model's metadata names no output to classify; set teacher.output")
 
     def _learn_input(self, inputs: list[dict[str, Any]]) -> None:
         names = ", ".join(repr(entry.get("name")) for entry in inputs)
@@ -72,40 +97,51 @@ class V2Wire(Wire):
         if isinstance(entry.get("name"), str):
             self._input = entry["name"]
         array = self._section.input.array(torch.zeros(1, *self._shape, dtype=torch.uint8), self.layout)
-        datatype, wanted = _datatype(entry), _datatype_of(array)
-        if datatype not in (None, wanted):
-            other = {"UINT8": "uint8", "FP32": "unit"}.get(str(datatype))
-            hint = f"set teacher.input.pixels to {other}" if other else "it can send UINT8 and FP32 only"
-            raise TeacherError(f"teacher.input.pixels: the model takes {datatype}, kdray would send {wanted}; {hint}")
-        shape = _sizes(entry)
-        if shape and not _fits(shape, array.shape):
+        if (wanted := tensors.datatype(entry)) is not None:
+            own = self._section.input.datatype
+            if own is None and tensors.keeps_pixels(array, wanted):
+                self._datatype = wanted
+            elif wanted != (sent := own or tensors.natural_datatype(array)):
+                hint = _datatype_hint(wanted, own is None)
+                field = "pixels" if own is None else "datatype"
+                raise TeacherError(f"teacher.input.{field}: the model takes {wanted}, kdray would send {sent}; {hint}")
+        shape = tensors.sizes(entry)
+        if shape and not tensors.fits(shape, array.shape):
             raise TeacherError(
                 f"the model takes images of shape {shape}, kdray would send {[-1, *array.shape[1:]]}; "
                 "set size, colour and layout of teacher.input to bring them together"
             )
+        if shape and len(shape) == array.ndim and shape[0] > 0:
+            self.batch_limit = shape[0]
 
-    def _learn_output(self, outputs: list[dict[str, Any]]) -> None:
-        if self._output is not None and all(entry.get("name") != self._output for entry in outputs):
-            return  # some servers give outputs that they do not list
-        try:
-            entry = self._choose(outputs)
-        except MalformedReply as reason:
-            raise TeacherError(str(reason)) from None
-        shape = _sizes(entry) if _datatype(entry) in _FLOATS else None
-        counts = {math.prod(sizes) for sizes in (shape or [], (shape or [])[1:]) if sizes and min(sizes) > 0}
-        if counts and self._reader.num_classes not in counts:  # some leave the batch out of the shape
-            raise TeacherError(
-                f"output {entry.get('name')!r} of the model has shape {shape}, teacher.classes says "
-                f"{self._reader.num_classes}: check teacher.classes and teacher.output"
-            )
+    def _check_names(self, parameters: Any) -> None:
+        """Refuse classes in another order than in a mapping of position to name, as `kdray teacher serve` has it."""
+        names, count = self._section.class_names(), self._reader.num_classes
+        said = [parameters.get(str(k)) for k in range(count)] if isinstance(parameters, dict) else [None]
+        if names is None or not all(isinstance(name, str) for name in said):
+            return
+        own = ClassNames(names, count, "names")
+        for position, name in enumerate(said):
+            try:
+                other = own.index(name)
+            except MalformedReply:
+                continue  # the user may have other words for the same classes
+            if other != position:
+                raise TeacherError(
+                    f"teacher.classes: class {position} of the server is {name!r}, of teacher.classes "
+                    f"{names[position]!r}; list the classes in the server's order"
+                )
 
     def request(self, images: Tensor) -> Any:
         """See `Wire`."""
         array = self._section.input.array(images, self.layout)
-        tensor = {"name": self._input or "input", "shape": list(array.shape), "datatype": _datatype_of(array)}
-        body: dict[str, Any] = {"inputs": [tensor | {"data": array.reshape(-1).tolist()}]}
-        if self._output is not None:
-            body["outputs"] = [{"name": self._output}]
+        datatype = self._datatype or tensors.natural_datatype(array)
+        tensor = {"name": self._input or "input", "shape": list(array.shape), "datatype": datatype}
+        body: dict[str, Any] = {"inputs": [tensor | {"data": tensors.cast(array, datatype).reshape(-1).tolist()}]}
+        if self._output.name is not None:
+            body["outputs"] = [{"name": self._output.name}]
+            if self._section.classification is not None:
+                body["outputs"][0]["parameters"] = {"classification": self._section.classification}
         return body
 
     def answers(self, reply: Any, batch: int) -> Answers:
@@ -113,70 +149,42 @@ class V2Wire(Wire):
         outputs = reply.get("outputs") if isinstance(reply, dict) else None
         if not isinstance(outputs, list) or not all(isinstance(entry, dict) for entry in outputs):
             raise MalformedReply(f"the teacher's reply has no outputs: {short(reply)}")
-        entry = self._choose(outputs)
+        entry = self._output.pick(outputs, batch)
         data = entry.get("data")
         if not isinstance(data, list):
             raise MalformedReply(f"output {entry.get('name')!r} of the teacher's reply has no data")
-        if _datatype(entry) not in _FLOATS:
-            return self._reader.labels(exactly(_flat(data), batch))
-        if data and not isinstance(data[0], list):
-            if len(data) % batch:
-                raise MalformedReply(f"the teacher gave {len(data)} numbers for {batch} images")
-            width = len(data) // batch
-            data = [data[k * width : (k + 1) * width] for k in range(batch)]
-        return self._reader.probabilities(exactly(data, batch))
+        classified = self._section.classification is not None and tensors.datatype(entry) == "BYTES"
+        numbers = self._output.holds_numbers(entry)
+        rows = tensors.rows(data, tensors.sizes(entry), batch, single=not (numbers or classified))
+        if classified:
+            return self._reader.top(rows, self._classified)
+        return self._reader.probabilities(rows) if numbers else self._reader.labels(rows)
 
-    def _choose(self, outputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """The output with the answer."""
-        hard = self._reader.form.kind == "hard"
-        floats = [e for e in outputs if _datatype(e) in _FLOATS]
-        others = [e for e in outputs if _datatype(e) not in _FLOATS]
-        fitting = (others + floats) if hard else floats
-        if self._output is not None:
-            if all(entry.get("name") != self._output for entry in outputs):
-                raise MalformedReply(f"the teacher's reply has no output {self._output!r}: check teacher.output")
-            fitting = [entry for entry in fitting if entry.get("name") == self._output]
-        if not fitting:
-            which = "the teacher" if self._output is None else f"output {self._output!r} of the teacher"
-            raise MalformedReply(f"{which} gives no probabilities; set teacher.answers to hard for labels")
-        return fitting[0]
+    def _classified(self, row: Any) -> list[tuple[Any, Any]]:
+        """(class, number) from each of Triton's classification strings, "0.7:2:name" or "0.7:2"."""
+        pairs: list[tuple[Any, Any]] = []
+        for text in row if isinstance(row, list) else [row]:
+            number, _, named = str(text).partition(":")
+            position, _, name = named.partition(":")
+            if not position.isascii() or not position.isdigit():
+                raise MalformedReply(f"the teacher answered {short(text)}, not number:position or number:position:name")
+            by_name = name and self._section.class_names() is not None and self._section.labels != "positions"
+            pairs.append((name if by_name else Position(position), number))
+        return pairs
 
 
-def _flat(data: list[Any]) -> list[Any]:
-    return [entry[0] if isinstance(entry, list) and len(entry) == 1 else entry for entry in data]
+def _datatype_hint(wanted: str, free: bool) -> str:
+    """What to do about a model whose input is of datatype `wanted`; `free`: the config names no datatype."""
+    if not free:
+        return f"set teacher.input.datatype to {wanted}"
+    if wanted in tensors.FLOATS:
+        return f"set teacher.input.pixels to unit, or teacher.input.datatype to {wanted} if it takes 0..255"
+    if wanted == "INT8":
+        return "set teacher.input.datatype to INT8 if it takes pixel - 128"
+    return "set teacher.input.pixels to uint8" if wanted in tensors.INTEGERS else "it can send numbers only"
 
 
 def _below(base: str, path: str) -> str:
     """`base` with `path` added to its path; `base` may have a query."""
     front, mark, query = base.partition("?")
     return front.rstrip("/") + path + mark + query
-
-
-def _entries(reply: Any, key: str) -> list[dict[str, Any]]:
-    """The tensors that metadata lists; none where it lists something else."""
-    entries = reply.get(key) if isinstance(reply, dict) else None
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-
-
-def _datatype(entry: dict[str, Any]) -> str | None:
-    """A tensor's datatype, which some spell as Triton's configuration does."""
-    datatype = entry.get("datatype")
-    return datatype.upper().removeprefix("TYPE_") if isinstance(datatype, str) else None
-
-
-def _sizes(entry: dict[str, Any]) -> list[int] | None:
-    """A tensor's shape, where it is one; its numbers may be strings."""
-    try:
-        return [int(size) for size in entry["shape"]]
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def _datatype_of(array: np.ndarray) -> str:
-    return "UINT8" if array.dtype == np.uint8 else "FP32"
-
-
-def _fits(shape: Sequence[int], sent: Sequence[int]) -> bool:
-    """Whether an array of shape `sent` is of `shape`, -1 there standing for any number; some leave the batch out."""
-    full = shape if len(shape) == len(sent) else [-1, *shape]
-    return len(full) == len(sent) and all(want in (-1, has) for want, has in zip(full[1:], sent[1:], strict=True))

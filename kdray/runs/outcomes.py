@@ -1,0 +1,75 @@
+"""From a teacher's reply to what the ledger is told of it: what is charged, and what is kept."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kdray.ledger.records import AnswerRows, Outcome, Reservation
+from kdray.teachers.answers import Answers
+from kdray.teachers.faults import Fault
+from kdray.teachers.pool import TeacherReply
+
+
+def outcome_of(
+    reply: TeacherReply,
+    reservation: Reservation,
+    hashes: Sequence[bytes],
+    *,
+    classes: int,
+    metered: bool,
+    believed: bool,
+) -> Outcome:
+    """How a request ended.
+
+    Args:
+        reply: answers, or why there are none.
+        reservation: of the request.
+        hashes: of its images, in the order they were sent.
+        classes: K, as the teacher says.
+        metered: the teacher may bill; one that does not has charged nothing.
+        believed: the teacher has answered images. Then one that it does not take is remembered as declined: before, it
+            may be how all images are asked about.
+    """
+    answers, fault = reply.answers, reply.fault or _misfit(reply.answers, len(hashes), classes)
+    if fault is None:
+        assert answers is not None  # or it would be a misfit
+        return _answered(reservation, hashes, answers.rows(), _invalid_rows(answers))
+    if fault.kind in ("malformed", "doubtful"):
+        nothing = AnswerRows(labels=np.zeros(len(hashes), dtype=np.int64))
+        return _answered(reservation, hashes, nothing, dict.fromkeys(range(len(hashes)), fault.message))
+    declined = fault.kind in ("declined", "oversized") and len(hashes) == 1 and believed
+    return Outcome(
+        reservation=reservation,
+        state="uncertain" if fault.charged and metered else "released",
+        hashes=hashes if declined else (),
+        reason=fault.message,
+        declined=declined,
+    )
+
+
+def _answered(reservation: Reservation, hashes: Sequence[bytes], rows: AnswerRows, bad: dict[int, str]) -> Outcome:
+    return Outcome(reservation=reservation, state="answered", hashes=hashes, answers=rows, bad=bad)
+
+
+def _misfit(answers: Answers | None, images: int, classes: int) -> Fault | None:
+    """Why a teacher's answers are none to so many images, or None."""
+    count = 0 if answers is None else len(answers)
+    if answers is None or count != images:
+        return Fault(kind="malformed", message=f"the teacher gave {count} answers to {images} images")
+    if answers.num_classes != classes:
+        message = f"the teacher gave answers of {answers.num_classes} classes, and says that it has {classes}"
+        return Fault(kind="malformed", message=message)
+    return None
+
+
+def _invalid_rows(answers: Answers) -> dict[int, str]:
+    """The rows a teacher calls invalid, and those that no student could learn from, with the reason."""
+    bad = {
+        row: f"the teacher answered label {answers.labels[row]}; labels lie in 0..{answers.num_classes - 1}"
+        for row in torch.nonzero((answers.labels < 0) | (answers.labels >= answers.num_classes)).flatten().tolist()
+    }
+    if answers.probs is not None:
+        broken = torch.nonzero(~torch.isfinite(answers.probs).all(dim=1)).flatten().tolist()
+        bad |= dict.fromkeys(broken, "the teacher's probabilities hold NaN or infinity")
+    return bad | dict(answers.bad)

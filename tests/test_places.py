@@ -1,0 +1,148 @@
+"""Where kdray may not write, and where it cannot show every character."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import command, copy_run, digits_config
+
+from kdray.errors import ConfigError, LedgerError
+from kdray.ledger import Ledger
+from kdray.utils.files import check_writable
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, teacher_weights) -> Path:
+    """A finished run of one round, with a price in a currency that ASCII does not have."""
+    folder = tmp_path_factory.mktemp("finished")
+    changes = {"budget__queries": 50, "select__rounds": 1, "student__epochs": 1}
+    changes |= {"budget__price_per_query": 0.5, "budget__currency": "€"}
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(digits_config(teacher_weights, **changes)))
+    done = command("run", config, "--local", "--out", folder / "run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def without_privileges() -> None:
+    """Before a program starts: root may no longer write what is read-only (CAP_DAC_OVERRIDE, _READ_SEARCH)."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def kdray(*arguments: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    """`kdray ARGUMENTS` in a process that may write only what its user may."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160", "MPLCONFIGDIR": str(cwd)} | env
+    return subprocess.run(
+        [sys.executable, "-m", "kdray", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, preexec_fn=without_privileges, check=False,
+    )  # fmt: skip
+
+
+def everything(root: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(root)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in root.rglob("*")
+    }
+
+
+@pytest.fixture
+def read_only(finished, tmp_path):
+    """A copy of the finished run in which nothing can be written."""
+    run = copy_run(finished, tmp_path / "run")
+    paths = [run, *run.rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    yield run
+    for path in paths:
+        path.chmod(path.stat().st_mode | 0o700)
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(read_only, tmp_path):
+    """The receipt, the end of the run again, and a report somewhere else; no file is made or changed."""
+    work, before = tmp_path / "work", everything(read_only)
+    work.mkdir()
+    denied = subprocess.run(["touch", read_only / "x"], preexec_fn=without_privileges, capture_output=True, check=False)
+    assert denied.returncode != 0, "this test needs a place that is read-only"
+    ledger = kdray("ledger", read_only, "--export", work / "answers.parquet", cwd=work, PYTHONIOENCODING="utf-8")
+    assert ledger.returncode == 0, ledger.stderr
+    assert "training budget of the run" in ledger.stdout.decode() and "0.00 €" in ledger.stdout.decode()
+    assert (work / "answers.parquet").exists()
+    resumed = kdray("resume", read_only, "--local", cwd=work, PYTHONIOENCODING="ascii")
+    assert resumed.returncode == 0, resumed.stderr
+    told = resumed.stdout.decode("ascii")
+    assert "50 of 50 training queries for 25.00 \\u20ac" in told
+    assert f"not written, the run is read-only: kdray report {read_only} --out FILE" in " ".join(told.split())
+    report = kdray("report", read_only, cwd=work)
+    assert report.returncode == 2 and b"--out: cannot write" in report.stderr and b"read-only" in report.stderr
+    report = kdray("report", read_only, "--out", "page.html", cwd=work)
+    assert report.returncode == 0, report.stderr
+    assert "25.00 €" in (work / "page.html").read_text(encoding="utf-8")
+    assert everything(read_only) == before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show_is_shown_as_its_code(encoding, finished, tmp_path):
+    done = kdray("ledger", finished, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert b"25.00 \\u20ac" in done.stdout and done.stderr == b""
+
+
+def test_a_home_folder_in_arguments(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    copy_run(finished, tmp_path / "run")
+    done = command("ledger", "~/run", "--export", "~/answers.parquet")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "answers.parquet").exists()
+    done = command("report", "~/run", "--out=~/page.html")
+    assert done.returncode == 0 and (tmp_path / "page.html").exists(), done.stderr
+    assert command("resume", "~/run", "--local").returncode == 0
+    assert not Path("~").exists()
+
+
+# A ledger that is only read
+
+
+def test_a_reader_makes_no_ledger_and_changes_none(tmp_path):
+    with pytest.raises(LedgerError, match="there is no ledger at"):
+        Ledger(tmp_path / "ledger.sqlite", read_only=True)
+    assert list(tmp_path.iterdir()) == []
+    writer = Ledger(tmp_path / "ledger.sqlite", budget=10)
+    reservation = writer.reserve(3)
+    reader = Ledger(tmp_path / "ledger.sqlite", read_only=True)
+    assert reader.remaining() == 7, "what a writer has not yet moved from the log to the file is seen"
+    with pytest.raises(LedgerError, match="cannot be written"):
+        reader.reserve(1)
+    writer.mark_uncertain(reservation)
+    assert reader.spent() == 3
+    reader.close()
+    writer.close()
+    before = everything(tmp_path)
+    reader = Ledger(tmp_path / "ledger.sqlite", read_only=True)
+    assert reader.spent() == 3
+    reader.close()
+    assert everything(tmp_path) == before
+
+
+def test_a_file_that_is_no_ledger_is_not_read_either(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "text").write_text("no ledger " * 100)
+    for name in ("empty", "text"):
+        with pytest.raises(LedgerError):
+            Ledger(tmp_path / name, read_only=True)
+
+
+def test_where_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "a" / "b" / "new", "x")
+    check_writable(tmp_path / "file", "x")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
+    with pytest.raises(ConfigError, match=r"^x: cannot write .*: .* is a folder; give another path$"):
+        check_writable(tmp_path, "x")
+    with pytest.raises(ConfigError, match="file is not a folder"):
+        check_writable(tmp_path / "file" / "below", "x")
