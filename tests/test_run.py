@@ -393,6 +393,7 @@ def test_a_teacher_that_fails_half_way_loses_nothing(tmp_path):
         "images": images,
         "budget": 50,
         "out": tmp_path / "run",
+        "local": True,  # or it would join the Ray of other tests
         "progress": False,
         "student": {"model": "small-cnn", "epochs": 1},
     }
@@ -756,6 +757,7 @@ def test_distil_from_python(tmp_path):
         budget=120,
         test=(test, labels),
         out=tmp_path / "run",
+        local=True,
         progress=False,
         select={"rounds": 2},
         student={"model": "small-cnn", "epochs": 15},
@@ -770,7 +772,7 @@ def test_distil_from_python(tmp_path):
     assert isinstance(result.student, torch.nn.Module)
     again = package.distil(
         teacher=bright, images=images[..., None], budget=120, test=(test, labels), out=tmp_path / "run",
-        progress=False, select={"rounds": 2}, student={"model": "small-cnn", "epochs": 15},
+        local=True, progress=False, select={"rounds": 2}, student={"model": "small-cnn", "epochs": 15},
         resources={"trainer": {"threads": 1}},
     )  # fmt: skip
     assert again.receipt == result.receipt and np.concatenate(asked).shape[0] == 120
