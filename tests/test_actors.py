@@ -603,27 +603,24 @@ def is_at_work(pid: int, kind: str) -> bool:
         return False
 
 
-def test_a_run_selects_alike_without_ray_on_one_worker_and_on_two_that_are_killed(ray_local, teacher_weights, tmp_path):
-    """With one scoring worker the student is trained in a worker too, and the teacher asked in the driver."""
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.storm), 2])
+def test_a_run_selects_alike_without_ray_and_on_workers_that_are_killed(workers, ray_local, teacher_weights, tmp_path):
+    """One scoring worker, and the teacher asked in the driver; or two and a teacher's, one of each kind killed."""
     grid = [0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70]
     changes = {"images__count": 70, "budget__queries": 90, "resources__chunk": 128, "pool__lambdas": grid}
     local = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "local"), local=True)
     assert all(metrics.search["keep"] >= 4 for metrics in local.history[1:]), "it guessed"
-    killer = KillWorkers()
-    where = {"resources__teacher_workers": 0, "resources__trainer__where": "worker"}
-    for name, workers, observer in (("one", 1, None), ("killed", 2, killer)):
-        resources = {"resources__scoring_workers": workers} | (
-            where if workers == 1 else {"resources__teacher_workers": 1}
-        )
-        config = parse_config(digits_config(teacher_weights, **changes, **resources))
-        result = run(config, RunDirectory(tmp_path / name), observer=observer)
-        for number in (1, 2):
-            ids = [RunDirectory(tmp_path / place).read_candidates(number).ids.tolist() for place in ("local", name)]
-            assert ids[0] == ids[1], (name, number)
-        student = (tmp_path / name / "student.safetensors").read_bytes()
-        assert student == (tmp_path / "local/student.safetensors").read_bytes(), name
-        assert result.receipt == local.receipt
-    assert killer.victims == {"choose": set(), "query": set()}, "all were killed"
+    killer = KillWorkers() if workers == 2 else None
+    changes |= {"resources__scoring_workers": workers, "resources__teacher_workers": workers - 1}
+    config = parse_config(digits_config(teacher_weights, **changes, resources__trainer__where="worker"))
+    result = run(config, RunDirectory(tmp_path / "ray"), observer=killer)
+    for number in (1, 2):
+        ids = [RunDirectory(tmp_path / place).read_candidates(number).ids.tolist() for place in ("local", "ray")]
+        assert ids[0] == ids[1], number
+    student = (tmp_path / "ray/student.safetensors").read_bytes()
+    assert student == (tmp_path / "local/student.safetensors").read_bytes()
+    assert result.receipt == local.receipt
+    assert killer is None or killer.victims == {"choose": set(), "query": set()}, "all were killed"
 
 
 def test_a_function_of_the_users_own_module_is_asked_from_a_worker(ray_local, tmp_path, monkeypatch):
