@@ -92,18 +92,24 @@ def _from_pil(images: Any, field: str) -> "Tensor":
     sizes = {image.size for image in images}
     if len(sizes) > 1:
         raise ImageSetError(f"{field}: images of several sizes, {sorted(sizes)[:3]} (width, height); resize them first")
-    rows = ImageRows(name=field, rows=len(images), decode=lambda row: images[row], where=lambda row: f"image {row}")
-    return decode_rows(rows, np.arange(len(images)), _Pictures(), field)[0]
+    source = _Pictures(images=tuple(images))
+    return decode_rows(source.open(field), np.arange(len(images)), source, field)[0]
 
 
 class _Pictures(ImageSource):
     """PIL images that are here already, read as every source reads its own by default."""
 
     source: str = "python"
+    images: tuple[Any, ...]
 
     def open(self, field: str) -> ImageRows:
-        """They are not opened by a config."""
-        raise NotImplementedError
+        """See `ImageSource.open`."""
+        return ImageRows(
+            name=field,
+            rows=len(self.images),
+            decode=lambda row: self.images[row],
+            where=lambda row: f"image {row}",
+        )
 
 
 def _to_array(values: Any, field: str, wanted: str) -> np.ndarray:
