@@ -466,3 +466,17 @@ def test_brackets_in_names_are_shown_as_they_are(name, tmp_path):
     assert first == f"ledger {folder / 'ledger.sqlite'}"
     for part in (f"{name}-1 training 0", f"teacher http:{name}: 1", f"the run {name}-1: 1", f"1 rejected: {name} is"):
         assert part in text
+
+
+def test_declined_images_are_forgotten_on_demand(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path, 10)
+    taken = ledger.reserve(1, teacher="t")
+    ledger.settle([Outcome(reservation=taken, state="released", hashes=[b"k" * 16], reason="too dark", declined=True)])
+    ledger.close()
+    done = command("ledger", path, "--forget-declined")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"forgot 1 declined images of {path}")
+    ledger = Ledger(path, 10)
+    assert ledger.failures("t", [b"k" * 16]) == {}
+    ledger.close()

@@ -43,7 +43,7 @@ def ledger_command(
         if budget is not None:
             change_budget(book, budget)
         if forget_declined:
-            with opened(book) as ledger:
+            with opened(book, to_write=True) as ledger:
                 print(f"forgot {ledger.forget_declined():,} declined images of {book.path}")
         show(book, Console(highlight=False, width=output_width()))
         if export is not None:
