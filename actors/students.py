@@ -8,7 +8,6 @@ import numpy as np
 import ray
 import torch
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
-from ray.util.queue import Empty, Queue
 
 from actors.cluster import unwrap
 from kdray.errors import ScoringError
@@ -16,26 +15,39 @@ from kdray.training.loop import TrainResult
 from kdray.training.trainer import StudentSpec, fit
 
 _MAX_TRIES = 3
+_LOOK_S = 0.5  # between two looks at how far it is
 
 
 class TrainingWorker:
-    """Trains one student in each call. It keeps nothing between calls."""
+    """Trains one student in each call, and says meanwhile how far it is: an actor that does two calls at once."""
+
+    def __init__(self) -> None:
+        self._progress: tuple[int, list[tuple[int, float]]] = (0, [])
 
     def fit(
-        self, spec: StudentSpec, images: np.ndarray, targets: np.ndarray, round: int, epochs: Queue
+        self, call: int, spec: StudentSpec, images: np.ndarray, targets: np.ndarray, round: int
     ) -> tuple[bytes, TrainResult]:
-        """Call `kdray.training.trainer.fit` with numpy arrays, and put each finished epoch into the queue."""
+        """Call `kdray.training.trainer.fit` with numpy arrays. `call` is a number that no other call has."""
+        epochs: list[tuple[int, float]] = []
+        self._progress = call, epochs
         return fit(
             spec,
             torch.from_numpy(images.copy()),
             torch.from_numpy(targets.copy()),
             round,
-            lambda done, loss: epochs.put((done, loss)),
+            lambda done, loss: epochs.append((done, loss)),
         )
+
+    def epochs(self, call: int, seen: int) -> list[tuple[int, float]]:
+        """Number and mean loss of each epoch that this call has finished, but for the first `seen`."""
+        under_way, epochs = self._progress
+        return epochs[seen:] if under_way == call else []
 
 
 class RayTrainer:
     """Trains the student in a Ray actor with `spec.threads` threads and `gpus` GPUs.
+
+    The actor starts with the first student and stays: it holds its GPUs for the run, and has imported torch.
 
     Args:
         spec: the student to train.
@@ -44,6 +56,14 @@ class RayTrainer:
 
     def __init__(self, spec: StudentSpec, gpus: float = 0.0) -> None:
         self._spec, self._gpus = spec, gpus
+        self._worker: Any = None
+        self._calls = 0
+
+    def close(self) -> None:
+        """End the actor."""
+        if self._worker is not None:
+            ray.kill(self._worker)
+        self._worker = None
 
     def fit(
         self,
@@ -61,25 +81,28 @@ class RayTrainer:
         """
         arrays = ray.put(images.numpy()), ray.put(targets.numpy())
         for _ in range(_MAX_TRIES):
-            epochs = Queue(actor_options={"num_cpus": 0})
-            # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
-            worker: Any = ray.remote(TrainingWorker).options(num_cpus=0, num_gpus=self._gpus).remote()
-            result = worker.fit.remote(self._spec, *arrays, round, epochs)
             try:
-                while not ray.wait([result], timeout=0)[0]:
-                    try:
-                        done, loss = epochs.get(timeout=0.5)
-                    except Empty:
-                        continue
-                    if on_epoch is not None:
-                        on_epoch(done, loss)
-                trained: tuple[bytes, TrainResult] = ray.get(result)
-                return trained
+                return self._train(arrays, round, on_epoch or (lambda done, loss: None))
             except RayTaskError as error:
                 raise unwrap(error) from None
             except (RayActorError, ActorUnavailableError):
+                self.close()
                 time.sleep(1.0)  # Ray must notice that the node died before it can choose another
-            finally:
-                ray.kill(worker)
-                epochs.shutdown(force=True)
         raise ScoringError(f"the training worker died {_MAX_TRIES} times; look at 'ray status', then 'kdray resume'")
+
+    def _train(
+        self, arrays: tuple[Any, Any], round: int, on_epoch: Callable[[int, float], None]
+    ) -> tuple[bytes, TrainResult]:
+        if self._worker is None:
+            # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
+            options = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2}
+            self._worker = ray.remote(TrainingWorker).options(**options).remote()
+        self._calls += 1
+        result, seen, trained = self._worker.fit.remote(self._calls, self._spec, *arrays, round), 0, False
+        while not trained:
+            trained = bool(ray.wait([result], timeout=_LOOK_S)[0])
+            for done, loss in ray.get(self._worker.epochs.remote(self._calls, seen)):
+                on_epoch(done, loss)
+                seen += 1
+        student: tuple[bytes, TrainResult] = ray.get(result)
+        return student

@@ -571,9 +571,19 @@ def test_a_student_trained_in_an_actor_is_the_one_trained_here(ray_local):
     images = torch.randint(0, 256, (64, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     targets = torch.softmax(torch.randn(64, 3, generator=torch.Generator().manual_seed(1)), dim=1)
     here, result = LocalTrainer(spec).fit(images, targets, 2)
-    there, remote = RayTrainer(spec).fit(images, targets, 2)
-    assert here == there
-    assert result.losses == remote.losses
+    trainer, told = RayTrainer(spec), []
+    try:
+        there, remote = trainer.fit(images, targets, 2, lambda done, loss: told.append((done, loss)))
+        assert here == there
+        assert result.losses == remote.losses
+        assert told == list(enumerate(result.losses, 1)), "each epoch is told, once"
+        (pid,) = actor_pids("TrainingWorker")
+        os.kill(pid, signal.SIGKILL)
+        again, _ = trainer.fit(images, targets, 2)
+        assert again == here, "by another worker"
+    finally:
+        trainer.close()
+    until(lambda: actor_pids("TrainingWorker") == [])
 
 
 class KillWorkers(Observer):
@@ -633,12 +643,12 @@ def test_a_function_of_the_users_own_module_is_asked_from_a_worker(ray_local, tm
         "    return np.stack([share, 1 - share], axis=1)\n"
     )
     monkeypatch.chdir(tmp_path)
-    data = digits_config("unused", select__rounds=1, budget__queries=80, test=None, resources__scoring_workers=1)
+    data = digits_config("unused", select__rounds=0, budget__queries=40, test=None, resources__scoring_workers=1)
     data["teacher"] = {"kind": "python", "function": "my_teacher:ask", "classes": 2}
     result = run(parse_config(data), RunDirectory(tmp_path / "run"))
-    assert result.receipt.queries == 80
+    assert result.receipt.queries == 40
     asked = [path for path in tmp_path.glob("asked-*") if path.name != f"asked-{os.getpid()}"]
-    assert sum(int(line) for path in asked for line in path.read_text().split()) == 80
+    assert sum(int(line) for path in asked for line in path.read_text().split()) == 40
 
 
 def test_workers_are_counted_from_what_is_free(ray_local):

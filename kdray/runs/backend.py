@@ -92,6 +92,7 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
         trainer: Trainer = LocalTrainer(inputs.spec)
         if where == "worker":
             trainer = RayTrainer(inputs.spec, gpus=resources.trainer.gpus)
+            stack.callback(trainer.close)
         observer.note(
             f"Ray ({cluster.address}): {workers} scoring workers, {asking} teacher workers, training in the {where}"
         )
