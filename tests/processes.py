@@ -47,7 +47,7 @@ def _main(
     os.dup2(err.fileno(), 2)
     out.close()
     err.close()
-    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding=env.get("PYTHONIOENCODING", "utf-8"), closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     sys.argv = ["kdray", *arguments]
     sys.path.insert(0, cwd)

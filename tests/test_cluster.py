@@ -96,7 +96,7 @@ def instead(environment: dict[str, str], **more: str) -> dict[str, str | None]:
 
 
 def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, config_file, tmp_path):
-    path = config_file(select__rounds=1, budget__queries=80, student__epochs=2)
+    path = config_file(select__rounds=1, budget__queries=80, student__epochs=2, resources__teacher_workers=0)
     done = run_on(head, ["run", str(path), "--out", str(tmp_path / "auto")], "auto", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Ray (auto): 2 scoring workers" in done.stderr
@@ -144,7 +144,7 @@ def test_an_explicit_address_finds_the_token_by_itself(head, config_file, tmp_pa
     without_mode = {key: value for key, value in environment.items() if key != "RAY_AUTH_MODE"}
     done = run_on(
         (without_mode, port, dashboard),
-        ["run", str(config_file(select__rounds=0)), "--out", str(tmp_path / "run")],
+        ["run", str(config_file(select__rounds=0, resources__teacher_workers=0)), "--out", str(tmp_path / "run")],
         f"127.0.0.1:{port}",
         tmp_path,
     )

@@ -40,6 +40,11 @@ def worst(q: np.ndarray, gains: np.ndarray, losses: np.ndarray, mistakes: float)
     return float(q @ gains - lost[:whole].sum() - part)
 
 
+def games(many: int):
+    """So many among the storms, 300 in every test run."""
+    return pytest.mark.parametrize("count", [300, pytest.param(many, marks=pytest.mark.storm)])
+
+
 def cases(seed: int, count: int, most: int = 10):
     """Random gains, some with ties and zeros, and whole and broken numbers of mistakes."""
     rng = np.random.default_rng(seed)
@@ -50,9 +55,10 @@ def cases(seed: int, count: int, most: int = 10):
         yield rng, gains, mistakes
 
 
-def test_the_distribution_is_the_optimum_of_the_relative_game() -> None:
+@games(1500)
+def test_the_distribution_is_the_optimum_of_the_relative_game(count: int) -> None:
     """Corollary 1, eq. 4."""
-    for rng, gains, mistakes in cases(0, 1500):
+    for rng, gains, mistakes in cases(0, count):
         w = None if rng.random() < 0.3 else rng.random()
         losses = gains * (1 - mistakes / len(gains) if w is None else w)
         p, best = distribution(gains, mistakes, w), game(gains, losses, mistakes, 1, None)
@@ -61,9 +67,10 @@ def test_the_distribution_is_the_optimum_of_the_relative_game() -> None:
         assert worst(p, gains, losses, mistakes) == pytest.approx(best, abs=1e-7)
 
 
-def test_the_distribution_is_the_optimum_with_losses_of_any_kind() -> None:
+@games(1500)
+def test_the_distribution_is_the_optimum_with_losses_of_any_kind(count: int) -> None:
     """Theorem 1, eq. 3."""
-    for rng, gains, mistakes in cases(1, 1500):
+    for rng, gains, mistakes in cases(1, count):
         losses = rng.random(len(gains)) * 2 if rng.random() < 0.7 else rng.integers(0, 3, len(gains)) / 2
         p, best = distribution(gains, mistakes, losses=losses), game(gains, losses, mistakes, 1, None)
         assert p.min() >= 0 and p.sum() == pytest.approx(1, abs=1e-12)
@@ -71,8 +78,9 @@ def test_the_distribution_is_the_optimum_with_losses_of_any_kind() -> None:
         assert worst(p, gains, losses, mistakes) == pytest.approx(best, abs=1e-7)
 
 
-def test_several_draws_are_the_optimum_of_the_same_game_with_no_probability_above_one() -> None:
-    for rng, gains, mistakes in cases(2, 2000, 12):
+@games(2000)
+def test_several_draws_are_the_optimum_of_the_same_game_with_no_probability_above_one(count: int) -> None:
+    for rng, gains, mistakes in cases(2, count, 12):
         draws, w = int(rng.integers(0, len(gains) + 1)), rng.random()
         q = inclusion(gains, draws, mistakes, w)
         assert q.min() >= 0 and q.max() <= 1 and q.sum() == pytest.approx(draws, abs=1e-9)
@@ -180,9 +188,10 @@ def test_exactly_as_many_as_the_probabilities_say(weights: list[float], seed: in
     assert np.array_equal(drawn, again)
 
 
-def test_marginals_and_pairs_over_20000_draws() -> None:
+@pytest.mark.parametrize("times", [4000, pytest.param(20_000, marks=pytest.mark.storm)])
+def test_marginals_and_pairs_over_many_draws(times: int) -> None:
     probs = np.array([0.5, 0.25, 0.75, 0.9, 0.6, 1.0, 0.0, 0.3, 0.7, 0.05, 0.95])
-    times, generator = 20_000, np.random.default_rng(3)
+    generator = np.random.default_rng(3)
     drawn = np.zeros((times, len(probs)))
     for row in drawn:
         row[dependent_round(probs, generator)] = 1

@@ -228,7 +228,8 @@ def test_random_mixes_with_one_half(pool, model):
 
 
 @pytest.mark.parametrize("gain", ["margin", "confidence", "entropy"])
-def test_rad_pairs_draws_with_the_probabilities_of_corollary_1_and_takes_the_best_lambda(gain, pool, model):
+@pytest.mark.parametrize("runs", [100, pytest.param(400, marks=pytest.mark.storm)])
+def test_rad_pairs_draws_with_the_probabilities_of_corollary_1_and_takes_the_best_lambda(gain, runs, pool, model):
     probs = probabilities(pool, model)
     top = np.sort(probs, axis=2)
     gains = {
@@ -239,7 +240,6 @@ def test_rad_pairs_draws_with_the_probabilities_of_corollary_1_and_takes_the_bes
     want = 10 * distribution(gains.max(axis=1), 12, 0.7)
     assert want.max() <= 1
     drawn = np.zeros(pool.num_groups)
-    runs = 400
     found = asking_once(pool, model)
     for seed in range(runs):
         task = Task(
