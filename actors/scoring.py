@@ -20,6 +20,7 @@ from kdray.search.requests import R, Request, RunStage, SearchContext
 from kdray.search.stages import Cut, Merge, Stage
 from kdray.sections.search import SearchSettings
 from kdray.utils.memory import keep_freed_memory
+from kdray.utils.text import counted
 
 _RESTART_POLL_S = 0.1
 _LOOK_S = 2.0  # least time between two checks for free CPUs
@@ -209,8 +210,7 @@ class RaySearcher:
             self._add(room)
             under_way.wake(range(known, known + room))
             if on_note is not None:
-                more = "worker" if room == 1 else "workers"
-                on_note(f"{room} more scoring {more}, {known + room} in all: CPUs have become free")
+                on_note(f"{counted(room, 'more scoring worker')}, {known + room} in all: CPUs have become free")
 
 
 class _StageRun:

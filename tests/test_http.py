@@ -424,7 +424,7 @@ def test_a_redirect_is_told_and_never_followed(status):
         (200, {"errors": [{"message": "no"}]}, " replied with an error: [{'message': 'no'}]"),
         (202, {"job": 3}, " answers 202 and does not say where the result will be; see teacher.poll"),
         (200, {"message": "no"}, "the teacher's reply has nothing at 'probabilities': {'message': 'no'}; check"),
-        (200, {"probabilities": [GOOD]}, "the teacher gave 1 answers to 2 images"),
+        (200, {"probabilities": [GOOD]}, "the teacher gave 1 answer to 2 images"),
         (200, {"probabilities": [[0.5, 0.5]] * 2}, "2 numbers for an image, teacher.classes says 3"),
         (200, None, "has nothing at 'probabilities': None"),
     ],

@@ -38,7 +38,7 @@ def test_a_label_that_is_no_class_is_rejected():
     ("answers", "classes", "reason"),
     [
         (None, 3, "the teacher gave 0 answers to 2 images"),
-        (soft([0.2, 0.7, 0.1]), 3, "the teacher gave 1 answers to 2 images"),
+        (soft([0.2, 0.7, 0.1]), 3, "the teacher gave 1 answer to 2 images"),
         (soft([0.2, 0.8], [0.5, 0.5]), 3, "the teacher gave answers of 2 classes, and says that it has 3"),
     ],
 )

@@ -1121,7 +1121,7 @@ def test_a_batch_size_that_is_too_large_is_lowered_and_said(kind, requests, cloc
     )
     assert len(bought.positions) == 60 and money(ledger) == (60, 0, 0, 0) and not bought.set_aside
     assert len(line.batches) <= requests
-    assert notes[-1].startswith("the teacher takes no more than 1 images a request")
+    assert notes[-1].startswith("the teacher takes no more than 1 image a request")
     # It is remembered in the next rounds of the run.
     line = Line(clock, takes_at_most(1, kind))
     buy(pictures(*range(60, 90)), teachers=line, ledger=ledger, batch_size=128, policy=policy, round=1)

@@ -452,8 +452,8 @@ def test_a_book_is_found_for_a_run_and_for_a_file(a_run, filled, tmp_path):
     assert find_book(run, None) == Book(path=filled, owner=SECOND, price=None, currency="USD")
 
 
-@pytest.mark.parametrize("name", ["[bold]", "[/]", "a[/red]b", "[link=x]"])
-def test_brackets_in_names_are_shown_as_they_are(name, tmp_path):
+@pytest.mark.parametrize("name", ["[bold]", "[/]", "a[/red]b", "[link=x]", "a:bug:b"])
+def test_brackets_and_colons_in_names_are_shown_as_they_are(name, tmp_path):
     folder = tmp_path / name.replace("/", "-")
     folder.mkdir()
     shop = Shop(folder / "ledger.sqlite")
@@ -476,7 +476,7 @@ def test_declined_images_are_forgotten_on_demand(tmp_path):
     ledger.close()
     done = command("ledger", path, "--forget-declined")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"forgot 1 declined images of {path}")
+    assert done.stdout.startswith(f"forgot 1 declined image of {path}")
     ledger = Ledger(path, 10)
     assert ledger.failures("t", [b"k" * 16]) == {}
     ledger.close()

@@ -353,7 +353,7 @@ def test_a_request_gives_each_image_its_id():
         (["a", "a"], "has the id 'a' twice"),
         (["a", None], "has the id None, which the request had not"),
         (["a", ["b"]], r"has the id \['b'\], which the request had not"),
-        (["a"], "gave 1 answers to 2 images"),
+        (["a"], "gave 1 answer to 2 images"),
         (["a", "b", "a"], "gave 3 answers to 2 images"),
     ],
 )

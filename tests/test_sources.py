@@ -123,16 +123,16 @@ def test_torchvision_does_not_take_a_leftover_for_a_class(tmp_path):
 
 
 def test_run_and_plan_say_what_is_left_out(tmp_path, teacher_weights):
-    root = tmp_path / "set"
+    root = tmp_path / "set[red] :bug: [" / "]"  # as it is, on a terminal too
     write_images(root, {f"{k}.png": np.full((16, 16), k, np.uint8) for k in range(8)})
     (root / "a.txt").write_text("a")
     (tmp_path / "c.yaml").write_text(
-        f"images: {{source: folder, path: {root}}}\n"
+        f"images: {{source: folder, path: '{root}'}}\n"
         f"teacher: {{kind: local, model: small-cnn, weights: {teacher_weights}}}\n"
         "budget: {queries: 8}\nselect: {strategy: random, rounds: 0}\nstudent: {model: lenet5, epochs: 1}\n"
     )
     told = f"images: 1 file of {root} is no image and was left out (.txt 1)"
-    planned = command("plan", tmp_path / "c.yaml")
+    planned = command("plan", tmp_path / "c.yaml", env={"COLUMNS": "400"})
     assert planned.returncode == 0 and told in " ".join(planned.stdout.split())
     done = command("run", tmp_path / "c.yaml", "--local", "--out", tmp_path / "r")
     assert done.returncode == 0 and told in done.stderr.splitlines()

@@ -362,13 +362,13 @@ def test_v2_labels_numbers_and_names(data, datatype):
         (v2(output="l"), infer(tensor([1, 2], "INT64", "l")), "output 'l' of the teacher gives no probabilities"),
         (v2(answers="top2", output="l"), infer(tensor([1, 2], "INT64", "l")), "output 'l' of the teacher gives no pro"),
         (v2(output="q"), infer(tensor([GOOD, OTHER])), "has no output 'q': check teacher.output"),
-        (v2(), infer(tensor([GOOD])), "gave 1 answers to 2 images"),
+        (v2(), infer(tensor([GOOD])), "gave 1 answer to 2 images"),
         (v2(), infer(tensor([GOOD, GOOD, GOOD])), "gave 3 answers to 2 images"),
         (v2(), infer(tensor([*GOOD, 0.5])), "2 numbers for an image, teacher.classes says 3"),
         (v2(), infer(tensor([*GOOD, *GOOD, 0.5])), "gave 7 numbers for 2 images"),
         (v2(), infer(tensor([])), "gave 0 answers to 2 images"),
         (v2(), infer(tensor([[0.5, 0.5], [0.5, 0.5]])), "2 numbers for an image, teacher.classes says 3"),
-        (v2(answers="hard"), infer(tensor([1], "INT64")), "gave 1 answers to 2 images"),
+        (v2(answers="hard"), infer(tensor([1], "INT64")), "gave 1 answer to 2 images"),
         (v2(answers="hard"), infer(tensor([1, 2, 0], "INT64")), "gave 3 answers to 2 images"),
         (v2(answers="hard"), infer(tensor(["cow", "hen"], "BYTES")), "class 'cow', which teacher.classes does not"),
         (v2(), {"error": "out of memory"}, "has no outputs: {'error': 'out of memory'}"),
@@ -411,7 +411,7 @@ def test_json_probabilities(paths, reply):
 def test_json_about_one_image():
     assert rows(plain(probabilities="a").answers({"a": GOOD}, 1)) == [GOOD]
     assert rows(plain(answers="hard", label="a.0").answers({"a": ["ray"]}, 1)) == [2]
-    with pytest.raises(MalformedReply, match="gave 1 answers to 2 images"):
+    with pytest.raises(MalformedReply, match="gave 1 answer to 2 images"):
         plain(probabilities="a").answers({"a": GOOD}, 2)
 
 
@@ -469,7 +469,7 @@ def test_soft_answers_name_every_class():
             {"r": {"a": 1}},
             "'r' of the teacher's reply is no list: check teacher.reply.",
         ),
-        (plain(rows="r", probabilities=""), {"r": [GOOD]}, "gave 1 answers to 2 images"),
+        (plain(rows="r", probabilities=""), {"r": [GOOD]}, "gave 1 answer to 2 images"),
         (
             plain(rows="r", probabilities="p"),
             {"r": [{"q": 1}] * 2},

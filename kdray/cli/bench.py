@@ -34,10 +34,11 @@ def score_command(
 ) -> None:
     """Candidates a second that are scored on Ray, beside the bare forward pass; memory; one worker against several."""
     with exit_on_error():
-        from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         from kdray.runs.bench import ForwardOptions, Setting, default_workers, lines, measure, parse_shape
+        from kdray.utils.console import make_console
 
         setting = Setting(
             model=model,
@@ -51,5 +52,5 @@ def score_command(
         )
         table = Table(show_header=False, box=None)
         for name, value in lines(setting, measure(setting, lambda text: print(text, file=sys.stderr, flush=True))):
-            table.add_row(f"[bold]{name}[/bold]", value)
-        Console(highlight=False, width=output_width()).print(table)
+            table.add_row(Text(name, "bold"), value)
+        make_console(width=output_width()).print(table)

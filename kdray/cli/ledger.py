@@ -33,9 +33,9 @@ def ledger_command(
 ) -> None:
     """The receipt: what was bought, for what, from whom, what it cost, what it saved, and what is left."""
     with exit_on_error():
-        from rich.console import Console
-
+        from kdray.utils.console import make_console
         from kdray.utils.files import expand
+        from kdray.utils.text import counted
 
         if export is not None:
             export = expand(export)
@@ -44,8 +44,8 @@ def ledger_command(
             change_budget(book, budget)
         if forget_declined:
             with opened(book, to_write=True) as ledger:
-                print(f"forgot {ledger.forget_declined():,} declined images of {book.path}")
-        show(book, Console(highlight=False, width=output_width()))
+                print(f"forgot {counted(ledger.forget_declined(), 'declined image')} of {book.path}")
+        show(book, make_console(width=output_width()))
         if export is not None:
             print(f"wrote {write_parquet(book, export):,} answers to {shown(export)}")
 
@@ -120,7 +120,7 @@ def change_budget(book: Book, cap: int) -> None:
 
 def show(book: Book, console: "Console") -> None:
     """Print the receipt."""
-    from rich.markup import escape
+    from rich.text import Text
 
     from kdray.ledger.receipt import accounts, lines, reasons, total
 
@@ -128,16 +128,16 @@ def show(book: Book, console: "Console") -> None:
         found = lines(ledger, book.owner)
         held = accounts(ledger, book.owner)
         why = reasons(ledger, book.owner)
-    console.print(f"[bold]ledger[/bold] {escape(shown(book.path))}", soft_wrap=True)
+    console.print(Text("ledger", "bold"), shown(book.path), soft_wrap=True)
     console.print(_table(book, found))
     for teacher in dict.fromkeys(line.teacher for line in found):
         of = total([line for line in found if line.teacher == teacher])
-        console.print(f"teacher {teacher}: {of.charged:,} charged, {of.hits:,} free", soft_wrap=True, markup=False)
+        console.print(f"teacher {teacher}: {of.charged:,} charged, {of.hits:,} free", soft_wrap=True)
     for account in held:
         if account.cap is not None:
-            console.print(_balance(book, account), soft_wrap=True, markup=False)
+            console.print(_balance(book, account), soft_wrap=True)
     for state, reason, queries in why:
-        console.print(f"{queries:,} {state}: {reason}", soft_wrap=True, markup=False)
+        console.print(f"{queries:,} {state}: {reason}", soft_wrap=True)
 
 
 def write_parquet(book: Book, path: Path) -> int:
@@ -171,12 +171,10 @@ def _table(book: Book, found: "list[Line]") -> "Table":
 
 
 def _add(table: "Table", book: Book, line: "Line", head: list[str], style: str | None = None) -> None:
-    from rich.markup import escape
-
     cells = head + [f"{getattr(line, name):,}" for name in _COUNTS]
     if book.price is not None:
         cells += [_money(book, line.charged), _money(book, line.hits)]
-    table.add_row(*map(escape, cells), style=style)  # the name of a run may hold brackets
+    table.add_row(*cells, style=style)
 
 
 def _balance(book: Book, account: "Account") -> str:

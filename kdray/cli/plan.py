@@ -10,12 +10,13 @@ def plan_command(config: ConfigArgument, overrides: Overrides = None) -> None:
 
         parsed = load_config(config, overrides or [])  # before the next imports, which bring torch
 
-        from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         from kdray.runs.plan import make_plan, plan_lines
+        from kdray.utils.console import make_console
 
         table = Table(show_header=False, box=None)
         for name, value in plan_lines(make_plan(parsed)):
-            table.add_row(f"[bold]{name}[/bold]", value)
-        Console(highlight=False, width=output_width()).print(table)
+            table.add_row(Text(name, "bold"), value)
+        make_console(width=output_width()).print(table)

@@ -49,14 +49,13 @@ def resume_command(
 
 def _show(result: "Result") -> None:
     """The closing table, the receipt, and where everything is."""
-    from rich.console import Console
-
     from kdray.observers.display import result_table
     from kdray.report.page import write_report
     from kdray.runs.directory import RunDirectory
+    from kdray.utils.console import make_console
     from kdray.utils.files import shown
 
-    console = Console(highlight=False, width=output_width(140))
+    console = make_console(width=output_width(140))
     console.print(result_table(result.history, result.receipt.budget))
     directory = RunDirectory(result.directory)
     try:
@@ -64,7 +63,7 @@ def _show(result: "Result") -> None:
     except ConfigError:  # a finished run that lies where nothing can be written
         report = f"not written, the run is read-only: kdray report {shown(directory.path)} --out FILE"
     for name, value in (("spent", _spent(result.receipt)), ("run", shown(result.directory)), ("report", report)):
-        console.print(f"{name:<7}{value}", soft_wrap=True, markup=False)
+        console.print(f"{name:<7}{value}", soft_wrap=True)
 
 
 def _spent(receipt: "Receipt") -> str:

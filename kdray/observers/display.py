@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kdray.observers.base import Observer, RoundMetrics
+from kdray.utils.console import make_console
+from kdray.utils.text import counted
 
 _PHASES = {
     "estimate": "estimating m",
@@ -24,7 +26,7 @@ _QUIET_S = 10.0  # least time between two plain lines within one phase
 def make_display(stream: TextIO | None = None) -> Observer:
     """A live display if `stream` (default: standard error) is a terminal, else plain lines."""
     stream = stream or sys.stderr
-    return LiveDisplay(Console(file=stream)) if stream.isatty() else PlainDisplay(stream)
+    return LiveDisplay(make_console(stream)) if stream.isatty() else PlainDisplay(stream)
 
 
 class _State(Observer):
@@ -78,7 +80,9 @@ class PlainDisplay(_State):
 
     def begin(self, *, rounds: int, budget: int, spent: int, title: str) -> None:
         super().begin(rounds=rounds, budget=budget, spent=spent, title=title)
-        self._say(f"run directory {title}: {rounds} rounds after round 0, {spent:,} of {budget:,} queries spent")
+        self._say(
+            f"run directory {title}: {counted(rounds, 'round')} after round 0, {spent:,} of {budget:,} queries spent"
+        )
 
     def phase(self, round: int, name: str) -> None:
         super().phase(round, name)
@@ -123,7 +127,7 @@ class LiveDisplay(_State):
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("[bold]{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", style="bold"),
             console=console,
             transient=True,
         )
@@ -145,12 +149,11 @@ class LiveDisplay(_State):
     def round_done(self, metrics: RoundMetrics) -> None:
         super().round_done(metrics)
         self._progress.console.print(
-            f"round {metrics.round}/{self._rounds} done in {sum(metrics.seconds.values()):.1f} s: {self._status()}",
-            highlight=False,
+            f"round {metrics.round}/{self._rounds} done in {sum(metrics.seconds.values()):.1f} s: {self._status()}"
         )
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(text)
 
     def close(self) -> None:
         self._progress.stop()

@@ -19,6 +19,7 @@ from kdray.sections.search import SearchSettings
 from kdray.teachers.pool import TeacherPool, make_pool
 from kdray.training.base import Trainer
 from kdray.training.trainer import LocalTrainer
+from kdray.utils.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,8 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
             trainer = RayTrainer(inputs.spec, gpus=resources.trainer.gpus)
             stack.callback(trainer.close)
         observer.note(
-            f"Ray ({cluster.address}): {workers} scoring workers, {asking} teacher workers, training in the {where}"
+            f"Ray ({cluster.address}): {counted(workers, 'scoring worker')}, {counted(asking, 'teacher worker')}, "
+            f"training in the {where}"
         )
         yield Backend(searcher=searcher, teachers=teachers, trainer=trainer, open_ledger=RayLedger)
 

@@ -26,6 +26,7 @@ from kdray.search.cost import batch_on
 from kdray.search.forward import Forward, ForwardOptions
 from kdray.sections.search import SearchSettings
 from kdray.utils.memory import keep_freed_memory
+from kdray.utils.text import counted
 
 __all__ = [
     "ForwardOptions",
@@ -223,7 +224,7 @@ def lines(setting: Setting, speeds: list[Speed]) -> list[tuple[str, str]]:
     shape = "x".join(map(str, setting.shape))
     rows = [("student", f"{setting.model} at {shape}, {setting.device}; {setting.repeats} measurements, medians")]
     for speed in speeds:
-        name = "1 worker" if speed.workers == 1 else f"{speed.workers} workers"
+        name = counted(speed.workers, "worker")
         rows.append(
             (
                 name,

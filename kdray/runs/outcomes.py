@@ -9,6 +9,7 @@ from kdray.ledger.records import AnswerRows, Outcome, Reservation
 from kdray.teachers.answers import Answers
 from kdray.teachers.faults import Fault
 from kdray.teachers.pool import TeacherReply
+from kdray.utils.text import counted
 
 
 def outcome_of(
@@ -56,7 +57,9 @@ def _misfit(answers: Answers | None, images: int, classes: int) -> Fault | None:
     """Why a teacher's answers are none to so many images, or None."""
     count = 0 if answers is None else len(answers)
     if answers is None or count != images:
-        return Fault(kind="malformed", message=f"the teacher gave {count} answers to {images} images")
+        return Fault(
+            kind="malformed", message=f"the teacher gave {counted(count, 'answer')} to {counted(images, 'image')}"
+        )
     if answers.num_classes != classes:
         message = f"the teacher gave answers of {answers.num_classes} classes, and says that it has {classes}"
         return Fault(kind="malformed", message=message)

@@ -14,6 +14,7 @@ from kdray.runs.evaluation import queries_allowed, unlabelled_note
 from kdray.runs.inputs import Data, PoolSchedule, read_data, resolve
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
+from kdray.utils.text import counted
 
 PROBE_S = 2.0
 _UNKNOWN_CLASSES = 10
@@ -219,7 +220,7 @@ def _evaluation(plan: Plan) -> str:
 
 
 def _asking(plan: Plan) -> str:
-    text = f"{plan.requests:,} requests of up to {plan.batch:,} images"
+    text = f"{counted(plan.requests, 'request')} of up to {counted(plan.batch, 'image')}"
     if plan.asking_s is not None:
         text += f"; at least {max(0.0, plan.asking_s):,.0f} s at the limits"
     return text + (f"; {plan.asking_days:,} days by the daily quota" if plan.asking_days > 1 else "")
@@ -246,7 +247,7 @@ def _duration(plan: Plan) -> str:
     seconds = plan.scoring_s
     fewer = f", {plan.exhaustive / plan.scored:.1f} times fewer than all" if plan.scored < plan.exhaustive else ""
     text = (
-        f"about {_time(seconds)} for {plan.scored:,} forward passes{fewer}, with {plan.workers} workers "
+        f"about {_time(seconds)} for {plan.scored:,} forward passes{fewer}, with {counted(plan.workers, 'worker')} "
         f"({plan.rate_per_s:,.0f} candidates/s, from a {PROBE_S:.0f}-second probe of one here)"
     )
     if seconds <= _LONG_S:

@@ -23,6 +23,7 @@ from kdray.runs.policy import Bought, LedgerLike, PurchasePolicy
 from kdray.teachers.answers import to_answers
 from kdray.teachers.faults import Fault, FaultKind
 from kdray.teachers.pool import TeacherPool, TeacherReply
+from kdray.utils.text import counted
 
 _GRACE_S = 10.0  # for replies on their way when the user stops the run
 _LOOK_S = 0.2  # between two looks at what others have bought
@@ -336,8 +337,8 @@ class _Purchase:
             self._retry.batch_limit = size
             if self._backlog.limit(size):
                 self._note(
-                    f"the teacher takes no more than {size:,} images a request: asking for no more from now on "
-                    f"(set teacher.batch_size to {size})"
+                    f"the teacher takes no more than {counted(size, 'image')} a request: asking for no more from now "
+                    f"on (set teacher.batch_size to {size})"
                 )
         elif last is not None:
             self._backlog.limit(last)

@@ -127,7 +127,8 @@ def _by_name(used: list[int], own: Sequence[str], names: Sequence[str]) -> dict[
             found[label] = places[0]
     if lacking := [own[label] for label in used if label not in found]:
         unused = [name for k, name in enumerate(names) if k not in found.values()]
-        raise ClassesDiffer(f"the teacher has no class {_list(lacking)}; it has {_list(unused) or 'no other'}")
+        rest = f"it has {_list(unused)}" if unused else "all others match"
+        raise ClassesDiffer(f"the teacher has no class {_list(lacking)}; {rest}")
     for place, times in Counter(found.values()).items():
         if times > 1:
             twice = [own[label] for label in used if found[label] == place]

@@ -12,6 +12,7 @@ from kdray.errors import TeacherError
 from kdray.ledger.records import AnswerRows
 from kdray.teachers.suspicion import explain
 from kdray.utils.lazy import torch
+from kdray.utils.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,7 +203,7 @@ def check_shape(probs: Tensor, batch: int, num_classes: int) -> None:
     """
     if tuple(probs.shape) != (batch, num_classes):
         raise TeacherError(
-            f"the teacher answered {batch} images with an array of shape {list(probs.shape)}; "
+            f"the teacher answered {counted(batch, 'image')} with an array of shape {list(probs.shape)}; "
             f"expected [{batch}, {num_classes}]: check teacher.classes"
         )
 

@@ -16,6 +16,7 @@ from kdray.sections.registry import import_object
 from kdray.teachers.answers import AnswerFormat, Answers, check_labels, check_probabilities
 from kdray.teachers.base import TeacherSection, count_in, names_in, teachers
 from kdray.utils.lazy import torch
+from kdray.utils.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,7 +164,9 @@ class FunctionTeacher:
                 "set teacher.answers to hard"
             )
         if len(array) != batch:
-            raise TeacherError(f"the teacher function returned {len(array)} labels for {batch} images")
+            raise TeacherError(
+                f"the teacher function returned {counted(len(array), 'label')} for {counted(batch, 'image')}"
+            )
         bad = check_labels(array, self.num_classes)
         return Answers(
             probs=None, labels=torch.from_numpy(array.astype(np.int64)), num_classes=self.num_classes, bad=bad

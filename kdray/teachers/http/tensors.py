@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdray.teachers.http.malformed import MalformedReply
+from kdray.utils.text import counted
 
 FLOATS = ("FP32", "FP64", "FP16", "BF16")
 INTEGERS = ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
@@ -85,13 +86,15 @@ def rows(data: Any, shape: list[int] | None, batch: int, *, single: bool = False
         data = data[0]
     if data and not isinstance(data[0], list) and not single:
         if len(data) % batch:
-            raise MalformedReply(f"the teacher gave {len(data)} numbers for {batch} images")
+            raise MalformedReply(f"the teacher gave {counted(len(data), 'number')} for {counted(batch, 'image')}")
         width = len(data) // batch
         if width != batch and [size for size in shape or [] if size != 1] == [width, batch]:
-            raise MalformedReply(f"the teacher gave a tensor of shape {shape} for {batch} images: they must come first")
+            raise MalformedReply(
+                f"the teacher gave a tensor of shape {shape} for {counted(batch, 'image')}: they must come first"
+            )
         data = [data[k * width : (k + 1) * width] for k in range(batch)]
     if len(data) != batch:
-        raise MalformedReply(f"the teacher gave {len(data)} answers to {batch} images")
+        raise MalformedReply(f"the teacher gave {counted(len(data), 'answer')} to {counted(batch, 'image')}")
     try:
         return [_squeezed(row) for row in data]
     except RecursionError:

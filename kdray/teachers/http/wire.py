@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from kdray.sections.registry import Catalogue
 from kdray.teachers.http.malformed import MalformedReply
+from kdray.utils.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,5 +108,5 @@ def exactly(rows: list[Any], batch: int) -> list[Any]:
         MalformedReply: they are not.
     """
     if len(rows) != batch:
-        raise MalformedReply(f"the teacher gave {len(rows)} answers to {batch} images")
+        raise MalformedReply(f"the teacher gave {counted(len(rows), 'answer')} to {counted(batch, 'image')}")
     return rows
