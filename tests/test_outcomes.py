@@ -31,7 +31,7 @@ def test_answers_are_kept_and_a_row_of_nan_is_rejected():
 
 def test_a_label_that_is_no_class_is_rejected():
     answers = Answers(probs=None, labels=torch.tensor([2, 3]), num_classes=3, bad={})
-    assert told(answers=answers).bad == {1: "the teacher answered label 3; labels lie in 0..2"}
+    assert told(answers=answers).bad == {1: "the teacher answered label 3; labels lie in 0..2: check teacher.classes"}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from kdray.ledger.limits import Limits
 from kdray.ledger.records import Order, Outcome
 from kdray.runs.purchase import Bought, PurchasePolicy, buy
 from kdray.teachers import Answers
+from kdray.teachers.answers import UnknownClass
 from kdray.teachers.faults import Fault
 from kdray.teachers.pool import LocalTeacherPool, TeacherReply
 from kdray.teachers.retry import RetryPolicy, RetryState
@@ -947,6 +948,28 @@ def test_too_many_such_images_stop_the_run(clock, make_ledger):
     assert ledger.spent() == spent
     bought = buy(images, teachers=line, ledger=ledger, batch_size=4, policy=policy(0.1))
     assert (sorted(bought.set_aside), ledger.spent()) == ([0, 13, 26, 39], spent + 1)
+
+
+def test_classes_that_the_teacher_should_not_have_stop_the_run_after_one_batch(clock, make_ledger):
+    """As `classes: 7` of a teacher with ten: every image of three classes would be paid for nothing."""
+    ledger, images = make_ledger(1000), pictures(*range(40))
+    unknown = UnknownClass("the teacher answered label 8")
+    line = Line(clock, lambda numbers, _: {row: unknown for row, n in enumerate(numbers) if n % 10 >= 7})
+    with pytest.raises(TeacherError) as error:
+        buy(images, teachers=line, ledger=ledger, batch_size=10, policy=PurchasePolicy(retry=patient()))
+    assert str(error.value) == (
+        "3 of 10 images got a class that the teacher should not have, more than teacher.retry.max_bad_share = 0.05 "
+        "allows; the last: the teacher answered label 8"
+    )
+    assert money(ledger) == (7, 3, 0, 0)
+
+
+def test_few_classes_that_the_teacher_should_not_have_are_set_aside(clock, make_ledger):
+    ledger, images = make_ledger(1000), pictures(*range(40))
+    line = Line(clock, lambda numbers, _: {row: UnknownClass("other") for row, n in enumerate(numbers) if n in (3, 4)})
+    bought = buy(images, teachers=line, ledger=ledger, batch_size=10, policy=PurchasePolicy(retry=patient(tries=2)))
+    assert bought.set_aside == {3: "other", 4: "other"}
+    assert money(ledger) == (38, 4, 0, 0)
 
 
 def test_tries_are_remembered_where_the_run_is_killed_between_them(clock, make_ledger):

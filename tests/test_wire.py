@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kdray.errors import TeacherError
 from kdray.images.png import decode_png
 from kdray.teachers import Answers
+from kdray.teachers.answers import UnknownClass
 from kdray.teachers.http import HttpInput, HttpReply
 from kdray.teachers.http import HttpTeacherConfig as HttpConfig
 from kdray.teachers.http.malformed import MalformedReply
@@ -544,6 +545,7 @@ def test_a_label_that_names_no_class_is_bad_and_its_neighbours_are_not(label):
     wire = v2(answers="hard")
     answers = wire.answers(through_json(infer(tensor([1, label, "ray"], "BYTES"))), 3)
     assert rows(answers) == [1, None, 2] and "which teacher.classes does not name" in answers.bad[1]
+    assert isinstance(answers.bad[1], UnknownClass)
     with pytest.raises(MalformedReply, match=r"which teacher\.classes does not name"):
         wire.answers(through_json(infer(tensor([label, label], "BYTES"))), 2)
 

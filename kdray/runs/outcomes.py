@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from kdray.ledger.records import AnswerRows, Outcome, Reservation
-from kdray.teachers.answers import Answers
+from kdray.teachers.answers import Answers, check_labels
 from kdray.teachers.faults import Fault
 from kdray.teachers.pool import TeacherReply
 from kdray.utils.text import counted
@@ -68,10 +68,7 @@ def _misfit(answers: Answers | None, images: int, classes: int) -> Fault | None:
 
 def _invalid_rows(answers: Answers) -> dict[int, str]:
     """The rows a teacher calls invalid, and those that no student could learn from, with the reason."""
-    bad = {
-        row: f"the teacher answered label {answers.labels[row]}; labels lie in 0..{answers.num_classes - 1}"
-        for row in torch.nonzero((answers.labels < 0) | (answers.labels >= answers.num_classes)).flatten().tolist()
-    }
+    bad = check_labels(answers.labels.numpy(), answers.num_classes)
     if answers.probs is not None:
         broken = torch.nonzero(~torch.isfinite(answers.probs).all(dim=1)).flatten().tolist()
         bad |= dict.fromkeys(broken, "the teacher's probabilities hold NaN or infinity")

@@ -20,7 +20,7 @@ from kdray.ledger.records import NEVER_SENT, STOPPED, Blocked, Order, Outcome, R
 from kdray.runs.backlog import Backlog, Batch
 from kdray.runs.outcomes import outcome_of
 from kdray.runs.policy import Bought, LedgerLike, PurchasePolicy
-from kdray.teachers.answers import to_answers
+from kdray.teachers.answers import UnknownClass, to_answers
 from kdray.teachers.faults import Fault, FaultKind
 from kdray.teachers.pool import TeacherPool, TeacherReply
 from kdray.utils.text import counted
@@ -29,6 +29,7 @@ _GRACE_S = 10.0  # for replies on their way when the user stops the run
 _LOOK_S = 0.2  # between two looks at what others have bought
 _NAP_S = 1.0  # the longest sleep between two looks at the limits: another run may have changed them
 _LONG_REST_S = 5.0  # worth telling
+_FEW_STRANGE = 2  # images with a class of their own that do not stop a run
 _NUMBERS = itertools.count()  # of requests: a late reply must not be taken for one to another purchase
 
 
@@ -117,6 +118,7 @@ class _Purchase:
         self._open_grant: str | None = None
         self._doubted: dict[bytes, int] = {}  # images that were declined before the teacher was believed
         self._failed_alone: bytes | None = None  # the one image of the last request that failed
+        self._strange: dict[bytes, str] = {}  # images that got a class which the teacher should not have, and why
         self._told = False
 
     def complete(self, on_progress: Callable[[int, int], None] | None) -> Bought:
@@ -278,6 +280,8 @@ class _Purchase:
             self._failed_alone = None
             self._limit(self._backlog.answered(batch))
             self._backlog.retry(batch, {batch.positions[row]: reason for row, reason in bad.items()})
+            unknown = {row: reason for row, reason in bad.items() if isinstance(reason, UnknownClass)}
+            self._strange |= {self._hashes[batch.positions[row]]: reason for row, reason in unknown.items()}
             return None
         if fault is None:  # answers without one row to believe: of many images, it is how the teacher answers
             if self._retry.believed and self._backlog.tried(batch):
@@ -357,6 +361,13 @@ class _Purchase:
                 f"teacher.retry.max_bad_share = {share:g} allows; the last is {self._name(self._hashes.index(key))}: "
                 f"{reason}"
             )
+        strange = [reason for key, reason in self._strange.items() if key not in self._known]
+        answered = len(self._known) + len(strange)
+        if len(strange) > max(_FEW_STRANGE, share * answered):
+            raise TeacherError(
+                f"{len(strange):,} of {answered:,} images got a class that the teacher should not have, more than "
+                f"teacher.retry.max_bad_share = {share:g} allows; the last: {strange[-1]}"
+            )
 
     # Stopping
 
@@ -365,10 +376,9 @@ class _Purchase:
         deadline = time.monotonic() + grace_s
         try:
             if self._open_grant is not None:  # stopped before it was known what was granted: nothing of it was sent
+                teacher, last = self._teacher.identity, self._open_grant
                 with contextlib.suppress(LedgerError):
-                    self._ledger.grant(
-                        [], teacher=self._teacher.identity, owner=self._owner, request=self._open_grant
-                    )  # fmt: skip
+                    self._ledger.grant([], teacher=teacher, owner=self._owner, request=last)
             for number in [n for n, request in self._waiting.items() if request.sent_at is None]:
                 request = self._waiting[number]
                 request.outcome = Outcome(reservation=request.reservation, state="released", reason=NEVER_SENT)

@@ -208,9 +208,15 @@ def check_shape(probs: Tensor, batch: int, num_classes: int) -> None:
         )
 
 
+class UnknownClass(str):
+    """Why a row is invalid: it names a class that the teacher should not have. Asking again seldom helps: it is
+    `teacher.classes` that is wrong."""
+
+
 def check_labels(labels: np.ndarray, num_classes: int) -> dict[int, str]:
     """Rows of int [B] labels that name no class, with the reason."""
+    text = "the teacher answered label {}; labels lie in 0..{}: check teacher.classes"
     return {
-        row: f"the teacher answered label {labels[row]}; labels lie in 0..{num_classes - 1}: check teacher.classes"
+        row: UnknownClass(text.format(labels[row], num_classes - 1))
         for row in np.flatnonzero((labels < 0) | (labels >= num_classes)).tolist()
     }

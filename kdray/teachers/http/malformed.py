@@ -11,6 +11,10 @@ class AmbiguousReply(MalformedReply):
     """A reply with several places where the answer may be. Only the config can say which: asking again is useless."""
 
 
+class NoSuchClass(MalformedReply):
+    """A reply that names a class which `teacher.classes` does not have."""
+
+
 def short(value: Any) -> str:
     """The beginning of a value's repr, for a message."""
     try:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from kdray.teachers.http.malformed import MalformedReply, short
+from kdray.teachers.http.malformed import NoSuchClass, short
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 _K = TypeVar("_K")
@@ -38,7 +38,7 @@ class ClassNames:
         """The position of the class that a server calls `given`.
 
         Raises:
-            MalformedReply: there is none.
+            NoSuchClass: there is none.
         """
         number = _whole(given)
         if isinstance(given, Position) or (self._labels == "positions" and number is not None):
@@ -53,13 +53,13 @@ class ClassNames:
             return self._numbers[number]
         if self._labels == "names" or (self._numeric and number is not None):
             hint = "; some classes are named by numbers, so a number counts as a name: see teacher.labels"
-            raise MalformedReply(_unknown(given) + (hint if number is not None else ""))
+            raise NoSuchClass(_unknown(given) + (hint if number is not None else ""))
         return self._position(given, number)
 
     def _position(self, given: Any, number: int | None) -> int:
         digits = not isinstance(given, str) or given.isdigit()
         if number is None or not digits or not 0 <= number < self._count:
-            raise MalformedReply(_unknown(given))
+            raise NoSuchClass(_unknown(given))
         return number
 
 

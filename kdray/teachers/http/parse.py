@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kdray.teachers.answers import Answers, check_probabilities
+from kdray.teachers.answers import Answers, UnknownClass, check_probabilities
 from kdray.teachers.base import count_in
-from kdray.teachers.http.malformed import MalformedReply, short
+from kdray.teachers.http.malformed import MalformedReply, NoSuchClass, short
 from kdray.teachers.http.names import ClassNames
 from kdray.teachers.suspicion import no_logits, suspect
 from kdray.utils.lazy import torch
@@ -168,9 +168,8 @@ class Reader:
     def _mapping(self, pairs: list[tuple[Any, Any]]) -> _Scores:
         try:
             values = self._named(pairs)
-        except MalformedReply as reason:
-            hint = "; keys that are no classes belong into teacher.reply.ignore"
-            raise MalformedReply(f"{reason}{hint if 'does not name' in str(reason) else ''}") from None
+        except NoSuchClass as reason:
+            raise NoSuchClass(f"{reason}; keys that are no classes belong into teacher.reply.ignore") from None
         if self.form.top is not None:
             return self._top(pairs)
         if len(pairs) != self.num_classes:
@@ -226,7 +225,7 @@ def _read_each(rows: Sequence[Any], read: Callable[[Any], T], missing: T) -> tup
             values.append(read(row))
         except MalformedReply as reason:
             values.append(missing)
-            bad[k] = str(reason)
+            bad[k] = UnknownClass(reason) if isinstance(reason, NoSuchClass) else str(reason)
     if bad and len(bad) == len(rows):
         raise MalformedReply(bad[0])
     return values, bad
