@@ -289,3 +289,24 @@ def test_answers_kept_under_a_name_are_of_so_many_classes(tmp_path):
     distil(lambda images: np.full(len(images), 4), tmp_path / "a", classes=5, **shared, **options)
     with pytest.raises(TeacherError, match=r"answer with class 4 of this teacher, teacher\.classes says 3"):
         distil(lambda images: np.full(len(images), 2), tmp_path / "b", classes=3, **shared, **options)
+
+
+def test_an_image_for_which_the_function_gives_nan_is_set_aside(tmp_path):
+    """It is paid for as often as `retry.tries` says; the others are learned from, and the run ends well."""
+    asked = []
+
+    def teacher(images):
+        asked.extend(images[:, 0, 0, 0].tolist())
+        probs = np.full((len(images), 2), 0.5)
+        probs[images[:, 0, 0, 0] == 7] = np.nan
+        return probs
+
+    images = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 16, 16), np.uint8)
+    options = {"classes": 2, "retry": {"tries": 3}}
+    small = {"select": {"rounds": 0}, "student": {"model": "small-cnn", "epochs": 1}, "local": True}
+    result = kdray.distil(
+        images=images, teacher=teacher, budget=60, teacher_options=options, out=tmp_path / "run", **small
+    )
+    assert asked.count(7) == 3 and len(asked) == 42
+    assert (result.receipt.queries, result.receipt.rejected) == (42, 3)
+    assert result.labelled[0].images[:, 0, 0, 0].tolist() == [n for n in range(40) if n != 7]
