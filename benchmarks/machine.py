@@ -23,7 +23,8 @@ def describe() -> dict[str, str | int]:
     """Processor, cores and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    command = ["git", "describe", "--always", "--dirty"]
+    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     commit = git.stdout.strip()
     return {
         "processor": ", ".join(sorted(names)),
@@ -40,7 +41,8 @@ def describe() -> dict[str, str | int]:
 def keep(name: str, figures: object) -> None:
     """Print the figures and write them, with command and machine, to results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
-    result = {"command": " ".join(["python", *sys.argv]), "machine": describe(), "figures": figures}
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)  # wherever it was started from
+    result = {"command": " ".join(["python", str(script), *sys.argv[1:]]), "machine": describe(), "figures": figures}
     text = json.dumps(result, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)

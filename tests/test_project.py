@@ -1,5 +1,6 @@
 """The project as a whole: who imports whom, that documents say what the code does, and that examples can be planned."""
 
+import json
 import re
 import subprocess
 import sys
@@ -48,3 +49,20 @@ def test_the_readme_names_only_commands_and_files_that_exist():
     assert len(named) >= 5
     for name in {name for pair in named for name in pair if name}:
         assert re.search(rf"\b{name}\b", commands), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_recorded_figures_name_the_command_that_makes_them(path):
+    program, script, *_ = json.loads(path.read_text())["command"].split()
+    assert program == "python" and not Path(script).is_absolute() and (ROOT / script).exists()
+
+
+def test_figures_are_kept_with_a_command_for_the_root_of_the_project(tmp_path):
+    code = "import sys; sys.path.insert(0, sys.argv.pop()); import machine; from pathlib import Path; "
+    code += "machine.RESULTS = Path(); sys.argv[0] = sys.argv.pop(); machine.keep('x', {})"
+    benchmarks = ROOT / "benchmarks"
+    command = [sys.executable, "-c", code, "--all", str(benchmarks / "draw.py"), str(benchmarks)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    kept = json.loads((tmp_path / "x.json").read_text())
+    assert kept["command"] == "python benchmarks/draw.py --all"
+    assert kept["machine"]["commit"] != ""
