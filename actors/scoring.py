@@ -189,7 +189,8 @@ class RaySearcher:
                     raise ScoringError(
                         f"no scoring worker for {self._patience_s:.0f} s; look at 'ray status', then 'kdray resume'"
                     )
-            under_way.cancel_rest()
+            # Copies of finished tasks are left to run, about a second each: after `ray.cancel`, the next call to the
+            # worker can wait 30 s for the cancelled one, and then fails.
             self.requeued += under_way.assignment.requeued
             metrics.requeued(under_way.assignment.requeued)
 
@@ -242,11 +243,6 @@ class _StageRun:
         if not ready:
             return False
         return self._woken(ready[0]) if ready[0] in self._waking else self._scored(ready[0])
-
-    def cancel_rest(self) -> None:
-        """Cancel copies of finished tasks that have not started."""
-        for call in self._running:
-            ray.cancel(call)
 
     def _scored(self, call: Reference) -> bool:
         worker, task = self._running.pop(call)
