@@ -29,7 +29,7 @@ _GRACE_S = 10.0  # for replies on their way when the user stops the run
 _LOOK_S = 0.2  # between two looks at what others have bought
 _NAP_S = 1.0  # the longest sleep between two looks at the limits: another run may have changed them
 _LONG_REST_S = 5.0  # worth telling
-_FEW_STRANGE = 2  # images with a class of their own that do not stop a run
+_FEW_STRANGE = 2  # images with a class that is not the teacher's: so few never stop a run
 _NUMBERS = itertools.count()  # of requests: a late reply must not be taken for one to another purchase
 
 
