@@ -1,0 +1,129 @@
+"""What the trials of a sweep measured: the mean over the seeds of each trial, and which trial is best."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from kdray.observers.base import RoundMetrics
+
+State = Literal["waiting", "running", "stopped", "failed", "finished"]
+"""waiting: not started. stopped: by the scheduler, after a round in which others were better. failed: see its cause."""
+Mode = Literal["max", "min"]
+
+METRICS = tuple(
+    field.name
+    for field in fields(RoundMetrics)
+    if field.type in (float, int, float | None, int | None) and field.name != "round"
+)
+"""The figures of a round that a sweep can compare."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A figure after one round of a trial.
+
+    Attributes:
+        round: number of the round.
+        asked: images that the run had answers to, or was charged for, the mean over the seeds: what the trial would
+            have paid alone.
+        mean: of the figure over the seeds.
+        error: standard error of that mean; None with one seed.
+        seeds: how many seeds there are.
+    """
+
+    round: int
+    asked: float
+    mean: float
+    error: float | None
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One combination of values, with a run for each seed.
+
+    Attributes:
+        name: of its folder.
+        values: the swept fields, key with dots -> value.
+        state: see `State`.
+        cause: why it failed; else empty.
+        seeds: of its runs.
+        histories: metrics of the finished rounds of each run, in the order of `seeds`.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    state: State
+    cause: str
+    seeds: Sequence[int]
+    histories: Sequence[Sequence[RoundMetrics]]
+
+    @property
+    def bought(self) -> int:
+        """Queries that the runs of this trial were charged, without those on test images."""
+        return sum(history[-1].paid for history in self.histories if history)
+
+    @property
+    def saved(self) -> int:
+        """Answers that cost nothing: another run, trial or round had bought them."""
+        return sum(metrics.reused for history in self.histories for metrics in history)
+
+    @property
+    def asked(self) -> int:
+        """Queries that the runs of this trial would have been charged alone."""
+        return self.bought + self.saved
+
+    def measured(self, metric: str) -> list[Measured]:
+        """A figure after each round that all seeds have finished; a round in which it was not measured is left out."""
+        rounds: list[Measured] = []
+        for number in range(min((len(history) for history in self.histories), default=0)):
+            now = [history[number] for history in self.histories]
+            values = [getattr(metrics, metric) for metrics in now]
+            if any(value is None or not math.isfinite(value) for value in values):
+                continue
+            reused = [sum(metrics.reused for metrics in history[: number + 1]) for history in self.histories]
+            count, mean = len(values), math.fsum(values) / len(values)
+            spread = math.fsum((value - mean) ** 2 for value in values)
+            rounds.append(
+                Measured(
+                    round=now[0].round,
+                    asked=sum(metrics.paid + free for metrics, free in zip(now, reused, strict=True)) / count,
+                    mean=mean,
+                    error=math.sqrt(spread / (count - 1) / count) if count > 1 else None,
+                    seeds=count,
+                )
+            )
+        return rounds
+
+    def last(self, metric: str) -> Measured | None:
+        """The figure after the trial's last round; None where that was not measured."""
+        measured = self.measured(metric)
+        done = min((len(history) for history in self.histories), default=0)
+        return measured[-1] if measured and measured[-1].round == self.histories[0][done - 1].round else None
+
+
+def best_trial(trials: Sequence[Trial], metric: str, mode: Mode) -> Trial | None:
+    """The finished trial with the best mean of `metric` after its last round; of equals, the one that asked least.
+
+    A trial whose figure is missing or not a number is never the best.
+    """
+    sign = -1.0 if mode == "max" else 1.0
+    ranked = []
+    for trial in trials:
+        last = trial.last(metric)
+        if trial.state == "finished" and last is not None:
+            ranked.append((sign * last.mean, last.asked, trial.name, trial))
+    return min(ranked, key=lambda item: item[:3])[3] if ranked else None
+
+
+def scope(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
+    """In words, among which trials the best was found, and by what."""
+    finished = [trial for trial in trials if trial.state == "finished" and trial.last(metric) is not None]
+    seeds = max((len(trial.seeds) for trial in finished), default=1)
+    mean = f"mean of {metric} over {seeds} seeds" if seeds > 1 else metric
+    which = "highest" if mode == "max" else "lowest"
+    return f"{which} {mean} after the last round, among {len(finished)} finished of {len(trials)} trials"
+
+
+STATES = get_args(State)
