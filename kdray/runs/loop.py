@@ -7,10 +7,8 @@ again continues to the same bits.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,48 +19,21 @@ from kdray.errors import BudgetExceeded, TeacherError
 from kdray.images import ImageSet
 from kdray.models.checkpoint import load_student
 from kdray.models.predict import predict
-from kdray.observers import Observer, RoundMetrics
+from kdray.observers import RoundMetrics
 from kdray.pools.permutation import sample_without
+from kdray.runs.context import RunContext
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores, rows_to_ask, score
-from kdray.runs.inputs import Inputs
-from kdray.runs.policy import Bought, PurchasePolicy
+from kdray.runs.policy import Bought
 from kdray.runs.purchase import buy
 from kdray.runs.tables import Candidates, Labelled
-from kdray.search.requests import R, Request, Searcher
+from kdray.search.requests import R, Request
 from kdray.select.base import Task, select
 from kdray.select.rad.estimate import draw_images, judge
 from kdray.select.rad.mistakes import Estimate, Mistakes
 from kdray.teachers.answers import training_targets
-from kdray.teachers.pool import TeacherPool
-from kdray.training.base import Trainer
 from kdray.utils.files import read_json, write_bytes, write_json
 from kdray.utils.seeds import numpy_generator, torch_seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunContext:
-    """What the loop works with. It does not know whether the parts run here or on Ray.
-
-    Attributes:
-        inputs: what the config names, read and checked.
-        searcher, teachers, trainer: see their protocols.
-        ledger: `kdray.ledger.store.Ledger`, here or behind an actor.
-        observer: told what happens.
-        owner: names the run in the ledger.
-        policy: how the teacher may be asked.
-        evaluation_queries: most teacher queries on test images.
-    """
-
-    inputs: Inputs
-    searcher: Searcher
-    teachers: TeacherPool
-    trainer: Trainer
-    ledger: Any
-    observer: Observer
-    owner: str
-    policy: PurchasePolicy
-    evaluation_queries: int
 
 
 class Rounds:
@@ -277,7 +248,7 @@ class Rounds:
         return number == 0 or self._inputs.pool.real
 
     def _buy(self, images: Tensor, number: int, purpose: str, name: Callable[[int], str]) -> Bought:
-        return buy(
+        bought = buy(
             images,
             teachers=self._run.teachers,
             ledger=self._run.ledger,
@@ -290,6 +261,18 @@ class Rounds:
             on_note=self._run.observer.note,
             name=name,
         )
+        if self._run.whole_rounds and bought.short and purpose != "evaluation" and self._own_queries_left(purpose):
+            raise BudgetExceeded(
+                f"the budget of all runs that share the ledger is spent: {bought.short:,} of {len(images):,} images of "
+                f"round {number} were not asked; raise it to go on"
+            )
+        return bought
+
+    def _own_queries_left(self, purpose: str) -> bool:
+        """Whether the run could ask for more, were it not for the cap of all who share the ledger."""
+        estimate = self._inputs.estimation.queries if self._inputs.estimation else 0
+        cap = estimate if purpose == "estimate" else self._config.budget.queries - estimate
+        return bool(self._run.ledger.spent(purpose, self._run.owner) < cap)
 
     def _tell(self, done: int, total: int, purpose: str) -> None:
         spent = self._run.ledger.spent("training", self._run.owner) if purpose == "training" else None
