@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +64,36 @@ def connect(environ: Mapping[str, str] = os.environ) -> Iterator[Cluster]:
 def count_workers(wanted: int | str, cpus: float) -> int:
     """Number of scoring workers: the number in the config, or one for each free CPU and at least one."""
     return wanted if isinstance(wanted, int) else max(1, int(cpus))
+
+
+def check_fits(bundles: Sequence[Mapping[str, float]], field: str, *, wait: bool = False) -> None:
+    """Refuse a placement group that does not fit into the cluster, even if nothing else ran there.
+
+    Args:
+        bundles: of the group; a bundle lies on one node.
+        field: the config field that says their size, for the message.
+        wait: the cluster may grow: refuse nothing.
+
+    Raises:
+        ClusterError: it does not fit.
+    """
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    free = [dict(node) for node in nodes]
+    for bundle in sorted(bundles, key=lambda bundle: sorted(bundle.items()), reverse=True):
+        place = next((node for node in free if all(node.get(name, 0) >= need for name, need in bundle.items())), None)
+        if place is None:
+            if wait:
+                return
+            total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+            needed = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in ("CPU", "GPU")}
+            size = ", ".join(f"{count:g} {name}s" for name, count in needed.items() if count)
+            raise ClusterError(
+                f"{field}: a trial needs {size} in {len(bundles)} parts, which do not fit into the cluster: it has "
+                f"{total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} nodes; lower {field}, or set "
+                f"{field}.wait to true if the cluster will grow"
+            )
+        for name, need in bundle.items():
+            place[name] -= need
 
 
 def unwrap(error: ray.exceptions.RayTaskError) -> BaseException:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import NAMESPACE, unwrap
-from kdray.errors import LedgerError
+from kdray.errors import Halted, LedgerError
 from kdray.ledger.store import Ledger
 
 _CALLS = frozenset(
@@ -34,6 +35,7 @@ _CALLS = frozenset(
         "recover",
         "rejected",
         "remaining",
+        "reserved",
         "rest",
         "settle",
         "spent",
@@ -60,6 +62,7 @@ class LedgerService:
         self._path, self._ledger, self._clock = path, Ledger(path, budget), clock
         self._file = _identity(path)
         self._seen: dict[str, float] = {}
+        self._halted: str | None = None
 
     def enter(self, user: str, budget: int | None) -> None:
         """Register `user`. Raises LedgerError if `budget` is not that of the file."""
@@ -76,55 +79,38 @@ class LedgerService:
         self._seen.pop(user, None)
         return all(self._clock() - seen > _FORGET_S for seen in self._seen.values())
 
+    def halt(self, reason: str | None) -> None:
+        """Grant nothing from now on, with this reason; None grants again. What is on its way is settled as usual."""
+        self._halted = reason
+
     def call(self, user: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a method of the ledger."""
+        """Call a method of the ledger.
+
+        Raises:
+            Halted: a grant was asked for after `halt`.
+        """
         self._seen[user] = self._clock()
+        if self._halted is not None and name == "grant" and args and args[0]:
+            raise Halted(self._halted)
         return getattr(self._ledger, name)(*args, **kwargs)
 
 
-class RayLedger:
-    """The methods of `kdray.ledger.store.Ledger` that a run needs, executed by the cluster's actor for this file.
+class _Calls(ABC):
+    """Calls to the actor of a ledger, repeated where the actor died."""
 
-    Args:
-        path: path of the file on this node.
-        budget: see `Ledger`.
-    """
+    path: str
 
-    def __init__(self, path: str | os.PathLike[str], budget: int | None = None) -> None:
-        self.path, self._budget, self._user = os.path.realpath(path), budget, uuid.uuid4().hex
-        node = ray.get_runtime_context().get_node_id()
-        # The same path on another node is another file.
-        place = f"{node}:{self.path}".encode("utf-8", "surrogateescape")
-        self._name = f"ledger-{hashlib.blake2b(place, digest_size=8).hexdigest()}"
-        self._node = node
-        self._enter()
+    def __init__(self) -> None:
+        self._user = uuid.uuid4().hex
+        self._actor: Any = None
 
+    @abstractmethod
     def _enter(self) -> None:
         """Find the actor or start it.
 
         Raises:
-            LedgerError: the file cannot be used, or the actor keeps dying.
+            LedgerError: there is none, the file cannot be used, or the actor keeps dying.
         """
-        # The file is opened here first, so that this process reports a faulty file before an actor dies of it.
-        Ledger(self.path, self._budget).close()
-        actor: Any = ray.remote(LedgerService).options(
-            name=self._name,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(self._node, soft=False),
-        )
-        for _ in range(_MAX_TRIES):
-            self._actor = actor.remote(self.path, self._budget)
-            try:
-                self._get(lambda: self._actor.enter.remote(self._user, self._budget))
-                return
-            except ActorDiedError:  # its last other user has just ended it
-                time.sleep(_POLL_S)
-        raise self._dying()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in _CALLS:
@@ -151,6 +137,10 @@ class RayLedger:
         except RayTaskError as error:
             raise unwrap(error) from None
 
+    def halt(self, reason: str | None) -> None:
+        """See `LedgerService.halt`."""
+        self._get(lambda: self._actor.halt.remote(reason))
+
     def close(self) -> None:
         """Leave the actor. The last user to leave ends it."""
         try:
@@ -158,6 +148,68 @@ class RayLedger:
                 ray.kill(self._actor)
         except (ray.exceptions.RayError, LedgerError):
             pass  # the cluster is shutting down, and the actor with it
+
+
+class RayLedger(_Calls):
+    """The methods of `kdray.ledger.store.Ledger` that a run needs, executed by the cluster's actor for this file.
+
+    Args:
+        path: path of the file on this node.
+        budget: see `Ledger`.
+        name: name of the actor; None makes one of the node and the path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], budget: int | None = None, *, name: str | None = None) -> None:
+        super().__init__()
+        self.path, self._budget = os.path.realpath(path), budget
+        self._node = ray.get_runtime_context().get_node_id()
+        # The same path on another node is another file.
+        place = f"{self._node}:{self.path}".encode("utf-8", "surrogateescape")
+        self._name = name or f"ledger-{hashlib.blake2b(place, digest_size=8).hexdigest()}"
+        self._enter()
+
+    def _enter(self) -> None:
+        # The file is opened here first, so that this process reports a faulty file before an actor dies of it.
+        Ledger(self.path, self._budget).close()
+        actor: Any = ray.remote(LedgerService).options(
+            name=self._name,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self._node, soft=False),
+        )
+        for _ in range(_MAX_TRIES):
+            self._actor = actor.remote(self.path, self._budget)
+            try:
+                self._get(lambda: self._actor.enter.remote(self._user, self._budget))
+                return
+            except ActorDiedError:  # its last other user has just ended it
+                time.sleep(_POLL_S)
+        raise self._dying()
+
+
+class NamedLedger(_Calls):
+    """The same, from any node of the cluster: the actor is found by its name, and its file is not opened here.
+
+    Args:
+        name: of the actor, which a `RayLedger` has started.
+        path: of the file on the actor's node, for messages.
+    """
+
+    def __init__(self, name: str, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path, self._name = os.fspath(path), name
+        self._enter()
+
+    def _enter(self) -> None:
+        try:
+            self._actor = ray.get_actor(self._name, namespace=NAMESPACE)
+            self._get(lambda: self._actor.enter.remote(self._user, None))
+        except (ValueError, ActorDiedError):
+            raise LedgerError(f"the actor {self._name} of the ledger {self.path} is gone") from None
 
 
 def _identity(path: str) -> tuple[int, int] | None:

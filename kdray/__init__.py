@@ -12,13 +12,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING:
     from kdray.api import distil
     from kdray.models.checkpoint import load_student
+    from kdray.sweeps.api import sweep, trainable
 
 __version__ = "0.1.0"
-__all__ = ["ImageDeclined", "KdrayError", "TeacherBusy", "distil", "load_student"]
+__all__ = ["ImageDeclined", "KdrayError", "TeacherBusy", "distil", "load_student", "sweep", "trainable"]
 
 
 def __getattr__(name: str) -> Any:
-    # Both bring torch, which takes seconds; `kdray --help` does not need it.
+    # All bring torch, which takes seconds; `kdray --help` does not need it.
     if name == "distil":
         from kdray.api import distil
 
@@ -27,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from kdray.models.checkpoint import load_student
 
         return load_student
+    if name in ("sweep", "trainable"):
+        from kdray.sweeps import api
+
+        return getattr(api, name)
     raise AttributeError(f"module 'kdray' has no attribute {name!r}")

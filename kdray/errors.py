@@ -50,6 +50,10 @@ class BudgetExceeded(KdrayError):
     """A reservation would exceed the budget. Nothing was reserved and no query was made."""
 
 
+class Halted(KdrayError):
+    """The sweep is being stopped: its ledger grants no more queries."""
+
+
 class LedgerError(KdrayError):
     """The ledger file cannot be used: it has another schema or another budget, or it is not a ledger."""
 
@@ -68,3 +72,7 @@ class RunDirectoryError(KdrayError):
 
 class ClusterError(KdrayError):
     """The Ray cluster cannot be reached, or refuses this client."""
+
+
+class SweepError(KdrayError):
+    """A sweep cannot be run as it is configured, or none of its trials can."""

@@ -10,6 +10,7 @@ from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
 from kdray.cli.report import report_command
 from kdray.cli.run import resume_command, run_command
+from kdray.cli.sweep import sweep_command
 from kdray.cli.teacher import teacher_app
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run_command, resume_command, plan_command, report_command, ledger_command):
+for command in (run_command, resume_command, plan_command, sweep_command, report_command, ledger_command):
     app.command(command.__name__.removesuffix("_command"), cls=OnceCommand)(command)
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(bench_app, name="bench")

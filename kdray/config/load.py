@@ -4,7 +4,7 @@ import re
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,8 +13,10 @@ from pydantic.fields import FieldInfo
 from kdray.config.files import parse_yaml, read_yaml
 from kdray.config.root import Config
 from kdray.errors import ConfigError
-from kdray.sections.base import did_you_mean
+from kdray.sections.base import Section, did_you_mean
 from kdray.sections.registry import registry_of, sections_of
+
+S = TypeVar("S", bound=Section)
 
 
 def parse_config(data: Any, *, origin: str = "config") -> Config:
@@ -27,10 +29,15 @@ def parse_config(data: Any, *, origin: str = "config") -> Config:
         raise ConfigError(
             f"{origin}: expected a mapping of sections (images, teacher, budget, ...), got {type(data).__name__}"
         )
+    return parse_section(Config, data, origin=origin)
+
+
+def parse_section(section: type[S], data: dict[str, Any], *, origin: str) -> S:
+    """Convert a mapping to a section, such as a whole config; errors as `parse_config`."""
     try:
-        return Config.model_validate(data)
+        return section.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "\n  ".join(_explain_all(error.errors(), data))) from None
+        raise ConfigError(f"{origin}: " + "\n  ".join(_explain_all(error.errors(), data, section))) from None
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -89,8 +96,8 @@ def dump_config(config: Config) -> str:
     return text
 
 
-def differences(first: Config, second: Config) -> list[str]:
-    """Fields in which two configs differ, as "key.sub: a -> b"."""
+def differences(first: Section, second: Section) -> list[str]:
+    """Fields in which two configs, or two sections of a kind, differ, as "key.sub: a -> b"."""
 
     def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(data, dict):
@@ -106,14 +113,14 @@ def differences(first: Config, second: Config) -> list[str]:
     return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in keys if a.get(key) != b.get(key)]
 
 
-def _explain_all(problems: list[Any], data: Any) -> list[str]:
+def _explain_all(problems: list[Any], data: Any, root: type[BaseModel]) -> list[str]:
     """One line for each invalid field.
 
     If a field has several types (a number or "auto"), pydantic reports one problem per type. They become one line.
     """
     lines: dict[str, str] = {}
     for problem in problems:
-        line = _explain(problem, data)
+        line = _explain(problem, data, root)
         field, colon, reason = line.partition(": ")
         if colon and field in lines and "input should be" in reason:
             wanted = reason.removeprefix("input should be ").partition(", got ")[0]
@@ -127,9 +134,9 @@ def _explain_all(problems: list[Any], data: Any) -> list[str]:
     return [line for field, line in lines.items() if field not in vague]
 
 
-def _explain(problem: dict[str, Any], data: Any) -> str:
+def _explain(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
     """One validation problem as "field: what is wrong, which value, what to do"."""
-    path, known = _locate(problem["loc"], data)
+    path, known = _locate(problem["loc"], data, root)
     value = problem.get("input")
     kind = problem["type"]
     if kind in ("union_tag_not_found", "union_tag_invalid"):
@@ -159,15 +166,16 @@ def _explain(problem: dict[str, Any], data: Any) -> str:
     return f"{path}: {text}" + ("" if silent else f", got {value!r}")
 
 
-def _locate(location: tuple[str | int, ...], data: Any) -> tuple[str, list[str]]:
+def _locate(location: tuple[str | int, ...], data: Any, root: type[BaseModel]) -> tuple[str, list[str]]:
     """A pydantic location as a dotted path, without pydantic's entries for unions, and the known keys at that place.
 
     Args:
         data: the validated mapping, which names the part of each section.
+        root: the section that it was validated as.
     """
     names: list[str] = []
-    models: list[type[BaseModel]] = [Config]
-    siblings: list[str] = list(Config.model_fields)
+    models: list[type[BaseModel]] = [root]
+    siblings: list[str] = list(root.model_fields)
     for part in location:
         fields = {name: field for model in models for name, field in model.model_fields.items()}
         if part in fields:

@@ -137,6 +137,10 @@ class Ledger:
         """Queries charged, by everybody or by `owner`: answered, rejected and uncertain."""
         return self._count("answered + rejected + uncertain", purpose, owner)
 
+    def reserved(self) -> int:
+        """Queries of all purposes and owners that are on their way."""
+        return int(self.read("SELECT coalesce(sum(queries), 0) FROM reservations WHERE state = 'reserved'")[0][0])
+
     def uncertain(self, purpose: str = "training", owner: str = "") -> int:
         """Queries charged whose answer never came."""
         return self._count("uncertain", purpose, owner)

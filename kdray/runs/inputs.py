@@ -24,6 +24,7 @@ from kdray.select.base import schedule
 from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
+from kdray.teachers.http.secrets import Secrets
 from kdray.training.losses.base import check_loss
 from kdray.training.trainer import StudentSpec
 from kdray.utils.devices import auto_threads, resolve_device
@@ -218,14 +219,18 @@ class Data:
         )
 
 
-def read_data(config: Config, in_memory: InMemoryInputs | None = None) -> Data:
+def read_data(config: Config, in_memory: InMemoryInputs | None = None, *, ledger_here: bool = True) -> Data:
     """Read and check all that costs nothing and needs no teacher: before a teacher is trained, and for a plan.
+
+    Args:
+        in_memory: what comes from Python in place of files.
+        ledger_here: check the file of a shared ledger; it may be on another node.
 
     Raises:
         KdrayError: of the kind and with the field of what is wrong.
     """
     in_memory = in_memory or InMemoryInputs()
-    if config.ledger.path is not None:
+    if config.ledger.path is not None and ledger_here:
         check_ledger(Path(config.ledger.path), config.ledger.queries)
     pooled = read_pool(config, in_memory.images)
     shape = pooled.images.image_shape
@@ -244,18 +249,26 @@ def read_data(config: Config, in_memory: InMemoryInputs | None = None) -> Data:
     return data
 
 
-def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: InMemoryInputs | None = None) -> Inputs:
+def read_inputs(
+    config: Config,
+    *,
+    observer: Observer | None = None,
+    in_memory: InMemoryInputs | None = None,
+    secrets: Secrets | None = None,
+    ledger_here: bool = True,
+) -> Inputs:
     """Read and check what `config` names; trains a local teacher whose weights are not there but whose recipe is.
 
     Args:
-        in_memory: what comes from Python in place of files.
+        in_memory, ledger_here: see `read_data`.
+        secrets: what the teacher's section read in another process; None: read them here.
 
     Raises:
         KdrayError: of the kind and with the field of what is wrong.
     """
     observer = observer or Observer()
     in_memory = in_memory or InMemoryInputs()
-    data = read_data(config, in_memory)
+    data = read_data(config, in_memory, ledger_here=ledger_here)
     pooled, images = data.pooled, data.pooled.images
     for note in data.notes():
         observer.note(note)
@@ -265,7 +278,7 @@ def read_inputs(config: Config, *, observer: Observer | None = None, in_memory: 
     if in_memory.function is not None and isinstance(section, PythonTeacherConfig):
         build: Callable[[], Teacher] = partial(section.around, in_memory.function)
     else:
-        build = partial(section.build, seen, folder=os.getcwd(), secrets=section.read_secrets())
+        build = partial(section.build, seen, folder=os.getcwd(), secrets=secrets or section.read_secrets())
     teacher = build()
     if not isinstance(teacher.identity, str) or not teacher.identity.strip():
         raise TeacherError(

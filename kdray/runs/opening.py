@@ -1,7 +1,8 @@
 """Opening a run: its directory, inputs, workers and ledger, checked against each other, and the loop over them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,23 @@ from kdray.runs.inputs import InMemoryInputs, Inputs, read_inputs, resolve
 from kdray.runs.loop import Rounds
 from kdray.runs.policy import PurchasePolicy
 from kdray.runs.tables import write_image_set
+from kdray.teachers.http.secrets import Secrets
 from kdray.utils.files import shown, write_bytes
 
-OpenLedger = Callable[[Path, int | None], Any]
-"""Opens the ledger at a path, made with a cap where one is given."""
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the runs of a sweep share. They also stop before a round that the cap of them all cannot pay whole.
+
+    Attributes:
+        open_ledger: the ledger of all, whose file may be on another node.
+        open_workers: the backend for the inputs of a run.
+        secrets: of the teacher, read where the sweep was started; None: read them here.
+    """
+
+    open_ledger: Callable[[], Any]
+    open_workers: Callable[[Inputs], AbstractContextManager[Backend]]
+    secrets: Secrets | None = None
 
 
 @contextmanager
@@ -32,8 +46,7 @@ def open_run(
     local: bool = False,
     observer: Observer | None = None,
     in_memory: InMemoryInputs | None = None,
-    open_ledger: OpenLedger | None = None,
-    whole_rounds: bool = False,
+    shared: Shared | None = None,
 ) -> Iterator[Rounds]:
     """Start a run, or go on with the one in `directory`: its loop, whose steps the caller takes.
 
@@ -41,8 +54,7 @@ def open_run(
 
     Args:
         config, local, observer, in_memory: see `run`; the observer is not closed.
-        open_ledger: opens the ledger in place of the backend; the path it gets may be of another node.
-        whole_rounds: see `kdray.runs.loop.RunContext`.
+        shared: what it shares with other runs.
 
     Raises:
         KdrayError: see `run`.
@@ -56,9 +68,17 @@ def open_run(
         if recorded is not None:
             directory.lock()
             stack.callback(directory.unlock)
-        inputs = read_inputs(config, observer=observer, in_memory=in_memory)
+        inputs = read_inputs(
+            config,
+            observer=observer,
+            in_memory=in_memory,
+            secrets=shared.secrets if shared else None,
+            ledger_here=shared is None,
+        )
         # A cluster that cannot be joined is found out before anything is written.
-        backend = stack.enter_context(open_backend(inputs, local=local, observer=observer))
+        backend = stack.enter_context(
+            shared.open_workers(inputs) if shared else open_backend(inputs, local=local, observer=observer)
+        )
         if recorded is None:
             directory.lock()
             stack.callback(directory.unlock)
@@ -69,24 +89,25 @@ def open_run(
             for name, data in (in_memory or InMemoryInputs()).image_sets().items():
                 write_image_set(Path(getattr(config, name).path), data)
             write_bytes(directory.config, dump_config(config).encode())
+        way = f"kdray resume {directory.path}"
+        if in_memory is not None:
+            way = f"kdray.distil with the same arguments and out={str(directory.path)!r}"
         with (
-            _saying_how_to_go_on(directory, from_python=in_memory is not None),
-            _opened(inputs, backend, directory, observer, open_ledger, whole_rounds) as rounds,
+            _saying_how_to_go_on(None if shared else way),
+            _opened(inputs, backend, directory, observer, shared) as rounds,
         ):
             yield rounds
 
 
 @contextmanager
-def _saying_how_to_go_on(directory: RunDirectory, *, from_python: bool) -> Iterator[None]:
-    """Whatever stops a run that has begun, the message says how to go on with it."""
+def _saying_how_to_go_on(way: str | None) -> Iterator[None]:
+    """Whatever stops a run that has begun, the message says how to go on with it; None: the caller says it."""
     try:
         yield
     except KdrayError as error:
-        way = f"kdray resume {directory.path}"
-        if from_python:
-            way = f"kdray.distil with the same arguments and out={str(directory.path)!r}"
-        end = "" if str(error).endswith((".", "?", "!")) else "."
-        error.args = (f"{error}{end} What was answered is kept; go on with: {way}", *error.args[1:])
+        if way is not None:
+            end = "" if str(error).endswith((".", "?", "!")) else "."
+            error.args = (f"{error}{end} What was answered is kept; go on with: {way}", *error.args[1:])
         raise
 
 
@@ -136,8 +157,7 @@ def _opened(
     backend: Backend,
     directory: RunDirectory,
     observer: Observer,
-    open_ledger: OpenLedger | None,
-    whole_rounds: bool,
+    shared: Shared | None,
 ) -> Iterator[Rounds]:
     """The loop over a locked directory, with its ledger and its events open."""
     config = inputs.config
@@ -147,9 +167,9 @@ def _opened(
         if test.labels is None:
             observer.note(unlabelled_note(len(test), evaluation))
     owner, path = directory.owner(), directory.ledger_of(config.ledger)
-    if open_ledger is None and directory.has_begun() and not path.exists():
+    if shared is None and directory.has_begun() and not path.exists():
         raise _another_ledger(path)  # before a new one is made there
-    ledger = (open_ledger or backend.open_ledger)(path, config.ledger.queries)
+    ledger = shared.open_ledger() if shared else backend.open_ledger(path, config.ledger.queries)
     try:
         _check_teacher(ledger, owner, inputs.teacher.identity, path, observer)
         _check_ledger(ledger, directory, owner, path)
@@ -182,7 +202,7 @@ def _opened(
                     owner=owner,
                     policy=PurchasePolicy.of(config.teacher, metered=inputs.teacher.metered),
                     evaluation_queries=evaluation,
-                    whole_rounds=whole_rounds,
+                    whole_rounds=shared is not None,
                 ),
             )
             observer.begin(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from kdray.observers.base import RoundMetrics
@@ -14,7 +14,7 @@ Mode = Literal["max", "min"]
 METRICS = tuple(
     field.name
     for field in fields(RoundMetrics)
-    if field.type in (float, int, float | None, int | None) and field.name != "round"
+    if field.type in (float, int, float | None, int | None) and field.name not in ("round", "bought", "reused")
 )
 """The figures of a round that a sweep can compare."""
 
@@ -95,6 +95,10 @@ class Trial:
                 )
             )
         return rounds
+
+    def up_to(self, round: int) -> "Trial":
+        """The trial as it was after a round."""
+        return replace(self, histories=[history[: round + 1] for history in self.histories])
 
     def last(self, metric: str) -> Measured | None:
         """The figure after the trial's last round; None where that was not measured."""

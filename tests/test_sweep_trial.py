@@ -1,0 +1,187 @@
+"""One trial of a sweep, without Ray: seeds in lock-step, the folder as its state, one ledger and one cap for all."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import digits_config
+
+from kdray.errors import BudgetExceeded, Halted, KdrayError, SweepError
+from kdray.ledger.store import Ledger
+from kdray.runs.directory import RunDirectory
+from kdray.runs.run import run
+from kdray.sweeps.config import dump_sweep, parse_sweep
+from kdray.sweeps.folder import SweepFolder
+from kdray.sweeps.sweep import open_ledger, write_results
+from kdray.sweeps.trial import TrialPlan, TrialRuns
+from kdray.utils.files import write_bytes
+
+SPACE = {"budget.queries": {"grid": [60, 80]}}
+
+
+@pytest.fixture
+def plan_of(tmp_path, teacher_weights):
+    """The plan of a sweep of small runs, in a folder of its own; the session and what `sweep` holds can be set."""
+
+    def make(session: str = "first", cap: int | None = None, folder: str = "sweep", **sweep) -> TrialPlan:
+        base = digits_config(teacher_weights, student__epochs=1, budget__queries=80)
+        config = parse_sweep({"base": base, "space": SPACE, "sweep": sweep | {"budget": {"queries": cap}}})
+        sweep_folder = SweepFolder(tmp_path / folder)
+        write_bytes(sweep_folder.config, dump_sweep(config).encode())
+        identity = sweep_folder.identity()
+        open_ledger(lambda path, budget, name: Ledger(path, budget), sweep_folder, cap, identity).close()
+        return TrialPlan(
+            folder=sweep_folder.path,
+            identity=identity,
+            config=config,
+            open_ledger=partial(Ledger, sweep_folder.ledger),
+            secrets=None,
+            cwd=str(tmp_path),
+            session=session,
+        )
+
+    return make
+
+
+def all_reports(trial: TrialRuns) -> list[dict]:
+    reports = [trial.step()]
+    while not reports[-1]["done"]:
+        reports.append(trial.step())
+    return reports
+
+
+def test_seeds_go_in_lock_step_and_each_is_the_run_it_would_be_alone(plan_of, tmp_path):
+    plan = plan_of(seeds=2)
+    trial = TrialRuns(plan, {"budget.queries": 80})
+    first = trial.step()
+    runs = [SweepFolder(plan.folder).trial({"budget.queries": 80}).run(seed) for seed in (3, 4)]
+    assert all(directory.artefact(0, "evaluate").exists() for directory in runs)
+    assert not any(directory.round(1).exists() for directory in runs)
+    reports = [first, *all_reports(trial)]
+    assert [report["round"] for report in reports] == [0, 1, 2]
+    assert [report["done"] for report in reports] == [False, False, True] == [r["finished"] for r in reports]
+    done = SweepFolder(plan.folder).trial({"budget.queries": 80}).read()
+    assert (done.state, done.asked, done.seeds) == ("finished", 160, [3, 4])
+    assert reports[-1]["student_accuracy"] == pytest.approx(
+        sum(history[-1].student_accuracy for history in done.histories) / 2
+    )
+    alone = RunDirectory(tmp_path / "alone")
+    run(plan.config.config_of({"budget.queries": 80, "seed": 4}), alone, local=True)
+    assert alone.student.read_bytes() == runs[1].student.read_bytes()
+    for number in (1, 2):
+        assert (alone.read_candidates(number).ids == runs[1].read_candidates(number).ids).all()
+
+
+def test_what_one_trial_bought_the_next_has_for_nothing(plan_of):
+    plan = plan_of()
+    for budget in (80, 60):
+        all_reports(TrialRuns(plan, {"budget.queries": budget}))
+    trials = {trial.values["budget.queries"]: trial for trial in SweepFolder(plan.folder).trials()}
+    assert (trials[80].bought, trials[80].saved) == (80, 0)
+    assert trials[60].asked == 60 and trials[60].saved >= 40  # the images of round 0 at least
+    ledger = plan.open_ledger()
+    assert ledger.spent() == trials[80].bought + trials[60].bought
+    ledger.close()
+
+
+def test_a_trial_that_is_started_again_reports_what_it_finds_and_goes_on(plan_of):
+    plan = plan_of()
+    whole = all_reports(TrialRuns(plan, {"budget.queries": 80}))
+    again = plan_of(folder="again")
+    killed = TrialRuns(again, {"budget.queries": 80})
+    killed.step()
+    killed.step()
+    killed.close()  # what a dead process leaves: no more than its files
+    second = TrialRuns(again, {"budget.queries": 80})
+    assert all_reports(second) == whole
+    asked = again.open_ledger()
+    assert asked.spent() == 80
+    asked.close()
+    assert all_reports(TrialRuns(again, {"budget.queries": 80})) == whole  # a finished one has nothing to do
+
+
+def test_a_trial_that_the_scheduler_stopped_stays_stopped(plan_of):
+    plan = plan_of()
+    trial = TrialRuns(plan, {"budget.queries": 80})
+    trial.step()
+    trial.close()
+    folder = SweepFolder(plan.folder).trial({"budget.queries": 80})
+    folder.put_state("stopped")
+    report = TrialRuns(plan, {"budget.queries": 80}).step()
+    assert report["done"] and not report["finished"] and folder.state == "stopped"
+
+
+def test_a_round_that_the_cap_of_all_does_not_pay_is_not_trained_on_and_goes_on_under_a_higher_cap(plan_of):
+    whole = all_reports(TrialRuns(plan_of(folder="whole"), {"budget.queries": 80}))
+    plan = plan_of(cap=65)
+    trial = TrialRuns(plan, {"budget.queries": 80})
+    assert [trial.step()["round"], trial.step()["round"]] == [0, 1]
+    with pytest.raises(BudgetExceeded, match="the budget of all runs that share the ledger is spent: 15 of 20 images"):
+        trial.step()
+    trial.close()
+    folder = SweepFolder(plan.folder).trial({"budget.queries": 80})
+    assert folder.state == "failed" and "kdray resume" not in folder.cause[0]
+    ledger = plan.open_ledger()
+    assert ledger.spent() == 65
+    ledger.close()
+    with pytest.raises(SweepError, match="the budget of all"):  # in the same session it is not tried again
+        TrialRuns(plan, {"budget.queries": 80}).step()
+    higher = plan_of(cap=80, session="second")
+    assert all_reports(TrialRuns(higher, {"budget.queries": 80})) == whole
+    ledger = plan.open_ledger()
+    assert ledger.spent() == 80  # no query twice
+    ledger.close()
+
+
+def test_a_cap_can_be_raised_and_not_taken_away(plan_of):
+    plan_of(cap=65)
+    with pytest.raises(KdrayError, match=r"sweep.budget.queries: a cap cannot be taken away"):
+        plan_of(cap=None)
+
+
+def test_a_halt_is_no_failure(plan_of):
+    plan = plan_of()
+
+    class Halting(Ledger):
+        def grant(self, *args, **kwargs):
+            raise Halted("the sweep is being stopped")
+
+    halted = TrialRuns(
+        TrialPlan(**{**vars(plan), "open_ledger": partial(Halting, plan.folder / "ledger.sqlite")}),
+        {"budget.queries": 80},
+    )
+    with pytest.raises(Halted):
+        halted.step()
+    halted.close()
+    assert SweepFolder(plan.folder).trial({"budget.queries": 80}).state == "running"
+    assert all_reports(TrialRuns(plan, {"budget.queries": 80}))[-1]["finished"]
+
+
+def test_a_node_that_does_not_see_the_sweep_pays_nothing(plan_of, tmp_path):
+    plan = plan_of()
+    elsewhere = tmp_path / "elsewhere"
+    for there in (False, True):  # no such folder, and another sweep's
+        if there:
+            shutil.copytree(plan.folder, elsewhere)
+            (elsewhere / "id").write_text("sweep-of-somebody-else\n")
+        blind = TrialPlan(**{**vars(plan), "folder": Path(elsewhere)})
+        with pytest.raises(SweepError, match="does not see the sweep in"):
+            TrialRuns(blind, {"budget.queries": 80}).step()
+    assert not (elsewhere / "trials").exists()
+
+
+def test_a_moved_sweep_goes_on_and_its_best_config_is_ready_to_run(plan_of, tmp_path):
+    plan = plan_of()
+    begun = TrialRuns(plan, {"budget.queries": 80})
+    begun.step()
+    begun.close()
+    plan.folder.rename(tmp_path / "moved")
+    moved = plan_of(folder="moved")
+    assert all_reports(TrialRuns(moved, {"budget.queries": 80}))[-1]["finished"]
+    result = write_results(moved.config, SweepFolder(moved.folder))
+    assert result.best is not None and result.best.values == {"budget.queries": 80}
+    from kdray.config.load import load_config
+
+    best = load_config(moved.folder / "best.yaml")
+    assert (best.budget.queries, best.seed, best.ledger.path) == (80, 3, None)
