@@ -143,6 +143,8 @@ class _Calls(ABC):
 
     def close(self) -> None:
         """Leave the actor. The last user to leave ends it."""
+        if not ray.is_initialized():
+            return  # after `ray.shutdown`; a call would start another Ray
         try:
             if self._get(lambda: self._actor.leave.remote(self._user)):
                 ray.kill(self._actor)

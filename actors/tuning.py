@@ -203,7 +203,7 @@ def run_trials(job: TuneJob, watch: Watch, *, resume: bool) -> None:
 
     Raises:
         Halted: `watch.tick` has stopped it.
-        SweepError: Optuna is not installed, or Tune failed.
+        SweepError: Tune failed.
     """
     trainable = tune.with_resources(make_trainable(job.open_trial), tune.PlacementGroupFactory(job.bundles))
     with _tune_environment(), _driving(job, watch):
@@ -265,16 +265,21 @@ def _folder_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _optuna(job: TuneJob) -> Any:
-    """Optuna's TPE, seeded.
+def check_optuna() -> None:
+    """Refuse a search that needs it where it is not installed.
 
     Raises:
-        SweepError: it is not installed.
+        SweepError: so it is.
     """
     try:
-        import optuna
+        import optuna  # noqa: F401
     except ImportError:
         raise SweepError("sweep.search: optuna is not installed; pip install 'kdray[optuna]', or use random") from None
+
+
+def _optuna(job: TuneJob) -> Any:
+    """Optuna's TPE, seeded."""
+    import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
