@@ -1,19 +1,12 @@
 """Figures of a report, as SVG text."""
 
-import io
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("svg")
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from kdray.observers.base import RoundMetrics
+from kdray.pages.figures import COLOURS, INK, new_axes, plain, svg
 
-_INK, _GRID = "#1f2933", "#d9dee4"
-_COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#475569")
 _PHASES = {"choose": "#0b6e99", "query": "#c2410c", "train": "#4d7c0f", "evaluate": "#94a3b8"}
 
 
@@ -46,11 +39,11 @@ def _measure_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]], field: s
     points = [measured for measured in points if measured[2]]
     if not points:
         return None
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for k, (name, history, curve) in enumerate(points):
-        colour = _COLOURS[k % len(_COLOURS)]
+        colour = COLOURS[k % len(COLOURS)]
         x, y = [queries for queries, _ in curve], [share for _, share in curve]
-        axes.plot(x, y, marker="o", markersize=5, linewidth=2, color=colour, label=name)
+        axes.plot(x, y, marker="o", markersize=5, linewidth=2, color=colour, label=plain(name))
         axes.annotate(
             f"{y[-1]:.2f}", (x[-1], y[-1]), xytext=(6, -12), textcoords="offset points", color=colour, fontsize=9
         )
@@ -60,18 +53,18 @@ def _measure_figure(runs: Sequence[tuple[str, Sequence[RoundMetrics]]], field: s
             axes.fill_between(band[:, 0], 100 * band[:, 1], 100 * band[:, 2], color=colour, alpha=0.15, linewidth=0)
         teacher = history[-1].teacher_accuracy
         if teacher is not None and k == 0 and field == "student_accuracy":
-            axes.axhline(100 * teacher, color=_INK, linewidth=1, linestyle="--", label=f"teacher {100 * teacher:.2f}")
+            axes.axhline(100 * teacher, color=INK, linewidth=1, linestyle="--", label=f"teacher {100 * teacher:.2f}")
     axes.set_xlabel("teacher queries charged")
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
     axes.margins(x=0.08)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    return _svg(figure)
+    return svg(figure)
 
 
 def time_figure(history: Sequence[RoundMetrics]) -> str:
     """Duration of each phase in seconds, one stacked bar per round."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     rounds = [str(m.round) for m in history]
     bottom = [0.0] * len(history)
     for phase, colour in _PHASES.items():
@@ -81,23 +74,4 @@ def time_figure(history: Sequence[RoundMetrics]) -> str:
     axes.set_xlabel("round")
     axes.set_ylabel("seconds")
     axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure)
-
-
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GRID)
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg(figure)

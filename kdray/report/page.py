@@ -4,12 +4,11 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from kdray.config.load import dump_config
 from kdray.errors import RunDirectoryError
 from kdray.images.png import encode_png
 from kdray.observers.base import RoundMetrics
+from kdray.pages.html import money, render
 from kdray.report.figures import accuracy_figure, agreement_figure, time_figure
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import Result, read_result
@@ -37,15 +36,10 @@ def write_report(directories: Sequence[RunDirectory], out: Path | None = None) -
     results = [read_result(directory) for directory in directories]
     first, directory = results[0], directories[0]
     runs = [(shown(result.directory.name), result.history) for result in results]
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.2f} %"
-    environment.filters["shown"] = shown
-    page = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    html = page.render(
+    page = render(
+        Path(__file__).with_name("page.html"),
         result=first,
-        money=lambda cost: "–" if cost is None else f"{cost:,.2f} {first.receipt.currency}",
+        money=lambda cost: money(cost, first.receipt.currency),
         last=first.history[-1],
         found=_found,
         others=results[1:],
@@ -56,7 +50,7 @@ def write_report(directories: Sequence[RunDirectory], out: Path | None = None) -
         gallery=[_gallery(directory, first, m.round) for m in first.history],
         config=dump_config(first.config),
     )
-    write_bytes(page_file, html.encode(errors="backslashreplace"))
+    write_bytes(page_file, page)
     return page_file
 
 

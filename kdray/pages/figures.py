@@ -1,0 +1,46 @@
+"""The style of the figures, which are SVG text."""
+
+import io
+import warnings
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kdray.utils.files import shown
+
+INK, SOFT, GRID = "#1f2933", "#5f6c7b", "#d9dee4"
+COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#475569")
+
+
+def new_axes(width: float = 6.4, height: float = 3.6) -> tuple[Figure, Axes]:
+    """A figure of this size in inches, with one plot in it."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element. Its text stays text, in the page's sans-serif font."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}), warnings.catch_warnings():
+        # The browser's fonts show the text; matplotlib's own, which may lack a character, only measures it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def plain(text: str, most: int = 40) -> str:
+    """A text that others wrote, as a label: one line of at most `most` characters, and no formula in it."""
+    line = " ".join(shown(text).split())
+    line = "".join(character if character.isprintable() else "�" for character in line)
+    line = line if len(line) <= most else line[: most - 1] + "…"
+    return ("\u200b" if line.startswith("_") else "") + line.replace("$", r"\$")  # a legend hides what starts with _
