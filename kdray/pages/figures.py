@@ -2,17 +2,24 @@
 
 import io
 import warnings
+from collections.abc import Sequence
+from typing import TypeVar
 
 import matplotlib
 
 matplotlib.use("svg")
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from kdray.utils.files import shown
 
+_T = TypeVar("_T")
+
 INK, SOFT, GRID = "#1f2933", "#5f6c7b", "#d9dee4"
+BEST = "#c2410c"
 COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#475569")
+BAD_TO_GOOD = LinearSegmentedColormap.from_list("kdray", ["#dbe7ee", "#7fb3cc", "#0b6e99", "#083a52"])
 
 
 def new_axes(width: float = 6.4, height: float = 3.6) -> tuple[Figure, Axes]:
@@ -44,3 +51,17 @@ def plain(text: str, most: int = 40) -> str:
     line = "".join(character if character.isprintable() else "�" for character in line)
     line = line if len(line) <= most else line[: most - 1] + "…"
     return ("\u200b" if line.startswith("_") else "") + line.replace("$", r"\$")  # a legend hides what starts with _
+
+
+def short_number(value: float, position: float = 0) -> str:
+    """A number as a tick has it: 2,000 or 0.35. A formatter of matplotlib's, which also gives the tick's position."""
+    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e7 else f"{value:.4g}"
+
+
+def set_apart(ticks: Sequence[tuple[float, _T]], least: float) -> list[tuple[float, _T]]:
+    """The ticks of an axis from 0 to 1 without those that come too near: both ends first, then in the order given."""
+    kept: list[tuple[float, _T]] = []
+    for height, text in sorted(ticks, key=lambda tick: tick[0] not in (0.0, 1.0)):
+        if all(abs(height - other) >= least for other, _ in kept):
+            kept.append((height, text))
+    return kept

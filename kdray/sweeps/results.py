@@ -60,6 +60,11 @@ class Trial:
     histories: Sequence[Sequence[RoundMetrics]]
 
     @property
+    def rounds(self) -> int:
+        """How many rounds all seeds have finished; round 0 counts."""
+        return min((len(history) for history in self.histories), default=0)
+
+    @property
     def bought(self) -> int:
         """Queries that the runs of this trial were charged, without those on test images."""
         return sum(history[-1].paid for history in self.histories if history)
@@ -74,21 +79,28 @@ class Trial:
         """Queries that the runs of this trial would have been charged alone."""
         return self.bought + self.saved
 
+    def asked_after(self, number: int) -> float:
+        """What a run of this trial would have been charged alone up to a round, the mean over the seeds.
+
+        Args:
+            number: position of the round in the histories; all seeds have finished it.
+        """
+        asked = [history[number].paid + sum(m.reused for m in history[: number + 1]) for history in self.histories]
+        return sum(asked) / len(asked)
+
     def measured(self, metric: str) -> list[Measured]:
         """A figure after each round that all seeds have finished; a round in which it was not measured is left out."""
         rounds: list[Measured] = []
-        for number in range(min((len(history) for history in self.histories), default=0)):
-            now = [history[number] for history in self.histories]
-            values = [getattr(metrics, metric) for metrics in now]
+        for number in range(self.rounds):
+            values = [getattr(history[number], metric) for history in self.histories]
             if any(value is None or not math.isfinite(value) for value in values):
                 continue
-            reused = [sum(metrics.reused for metrics in history[: number + 1]) for history in self.histories]
             count, mean = len(values), math.fsum(values) / len(values)
             spread = math.fsum((value - mean) ** 2 for value in values)
             rounds.append(
                 Measured(
-                    round=now[0].round,
-                    asked=sum(metrics.paid + free for metrics, free in zip(now, reused, strict=True)) / count,
+                    round=self.histories[0][number].round,
+                    asked=self.asked_after(number),
                     mean=mean,
                     error=math.sqrt(spread / (count - 1) / count) if count > 1 else None,
                     seeds=count,
@@ -103,8 +115,7 @@ class Trial:
     def last(self, metric: str) -> Measured | None:
         """The figure after the trial's last round; None where that was not measured."""
         measured = self.measured(metric)
-        done = min((len(history) for history in self.histories), default=0)
-        return measured[-1] if measured and measured[-1].round == self.histories[0][done - 1].round else None
+        return measured[-1] if measured and measured[-1].round == self.histories[0][self.rounds - 1].round else None
 
 
 def best_trial(trials: Sequence[Trial], metric: str, mode: Mode) -> Trial | None:
@@ -119,6 +130,21 @@ def best_trial(trials: Sequence[Trial], metric: str, mode: Mode) -> Trial | None
         if trial.state == "finished" and last is not None:
             ranked.append((sign * last.mean, last.asked, trial.name, trial))
     return min(ranked, key=lambda item: item[:3])[3] if ranked else None
+
+
+def pareto_front(trials: Sequence[Trial], metric: str, mode: Mode) -> list[tuple[Trial, Measured]]:
+    """The best figure for at most so many queries asked, among all rounds of all trials.
+
+    Returns:
+        The rounds that no other round beats with as few queries, by queries asked; each is better than the one before.
+    """
+    sign = -1.0 if mode == "max" else 1.0
+    rounds = [(trial, measured) for trial in trials for measured in trial.measured(metric)]
+    front: list[tuple[Trial, Measured]] = []
+    for trial, measured in sorted(rounds, key=lambda item: (item[1].asked, sign * item[1].mean, item[0].name)):
+        if not front or sign * measured.mean < sign * front[-1][1].mean:
+            front.append((trial, measured))
+    return front
 
 
 def scope(trials: Sequence[Trial], metric: str, mode: Mode) -> str:

@@ -1,0 +1,78 @@
+"""How the keys, values and figures of a sweep are written, in tables, figures and pages alike."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from kdray.sweeps.results import Trial
+from kdray.utils.files import shown
+
+SHARES = ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "agreement_low", "agreement_high")
+"""Figures that are shares, which people read as per cent."""
+
+
+def swept_keys(trials: Iterable[Trial]) -> list[str]:
+    """The keys that some trial sets, in the order in which they first appear."""
+    return list(dict.fromkeys(key for trial in trials for key in trial.values))
+
+
+def varied_keys(trials: Sequence[Trial]) -> list[str]:
+    """The keys that have different values in these trials."""
+    return [key for key in swept_keys(trials) if len({value_text(trial.values.get(key)) for trial in trials}) > 1]
+
+
+def value_text(value: Any) -> str:
+    """A value on one line, as a config or an override would have it: the text 1 is '1', the number is 1."""
+    if isinstance(value, str):
+        value = shown(value)
+    try:
+        text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False)
+    except yaml.YAMLError:  # no plain value
+        text = shown(str(value))
+    return " ".join(text.removesuffix("...\n").split())
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that has a place on an axis."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def is_numeric(trials: Iterable[Trial], key: str) -> bool:
+    """Whether a key is a number in all of these trials."""
+    return all(is_number(trial.values.get(key)) for trial in trials)
+
+
+def ordered(values: Iterable[Any]) -> list[Any]:
+    """Different values in the order of an axis: numbers by size, then all others by their text."""
+    different = {value_text(value): value for value in values}
+    return sorted(
+        different.values(),
+        key=lambda value: (0, float(value), "") if is_number(value) else (1, 0.0, value_text(value)),
+    )
+
+
+def figure_words(metric: str) -> str:
+    """The name of a figure, with its unit."""
+    return metric.replace("_", " ") + (", %" if metric in SHARES else "")
+
+
+def figure_scale(metric: str) -> float:
+    """What a figure is multiplied with where people read it."""
+    return 100.0 if metric in SHARES else 1.0
+
+
+def figure_text(metric: str, mean: float | None, error: float | None = None) -> str:
+    """A figure with its standard error, as in "93.42 ± 0.21 %"; a dash where it was not measured."""
+    if mean is None:
+        return "–"
+    if metric in SHARES:
+        between = "" if error is None else f" ± {100 * error:.2f}"
+        return f"{100 * mean:.2f}{between} %"
+    return f"{mean:,.4g}" + ("" if error is None else f" ± {error:,.2g}")
