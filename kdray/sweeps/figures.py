@@ -65,7 +65,8 @@ def queries_figure(trials: Sequence[Trial], metric: str, mode: Mode) -> str | No
     end = max(after.asked for _, rounds in curves for after in rounds)
     axes.step([*x, end], [*y, y[-1]], where="post", color=INK, linewidth=1.2, linestyle="--", zorder=5)
     axes.plot(x, y, "D", color="white", markeredgecolor=INK, markersize=5, zorder=6, label="Pareto front")
-    axes.set_xlabel("queries asked by a run, mean over seeds")
+    several = any(after.seeds > 1 for _, rounds in curves for after in rounds)
+    axes.set_xlabel("queries asked by a run" + (", mean over seeds" if several else ""))
     axes.set_ylabel(figure_words(metric))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(short_number)
@@ -123,7 +124,7 @@ def heat_map(trials: Sequence[Trial], metric: str, mode: Mode, x_key: str, y_key
         axes.set_yticks(range(len(ys)), map(short_number, ys))
         if len(xs) <= 9:
             for (x, y), mean in means.items():
-                dark = (norm(mean) > 0.45) == (mode == "max")
+                dark = colours(norm(mean))[1] < 0.6  # its green
                 axes.text(
                     xs.index(x), ys.index(y), f"{mean:.4g}", ha="center", va="center", fontsize=9,
                     color="white" if dark else INK, fontweight="bold" if (x, y) == best else "normal",
@@ -169,7 +170,7 @@ def curve_figure(trials: Sequence[Trial], metric: str, x_key: str, line_key: str
             yerr=[scale * (last.error or 0.0) for _, last in points] if any(last.error for _, last in points) else None,
             color=COLOURS[k % len(COLOURS)], marker="o", markersize=5, capsize=3,
             linestyle="-" if joined else "none", linewidth=1.8, elinewidth=1.2,
-            label=None if line_key is None else plain(f"{line_key.split('.')[-1]} = {name}"),
+            label=None if line_key is None else plain(name, 24),
         )  # fmt: skip
     if numeric:
         _scale(axes, "x", sorted({float(trial.values[x_key]) for trial, _ in finished}))
@@ -181,7 +182,11 @@ def curve_figure(trials: Sequence[Trial], metric: str, x_key: str, line_key: str
     axes.set_xlabel(plain(x_key))
     axes.set_ylabel(figure_words(metric))
     if line_key is not None:
-        axes.legend(frameon=False, fontsize=9, ncols=min(4, len(order)), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        columns = max(1, min(len(order), 60 // (6 + max(len(plain(name, 24)) for name in order))))
+        axes.legend(
+            frameon=False, fontsize=9, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0),
+            title=plain(line_key), title_fontsize=9,
+        )  # fmt: skip
     return svg(figure)
 
 

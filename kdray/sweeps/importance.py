@@ -67,17 +67,25 @@ def importances(
             why_not=f"The importance of the keys needs at least {_FEWEST} finished trials that have measured {metric}; "
             f"{len(finished)} of {counted(len(trials), 'trial')} did."
         )
-    if not keys:
-        return Importances(why_not="No key has more than one value in the finished trials, so none can be compared.")
+    if len(keys) < 2:
+        which = f"Only {keys[0]}" if keys else "No key"
+        return Importances(why_not=f"{which} has more than one value in the finished trials; importance compares keys.")
     if np.ptp(figures) == 0:
         return Importances(why_not=f"All finished trials have the same {metric}, so no key made a difference.")
 
+    from sklearn.compose import make_column_transformer
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
 
     inputs = np.column_stack([_coded(finished, key) for key in keys])
-    forest = RandomForestRegressor(trees, oob_score=True, random_state=seed, n_jobs=1).fit(inputs, figures)
-    shuffled = permutation_importance(forest, inputs, figures, n_repeats=repeats, random_state=seed, n_jobs=1)
+    categories = [column for column, key in enumerate(keys) if not is_numeric(finished, key)]
+    # The trees see a column for each category, and the shuffling a column for each key.
+    coder = make_column_transformer((OneHotEncoder(sparse_output=False), categories), remainder="passthrough")
+    forest = RandomForestRegressor(trees, oob_score=True, random_state=seed, n_jobs=1)
+    model = make_pipeline(coder, forest).fit(inputs, figures)
+    shuffled = permutation_importance(model, inputs, figures, n_repeats=repeats, random_state=seed, n_jobs=1)
     found = [
         Importance(key=key, mean=float(mean), deviation=float(deviation))
         for key, mean, deviation in zip(keys, shuffled.importances_mean, shuffled.importances_std, strict=True)

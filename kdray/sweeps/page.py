@@ -9,7 +9,7 @@ from kdray.sweeps.figures import importance_figure, key_figures, queries_figure
 from kdray.sweeps.importance import importances
 from kdray.sweeps.parallel import parallel_figure
 from kdray.sweeps.results import STATES, Mode, Trial, best_trial, scope
-from kdray.sweeps.shown import figure_text, swept_keys, value_text
+from kdray.sweeps.shown import figure_text, short_text, swept_keys, value_text
 from kdray.utils.files import write_bytes
 from kdray.utils.text import counted
 
@@ -62,6 +62,7 @@ def write_page(folder: Path, facts: SweepFacts, trials: Sequence[Trial]) -> Path
         cost=lambda queries: money(None if facts.price is None else queries * facts.price, facts.currency),
         figure=lambda trial: figure_text(metric, *_mean_and_error(trial, metric)),
         value=lambda trial, key: value_text(trial.values[key]) if key in trial.values else "–",
+        short=lambda trial, key: short_text(trial.values[key]) if key in trial.values else "–",
         counted=counted,
         seeds=max((len(trial.seeds) for trial in trials), default=1),
         queries=queries_figure(trials, metric, mode),

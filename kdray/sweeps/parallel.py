@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from kdray.pages.figures import BAD_TO_GOOD, BEST, INK, SOFT, new_axes, plain, set_apart, short_number, svg
@@ -13,7 +12,9 @@ from kdray.sweeps.shown import figure_scale, figure_words, is_number, ordered, v
 
 
 def parallel_figure(trials: Sequence[Trial], metric: str, mode: Mode) -> str | None:
-    """Parallel coordinates: an axis for each key that varies, and the metric; a line for each trial, coloured by it.
+    """Parallel coordinates: an axis for each key that varies, and the metric; a line for each trial.
+
+    Lines are coloured by the rank of the metric, so that a single bad trial does not make all others look the same.
 
     Failed trials, and trials without a figure after their last round, are left out. Stopped trials are dashed.
     """
@@ -24,12 +25,11 @@ def parallel_figure(trials: Sequence[Trial], metric: str, mode: Mode) -> str | N
     scale, best, sign = figure_scale(metric), best_trial(trials, metric, mode), 1.0 if mode == "max" else -1.0
     measured.sort(key=lambda item: sign * item[1].mean)
     figures = [scale * last.mean for _, last in measured]
-    norm = Normalize(sign * figures[0], sign * figures[-1] + (figures[0] == figures[-1]))
     columns = [_Axis([trial.values.get(key) for trial, _ in measured], plain(key)) for key in keys]
     columns.append(_Axis(figures, figure_words(metric)))
-    figure, axes = new_axes(max(6.4, 1.7 * len(columns)), 4.6)
+    figure, axes = new_axes(max(9.6, 1.7 * len(columns)), 4.6)
     for row, (trial, _) in enumerate(measured):
-        look: dict[str, Any] = {"color": BAD_TO_GOOD(norm(sign * figures[row])), "linewidth": 1.3, "zorder": 2}
+        look: dict[str, Any] = {"color": BAD_TO_GOOD(row / (len(measured) - 1)), "linewidth": 1.3, "zorder": 2}
         if trial is best:
             look = {"color": BEST, "linewidth": 2.4, "zorder": 3}
         # Lines that meet in a category are set apart a little, in the order of the metric.
@@ -79,7 +79,7 @@ class _Axis:
                 return (value - low) / (high - low)
 
             self.heights = [height(value) for value in values]
-            between = LogLocator() if logarithmic else MaxNLocator(5)
+            between = LogLocator() if logarithmic else MaxNLocator(5, steps=[1, 2, 5, 10])
             marks = different if len(different) <= 6 else [low, high, *between.tick_values(low, high)]
             inside = [(height(mark), short_number(mark)) for mark in marks if low <= mark <= high]
             self.ticks = set_apart(inside, 0.055)

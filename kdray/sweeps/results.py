@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from kdray.observers.base import RoundMetrics
+from kdray.utils.text import counted
 
 State = Literal["waiting", "running", "stopped", "failed", "finished"]
 """waiting: not started. stopped: by the scheduler, after a round in which others were better. failed: see its cause."""
@@ -153,7 +154,7 @@ def scope(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
     seeds = max((len(trial.seeds) for trial in finished), default=1)
     mean = f"mean of {metric} over {seeds} seeds" if seeds > 1 else metric
     which = "highest" if mode == "max" else "lowest"
-    return f"{which} {mean} after the last round, among {len(finished)} finished of {len(trials)} trials"
+    return f"{which} {mean} after the last round, among {len(finished)} finished of {counted(len(trials), 'trial')}"
 
 
 STATES = get_args(State)

@@ -1,5 +1,6 @@
 """How the keys, values and figures of a sweep are written, in tables, figures and pages alike."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,7 +32,16 @@ def value_text(value: Any) -> str:
         text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False)
     except yaml.YAMLError:  # no plain value
         text = shown(str(value))
-    return " ".join(text.removesuffix("...\n").split())
+    text = text.removesuffix("...\n").rstrip("\n")
+    return json.dumps(value, ensure_ascii=False, default=str) if "\n" in text else text
+
+
+def short_text(value: Any, most: int = 32) -> str:
+    """A value as `value_text` has it, but a number with four significant digits, and cut after `most` letters."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.4g}"
+    text = value_text(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def is_number(value: Any) -> bool:
