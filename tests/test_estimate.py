@@ -109,6 +109,14 @@ def test_what_was_bought_for_the_estimate_is_trained_on_and_belongs_to_the_user(
     assert names == ["round-000.parquet", "round-001-sample.parquet", "round-001.parquet", "round-002.parquet"]
 
 
+def test_an_estimate_that_another_run_has_paid_for_counts_as_reused(robust, tmp_path):
+    section = robust.config.ledger.model_copy(update={"path": str(robust.directory / "ledger.sqlite")})
+    config = robust.config.model_copy(update={"ledger": section})
+    again = run(config, RunDirectory(tmp_path / "run"), local=True)
+    assert [m.reused for m in again.history] == [40, 60, 60] and [m.paid for m in again.history] == [0, 0, 0]
+    assert [m.paid + sum(e.reused for e in again.history[: m.round + 1]) for m in again.history] == [40, 100, 160]
+
+
 def test_the_estimate_is_what_the_answers_say(robust):
     directory = RunDirectory(robust.directory)
     told = read_json(directory.artefact(1, "estimate"))

@@ -164,3 +164,4 @@ def test_figures_in_words():
     assert figure_text("agreement", 1.0) == "100.00 %"
     assert figure_text("loss", 0.123456, 0.01) == "0.1235 ± 0.01"
     assert figure_text("loss", None) == "–"
+    assert figure_text("queries", 12345.5, 250.4) == "12,346 ± 250" and figure_text("queries", 40.0) == "40"

@@ -16,7 +16,7 @@ class RoundMetrics:
         estimate_queries: queries charged so far for the estimate of RAD's m; not part of `queries`.
         estimate: the estimate (`kdray.select.rad.mistakes.Estimate`) in the round that made it; empty in other rounds.
         bought: training queries charged in this round.
-        reused: answers of this round that cost nothing.
+        reused: answers of this round that cost nothing, those for the estimate included.
         short: candidates that were chosen but not answered, because the budget ran out.
         set_aside: candidates for which the teacher gave no valid answer.
         evaluated: forward passes of the student that were made to choose this round's candidates.

@@ -331,7 +331,7 @@ class Rounds:
             images=facts["train"]["images"],
             queries=charged,
             bought=facts["query"]["charged"],
-            reused=facts["query"]["reused"],
+            reused=facts["query"]["reused"] + facts.get("estimate", {}).get("reused", 0),
             short=facts["query"]["short"],
             set_aside=facts["query"]["set_aside"],
             evaluated=searched.get("passes", 0),

@@ -85,4 +85,6 @@ def figure_text(metric: str, mean: float | None, error: float | None = None) -> 
     if metric in SHARES:
         between = "" if error is None else f" ± {100 * error:.2f}"
         return f"{100 * mean:.2f}{between} %"
-    return f"{mean:,.4g}" + ("" if error is None else f" ± {error:,.2g}")
+    if abs(mean) >= 1000:
+        return f"{mean:,.0f}" + ("" if error is None else f" ± {error:,.0f}")
+    return f"{mean:.4g}" + ("" if error is None else f" ± {error:.2g}")
