@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from sweep_trials import after, trial
 
-from kdray.pages.figures import plain, set_apart, short_number
+from kdray.pages.figures import plain, set_apart, short_number, suits_logarithm
 from kdray.sweeps.figures import curve_figure, heat_map, importance_figure, key_figures, queries_figure
 from kdray.sweeps.importance import Importance, Importances
 from kdray.sweeps.page import SweepFacts, write_page
@@ -268,6 +268,8 @@ def test_labels_and_ticks():
         "1e-05",
         "1.235e+05",
     ]
+    assert suits_logarithm([1e-4, 1e-3, 1e-2, 0.1, 1], span=100) and not suits_logarithm([1e-4, 0.4, 0.5, 1], span=100)
+    assert not suits_logarithm([0.0, 1e-4, 1e-3, 1], span=100) and not suits_logarithm([1, 2, 50], span=100)
     assert set_apart([(0.0, "a"), (0.02, "b"), (0.5, "c"), (0.99, "d"), (1.0, "e")], 0.05) == [
         (0.0, "a"), (1.0, "e"), (0.5, "c"),
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from statistics import median_low
 from typing import TypeVar
 
 import matplotlib
@@ -65,3 +66,12 @@ def set_apart(ticks: Sequence[tuple[float, _T]], least: float) -> list[tuple[flo
         if all(abs(height - other) >= least for other, _ in kept):
             kept.append((height, text))
     return kept
+
+
+def suits_logarithm(values: Sequence[float], span: float) -> bool:
+    """Whether a logarithmic scale shows these positive values better: they span `span`, and most are at the low end.
+
+    A uniform sample of [0, 1] may span four decades too, but a logarithmic scale would press it against its end.
+    """
+    low, high = min(values), max(values)
+    return low > 0 and high / low >= span and median_low(values) < low + 0.3 * (high - low)

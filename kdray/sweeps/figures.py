@@ -23,6 +23,7 @@ from kdray.pages.figures import (
     plain,
     set_apart,
     short_number,
+    suits_logarithm,
     svg,
 )
 from kdray.sweeps.importance import Importances
@@ -48,17 +49,12 @@ def queries_figure(trials: Sequence[Trial], metric: str, mode: Mode) -> str | No
     if not curves:
         return None
     figure, axes = new_axes(9.6, 4.4)
+    alpha = min(0.45, max(0.12, 12 / len(curves)))
     for trial, rounds in curves:
         x, y = [after.asked for after in rounds], [scale * after.mean for after in rounds]
-        look: dict[str, Any] = {
-            "color": BEST,
-            "linewidth": 2,
-            "markersize": 5,
-            "zorder": 4,
-            "label": f"best: {plain(trial.name)}",
-        }
-        if trial is not best:
-            look = {"color": COLOURS[0], "linewidth": 0.9, "markersize": 2.5, "alpha": 0.45}
+        look: dict[str, Any] = {"color": COLOURS[0], "alpha": alpha, "linewidth": 0.9, "markersize": 2.5}
+        if trial is best:
+            look = {"color": BEST, "linewidth": 2, "markersize": 5, "zorder": 4, "label": f"best: {plain(trial.name)}"}
         axes.plot(x, y, marker="o", **look)
     front = pareto_front(trials, metric, mode)
     x, y = [after.asked for _, after in front], [scale * after.mean for _, after in front]
@@ -269,13 +265,13 @@ def _on_grid(cells: Collection[tuple[float, float]]) -> bool:
 
 
 def _scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> None:
-    """Fit an axis to values, sorted: logarithmic where they span more than a decade, with ticks at few values."""
+    """Fit an axis to values, sorted: logarithmic where that suits them, with ticks at the values if they are few."""
     axis, positive = getattr(axes, f"{which}axis"), [value for value in values if value > 0]
-    wide = len(positive) > 1 and positive[-1] / positive[0] >= 20 and values[0] >= 0
-    if wide and values[0] > 0:
-        getattr(axes, f"set_{which}scale")("log")
-    elif wide:
-        getattr(axes, f"set_{which}scale")("symlog", linthresh=positive[0], linscale=0.5)
+    if len(positive) > 1 and values[0] >= 0 and suits_logarithm(positive, span=20):
+        if values[0] > 0:
+            getattr(axes, f"set_{which}scale")("log")
+        else:
+            getattr(axes, f"set_{which}scale")("symlog", linthresh=positive[0], linscale=0.5)
     if len(values) <= 8:
         transform = axis.get_transform()
         heights = transform.transform(np.asarray(values, dtype=float))

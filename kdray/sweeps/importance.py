@@ -47,7 +47,7 @@ class Importances:
 
 
 def importances(
-    trials: Sequence[Trial], metric: str, *, seed: int = 0, trees: int = 100, repeats: int = 20
+    trials: Sequence[Trial], metric: str, *, seed: int = 0, trees: int = 100, repeats: int = 10
 ) -> Importances:
     """The permutation importance (Breiman, 2001) of each swept key, in a random forest over the finished trials.
 

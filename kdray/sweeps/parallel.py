@@ -6,7 +6,18 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from kdray.pages.figures import BAD_TO_GOOD, BEST, INK, SOFT, new_axes, plain, set_apart, short_number, svg
+from kdray.pages.figures import (
+    BAD_TO_GOOD,
+    BEST,
+    INK,
+    SOFT,
+    new_axes,
+    plain,
+    set_apart,
+    short_number,
+    suits_logarithm,
+    svg,
+)
 from kdray.sweeps.results import Mode, Trial, best_trial
 from kdray.sweeps.shown import figure_scale, figure_words, is_number, ordered, value_text, varied_keys
 
@@ -71,7 +82,7 @@ class _Axis:
         self.numeric = all(map(is_number, values)) and len(different) > 1
         if self.numeric:
             low, high = float(different[0]), float(different[-1])
-            logarithmic = low > 0 and high / low > 100
+            logarithmic = suits_logarithm(values, span=100)
 
             def height(value: float) -> float:
                 if logarithmic:
