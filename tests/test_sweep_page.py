@@ -101,8 +101,8 @@ def test_the_best_is_named_with_its_figure_scope_values_and_command(tmp_path):
     assert "among 2 finished of 2 trials" in page.text
     assert ["select.w", "0.1"] in page.rows and FACTS.command in page.text and "best.yaml" in page.text
     assert [row for row in page.rows if row[0] in "ab"] == [
-        ["a", "finished", "0.1", "85.00 ± 5.00 %", "1", "200", "140", "60"],
-        ["b", "finished", "0.25", "70.00 ± 0.00 %", "1", "200", "200", "0"],
+        ["a", "finished", "85.00 ± 5.00 %", "0.1", "1", "200", "140", "60"],
+        ["b", "finished", "70.00 ± 0.00 %", "0.25", "1", "200", "200", "0"],
     ]
     assert page_of(tmp_path, trials, mode="min").text.count("Trial b has the lowest") == 1
 
