@@ -17,8 +17,8 @@ from conftest import actor_pids
 
 import actors.ledger
 from actors.cluster import NAMESPACE
-from actors.ledger import LedgerService, RayLedger
-from kdray.errors import KdrayError, LedgerError
+from actors.ledger import LedgerService, NamedLedger, RayLedger
+from kdray.errors import Halted, KdrayError, LedgerError
 from kdray.ledger import Ledger, hash_images
 from kdray.ledger.limits import Limits
 from kdray.ledger.records import Order, Outcome
@@ -235,6 +235,29 @@ def test_coming_while_the_last_one_leaves(open_ledger, ray_local, tmp_path):
     second.open_account("me", {"training": 5})
     assert first.remaining("training", "me") == 5
     assert first._actor == second._actor, "both are with the new one"
+
+
+def test_a_ledger_is_found_by_its_name_and_halted_for_all(ray_local, tmp_path):
+    """The trials of a sweep know the name alone: the file may be on another node."""
+    owner = RayLedger(tmp_path / "ledger.sqlite", 100, name="sweep-of-this-test")
+    trial = NamedLedger("sweep-of-this-test", "a path on another node")
+    order = [Order(hashes=[b"x" * 16], attempt=1)]
+    granted = trial.grant(order, teacher="t", owner="me")
+    owner.halt("the sweep is being stopped")
+    with pytest.raises(Halted, match="the sweep is being stopped"):
+        trial.grant(order, teacher="t", owner="me")
+    assert trial.reserved() == 1
+    trial.settle([Outcome(reservation=granted.parts[0].reservation, state="uncertain")])  # what is on its way ends well
+    assert (trial.reserved(), owner.spent()) == (0, 1)
+    trial.grant([], teacher="t", owner="me", request="mine")  # closing a grant buys nothing
+    owner.halt(None)
+    assert trial.grant([Order(hashes=[b"y" * 16], attempt=1)], teacher="t", owner="me").parts
+    trial.close()
+    owner.close()
+    with pytest.raises(LedgerError, match="the actor sweep-of-this-test of the ledger a path on another node is gone"):
+        NamedLedger("sweep-of-this-test", "a path on another node")
+    with pytest.raises(LedgerError, match="is gone"):
+        trial.spent()
 
 
 def test_a_file_that_was_deleted_and_made_anew_is_the_one_that_is_used(open_ledger, tmp_path):

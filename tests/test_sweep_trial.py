@@ -13,7 +13,8 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 from kdray.sweeps.config import dump_sweep, parse_sweep
 from kdray.sweeps.folder import SweepFolder
-from kdray.sweeps.sweep import open_ledger, write_results
+from kdray.sweeps.outcome import write_results
+from kdray.sweeps.sweep import open_ledger
 from kdray.sweeps.trial import TrialPlan, TrialRuns
 from kdray.utils.files import write_bytes
 

@@ -23,7 +23,7 @@ _COUNTS = ("requests", "answered", "rejected", "uncertain", "charged", "returned
 
 
 def ledger_command(
-    where: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run directory, or a ledger file.")],
+    where: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run directory, a sweep, or a ledger file.")],
     export: Annotated[Path | None, typer.Option(help="Write all answers to this parquet file.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Set the cap of a shared ledger file.")] = None,
     forget_declined: Annotated[
@@ -68,7 +68,7 @@ class Book:
 
 
 def find_book(path: Path, price: float | None) -> Book:
-    """The ledger of a run directory, or the file itself.
+    """The ledger of a run directory or of a sweep, or the file itself.
 
     Raises:
         LedgerError: neither is there.
@@ -81,6 +81,8 @@ def find_book(path: Path, price: float | None) -> Book:
             raise LedgerError(f"{path} is empty; it is no ledger")
         return Book(path=path, owner=None, price=price, currency="")
     run = RunDirectory(path)
+    if (path / "sweep.yaml").is_file() and run.ledger.is_file():
+        return Book(path=run.ledger, owner=None, price=price, currency="")
     if not run.is_run():
         raise LedgerError(f"{path} is neither a run directory nor a ledger file")
     budget, ledger = read_money(run.config)

@@ -11,7 +11,7 @@ from kdray.errors import ConfigError, Halted
 from kdray.utils.files import shown
 
 if TYPE_CHECKING:
-    from kdray.sweeps.sweep import SweepResult
+    from kdray.sweeps.outcome import SweepResult
 
 
 def sweep_command(
@@ -66,8 +66,8 @@ def sweep_command(
 
 def _show(result: "SweepResult") -> None:
     """The closing table, the best trial, and where everything is."""
-    from kdray.sweeps.checks import trial_words
-    from kdray.sweeps.display import figure, trial_table
+    from kdray.sweeps.display import trial_table
+    from kdray.sweeps.shown import figure_text, trial_words
     from kdray.utils.console import make_console
 
     console = make_console(width=output_width())
@@ -78,11 +78,12 @@ def _show(result: "SweepResult") -> None:
     lines = [("bought", f"{result.bought:,} queries; {saved:,} answers cost nothing")]
     if result.best is not None and (last := result.best.last(result.metric)) is not None:
         lines += [
-            ("best", f"{trial_words(result.best.values)}: {figure(last, result.metric)}"),
+            ("best", f"{trial_words(result.best.values)}: {figure_text(result.metric, last.mean, last.error)}"),
             ("", f"({result.scope})"),
             ("config", shown(result.directory / "best.yaml")),
         ]
     else:
         lines += [("best", "none: no trial has finished with a figure")]
-    for name, value in (*lines, ("sweep", shown(result.directory))):
+    lines += [("sweep", shown(result.directory)), ("report", shown(result.directory / "report.html"))]
+    for name, value in lines:
         console.print(f"{name:<7}{value}", soft_wrap=True)

@@ -12,7 +12,8 @@ from kdray.errors import ConfigError
 from kdray.sweeps.config import SweepConfig, load_sweep, parse_sweep, with_absolute_paths
 from kdray.sweeps.display import make_sweep_display
 from kdray.sweeps.folder import SweepFolder, choose_folder
-from kdray.sweeps.sweep import SweepResult, open_ledger, write_config
+from kdray.sweeps.outcome import SweepResult
+from kdray.sweeps.sweep import open_ledger, write_config
 from kdray.sweeps.sweep import sweep as run_sweep
 from kdray.sweeps.trial import TrialPlan, TrialRuns
 

@@ -1,7 +1,6 @@
 """What is found out about a sweep before anything is paid: its points, and whether each of them can run."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,8 +161,3 @@ def check_metric(metric: str, config: Config, data: Data) -> None:
 
 
 _OF_TEST = {"student_accuracy", "teacher_accuracy", "success_rate", "agreement", "agreement_low", "agreement_high"}
-
-
-def trial_words(values: Mapping[str, Any]) -> str:
-    """The name of a trial for people."""
-    return in_words({key.rpartition(".")[2]: value for key, value in values.items()})

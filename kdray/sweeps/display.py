@@ -2,16 +2,16 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kdray.sweeps.checks import trial_words
 from kdray.sweeps.results import Measured, Trial
+from kdray.sweeps.shown import figure_text, short_text, swept_keys, trial_words
 from kdray.utils.console import make_console
 from kdray.utils.text import counted
 
@@ -47,7 +47,7 @@ class PlainSweepDisplay(SweepDisplay):
 
     def update(self, trial: Trial, trials: Sequence[Trial]) -> None:
         measured = trial.measured(self._metric)
-        about = f"round {measured[-1].round}, {self._metric} {figure(measured[-1], self._metric)}" if measured else ""
+        about = f"round {measured[-1].round}, {self._metric} {_figure(measured[-1], self._metric)}" if measured else ""
         ended = sum(other.state in ("finished", "stopped", "failed") for other in trials)
         state = "" if trial.state == "running" else f" {trial.state} ({ended} of {self._total} ended)"
         told = ": ".join(part for part in (f"{trial_words(trial.values)}{state}", trial.cause or about) if part)
@@ -99,7 +99,7 @@ def make_sweep_display(stream: TextIO | None = None) -> SweepDisplay:
 def trial_table(trials: Sequence[Trial], metric: str) -> Table:
     """A row for each trial: its values, how far it is, its figure, and what it asked, bought and saved."""
     table = Table(box=None, pad_edge=False, caption_justify="left")
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
+    keys = swept_keys(trials)
     for name in (*keys, "state"):
         table.add_column(Text(name))
     for name in ("round", metric, "asked", "bought", "saved"):
@@ -108,27 +108,14 @@ def trial_table(trials: Sequence[Trial], metric: str) -> Table:
         measured = trial.measured(metric)
         last = measured[-1] if measured else None
         table.add_row(
-            *(Text(_value(trial.values, key)) for key in keys),
+            *(Text(short_text(trial.values[key]) if key in trial.values else "") for key in keys),
             trial.state,
             "" if last is None else str(last.round),
-            "" if last is None else figure(last, metric),
+            "" if last is None else _figure(last, metric),
             *(f"{count:,}" for count in (trial.asked, trial.bought, trial.saved)),
         )
     return table
 
 
-def _value(values: Mapping[str, Any], key: str) -> str:
-    value = values.get(key, "")
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-SHARES = ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "agreement_low", "agreement_high")
-"""Figures that are shares, shown in percent."""
-
-
-def figure(measured: Measured, metric: str) -> str:
-    """A figure with its standard error, in words."""
-    if metric in SHARES:
-        error = "" if measured.error is None else f" ± {100 * measured.error:.2f}"
-        return f"{100 * measured.mean:.2f}{error} %"
-    return f"{measured.mean:,.4g}" + ("" if measured.error is None else f" ± {measured.error:.2g}")
+def _figure(measured: Measured, metric: str) -> str:
+    return figure_text(metric, measured.mean, measured.error)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -50,6 +50,11 @@ def short_text(value: Any, most: int = 32) -> str:
         return f"{value:.4g}"
     text = value_text(value)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def trial_words(values: Mapping[str, Any]) -> str:
+    """A trial in words: its values, by the last part of their keys."""
+    return ", ".join(f"{key.rpartition('.')[2]}={short_text(value)}" for key, value in values.items())
 
 
 def is_number(value: Any) -> bool:

@@ -7,12 +7,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from kdray.config.load import differences, dump_config
+from kdray.config.load import differences
 from kdray.errors import Halted, LedgerError, RunDirectoryError, SweepError
 from kdray.ledger.check import check_ledger
 from kdray.ledger.store import Ledger
@@ -22,39 +20,14 @@ from kdray.sweeps.checks import Outlook, look_ahead
 from kdray.sweeps.config import SweepConfig, dump_sweep, with_absolute_paths
 from kdray.sweeps.display import SweepDisplay
 from kdray.sweeps.folder import SweepFolder
-from kdray.sweeps.results import Trial, best_trial, scope
+from kdray.sweeps.outcome import SweepResult, write_results
+from kdray.sweeps.results import Trial
 from kdray.sweeps.trial import TrialPlan, TrialRuns
 from kdray.teachers.http.secrets import Secrets
 from kdray.utils.files import write_bytes
 
 _STOPPING_S = 20.0  # for queries on their way when the user stops the sweep
 _TICK_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepResult:
-    """A sweep, finished or not.
-
-    Attributes:
-        directory: where it is.
-        trials: that have begun, by name.
-        metric: what was compared.
-        best: the best finished trial, or None.
-        scope: among which trials the best was found, and by what.
-        bought: queries charged, all trials together.
-    """
-
-    directory: Path
-    trials: list[Trial]
-    metric: str
-    best: Trial | None
-    scope: str
-    bought: int
-
-    @property
-    def failed(self) -> list[Trial]:
-        """Trials that have no result, each with its cause."""
-        return [trial for trial in self.trials if trial.state == "failed"]
 
 
 def sweep(
@@ -309,23 +282,6 @@ def _stop_signals(watch: _Watch) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def write_results(config: SweepConfig, folder: SweepFolder) -> SweepResult:
-    """Write the tables, the page and best.yaml of what the trials have measured so far."""
-    metric, mode = config.sweep.metric, config.sweep.mode
-    trials = folder.trials()
-    best = best_trial(trials, metric, mode)
-    if best is not None:
-        write_bytes(folder.best, dump_config(resolve(config.config_of(best.values))).encode())
-    bought = 0
-    if folder.ledger.exists():
-        ledger = Ledger(folder.ledger, read_only=True)
-        bought = ledger.spent()
-        ledger.close()
-    return SweepResult(
-        directory=folder.path, trials=trials, metric=metric, best=best, scope=scope(trials, metric, mode), bought=bought
-    )
 
 
 def _check_results(result: SweepResult, outlook: Outlook) -> None:
