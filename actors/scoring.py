@@ -18,12 +18,13 @@ from kdray.search.cost import batch_on
 from kdray.search.forward import Forward, ForwardOptions, a_seconds_work
 from kdray.search.requests import R, Request, RunStage, SearchContext
 from kdray.search.stages import Cut, Merge, Stage
-from kdray.sections.search import SearchSettings
+from kdray.sections.search import PATIENCE_S, SearchSettings
 from kdray.utils.memory import keep_freed_memory
 from kdray.utils.text import counted
 
 _RESTART_POLL_S = 0.1
 _LOOK_S = 2.0  # least time between two checks for free CPUs
+_LONG_WAIT_S = 10.0  # worth telling
 
 Reference = ray.ObjectRef[Any]
 Box = list[Reference]
@@ -88,7 +89,7 @@ class RaySearcher:
         *,
         gpus: float = 0.0,
         chunk: int | None = None,
-        patience_s: float = 120.0,
+        patience_s: float = PATIENCE_S,
         settings: SearchSettings | None = None,
         options: ForwardOptions | None = None,
         grow: bool = False,
@@ -174,25 +175,37 @@ class RaySearcher:
             self.start()
         if self._pool is None or self._pool[0] is not pool:
             self._pool = (pool, ray.put(pool))
-        boxes, metrics = ([self._pool[1]], [ray.put(model.cpu())]), SearchMetrics()
+        boxes = [self._pool[1]], [ray.put(model.cpu())]
 
         def run_stage(stage: Stage, merge: Merge) -> None:
+            metrics = SearchMetrics()
             under_way = _StageRun(self._actors, (*boxes, [ray.put(stage)]), len(stage), merge)
-            alive_at = time.monotonic()
+            alive_at, told = time.monotonic(), False
             while not under_way.assignment.complete:
                 self._look_for_more(under_way, on_note)
+                metrics.seen(**under_way.facts())
                 before = merge.evaluated
                 if under_way.advance():
                     alive_at = time.monotonic()
                     on_passes(merge.evaluated - before)
-                elif not under_way.assignment.workers and time.monotonic() - alive_at > self._patience_s:
+                elif under_way.assignment.workers:
+                    alive_at = time.monotonic()
+                elif time.monotonic() - alive_at > self._patience_s:
                     raise ScoringError(
-                        f"no scoring worker for {self._patience_s:.0f} s; look at 'ray status', then 'kdray resume'"
+                        f"no scoring worker for {self._patience_s:.0f} s; look at 'ray status', then 'kdray resume'. "
+                        "A cluster that starts nodes may need more: set resources.scoring_patience_s"
+                    )
+                elif on_note is not None and not told and time.monotonic() - alive_at > _LONG_WAIT_S:
+                    told = True
+                    each = f"a CPU and {self._gpus:g} GPU" if self._gpus else "a CPU"
+                    on_note(
+                        f"no scoring worker yet: {under_way.waiting} wait for {each} each; the run stops if none "
+                        f"starts within {self._patience_s:,.0f} s"
                     )
             # Copies of finished tasks are left to run, about a second each: after `ray.cancel`, the next call to the
             # worker can wait 30 s for the cancelled one, and then fails.
             self.requeued += under_way.assignment.requeued
-            metrics.requeued(under_way.assignment.requeued)
+            metrics.seen(**under_way.facts())
 
         return run_stage
 
@@ -229,6 +242,14 @@ class _StageRun:
     def waiting(self) -> int:
         """Number of workers that have not started, or have not restarted."""
         return len(self._waking)
+
+    def facts(self) -> dict[str, int]:
+        """What `actors.metrics.SearchMetrics.seen` shows."""
+        return {
+            "requeued": self.assignment.requeued,
+            "ready": len(self.assignment.workers),
+            "waiting": len(self._waking),
+        }
 
     def wake(self, workers: range) -> None:
         """Call these workers. They get tasks when they answer."""

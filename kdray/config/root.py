@@ -12,6 +12,7 @@ from kdray.errors import ConfigError
 from kdray.images.base import ImageSource, sources
 from kdray.pools.base import PoolSection, pools
 from kdray.sections.base import Section, Threads
+from kdray.sections.search import PATIENCE_S
 from kdray.select.base import Strategy, strategies
 from kdray.teachers.base import TeacherSection, teachers
 from kdray.training.recipe import StudentSection
@@ -47,13 +48,18 @@ class ResourcesSection(Section):
     """The resources that Ray may use. A field does not change which candidates are chosen, unless it says so."""
 
     resumable_fields: ClassVar[tuple[str, ...]] = (
-        "scoring_workers", "scoring_gpus", "scoring_precision", "scoring_compile", "teacher_workers", "chunk",
+        "scoring_workers", "scoring_gpus", "scoring_patience_s", "scoring_precision", "scoring_compile",
+        "teacher_workers", "chunk",
     )  # fmt: skip
 
     scoring_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of scoring workers, one CPU each; auto: one for each free CPU of the cluster."""
+    """Number of scoring workers, one CPU each; auto: one for each free CPU of the cluster. A cluster that scales up
+    starts nodes for workers that do not fit, so it needs a number."""
     scoring_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one scoring worker; may be a fraction."""
+    scoring_patience_s: Annotated[float, Field(gt=0)] = PATIENCE_S
+    """Seconds that a search waits while it has no scoring worker at all, such as while a cluster starts nodes; then the
+    run stops, and can be resumed."""
     scoring_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of scoring; auto: float32 on CPUs, bfloat16 or float16 on GPUs. It changes the last bits of scores."""
     scoring_compile: Literal["auto", "on", "off"] = "auto"

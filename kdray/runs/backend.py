@@ -29,12 +29,14 @@ class Backend:
     Attributes:
         searcher, teachers, trainer: see their protocols.
         open_ledger: the ledger at a path, made with a cap where one is given.
+        observers: those that this backend adds to a run, for its open ledger and its name there.
     """
 
     searcher: Searcher
     teachers: TeacherPool
     trainer: Trainer
     open_ledger: Callable[[Path, int | None], Any]
+    observers: Callable[[Any, str], list[Observer]] = lambda ledger, owner: []
 
 
 @contextmanager
@@ -62,6 +64,7 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
     environment.prepare()  # before the next line, which imports Ray
     from actors.cluster import connect, count_workers
     from actors.ledger import RayLedger
+    from actors.metrics import RunMetrics
     from actors.scoring import RaySearcher
     from actors.students import RayTrainer
     from actors.teachers import RayTeacherPool
@@ -72,6 +75,7 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
             workers,
             gpus=resources.scoring_gpus,
             chunk=chunk,
+            patience_s=resources.scoring_patience_s,
             settings=settings,
             options=options,
             grow=resources.scoring_workers == "auto",
@@ -98,7 +102,16 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
             f"Ray ({cluster.address}): {counted(workers, 'scoring worker')}, {counted(asking, 'teacher worker')}, "
             f"training in the {where}"
         )
-        yield Backend(searcher=searcher, teachers=teachers, trainer=trainer, open_ledger=RayLedger)
+        money = config.budget
+        yield Backend(
+            searcher=searcher,
+            teachers=teachers,
+            trainer=trainer,
+            open_ledger=RayLedger,
+            observers=lambda ledger, owner: [
+                RunMetrics(ledger, owner, price=money.price_per_query, currency=money.currency)
+            ],
+        )
 
 
 def search_settings(config: Config) -> SearchSettings:

@@ -189,7 +189,7 @@ def _opened(
                 "lost; they are asked again as far as the budget goes"
             )
         with EventWriter(directory.events) as events:
-            heard = Observers([observer, events])
+            heard = Observers([observer, events, *backend.observers(ledger, owner)])
             rounds = Rounds(
                 directory,
                 RunContext(
