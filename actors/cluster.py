@@ -61,9 +61,16 @@ def connect(environ: Mapping[str, str] = os.environ) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def count_workers(wanted: int | str, cpus: float) -> int:
-    """Number of scoring workers: the number in the config, or one for each free CPU and at least one."""
-    return wanted if isinstance(wanted, int) else max(1, int(cpus))
+def count_workers(wanted: int | str, free: Cluster, gpus: float = 0.0) -> int:
+    """Number of scoring workers: the number in the config, or as many as are free to start now and at least one.
+
+    Args:
+        gpus: GPUs of each worker, which takes one CPU as well.
+    """
+    if isinstance(wanted, int):
+        return wanted
+    room = min(free.cpus, free.gpus / gpus) if gpus else free.cpus
+    return max(1, int(room))
 
 
 def check_fits(bundles: Sequence[Mapping[str, float]], field: str, *, wait: bool = False) -> None:

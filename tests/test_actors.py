@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import actor_pids, digits_config, served
 
-from actors.cluster import connect, count_workers
+from actors.cluster import Cluster, connect, count_workers
 from actors.scoring import RaySearcher
 from actors.students import RayTrainer
 from actors.teachers import RayTeacherPool
@@ -655,6 +655,13 @@ def test_workers_are_counted_from_what_is_free(ray_local):
     with connect({}) as cluster:
         assert cluster.address == "connected"
         assert 0 <= cluster.cpus <= 4
-    assert [count_workers("auto", cpus) for cpus in (0.0, 1.0, 7.9)] == [1, 1, 7]
-    assert count_workers(3, 64.0) == 3
+
+    def count(wanted, cpus, gpus=0.0, each=0.0):
+        return count_workers(wanted, Cluster(address="auto", cpus=cpus, gpus=gpus), each)
+
+    assert [count("auto", cpus) for cpus in (0.0, 1.0, 7.9)] == [1, 1, 7]
+    assert count(3, 64.0) == 3
+    # With GPUs, the scarcer of the two; none are there yet where a cluster has still to start its nodes.
+    assert [count("auto", 64.0, gpus, 0.5) for gpus in (0.0, 0.4, 2.0, 40.0)] == [1, 1, 4, 64]
+    assert count("auto", 2.0, 8.0, 1.0) == 2 and count(3, 64.0, 0.0, 1.0) == 3
     assert ray_local.is_initialized(), "a cluster that was there before is left running"

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import command
 from processes import Program, kdray
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import read_result
@@ -183,10 +181,3 @@ def test_ray_job_submit_as_in_the_readme(head):
     result = read_result(RunDirectory(Path(environment["HOME"]) / "kdray-runs" / "digits"))
     assert result.receipt.queries == 1000
     assert result.history[-1].success_rate >= 0.95
-
-
-def test_cluster_yaml_is_what_the_cluster_launcher_takes():
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    prepared = prepare_config(config)
-    validate_config(prepared)
-    assert prepared["head_node_type"] in prepared["available_node_types"]

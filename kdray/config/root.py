@@ -53,8 +53,9 @@ class ResourcesSection(Section):
     )  # fmt: skip
 
     scoring_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of scoring workers, one CPU each; auto: one for each free CPU of the cluster. A cluster that scales up
-    starts nodes for workers that do not fit, so it needs a number."""
+    """Number of scoring workers, one CPU each; auto: as many as the free CPUs (and GPUs if `scoring_gpus` is set) hold
+    at the start, and more as others become free. A cluster that scales up starts nodes for workers that do not fit, so
+    it needs a number."""
     scoring_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one scoring worker; may be a fraction."""
     scoring_patience_s: Annotated[float, Field(gt=0)] = PATIENCE_S

@@ -70,7 +70,7 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
     from actors.teachers import RayTeacherPool
 
     with connect() as cluster, ExitStack() as stack:
-        workers = count_workers(resources.scoring_workers, cluster.cpus)
+        workers = count_workers(resources.scoring_workers, cluster, resources.scoring_gpus)
         searcher = RaySearcher(
             workers,
             gpus=resources.scoring_gpus,
