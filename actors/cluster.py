@@ -20,6 +20,8 @@ import ray
 from kdray.errors import ClusterError, KdrayError
 
 NAMESPACE = "kdray"
+LONG_WAIT_S = 10.0
+"""A wait for a worker that is worth telling."""
 _PROBE_TIMEOUT_S = 5.0
 
 

@@ -9,7 +9,7 @@ import ray
 import torch
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from actors.cluster import unwrap
+from actors.cluster import LONG_WAIT_S, unwrap
 from actors.metrics import ScoringMetrics, SearchMetrics
 from actors.scheduling import Assignment
 from kdray.errors import ScoringError
@@ -24,7 +24,6 @@ from kdray.utils.text import counted
 
 _RESTART_POLL_S = 0.1
 _LOOK_S = 2.0  # least time between two checks for free CPUs
-_LONG_WAIT_S = 10.0  # worth telling
 
 Reference = ray.ObjectRef[Any]
 Box = list[Reference]
@@ -193,9 +192,9 @@ class RaySearcher:
                 elif time.monotonic() - alive_at > self._patience_s:
                     raise ScoringError(
                         f"no scoring worker for {self._patience_s:.0f} s; look at 'ray status', then 'kdray resume'. "
-                        "A cluster that starts nodes may need more: set resources.scoring_patience_s"
+                        "A cluster that starts nodes may need more: set resources.patience_s"
                     )
-                elif on_note is not None and not told and time.monotonic() - alive_at > _LONG_WAIT_S:
+                elif on_note is not None and not told and time.monotonic() - alive_at > LONG_WAIT_S:
                     told = True
                     each = f"a CPU and {self._gpus:g} GPU" if self._gpus else "a CPU"
                     on_note(

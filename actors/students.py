@@ -9,8 +9,9 @@ import ray
 import torch
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from actors.cluster import unwrap
+from actors.cluster import LONG_WAIT_S, unwrap
 from kdray.errors import ScoringError
+from kdray.sections.search import PATIENCE_S
 from kdray.training.loop import TrainResult
 from kdray.training.trainer import StudentSpec, fit
 
@@ -52,10 +53,20 @@ class RayTrainer:
     Args:
         spec: the student to train.
         gpus: GPUs of the actor; may be a fraction.
+        patience_s: longest time to wait for them.
+        on_note: called with each message for the user.
     """
 
-    def __init__(self, spec: StudentSpec, gpus: float = 0.0) -> None:
+    def __init__(
+        self,
+        spec: StudentSpec,
+        gpus: float = 0.0,
+        *,
+        patience_s: float = PATIENCE_S,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
         self._spec, self._gpus = spec, gpus
+        self._patience_s, self._note = patience_s, on_note or (lambda text: None)
         self._worker: Any = None
         self._calls = 0
 
@@ -77,7 +88,7 @@ class RayTrainer:
         Training depends on its arguments alone, so a worker that dies with its node is replaced by another.
 
         Raises:
-            ScoringError: the worker died three times.
+            ScoringError: the worker died three times, or gets no GPU for `patience_s`.
         """
         arrays = ray.put(images.numpy()), ray.put(targets.numpy())
         for _ in range(_MAX_TRIES):
@@ -97,6 +108,8 @@ class RayTrainer:
             # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
             options = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2}
             self._worker = ray.remote(TrainingWorker).options(**options).remote()
+            if self._gpus:
+                self._wait_for_gpus()
         self._calls += 1
         result, seen, trained = self._worker.fit.remote(self._calls, self._spec, *arrays, round), 0, False
         while not trained:
@@ -106,3 +119,18 @@ class RayTrainer:
                 seen += 1
         student: tuple[bytes, TrainResult] = ray.get(result)
         return student
+
+    def _wait_for_gpus(self) -> None:
+        """Wait until the actor has started. Scoring workers hold their GPUs for the whole run."""
+        started, begin, told = self._worker.epochs.remote(0, 0), time.monotonic(), False
+        while not ray.wait([started], timeout=1.0)[0]:
+            waited, wanted = time.monotonic() - begin, f"the training worker waits for {self._gpus:g} GPU"
+            if waited > self._patience_s:
+                self.close()
+                raise ScoringError(
+                    f"{wanted}, and none came free for {self._patience_s:,.0f} s; set resources.trainer.gpus or "
+                    "resources.scoring_workers lower, or resources.patience_s higher if the cluster starts nodes"
+                )
+            if waited > LONG_WAIT_S and not told:
+                told = True
+                self._note(f"{wanted}; the run stops if none comes free within {self._patience_s:,.0f} s")

@@ -21,10 +21,12 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from actors.metrics import PURPOSES, RunMetrics, SearchMetrics
 from actors.scoring import RaySearcher
+from actors.students import RayTrainer
 from kdray.cli.app import app
 from kdray.config.load import load_config
 from kdray.errors import ScoringError
 from kdray.ledger import Ledger
+from kdray.models.checkpoint import ModelCard
 from kdray.models.classifier import build_model
 from kdray.pools.mixup import MixupPool
 from kdray.runs.directory import RunDirectory
@@ -32,6 +34,8 @@ from kdray.runs.run import run
 from kdray.search import SearchRequest
 from kdray.search.local import LocalSearcher
 from kdray.sections.search import SearchSettings
+from kdray.training.recipe import StudentSection
+from kdray.training.trainer import StudentSpec
 
 EXHAUSTIVE = SearchSettings(search="exhaustive")
 
@@ -159,7 +163,7 @@ def test_every_kdray_command_in_the_files_is_one_that_kdray_takes(name):
         assert config.resources.teacher_workers == 0, "a local teacher's file is on the head alone"
         if name in CLOUDS:
             assert config.resources.scoring_workers == read(name)["max_workers"]
-            assert config.resources.scoring_patience_s >= 600
+            assert config.resources.patience_s >= 600
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
@@ -275,15 +279,27 @@ def test_workers_that_do_not_fit_raise_demand_and_the_others_work_meanwhile(ray_
 
 
 def test_workers_for_gpus_that_are_not_there_ask_for_them_and_are_waited_for(ray_local, pool, model, monkeypatch):
-    monkeypatch.setattr("actors.scoring._LONG_WAIT_S", 1.0)
+    monkeypatch.setattr("actors.scoring.LONG_WAIT_S", 1.0)
     searcher, notes = RaySearcher(2, gpus=1, chunk=512, settings=EXHAUSTIVE, patience_s=3.0), []
     try:
-        with pytest.raises(ScoringError, match=r"no scoring worker for 3 s.*resources\.scoring_patience_s"):
+        with pytest.raises(ScoringError, match=r"no scoring worker for 3 s.*resources\.patience_s"):
             searcher.search(pool, model, SearchRequest(k=5), on_note=notes.append)
         assert pending_requests(ray_local) == [{"CPU": 1.0, "GPU": 1.0}] * 2
     finally:
         searcher.close()
     assert notes == ["no scoring worker yet: 2 wait for a CPU and 1 GPU each; the run stops if none starts within 3 s"]
+
+
+def test_training_that_gets_no_gpu_asks_for_it_and_says_what_to_do(ray_local, monkeypatch):
+    monkeypatch.setattr("actors.students.LONG_WAIT_S", 1.0)
+    card = ModelCard(model="lenet5", image_shape=(1, 28, 28), num_classes=10)
+    spec = StudentSpec(card=card, mean=[0.5], std=[0.2], recipe=StudentSection(), seed=0, threads=1)
+    notes: list[str] = []
+    trainer = RayTrainer(spec, gpus=1, patience_s=3.0, on_note=notes.append)
+    with pytest.raises(ScoringError, match=r"waits for 1 GPU, and none came free for 3 s; set resources\.trainer"):
+        trainer.fit(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.eye(10)[:4], 0)
+    assert notes == ["the training worker waits for 1 GPU; the run stops if none comes free within 3 s"]
+    eventually(lambda: pending_requests(ray_local), lambda found: found == [])  # nothing is left that asks
 
 
 # Metrics

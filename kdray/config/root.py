@@ -48,8 +48,8 @@ class ResourcesSection(Section):
     """The resources that Ray may use. A field does not change which candidates are chosen, unless it says so."""
 
     resumable_fields: ClassVar[tuple[str, ...]] = (
-        "scoring_workers", "scoring_gpus", "scoring_patience_s", "scoring_precision", "scoring_compile",
-        "teacher_workers", "chunk",
+        "scoring_workers", "scoring_gpus", "scoring_precision", "scoring_compile", "teacher_workers", "chunk",
+        "patience_s",
     )  # fmt: skip
 
     scoring_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -58,9 +58,6 @@ class ResourcesSection(Section):
     it needs a number."""
     scoring_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one scoring worker; may be a fraction."""
-    scoring_patience_s: Annotated[float, Field(gt=0)] = PATIENCE_S
-    """Seconds that a search waits while it has no scoring worker at all, such as while a cluster starts nodes; then the
-    run stops, and can be resumed."""
     scoring_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of scoring; auto: float32 on CPUs, bfloat16 or float16 on GPUs. It changes the last bits of scores."""
     scoring_compile: Literal["auto", "on", "off"] = "auto"
@@ -73,6 +70,9 @@ class ResourcesSection(Section):
     chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Approximate number of images in a scoring task. A worker that dies loses its tasks. auto: about one second's
     work."""
+    patience_s: Annotated[float, Field(gt=0)] = PATIENCE_S
+    """Seconds that a run waits while it has no scoring worker at all, or while its training worker has no GPU, such as
+    while a cluster starts nodes. Then it stops, and can be resumed."""
 
 
 class Config(Section):

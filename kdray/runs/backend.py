@@ -75,7 +75,7 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
             workers,
             gpus=resources.scoring_gpus,
             chunk=chunk,
-            patience_s=resources.scoring_patience_s,
+            patience_s=resources.patience_s,
             settings=settings,
             options=options,
             grow=resources.scoring_workers == "auto",
@@ -96,7 +96,9 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
             where = "worker" if resources.trainer.gpus or (cluster.gpus and not torch.cuda.is_available()) else "driver"
         trainer: Trainer = LocalTrainer(inputs.spec)
         if where == "worker":
-            trainer = RayTrainer(inputs.spec, gpus=resources.trainer.gpus)
+            trainer = RayTrainer(
+                inputs.spec, gpus=resources.trainer.gpus, patience_s=resources.patience_s, on_note=observer.note
+            )
             stack.callback(trainer.close)
         observer.note(
             f"Ray ({cluster.address}): {counted(workers, 'scoring worker')}, {counted(asking, 'teacher worker')}, "

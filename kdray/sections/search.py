@@ -7,7 +7,7 @@ from pydantic import Field
 from kdray.sections.base import Section
 
 PATIENCE_S = 120.0
-"""Longest time that a search goes on without a scoring worker, where nothing else is said."""
+"""Longest time that a run waits for a worker, where nothing else is said."""
 
 
 class SearchSettings(Section):
