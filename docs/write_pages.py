@@ -109,12 +109,12 @@ def _one_line(text: str | None) -> str:
 
 
 def strategy_table() -> str:
-    """The strategies, for docs/choosing.md: name, what each does, its own fields."""
-    lines = ["| `select.strategy` | what it chooses | its own fields |", "|---|---|---|"]
+    """The strategies, for docs/choosing.md: name, what each does, when k are the first k of more, its own fields."""
+    lines = ["| `select.strategy` | what it chooses | a prefix | its own fields |", "|---|---|---|---|"]
     for name, part in strategies.parts().items():
         own = [field for field in part.model_fields if field not in Strategy.model_fields]
         what = _one_line((part.__doc__ or "").split("\n\n")[0])
-        lines.append(f"| `{name}` | {what} | {', '.join(f'`{field}`' for field in own)} |")
+        lines.append(f"| `{name}` | {what} | {part.prefix or 'no'} | {', '.join(f'`{field}`' for field in own)} |")
     return "\n".join(lines)
 
 

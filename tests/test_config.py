@@ -29,7 +29,7 @@ from kdray.pools.mixup import LambdaGrid, MixupSection
 from kdray.runs.directory import RunDirectory, runs_folder
 from kdray.sections.base import Section
 from kdray.sections.registry import registry_of, sections_of
-from kdray.select.base import schedule
+from kdray.select.schedule import evenly
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http import HttpTeacherConfig
 from kdray.teachers.http.paths import Path as ReplyPath
@@ -931,13 +931,13 @@ def test_a_list_of_lambdas_keeps_its_order():
     ],
 )
 def test_the_schedule_by_hand(budget, images, rounds, per_round, expected):
-    assert schedule(budget, images, rounds, per_round) == expected
+    assert evenly(budget, images, rounds, per_round) == expected
 
 
 @given(st.integers(1, 10**6), st.integers(1, 60), st.integers(0, 10**6))
 def test_the_schedule_spends_the_whole_budget_evenly(images, rounds, extra):
     budget = images + rounds + extra
-    queries = schedule(budget, images, rounds, None)
+    queries = evenly(budget, images, rounds, None)
     assert queries[0] == images and len(queries) == rounds + 1 and sum(queries) == budget
     assert min(queries[1:]) >= 1 and max(queries[1:]) - min(queries[1:]) <= 1
     assert queries[1:] == sorted(queries[1:], reverse=True)
@@ -949,27 +949,27 @@ def test_the_schedule_never_passes_the_budget_and_refuses_only_what_cannot_be_pa
     needed = images + rounds * (per_round or 1)
     if budget < needed:
         with pytest.raises(ConfigError, match=r"^budget\.queries: .* raise budget\.queries to at least ") as error:
-            schedule(budget, images, rounds, per_round)
+            evenly(budget, images, rounds, per_round)
         if per_round is None:
             enough = int(re.search(r"at least ([\d,]+)", str(error.value))[1].replace(",", ""))
-            assert len(schedule(enough, images, rounds, per_round)) == rounds + 1
+            assert len(evenly(enough, images, rounds, per_round)) == rounds + 1
     else:
-        queries = schedule(budget, images, rounds, per_round)
+        queries = evenly(budget, images, rounds, per_round)
         assert sum(queries) <= budget and len(queries) == rounds + 1 and queries[0] == images
         assert per_round is None or set(queries[1:]) <= {per_round}
 
 
 def test_a_budget_that_is_too_small_is_told_the_one_that_is_enough():
     with pytest.raises(ConfigError) as error:
-        schedule(1_999, 2_000, 3, None)
+        evenly(1_999, 2_000, 3, None)
     assert str(error.value) == (
         "budget.queries: 1,999 queries do not pay for round 0, which asks for all 2,000 images; "
         "raise budget.queries to at least 2,003, or lower images.count"
     )
     with pytest.raises(ConfigError) as error:
-        schedule(2_029, 2_000, 3, 10)
+        evenly(2_029, 2_000, 3, 10)
     assert str(error.value) == (
         "budget.queries: after round 0 29 of 2,029 queries are left, too few for select.rounds = 3 rounds of 10; "
         "raise budget.queries to at least 2,030"
     )
-    assert schedule(2_030, 2_000, 3, 10) == [2_000, 10, 10, 10]
+    assert evenly(2_030, 2_000, 3, 10) == [2_000, 10, 10, 10]

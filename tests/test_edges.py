@@ -23,7 +23,7 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.result import read_result
 from kdray.runs.run import resume, run
-from kdray.select.base import schedule
+from kdray.select.schedule import evenly
 from kdray.teachers import Answers
 from kdray.teachers.answers import training_targets
 from kdray.training.loop import train
@@ -191,7 +191,7 @@ def test_a_mapping_with_a_fault_inside_is_one_line():
 
 def test_the_suggested_budget_is_enough():
     with pytest.raises(ConfigError, match="at least 30,"):
-        schedule(5, 10, 2, 10)
+        evenly(5, 10, 2, 10)
 
 
 def test_any_text_survives_the_config_file(make_config, tmp_path):

@@ -373,11 +373,12 @@ def loaded_by(code: str) -> list[str]:
 def test_naming_strategies_and_pools_imports_nothing_heavy():
     code = """
 from kdray.pools.base import pools
-from kdray.select.base import schedule, strategies
+from kdray.select.base import strategies
+from kdray.select.schedule import evenly
 for registry in (strategies, pools):
     for name in registry.parts():
         registry.parse({registry.tag: name})
-schedule(100, 10, 2, None)
+evenly(100, 10, 2, None)
 """
     assert loaded_by(code) == []
 

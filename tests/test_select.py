@@ -224,6 +224,45 @@ def test_random_mixes_with_one_half(pool, model):
     assert chosen.scores is None and chosen.search is None
 
 
+# Choices for a smaller budget
+
+PREFIX = [name for name, strategy in STRATEGIES.items() if strategy.prefix]
+
+
+@pytest.mark.parametrize("strategy", PREFIX)
+@pytest.mark.parametrize("few", [0, 1, 20, 59])
+def test_who_says_so_chooses_the_first_k_of_what_it_chooses_of_more(strategy, few, pool, images, model):
+    for of in (pool, images):
+        for taken in ([], choose("random", of, 30, model).ids.tolist()):
+            fewer, more = (choose(strategy, of, k, model, taken=taken, seed=7) for k in (few, 60))
+            assert fewer.ids.tolist() == more.ids[:few].tolist()
+
+
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - set(PREFIX)))
+def test_of_the_others_none_could_say_so(strategy, pool, model):
+    fewer, more = (choose(strategy, pool, k, model, seed=7).ids.tolist() for k in (20, 40))
+    assert fewer != more[:20]
+    assert not set(fewer) <= set(more), "and no other order would help"
+
+
+@pytest.mark.parametrize("strategy", ["active-mixup", "margin", "entropy"])
+def test_a_search_by_guesses_may_find_with_a_longer_list_what_it_missed_with_a_shorter_one(strategy, model):
+    """So the strategies of lowest score say "if every candidate is scored"."""
+    wide = MixupPool(pictures(60), np.linspace(0.3, 0.7, 11).round(2).tolist())
+    settings = SearchSettings(search="interpolated", keep=1.0, min_recall=0.0, audit=0.0)
+    fewer, more = (choose(strategy, wide, k, model, settings=settings).ids.tolist() for k in (50, 400))
+    assert fewer != more[:50]
+    fewer, more = (choose(strategy, wide, k, model).ids.tolist() for k in (50, 400))
+    assert fewer == more[:50]
+
+
+def test_coreset_draws_a_larger_sample_for_more_than_a_tenth_of_it(pool, model, monkeypatch):
+    monkeypatch.setattr("kdray.select.sample._MOST", 80)
+    five, eight, ten = (choose("coreset", pool, k, model).ids.tolist() for k in (5, 8, 10))
+    assert five == eight[:5]  # of the same 80 groups
+    assert eight != ten[:8]  # ten are chosen of 100
+
+
 # RAD
 
 

@@ -109,6 +109,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _rounds_have_queries(self) -> "Config":
+        schedule = self.select.schedule
+        given = [name for name in ("rounds", "per_round") if getattr(self.select, name) is not None]
+        if schedule != "even" and given:
+            raise ValueError(
+                f"select.{given[0]} is set, but with select.schedule = {schedule} the rounds follow from the budget; "
+                f"leave select.{given[0]} out, or set select.schedule to even"
+            )
         if self.select.per_round is not None and self.select.rounds == 0:
             raise ValueError("select.per_round is set, but select.rounds is 0; set select.rounds to at least 1")
         return self

@@ -60,6 +60,20 @@ class RunDirectory:
                     return number, phase
         return None
 
+    def is_complete(self, rounds: int | None) -> bool:
+        """Whether the artefacts of all phases are there.
+
+        Args:
+            rounds: the last round, where the config says it; None: as the run recorded it in round 0.
+        """
+        if rounds is None:
+            rounds = len(self.phases(0).get("choose", {}).get("schedule", [])) - 1
+        return rounds >= 0 and self.next_phase(rounds) is None
+
+    def finished_rounds(self) -> list[int]:
+        """Numbers of the rounds that have been evaluated, ascending."""
+        return sorted(int(path.parent.name) for path in self.path.glob(f"rounds/*/{_ARTEFACTS['evaluate']}"))
+
     def is_run(self) -> bool:
         """Whether kdray works or worked here: any folder may hold a config.yaml of its own."""
         return self.config.exists() and ((self.path / ".lock").exists() or self.ledger.exists())

@@ -20,7 +20,6 @@ from kdray.observers import Observer
 from kdray.pools.base import Pool
 from kdray.search.first_layer import split
 from kdray.sections.base import Section
-from kdray.select.base import schedule
 from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
@@ -134,7 +133,7 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     images = in_memory or read_images(config.images, generator=numpy_generator(config.seed, "images"))
     pool, strategy = config.pool.build(images.images, config.seed), config.select
     start = _first_images(config, pool)
-    queries = schedule(config.budget.queries, start, strategy.rounds, strategy.per_round)
+    queries = strategy.queries(config.budget.queries, start)
     room = strategy.capacity(pool) - (start if pool.real else 0)
     if sum(queries[1:]) > room:
         raise ConfigError(
@@ -143,7 +142,7 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
             f"lower budget.queries to {queries[0] + room:,} or raise images.count"
         )
     strategy.check_size(pool, queries, room - sum(queries[1:-1]))
-    count = strategy.queries_for_estimate(queries[1] if strategy.rounds else 0)
+    count = strategy.queries_for_estimate(queries[1]) if len(queries) > 1 else 0
     if count > pool.num_groups and config.validation is None:
         raise ConfigError(
             f"select.estimate_queries: {count:,} pairs wanted for the estimate of m, but there are "
@@ -165,7 +164,12 @@ def _first_images(config: Config, pool: Pool) -> int:
         return count
     if config.labelled is not None:
         return 0
-    return config.select.per_round or max(1, config.budget.queries // (config.select.rounds + 1))
+    if (rounds := config.select.rounds) is None:
+        raise ConfigError(
+            f"select.first: auto takes as many real images as the rounds divide the budget into, and select.schedule "
+            f"is {config.select.schedule}; set select.first to a number of images"
+        )
+    return config.select.per_round or max(1, config.budget.queries // (rounds + 1))
 
 
 @dataclass(frozen=True, kw_only=True)

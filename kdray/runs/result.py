@@ -99,8 +99,8 @@ def read_result(directory: RunDirectory) -> Result:
     if not directory.is_run():
         raise RunDirectoryError(f"{directory.path} holds no run")
     config = load_config(directory.config)
-    paths = [directory.artefact(number, "evaluate") for number in range(config.select.rounds + 1)]
-    history = [RoundMetrics(**read_json(path)) for path in paths if path.exists()]
+    paths = [directory.artefact(number, "evaluate") for number in directory.finished_rounds()]
+    history = [RoundMetrics(**read_json(path)) for path in paths]
     if not history:
         raise RunDirectoryError(
             f"{directory.path} has not finished a round yet; go on with: kdray resume {directory.path}"

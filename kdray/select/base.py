@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from kdray.errors import ConfigError, PoolExhausted
+from kdray.errors import PoolExhausted
 from kdray.pools.base import Pool, PoolSection
 from kdray.search.requests import R, Request
 from kdray.sections.base import Section
 from kdray.sections.registry import Registry
 from kdray.sections.search import SearchSettings
+from kdray.select import schedule as schedules
 from kdray.select.rad.mistakes import Mistakes
 
 if TYPE_CHECKING:
@@ -102,7 +105,7 @@ class Selection:
     """The output of a strategy: the candidates to query.
 
     Attributes:
-        ids: int64 [k], distinct candidate ids, none of them taken.
+        ids: int64 [k], distinct candidate ids, none of them taken, in the order in which they are queried.
         scores: float32 [k], the score of each candidate; low means informative. None if the strategy has no scores.
         search: figures about the selection; None if the strategy makes no forward passes.
         fewer: whether the strategy chose fewer than k candidates on purpose.
@@ -125,17 +128,67 @@ class Strategy(Section):
     """Whether the strategy makes forward passes of the student."""
     held: ClassVar[str] = ""
     """A name for the data that the strategy holds in the driver; see `driver_bytes`."""
+    prefix: ClassVar[str] = ""
+    """When a choice of k candidates is the first k of a choice of more, in words; empty: in general it is not."""
 
     strategy: str
     """Name of the strategy: one from the table in docs/choosing.md, or module:object for a class of your own."""
     first: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of images that are queried in round 0, drawn at random. 0 trains on `labelled` alone. auto: all images;
     for a pool of real images, 0 if there is a labelled set, else as many as in a later round."""
-    rounds: Annotated[int, Field(ge=0)] = 1
-    """T, the number of selection rounds after round 0. 0 trains on the real images alone."""
+    schedule: Literal["even", "nested"] | list[int] = "even"
+    """How the budget is divided among the rounds. even: evenly, among `rounds` rounds. nested: the number of queries in
+    all doubles from round to round, and the last round takes what is left, so a run with a smaller budget has the
+    same first rounds. A list such as [250, 500, 1000]: the number of queries in all, round 0 included, at the end of
+    rounds 1, 2, 3; totals from `budget.queries` on are left out, and the last round ends there."""
+    rounds: Annotated[int, Field(ge=0)] | None = None
+    """T, the number of selection rounds after round 0. 0 trains on the real images alone. null: 1 if `schedule` is
+    even; with another schedule the number follows from the budget, and must not be given."""
     per_round: Annotated[int, Field(ge=1)] | None = None
-    """Number of candidates chosen in each round. null divides what round 0 leaves of the budget evenly among the
-    rounds."""
+    """Number of candidates chosen in each round; only if `schedule` is even. null divides what round 0 leaves of the
+    budget evenly among the rounds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_round_unless_another_schedule_is_given(cls, data: Any) -> Any:
+        # Written into the section, so a config that says it and one that does not are the same experiment.
+        if isinstance(data, Mapping) and data.get("schedule", "even") == "even" and data.get("rounds") is None:
+            return {**data, "rounds": 1}
+        return data
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _schedule_is_a_name_or_ascending_totals(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in ("even", "nested"):
+            return value
+        if not isinstance(value, list | tuple) or not value:
+            raise ValueError(f"input should be 'even', 'nested', or a list of totals such as [250, 500], got {value!r}")
+        for total in value:
+            if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+                raise ValueError(f"a total is a whole number of queries, at least 1, got {total!r}")
+        for total, later in pairwise(value):
+            if later <= total:
+                raise ValueError(
+                    f"totals must ascend, and {later:,} follows {total:,}: a total counts all queries so far"
+                )
+        return list(value)
+
+    def queries(self, budget: int, images: int) -> list[int]:
+        """Number of queries in each round, round 0 first.
+
+        Args:
+            budget: training queries in all.
+            images: queries in round 0.
+
+        Raises:
+            ConfigError: see `kdray.select.schedule`.
+        """
+        if self.schedule == "nested":
+            return schedules.nested(budget, images)
+        if isinstance(self.schedule, list):
+            return schedules.until(budget, images, self.schedule)
+        assert self.rounds is not None, "see `_one_round_unless_another_schedule_is_given`"
+        return schedules.evenly(budget, images, self.rounds, self.per_round)
 
     @abstractmethod
     def choose(self, task: Task) -> Selection:
@@ -218,33 +271,3 @@ def select(strategy: Strategy, task: Task) -> Selection:
             f"{task.k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy.strategy}; lower budget.queries"
         )
     return chosen
-
-
-def schedule(budget: int, images: int, rounds: int, per_round: int | None) -> list[int]:
-    """Number of queries in each round, round 0 first. It depends on the config alone, so it is the same after a resume.
-
-    The queries that round 0 leaves are divided evenly. If there is a remainder, the first rounds get one more each.
-
-    Args:
-        budget: training queries in all.
-        images: queries in round 0.
-        rounds, per_round: see `Strategy`.
-
-    Raises:
-        ConfigError: the budget does not pay for round 0, or for at least one candidate in every later round.
-    """
-    left = budget - images
-    if left < 0:
-        raise ConfigError(
-            f"budget.queries: {budget:,} queries do not pay for round 0, which asks for all {images:,} images; "
-            f"raise budget.queries to at least {images + rounds * (per_round or 1):,}, or lower images.count"
-        )
-    if rounds and left < rounds * (per_round or 1):
-        raise ConfigError(
-            f"budget.queries: after round 0 {left:,} of {budget:,} queries are left, too few for "
-            f"select.rounds = {rounds} rounds of {per_round or 1:,}; "
-            f"raise budget.queries to at least {images + rounds * (per_round or 1):,}"
-        )
-    if per_round is not None:
-        return [images] + [per_round] * rounds
-    return [images] + [left // rounds + (k < left % rounds) for k in range(rounds)]

@@ -65,7 +65,7 @@ class _Robust(Strategy):
     @property
     def estimates(self) -> bool:
         """Whether queries are spent on an estimate of m."""
-        return self.rounds > 0 and self.m == "estimate"
+        return self.rounds != 0 and self.m == "estimate"
 
     def queries_for_estimate(self, queries: int) -> int:
         """See `Strategy`."""
@@ -98,7 +98,7 @@ class _Robust(Strategy):
 
     def check_size(self, pool: Pool, queries: list[int], left: int) -> None:
         """See `Strategy`."""
-        if not self.rounds:
+        if len(queries) == 1:
             return
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         needed = self.driver_bytes(pool, max(queries[1:]))

@@ -14,6 +14,7 @@ class Random(Strategy):
     the pool."""
 
     asks: ClassVar[bool] = False
+    prefix: ClassVar[str] = "always"
 
     strategy: Literal["random"] = "random"
 
@@ -29,6 +30,7 @@ class Uniform(Strategy):
 
     per: ClassVar[Literal["group", "candidate"]] = "candidate"
     asks: ClassVar[bool] = False
+    prefix: ClassVar[str] = "always"
 
     strategy: Literal["uniform"] = "uniform"
 

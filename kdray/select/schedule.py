@@ -1,0 +1,90 @@
+"""How many queries each round has. It depends on the config alone, so it is the same after a resume."""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from kdray.errors import ConfigError
+
+
+def evenly(budget: int, images: int, rounds: int, per_round: int | None) -> list[int]:
+    """Number of queries in each round, round 0 first, where the queries that round 0 leaves are divided evenly.
+
+    If there is a remainder, the first rounds get one more each.
+
+    Args:
+        budget: training queries in all.
+        images: queries in round 0.
+        rounds, per_round: see `kdray.select.base.Strategy`.
+
+    Raises:
+        ConfigError: the budget does not pay for round 0, or for at least one candidate in every later round.
+    """
+    _check_round_0(budget, images, images + rounds * (per_round or 1))
+    left = budget - images
+    if rounds and left < rounds * (per_round or 1):
+        raise ConfigError(
+            f"budget.queries: after round 0 {left:,} of {budget:,} queries are left, too few for "
+            f"select.rounds = {rounds} rounds of {per_round or 1:,}; "
+            f"raise budget.queries to at least {images + rounds * (per_round or 1):,}"
+        )
+    if per_round is not None:
+        return [images] + [per_round] * rounds
+    return [images] + [left // rounds + (k < left % rounds) for k in range(rounds)]
+
+
+def nested(budget: int, images: int) -> list[int]:
+    """Number of queries in each round, round 0 first, where the queries in all double from round to round.
+
+    The arguments are those of `evenly`.
+
+    Raises:
+        ConfigError: round 0 asks nothing, or the budget does not pay for it.
+    """
+    if images == 0:
+        raise ConfigError(
+            "select.schedule: nested doubles the queries of round 0, and round 0 has none; set select.first to a "
+            "number, or list the queries in all after each round, such as [250, 500, 1000]"
+        )
+    return until(budget, images, _doubled(images))
+
+
+def _doubled(images: int) -> Iterator[int]:
+    while True:
+        images *= 2
+        yield images
+
+
+def until(budget: int, images: int, totals: Iterable[int]) -> list[int]:
+    """Number of queries in each round, round 0 first, where the rounds after round 0 end at `totals` queries in all.
+
+    Totals that do not lie below the budget are left out. The last round ends at the budget.
+
+    Args:
+        totals: ascending.
+        budget, images: see `evenly`.
+
+    Raises:
+        ConfigError: the budget does not pay for round 0, or a total is not above what round 0 asks.
+    """
+    _check_round_0(budget, images, images)
+    ends = [images]
+    for total in totals:
+        if total <= images:
+            raise ConfigError(
+                f"select.schedule: {total:,} queries in all after a round, but round 0 asks {images:,} already; a "
+                f"total counts the queries of round 0 too: give totals above {images:,}, or lower select.first"
+            )
+        if total >= budget:
+            break
+        ends.append(total)
+    if budget > images:
+        ends.append(budget)
+    return [images] + [end - begin for begin, end in pairwise(ends)]
+
+
+def _check_round_0(budget: int, images: int, enough: int) -> None:
+    if budget < images:
+        raise ConfigError(
+            f"budget.queries: {budget:,} queries do not pay for round 0, which asks for all {images:,} images; "
+            f"raise budget.queries to at least {enough:,}, or lower images.count"
+        )
