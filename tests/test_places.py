@@ -90,6 +90,12 @@ def test_a_finished_run_is_read_where_nothing_can_be_written(read_only, tmp_path
     report = kdray("report", read_only, "--out", "page.html", cwd=work)
     assert report.returncode == 0, report.stderr
     assert "25.00 €" in (work / "page.html").read_text(encoding="utf-8")
+    students = kdray("train", read_only, cwd=work)
+    assert students.returncode == 2 and "read-only; choose another --out" in students.stderr
+    students = kdray("train", read_only / "labelled", "--out", "students", cwd=work)
+    assert students.returncode == 0, students.stderr
+    own = (read_only / "student.safetensors").read_bytes()
+    assert (work / "students" / "50" / "student.safetensors").read_bytes() == own
     assert everything(read_only) == before
 
 

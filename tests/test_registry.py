@@ -397,8 +397,15 @@ for field in Config.model_fields.values():
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["run", "bad.yaml"], 2), (["plan", "bad.yaml"], 2), (["ledger", "empty.sqlite"], 0)],
-    ids=lambda value: value[0] if isinstance(value, list) else str(value),
+    [
+        (["--help"], 0),
+        (["run", "bad.yaml"], 2),
+        (["plan", "bad.yaml"], 2),
+        (["ledger", "empty.sqlite"], 0),
+        (["train", "--help"], 0),
+        (["train", "."], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_commands_that_need_nothing_heavy_import_nothing_heavy(arguments, code, tmp_path):
     (tmp_path / "bad.yaml").write_text("budgett: {}\n")

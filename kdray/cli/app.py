@@ -12,6 +12,7 @@ from kdray.cli.report import report_command
 from kdray.cli.run import resume_command, run_command
 from kdray.cli.sweep import sweep_command
 from kdray.cli.teacher import teacher_app
+from kdray.cli.train import train_command
 
 app = typer.Typer(
     help="Distil a black-box image classifier into a model you own, with as few paid queries as possible.",
@@ -19,7 +20,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run_command, resume_command, plan_command, sweep_command, report_command, ledger_command):
+COMMANDS = (
+    run_command,
+    resume_command,
+    sweep_command,
+    train_command,
+    plan_command,
+    report_command,
+    ledger_command,
+)
+for command in COMMANDS:
     app.command(command.__name__.removesuffix("_command"), cls=OnceCommand)(command)
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(bench_app, name="bench")

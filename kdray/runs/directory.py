@@ -161,6 +161,12 @@ class RunDirectory:
 
         return tables.read_labelled(self._rows(number, sample), num_classes, count)
 
+    def count_labelled(self, number: int, sample: bool = False) -> int:
+        """Number of rows that `write_labelled` wrote."""
+        from kdray.runs import tables
+
+        return tables.count_rows(self._rows(number, sample))
+
     def _rows(self, number: int, sample: bool) -> Path:
         return self.round(number) / f"{_SAMPLE}.parquet" if sample else self.artefact(number, "query")
 
@@ -193,6 +199,19 @@ class RunDirectory:
         """All facts kept by `add_phase` for a round."""
         path = self.round(number) / "phases.json"
         return read_json(path) if path.exists() else {}
+
+
+def find_run(path: Path) -> RunDirectory:
+    """The run whose directory, or whose folder of labelled images, is at `path`.
+
+    Raises:
+        RunDirectoryError: there is none.
+    """
+    path = path.absolute()
+    for folder in (path, path.parent) if path.name == "labelled" else (path,):
+        if (run := RunDirectory(folder)).is_run():
+            return run
+    raise RunDirectoryError(f"{path} is no run directory, nor the labelled folder in one; give RUN or RUN/labelled")
 
 
 def runs_folder() -> Path:

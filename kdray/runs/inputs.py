@@ -14,7 +14,7 @@ from kdray.images.labels import with_teachers_labels
 from kdray.ledger.check import check_ledger
 from kdray.models.base import find_model
 from kdray.models.checkpoint import ModelCard
-from kdray.models.classifier import build_model, pixel_statistics
+from kdray.models.classifier import ImageClassifier, build_model, pixel_statistics
 from kdray.models.features import head
 from kdray.observers import Observer
 from kdray.pools.base import Pool
@@ -25,6 +25,7 @@ from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http.secrets import Secrets
 from kdray.training.losses.base import check_loss
+from kdray.training.recipe import StudentSection
 from kdray.training.trainer import StudentSpec
 from kdray.utils.devices import auto_threads, resolve_device
 from kdray.utils.seeds import numpy_generator
@@ -377,14 +378,8 @@ def _with_true_labels(data: ImageSet, field: str) -> ImageSet:
 
 
 def _check_student(config: Config, image_shape: tuple[int, int, int]) -> None:
-    """Refuse what training would refuse after the first answers were paid."""
-    if config.student.augment.shift >= min(image_shape[1:]):
-        raise ConfigError(
-            f"student.augment.shift: {config.student.augment.shift} pixels do not fit "
-            f"images of {image_shape[1]}x{image_shape[2]}"
-        )
-    resolve_device(config.student.device, "student.device")
-    student = build_model(config.student.model, image_shape, 2, seed=0)  # refuses images too small for it
+    """Refuse what training or choosing would refuse after the first answers were paid."""
+    student = check_student(config.student, image_shape)
     if config.select.features:
         try:
             head(student)
@@ -395,3 +390,19 @@ def _check_student(config: Config, image_shape: tuple[int, int, int]) -> None:
             f"pool.mixing: the first layer of {config.student.model} cannot be taken apart from the rest; "
             "set it to auto or pixels"
         )
+
+
+def check_student(section: StudentSection, image_shape: tuple[int, int, int]) -> ImageClassifier:
+    """A student with fresh weights for two classes.
+
+    Raises:
+        ConfigError: a shift that does not fit the images, or a device that is not there.
+        ModelError: an unknown network, or images too small for it.
+    """
+    if section.augment.shift >= min(image_shape[1:]):
+        raise ConfigError(
+            f"student.augment.shift: {section.augment.shift} pixels do not fit "
+            f"images of {image_shape[1]}x{image_shape[2]}"
+        )
+    resolve_device(section.device, "student.device")
+    return build_model(section.model, image_shape, 2, seed=0)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdray.errors import BudgetExceeded, TeacherError
 from kdray.images import ImageSet
@@ -27,11 +26,11 @@ from kdray.runs.evaluation import Scores, rows_to_ask, score
 from kdray.runs.policy import Bought
 from kdray.runs.purchase import buy
 from kdray.runs.tables import Candidates, Labelled
+from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.search.requests import R, Request
 from kdray.select.base import Task, select
 from kdray.select.rad.estimate import draw_images, judge
 from kdray.select.rad.mistakes import Estimate, Mistakes
-from kdray.teachers.answers import training_targets
 from kdray.utils.files import read_json, write_bytes, write_json
 from kdray.utils.seeds import numpy_generator, torch_seed
 
@@ -42,7 +41,8 @@ class Rounds:
     def __init__(self, directory: RunDirectory, run: RunContext) -> None:
         self.directory, self._run, self._inputs, self._config = directory, run, run.inputs, run.inputs.config
         self._bought: dict[int, Labelled] = {}  # of rounds not yet gathered
-        self._gathered: tuple[int, list[Tensor]] = (0, self._given())  # of so many rounds: images and targets
+        given = with_true_labels(run.inputs.labelled, self._num_classes)  # in every round (RAD, Algorithm 1)
+        self._gathered: tuple[int, list[Tensor]] = (0, given)  # of so many rounds: images and targets
 
     @property
     def _num_classes(self) -> int:
@@ -296,21 +296,12 @@ class Rounds:
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)
 
-    def _given(self) -> list[Tensor]:
-        """Images with true labels and their one-hot targets, trained on in every round (RAD, Algorithm 1)."""
-        given = self._inputs.labelled
-        if given is None:
-            return []
-        return [given.images, F.one_hot(given.true_labels, self._num_classes).to(torch.float32)]
-
     def _training_set(self, number: int) -> list[Tensor]:
         """Images and targets of all rounds up to this one. Each round is added once, so all are held once."""
         done, held = self._gathered
         for earlier in range(done, number + 1):
             for part in self._labelled(earlier):
-                more = [part.images, training_targets(part.answers, self._config.teacher.form.top)]
-                if len(part):
-                    held = [torch.cat(both) for both in zip(held, more, strict=True)] if held else more
+                held = with_bought(held, part, self._config.teacher.form.top)
         self._gathered = (number + 1, held)
         return held
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,15 +190,32 @@ def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
+def count_rows(path: Path) -> int:
+    """Number of rows of a parquet file; only its end is read.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def _read_tables(path: Path) -> Iterator[pa.Table]:
     """The row groups of a parquet file, one at a time."""
     try:
-        with openable(path) as name, pq.ParquetFile(name) as file:
+        with _opened(path) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group)
+    finally:
+        give_back_memory()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with openable(path) as name, pq.ParquetFile(name) as file:
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise RunDirectoryError(
             f"{path} cannot be read ({error}); move it away and resume: the ledger has the answers"
         ) from None
-    finally:
-        give_back_memory()

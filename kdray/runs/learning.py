@@ -1,0 +1,279 @@
+"""Students trained on the first n of the images that a run has bought: learning curves without a query."""
+
+import csv
+import io
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdray.config.load import dump_config, load_config
+from kdray.config.root import Config
+from kdray.errors import ConfigError, RunDirectoryError
+from kdray.images import ImageSet
+from kdray.images.labels import with_teachers_labels
+from kdray.ledger.store import Ledger
+from kdray.models.checkpoint import ModelCard, load_student, read_own_card, read_tensors
+from kdray.models.predict import predict
+from kdray.observers import Observer
+from kdray.runs.directory import RunDirectory
+from kdray.runs.evaluation import Scores, score
+from kdray.runs.inputs import check_student, read_labelled, read_test, resolve
+from kdray.runs.training_set import with_bought, with_true_labels
+from kdray.teachers.answers import to_answers
+from kdray.training.losses.base import check_loss
+from kdray.training.trainer import StudentSpec, fit
+from kdray.utils.files import shown, why_unwritable, write_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One student of a learning curve.
+
+    Attributes:
+        first: n, number of bought images that it was trained on.
+        images: these, and the images with true labels beside them.
+        round: of the run, the round in which the last of the n was bought; it names the random numbers of training.
+        scores: what was measured on the test images.
+        loss: mean training loss of the last epoch.
+        seconds: of training.
+        student: its file.
+    """
+
+    first: int
+    images: int
+    round: int
+    scores: Scores
+    loss: float
+    seconds: float
+    student: Path
+
+    def row(self) -> dict[str, object]:
+        """The point as a row of learning_curve.csv."""
+        return {
+            "first": self.first,
+            "images": self.images,
+            "round": self.round,
+            "student_accuracy": self.scores.student,
+            "teacher_accuracy": self.scores.teacher,
+            "success_rate": self.scores.success,
+            "agreement": self.scores.agreement,
+            "agreement_low": self.scores.agreement_low,
+            "agreement_high": self.scores.agreement_high,
+            "compared": self.scores.compared,
+            "loss": self.loss,
+            "seconds": round(self.seconds, 3),
+            "student": f"{self.student.parent.name}/{self.student.name}",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCurve:
+    """What `learn` made.
+
+    Attributes:
+        directory: where it is: learning_curve.csv, config.yaml, N/student.safetensors.
+        points: a student each, in ascending order of n.
+    """
+
+    directory: Path
+    points: list[Point]
+
+    @property
+    def table(self) -> Path:
+        """The points as a file."""
+        return self.directory / "learning_curve.csv"
+
+
+def learn(
+    run: RunDirectory,
+    config: Config,
+    *,
+    first: Sequence[int] | None = None,
+    out: Path | None = None,
+    observer: Observer | None = None,
+) -> LearningCurve:
+    """Train a student on the first n images that `run` has bought, for each n, and measure it. Nothing is asked.
+
+    The images with true labels of the run's config are trained on as well. A student of an unchanged config, trained on
+    all images up to a round, is the student of that round, bit for bit.
+
+    Args:
+        config: the run's, in which `student`, `seed` and `test` may be others. Its seed is that of training alone: the
+            images are drawn with the seed of the run.
+        first: the numbers n; None: all images that were bought.
+        out: folder for the students; None: RUN/students, or the next free one.
+        observer: told what happens; not closed.
+
+    Raises:
+        ConfigError: an n is not positive or is larger than what was bought, or the student cannot be trained.
+        RunDirectoryError: the run has no student yet, or `out` cannot be used.
+        KdrayError: of the kind and with the field of what else is wrong; then nothing was written.
+    """
+    observer = observer or Observer()
+    recorded = load_config(run.config)
+    config = resolve(config, recorded)
+    bought = _Bought(run)
+    counts = bought.counts(first)
+    spec = _student_spec(run, config)
+    card = spec.card
+
+    def of_teacher(data: ImageSet | None, field: str) -> ImageSet | None:
+        if data is None or data.labels is None:
+            return data
+        return with_teachers_labels(data, card.classes, card.num_classes, field=field, on_note=observer.note)
+
+    given = of_teacher(read_labelled(recorded, "labelled", shape=card.image_shape), "labelled")
+    same_images = config.model_copy(update={"seed": recorded.seed})
+    test = of_teacher(read_test(same_images, shape=card.image_shape), "test")
+    answered = _answered(run, recorded, test, card.num_classes, observer)
+    free = 0 if given is None else len(given)
+    images, targets = bought.read(with_true_labels(given, card.num_classes), counts[-1], recorded, card.num_classes)
+    curve = LearningCurve(directory=_make_folder(run, out), points=[])
+    write_bytes(curve.directory / "config.yaml", dump_config(config).encode())
+    for count in counts:
+        begin, rows, number = time.monotonic(), free + count, bought.round_of(count)
+        data, result = fit(
+            spec, images[:rows], targets[:rows], number, lambda done, _: observer.progress(done, config.student.epochs)
+        )
+        seconds, path = time.monotonic() - begin, curve.directory / str(count) / "student.safetensors"
+        write_bytes(path, data)
+        point = Point(
+            first=count,
+            images=rows,
+            round=number,
+            scores=Scores() if test is None else _measure(path, test, *answered, threads=spec.threads),
+            loss=result.losses[-1],
+            seconds=seconds,
+            student=path,
+        )
+        curve.points.append(point)
+        _write_table(curve)
+        observer.note(f"trained a student on the first {count:,} images in {seconds:.1f} s")
+    return curve
+
+
+class _Bought:
+    """The images that a run has bought, in order: round by round, the sample of an estimate before its round.
+
+    Raises:
+        RunDirectoryError: there are none.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._parts: list[tuple[int, bool, int]] = []  # round, whether it is a sample, number of images
+        for number in itertools.count():
+            if not run.artefact(number, "query").exists():
+                break
+            for sample in (True, False) if run.has_sample(number) else (False,):
+                self._parts.append((number, sample, run.count_labelled(number, sample)))
+        self.total = sum(count for _, _, count in self._parts)
+        if self.total == 0:
+            raise RunDirectoryError(f"{run.path} has bought no images; go on with: kdray resume {run.path}")
+
+    def counts(self, wanted: Sequence[int] | None) -> list[int]:
+        """The numbers n, checked, ascending."""
+        for count in wanted if wanted is not None else ():
+            if count < 1:
+                raise ConfigError(f"--first: a student cannot be trained on {count:,} images; give at least 1")
+            if count > self.total:
+                raise ConfigError(f"--first: {count:,} images wanted, but {self._run.path} has bought {self.total:,}")
+        return sorted(set(wanted)) if wanted else [self.total]
+
+    def round_of(self, count: int) -> int:
+        """The round in which the last of the first `count` images was bought, or a later one that bought nothing."""
+        sizes = itertools.accumulate(size for _, _, size in self._parts)
+        ends = dict(zip((number for number, _, _ in self._parts), sizes, strict=True))  # images after each round
+        whole = [number for number, end in ends.items() if end == count]
+        return whole[-1] if whole else min(number for number, end in ends.items() if end > count)
+
+    def read(self, held: list[Tensor], count: int, config: Config, num_classes: int) -> list[Tensor]:
+        """Images and targets: `held`, and behind them the first `count` that were bought."""
+        for number, sample, size in self._parts:
+            part = self._run.read_labelled(number, num_classes, min(size, count), sample=sample)
+            held, count = with_bought(held, part, config.teacher.form.top), count - len(part)
+            if count == 0:
+                break
+        return held
+
+
+def _student_spec(run: RunDirectory, config: Config) -> StudentSpec:
+    """What a student is trained from: as `kdray.runs.inputs.read_inputs` makes it, but from the run's files alone."""
+    if not run.student.exists():
+        raise RunDirectoryError(f"{run.path} has not finished a round yet; go on with: kdray resume {run.path}")
+    card, tensors = read_own_card(run.student), read_tensors(run.student)
+    check_loss(config.student.loss, card.num_classes, "student.loss")
+    check_student(config.student, card.image_shape)
+    return StudentSpec(
+        card=ModelCard(
+            model=config.student.model,
+            image_shape=card.image_shape,
+            num_classes=card.num_classes,
+            classes=card.classes,
+        ),
+        mean=tensors["mean"].flatten().tolist(),  # of the run's images, which need not be here any more
+        std=tensors["std"].flatten().tolist(),
+        recipe=config.student,
+        seed=config.seed,
+        threads=config.resources.trainer.thread_count,
+    )
+
+
+def _answered(
+    run: RunDirectory, config: Config, test: ImageSet | None, num_classes: int, observer: Observer
+) -> tuple[Tensor, Tensor]:
+    """Rows of `test` that the run's ledger has the teacher's answers to, and its classes for them; both int64 [M]."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    if test is None:
+        return nothing, nothing
+    path = run.ledger_of(config.ledger)
+    if not path.exists():
+        observer.note(f"the run's ledger {shown(path)} is not there, so agreement with the teacher is not measured")
+        return nothing, nothing
+    ledger = Ledger(path, read_only=True)
+    try:
+        teachers = ledger.teachers(run.owner())  # one, as a run has one teacher
+        hashes = config.teacher.input.hashes(test.images) if teachers else []
+        known = ledger.lookup(teachers[0], hashes) if teachers else {}
+    finally:
+        ledger.close()
+    rows = [row for row, key in enumerate(hashes) if key in known]
+    return torch.tensor(rows, dtype=torch.int64), to_answers([known[hashes[row]] for row in rows], num_classes).labels
+
+
+def _measure(student: Path, test: ImageSet, rows: Tensor, answers: Tensor, *, threads: int) -> Scores:
+    if test.labels is None and len(rows) == 0:
+        return Scores()
+    predictions = predict(load_student(student), test.images, threads=threads).argmax(dim=1)
+    return score(predictions, test.labels, rows, answers)
+
+
+def _make_folder(run: RunDirectory, out: Path | None) -> Path:
+    """A new folder: `out`, or the first of RUN/students, RUN/students-2, ... that is not there."""
+    names = (run.path / ("students" if number == 1 else f"students-{number}") for number in itertools.count(1))
+    folder = out.absolute() if out is not None else next(path for path in names if not path.exists())
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise RunDirectoryError(f"{folder} is there already, and nothing is overwritten; choose another --out")
+    reason = why_unwritable(folder / "config.yaml")
+    try:
+        if reason is None:
+            folder.mkdir(parents=True, exist_ok=out is not None)
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise RunDirectoryError(f"cannot write students to {folder}: {reason}; choose another --out")
+    return folder
+
+
+def _write_table(curve: LearningCurve) -> None:
+    text = io.StringIO()
+    rows = [point.row() for point in curve.points]
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(curve.table, text.getvalue().encode())

@@ -1,0 +1,28 @@
+"""What a student is trained on: images with true labels first, then what was bought, in the order in which it was."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdray.images import ImageSet
+from kdray.runs.tables import Labelled
+from kdray.teachers.answers import training_targets
+
+
+def with_true_labels(given: ImageSet | None, num_classes: int) -> list[Tensor]:
+    """Images uint8 [N, C, H, W] and their one-hot targets float32 [N, K]; nothing where there are none."""
+    if given is None:
+        return []
+    return [given.images, F.one_hot(given.true_labels, num_classes).to(torch.float32)]
+
+
+def with_bought(held: list[Tensor], part: Labelled, top: int | None) -> list[Tensor]:
+    """`held`, images and targets as above, with those of `part` behind them.
+
+    Args:
+        top: k of the teacher's answers, see `kdray.teachers.answers.training_targets`.
+    """
+    if len(part) == 0:
+        return held
+    more = [part.images, training_targets(part.answers, top)]
+    return [torch.cat(both) for both in zip(held, more, strict=True)] if held else more
