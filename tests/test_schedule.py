@@ -18,6 +18,7 @@ from kdray.runs.result import read_result
 from kdray.runs.run import resume, run
 from kdray.select.base import strategies
 from kdray.select.schedule import nested, until
+from kdray.select.strategies.random import Random
 
 # By hand
 
@@ -160,6 +161,16 @@ def test_a_config_as_written_is_the_same_config(select, tmp_path):
     again = load_config(path)
     assert again == config and differences(again, config) == []
     assert (config.select.rounds is None) == ("schedule" in select)
+
+
+def test_a_strategy_of_the_user_s_own_may_have_another_number_of_rounds():
+    class Own(Random):
+        strategy: str
+        rounds: int | None = 4
+
+    assert (Own(strategy="own").rounds, Own(strategy="own", rounds=2).rounds) == (4, 2)
+    assert Random().rounds == Random(rounds=None).rounds == 1 and Random(rounds=0).rounds == 0
+    assert Random(schedule="nested").rounds is None
 
 
 def test_a_plan_shows_the_rounds(config_file, teacher_weights):

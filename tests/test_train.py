@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import command, copy_run, digits_config
 
@@ -121,6 +122,15 @@ def test_counts_between_rounds_cut_the_images_in_the_order_in_which_they_were_bo
     ).read_bytes()
 
 
+def test_random_numbers_are_those_of_the_last_round_also_where_it_bought_nothing(finished, tmp_path):
+    longer = RunDirectory(copy_run(finished, tmp_path / "run"))
+    longer.write_labelled(3, longer.read_labelled(2, 10, 0), None)
+    rows = trained(longer.path, "--first", "159,160", out=tmp_path / "out")
+    assert [row["round"] for row in rows] == ["2", "3"]
+    last = (tmp_path / "out" / "160" / "student.safetensors").read_bytes()
+    assert last != longer.student.read_bytes()  # of round 2
+
+
 def test_a_run_that_stopped_is_trained_on_what_it_has(finished, tmp_path):
     cut = copy_run(finished, tmp_path / "run")
     for phase in ("train", "evaluate"):
@@ -138,6 +148,29 @@ def test_the_run_s_images_and_teacher_need_not_be_here_any_more(finished, tmp_pa
     (moved / "config.yaml").write_text(yaml.safe_dump(config))
     trained(moved, out=tmp_path / "out")
     assert (tmp_path / "out" / "160" / "student.safetensors").read_bytes() == of_round(finished, 2)
+
+
+def test_a_run_from_python_needs_its_function_no_more(tmp_path):
+    pictures = torch.randint(0, 256, (60, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = (pictures.float().mean(dim=(1, 2, 3)) > 127).long()
+    result = kdray.distil(
+        lambda batch: (batch.mean(axis=(1, 2, 3)) > 127).astype(int),
+        pictures[:20],
+        30,
+        classes=2,
+        teacher_options={"answers": "hard"},
+        test=(pictures[40:], labels[40:]),
+        labelled=(pictures[20:30], labels[20:30]),
+        student={"model": "small-cnn", "epochs": 1},
+        out=tmp_path / "run",
+        local=True,
+        progress=False,
+    )
+    (row,) = trained(tmp_path / "run", out=tmp_path / "out")
+    assert (tmp_path / "out" / "30" / "student.safetensors").read_bytes() == of_round(tmp_path / "run", 1)
+    # A function may cost money, so it was asked about no test image.
+    assert (row["images"], row["compared"]) == ("40", "0")
+    assert float(row["student_accuracy"]) == result.history[-1].student_accuracy
 
 
 # Other students

@@ -152,9 +152,10 @@ class Strategy(Section):
     @classmethod
     def _one_round_unless_another_schedule_is_given(cls, data: Any) -> Any:
         # Written into the section, so a config that says it and one that does not are the same experiment.
-        if isinstance(data, Mapping) and data.get("schedule", "even") == "even" and data.get("rounds") is None:
-            return {**data, "rounds": 1}
-        return data
+        if not isinstance(data, Mapping) or data.get("schedule", "even") != "even":
+            return data
+        own = cls.model_fields["rounds"].default  # a class of the user's own may have another
+        return {**data, "rounds": 1 if own is None else own} if data.get("rounds") is None else data
 
     @field_validator("schedule", mode="before")
     @classmethod
