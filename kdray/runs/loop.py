@@ -148,9 +148,7 @@ class Rounds:
 
     def _choose(self, number: int) -> None:
         begin = time.monotonic()
-        facts: dict[str, Any] = {}
         if number == 0:
-            facts["schedule"] = self._inputs.schedule  # says how many rounds there are, see `RunDirectory.is_complete`
             candidates = Candidates(ids=self._first(), scores=None, source="image", columns={})
         else:
             task = Task(
@@ -172,7 +170,9 @@ class Rounds:
                 columns=self._inputs.pool.describe(torch.from_numpy(chosen.ids)),
                 search={} if chosen.search is None else chosen.search.facts(),
             )
-        self.directory.add_phase(number, "choose", {"seconds": time.monotonic() - begin, **facts})
+        # It says how many rounds there are, see `RunDirectory.is_complete`.
+        schedule = {"schedule": self._inputs.schedule} if number == 0 else {}
+        self.directory.add_phase(number, "choose", {"seconds": time.monotonic() - begin, **schedule})
         self.directory.write_candidates(number, candidates)
 
     def _first(self) -> np.ndarray:
