@@ -9,6 +9,8 @@ from kdray.ledger.limits import Fill, Limits, TokenBucket, day_of, seconds_left_
 from kdray.ledger.records import Blocked, Grant, GrantPart, Order, Reservation
 
 LOOKUP_BATCH = 500  # SQLite's oldest limit on parameters is 999
+FREE_CLAIM_S = 30.0
+"""Seconds for which others wait for the answer of a teacher that bills nothing."""
 _POLL_S = 0.2  # until another run's request may be over
 
 
@@ -120,11 +122,13 @@ def _part(db: sqlite3.Connection, order: Order, facts: Facts, room: _Room) -> Gr
         reservation = take(db, len(send), facts, order.attempt)
         room.requests -= 1
         room.queries -= len(send)
-        if facts.metered:
-            db.executemany(
-                "INSERT INTO claims VALUES (?, ?, ?, ?)",
-                ((facts.number, item, reservation.id, facts.now + facts.lease_s) for item in send),
-            )
+        # What a free teacher has on its way is waited for too, or two trials would both count it; but not for long:
+        # to ask again, after the other died, costs nothing.
+        lease = facts.lease_s if facts.metered else min(facts.lease_s, FREE_CLAIM_S)
+        db.executemany(
+            "INSERT INTO claims VALUES (?, ?, ?, ?)",
+            ((facts.number, item, reservation.id, facts.now + lease) for item in send),
+        )
     return GrantPart(
         reservation=reservation,
         send=send,
