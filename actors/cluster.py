@@ -6,6 +6,7 @@ looks for both first, so that it can report each at once and in one sentence.
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -116,8 +117,16 @@ def _describe(address: str) -> Cluster:
 
 
 def _start_local(environ: Mapping[str, str]) -> None:
-    # Ray treats an empty RAY_ADDRESS as set, so the local cluster is named explicitly.
-    _init(address="local", include_dashboard=False)
+    try:
+        # Ray treats an empty RAY_ADDRESS as set, so the local cluster is named explicitly.
+        _init(address="local", include_dashboard=False)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise ClusterError(
+            "Ray did not start in time: this machine is very busy, or has too little memory; try again, or give "
+            "--local to use no Ray"
+        ) from None
 
 
 def _join(address: str, environ: Mapping[str, str]) -> None:
@@ -139,12 +148,24 @@ def _join(address: str, environ: Mapping[str, str]) -> None:
         with _silent_backend():
             _init(address=address)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ClusterError(
-            f"RAY_ADDRESS={address}: cannot join the cluster ({reason}). If it runs with token authentication, set "
-            "RAY_AUTH_MODE=token and put its token in ~/.ray/auth_token or RAY_AUTH_TOKEN; "
-            "unset RAY_ADDRESS to use a local Ray, or give --local to use none"
-        ) from None
+        raise ClusterError(refusal(address, error)) from None
+
+
+def refusal(address: str, error: Exception) -> str:
+    """Why a cluster could not be joined, and what to do about it."""
+    versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+    if len(versions) == 2:
+        (cluster, cluster_python), (own, own_python) = versions
+        return (
+            f"RAY_ADDRESS={address}: the cluster runs Ray {cluster} on Python {cluster_python}, this process Ray {own} "
+            f"on Python {own_python}; both must have the same versions"
+        )
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f"RAY_ADDRESS={address}: cannot join the cluster ({reason}). If it runs with token authentication, set "
+        "RAY_AUTH_MODE=token and put its token in ~/.ray/auth_token or RAY_AUTH_TOKEN; "
+        "unset RAY_ADDRESS to use a local Ray, or give --local to use none"
+    )
 
 
 def _init(**options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Writes docs/config.md and the table in docs/choosing.md from the code, where each default is written: `make docs`."""
+"""Writes docs/config.md and the tables in docs/choosing.md and docs/sweeps.md from the code: `make docs`."""
 
 import re
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ from kdray.config.root import Config
 from kdray.sections.base import Section
 from kdray.sections.registry import Registry, registry_of, sections_of
 from kdray.select.base import Strategy, strategies
+from kdray.sweeps.config import SweepSection
 
 _HERE = Path(__file__).parent
 _HEAD = """# The config
@@ -124,7 +125,15 @@ def choosing_page(text: str) -> str:
     return re.sub(r"<!-- strategies: .*?<!-- end -->", lambda match: table, text, flags=re.DOTALL)
 
 
+def sweeps_page(text: str) -> str:
+    """docs/sweeps.md with the table of the section `sweep` made anew."""
+    lines = _section(SweepSection, "sweep.", SweepSection.model_fields, set())
+    table = "\n".join(["<!-- sweep: made by `make docs` -->", *lines, "<!-- end -->"]).replace("## `", "#### `")
+    return re.sub(r"<!-- sweep: .*?<!-- end -->", lambda match: table, text, flags=re.DOTALL)
+
+
 if __name__ == "__main__":
     (_HERE / "config.md").write_text(config_page(), encoding="utf-8")
-    choosing = _HERE / "choosing.md"
-    choosing.write_text(choosing_page(choosing.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, made in (("choosing.md", choosing_page), ("sweeps.md", sweeps_page)):
+        page = _HERE / name
+        page.write_text(made(page.read_text(encoding="utf-8")), encoding="utf-8")

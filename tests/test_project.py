@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdray.config.load import load_config
+from kdray.sweeps.checks import look_ahead
+from kdray.sweeps.config import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,6 +35,16 @@ def test_the_pages_made_from_the_code_are_up_to_date(monkeypatch):
     assert (ROOT / "docs" / "config.md").read_text() == write_pages.config_page(), "run make docs"
     assert choosing == write_pages.choosing_page(choosing), "run make docs"
     assert all(f"| `{name}` |" in choosing for name in write_pages.strategies.parts())
+    sweeps = (ROOT / "docs" / "sweeps.md").read_text()
+    assert sweeps == write_pages.sweeps_page(sweeps), "run make docs"
+    assert "| `sweep.budget.queries` | null |" in sweeps
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_that_comes_with_kdray_has_valid_trials(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    outlook = look_ahead(load_sweep(path))
+    assert outlook.trials > 1 and f"[{path.name}]" in (ROOT / "docs" / "sweeps.md").read_text()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from conftest import digits_config
+from conftest import command, digits_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -271,3 +271,15 @@ def test_a_sweep_that_is_refused_needs_neither_torch_nor_ray(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split("\n")[:2] == ["2", "[]"], done.stderr
     assert "space.seed is fixed in a sweep" in done.stderr
+
+
+def test_a_plan_of_a_sweep_says_what_its_trials_may_buy(base, tmp_path):
+    base["budget"] = {"queries": 80, "price_per_query": 0.01}
+    sweep = {"seeds": 2, "budget": {"queries": 250}}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"base": base, "space": {"budget.queries": {"grid": [60, 80]}}, "sweep": sweep}))
+    done = command("plan", file)
+    assert done.returncode == 0, done.stderr
+    assert "2 (grid), 2 seeds each" in done.stdout and "280 asked by all trials; cap 250" in done.stdout
+    assert "at most 2.50 USD" in done.stdout
+    assert "no cap" in command("plan", file, "sweep.budget.queries=null", "sweep.seeds=1").stdout

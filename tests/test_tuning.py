@@ -8,6 +8,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.schedulers import TrialScheduler
 
 from actors import tuning
+from actors.cluster import refusal
 from kdray.errors import LedgerError, TeacherError
 
 GO_ON, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -118,3 +119,15 @@ def test_a_trainable_is_one_class_with_one_name_wherever_it_is_made(tmp_path):
     """Tune refuses to restore a sweep whose trainable has another name."""
     made = [tuning.make_trainable(lambda values: Path(values["x"])) for _ in range(2)]
     assert {each.__name__ for each in made} == {"KdrayTrial"}
+
+
+def test_a_cluster_of_other_versions_is_refused_with_both():
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError) as refused:
+        check_version_info({"ray_version": "2.9.0", "python_version": "3.8.1"}, "this process")
+    message = refusal("10.0.0.1:6379", refused.value)
+    assert message.startswith(
+        "RAY_ADDRESS=10.0.0.1:6379: the cluster runs Ray 2.9.0 on Python 3.8.1, this process Ray "
+    )
+    assert message.endswith("both must have the same versions")

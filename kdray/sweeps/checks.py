@@ -13,6 +13,7 @@ from kdray.sweeps.config import SweepConfig, in_words
 from kdray.sweeps.folder import trial_name
 from kdray.sweeps.space import points
 from kdray.utils.seeds import numpy_generator
+from kdray.utils.text import counted
 
 _TRIED = 20  # random points that are checked where Optuna will propose them
 _REDRAWN = 50  # draws for each point of a random search, of which one must be valid
@@ -161,3 +162,22 @@ def check_metric(metric: str, config: Config, data: Data) -> None:
 
 
 _OF_TEST = {"student_accuracy", "teacher_accuracy", "success_rate", "agreement", "agreement_low", "agreement_high"}
+
+
+def outlook_lines(config: SweepConfig, outlook: Outlook) -> list[tuple[str, str]]:
+    """What a sweep will do as (what, value) rows."""
+    seeds, cap = config.sweep.seeds, config.sweep.budget.queries
+    share = outlook.trials / len(outlook.queries)  # of Optuna's trials only examples are known
+    asked = round(share * sum(outlook.queries)) * seeds
+    bought = asked if cap is None else min(asked, cap)
+    price, currency = outlook.configs[0].budget.price_per_query, outlook.configs[0].budget.currency
+    cost = f"at most {bought * (price or 0.0):,.2f} {currency}"
+    about = "about " if config.search == "optuna" else ""
+    told = f"{about}{asked:,} asked by all trials" + ("; no cap" if cap is None else f"; cap {cap:,}")
+    return [
+        ("trials", f"{outlook.trials:,} ({config.search}), {counted(seeds, 'seed')} each"),
+        ("rounds", f"up to {outlook.rounds} after round 0"),
+        ("queries", f"{told}; what one trial buys the others have for nothing"),
+        ("cost", "unknown: set budget.price_per_query" if price is None else cost),
+        ("a trial", "kdray plan with its config: pool, scoring and memory"),
+    ]

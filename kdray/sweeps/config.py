@@ -13,7 +13,7 @@ from kdray.config.load import apply_overrides, parse_config, parse_section
 from kdray.config.root import Config
 from kdray.errors import ConfigError
 from kdray.sections.base import Section, did_you_mean
-from kdray.sweeps.results import METRICS
+from kdray.sweeps.results import METRICS, Mode
 from kdray.sweeps.space import Domain, flatten, nested, parse_space
 
 FIXED = {
@@ -67,8 +67,8 @@ class SweepSection(Section):
 
     metric: str = "student_accuracy"
     """The figure that is compared, one of a round's metrics."""
-    mode: Literal["max", "min"] = "max"
-    """Whether a higher or a lower figure is better."""
+    mode: Literal["auto", "max", "min"] = "auto"
+    """Whether a higher or a lower figure is better; auto: a lower `loss`, a higher figure of all others."""
     seeds: Annotated[int, Field(ge=1)] = 1
     """Runs of each trial, with the seeds `seed`, `seed` + 1, ... of the base config. A trial's figure is their mean."""
     search: Literal["auto", "grid", "random", "optuna"] = "auto"
@@ -91,6 +91,13 @@ class SweepSection(Section):
     """The limit on queries of all trials together."""
     resources: TrialResources = TrialResources()
     """The resources of one trial."""
+
+    @property
+    def best(self) -> Mode:
+        """The mode, with `auto` decided."""
+        if self.mode == "auto":
+            return "min" if self.metric == "loss" else "max"
+        return self.mode
 
     @field_validator("metric")
     @classmethod

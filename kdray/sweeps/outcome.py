@@ -46,7 +46,7 @@ def write_results(config: SweepConfig, folder: SweepFolder) -> SweepResult:
     from kdray.sweeps.page import SweepFacts, write_page
     from kdray.sweeps.tables import write_tables
 
-    metric, mode = config.sweep.metric, config.sweep.mode
+    metric, mode = config.sweep.metric, config.sweep.best
     trials = folder.trials()
     best = best_trial(trials, metric, mode)
     price, currency = _price(config, trials)

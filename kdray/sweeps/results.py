@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from kdray.observers.base import RoundMetrics
@@ -12,12 +12,16 @@ State = Literal["waiting", "running", "stopped", "failed", "finished"]
 """waiting: not started. stopped: by the scheduler, after a round in which others were better. failed: see its cause."""
 Mode = Literal["max", "min"]
 
-METRICS = tuple(
-    field.name
-    for field in fields(RoundMetrics)
-    if field.type in (float, int, float | None, int | None) and field.name not in ("round", "bought", "reused")
+METRICS = (
+    "student_accuracy",
+    "teacher_accuracy",
+    "success_rate",
+    "agreement",
+    "agreement_low",
+    "agreement_high",
+    "loss",
 )
-"""The figures of a round that a sweep can compare."""
+"""The figures of a round that a sweep can compare, see `kdray.observers.base.RoundMetrics`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,9 @@ from kdray.utils.files import shown
 
 SHARES = ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "agreement_low", "agreement_high")
 """Figures that are shares, which people read as per cent."""
+
+
+_NOT_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def swept_keys(trials: Iterable[Trial]) -> list[str]:
@@ -38,7 +42,11 @@ def _text(value: Any) -> str:
     except yaml.YAMLError:  # no plain value
         text = shown(str(value))
     text = text.removesuffix("...\n").rstrip("\n")
-    return json.dumps(value, ensure_ascii=False, default=str) if "\n" in text else text
+    if "\n" not in text:
+        return text
+    # YAML reads JSON, but for a few characters that JSON leaves as they are.
+    plain = json.dumps(value, ensure_ascii=False, default=str)
+    return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", plain)
 
 
 _scalar_text = lru_cache(maxsize=4096, typed=True)(_text)  # the YAML library takes a fifth of a millisecond

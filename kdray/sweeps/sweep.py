@@ -196,7 +196,7 @@ def _job(config: SweepConfig, folder: SweepFolder, outlook: Outlook, plan: Trial
         samples=section.samples,
         seed=section.seed,
         metric=section.metric,
-        mode=section.mode,
+        mode=section.best,
         bundles=section.resources.bundles(),
         trials=None if section.resources.trials == "auto" else section.resources.trials,
         asha=(section.grace_rounds, section.reduction, outlook.rounds) if section.scheduler == "asha" else None,
