@@ -17,7 +17,8 @@ from kdray.ledger.receipt import lines
 from kdray.ledger.store import Ledger
 from kdray.models.checkpoint import load_student
 from kdray.runs.directory import RunDirectory
-from kdray.runs.inputs import read_inputs, read_pool
+from kdray.runs.inputs import read_inputs
+from kdray.runs.pool_schedule import read_pool
 from kdray.runs.result import read_result
 from kdray.runs.run import resume, run
 from kdray.runs.tables import write_image_set

@@ -87,7 +87,7 @@ def test_chosen_pairs_leave_the_pool_and_images_are_what_the_ids_say(finished):
     directory = RunDirectory(finished.directory)
     first, second = directory.read_candidates(1), directory.read_candidates(2)
     assert not set((first.ids // 3).tolist()) & set((second.ids // 3).tolist())
-    from kdray.runs.inputs import read_pool
+    from kdray.runs.pool_schedule import read_pool
 
     found = read_pool(finished.config)
     images, pool = found.images, found.pool
@@ -136,7 +136,7 @@ def test_a_sample_of_the_pairs_is_what_is_chosen_from(make_config, tmp_path):
     result = run(make_config(pool__pairs=150), RunDirectory(tmp_path / "run"), local=True)
     assert [m.evaluated for m in result.history] == [0, 450, 450]
     chosen = RunDirectory(tmp_path / "run").read_candidates(1)
-    from kdray.runs.inputs import read_pool
+    from kdray.runs.pool_schedule import read_pool
 
     pool = read_pool(result.config).pool
     assert pool.num_groups == 150

@@ -13,7 +13,7 @@ from kdray.errors import ConfigError
 from kdray.ledger import Ledger
 from kdray.observers.base import Observer
 from kdray.runs.directory import RunDirectory
-from kdray.runs.inputs import read_pool
+from kdray.runs.pool_schedule import read_pool
 from kdray.runs.result import read_result
 from kdray.runs.run import resume, run
 from kdray.select.base import strategies

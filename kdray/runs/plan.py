@@ -11,7 +11,8 @@ from kdray.config.root import Config
 from kdray.models.classifier import build_model, pixel_statistics
 from kdray.runs.backend import forward_options, search_settings
 from kdray.runs.evaluation import queries_allowed, unlabelled_note
-from kdray.runs.inputs import Data, PoolSchedule, read_data, resolve
+from kdray.runs.inputs import Data, read_data, resolve
+from kdray.runs.pool_schedule import PoolSchedule
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
 from kdray.utils.text import counted

@@ -1,0 +1,75 @@
+"""What there is to choose from, and how many candidates each round chooses."""
+
+from dataclasses import dataclass
+
+from kdray.config.root import Config
+from kdray.errors import ConfigError
+from kdray.images import ImageSet, read_images
+from kdray.pools.base import Pool
+from kdray.utils.seeds import numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSchedule:
+    """What there is to choose from, and how many are chosen.
+
+    Attributes:
+        images: the user's images.
+        pool: over them.
+        schedule: queries of each round, without those for an estimate.
+        estimate: queries for the estimate of m, before round 1.
+    """
+
+    images: ImageSet
+    pool: Pool
+    schedule: list[int]
+    estimate: int
+
+
+def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule:
+    """The user's images (`in_memory`, or read), the pool over them, and the queries of each round.
+
+    Raises:
+        ImageSetError: images that cannot be read.
+        ConfigError: a budget below what round 0 needs, or above what the pool holds; an m above it.
+    """
+    images = in_memory or read_images(config.images, generator=numpy_generator(config.seed, "images"))
+    pool, strategy = config.pool.build(images.images, config.seed), config.select
+    start = _first_images(config, pool)
+    queries = strategy.queries(config.budget.queries, start)
+    room = strategy.capacity(pool) - (start if pool.real else 0)
+    if sum(queries[1:]) > room:
+        raise ConfigError(
+            f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} "
+            f"images give only {room:,} for {strategy.strategy}; "
+            f"lower budget.queries to {queries[0] + room:,} or raise images.count"
+        )
+    strategy.check_size(pool, queries, room - sum(queries[1:-1]))
+    count = strategy.queries_for_estimate(queries[1]) if len(queries) > 1 else 0
+    if count > pool.num_groups and config.validation is None:
+        raise ConfigError(
+            f"select.estimate_queries: {count:,} pairs wanted for the estimate of m, but there are "
+            f"{pool.num_groups:,}; lower it, or set select.m to a share such as 0.05"
+        )
+    if count:
+        queries[1] -= count
+    return PoolSchedule(images=images, pool=pool, schedule=queries, estimate=count)
+
+
+def _first_images(config: Config, pool: Pool) -> int:
+    """Images asked about in round 0, see `kdray.select.base.Strategy.first`."""
+    first, count = config.select.first, len(pool.images)
+    if first != "auto":
+        if first > count:
+            raise ConfigError(f"select.first: {first:,} images wanted in round 0, but there are {count:,}; lower it")
+        return first
+    if not pool.real:
+        return count
+    if config.labelled is not None:
+        return 0
+    if (rounds := config.select.rounds) is None:
+        raise ConfigError(
+            f"select.first: auto takes as many real images as the rounds divide the budget into, and select.schedule "
+            f"is {config.select.schedule}; set select.first to a number of images"
+        )
+    return config.select.per_round or max(1, config.budget.queries // (rounds + 1))
