@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+import ray.util.client
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
@@ -263,6 +264,19 @@ def _new_tuner(job: TuneJob, trainable: Any) -> tune.Tuner:
 def _folder_name(trial: Any) -> str:
     """Tune's own name of a trial would hold its values, as long as they are."""
     return str(trial.trial_id)
+
+
+def check_driver() -> None:
+    """Refuse to drive a sweep through Ray Client, where Tune's driver is another process than this one.
+
+    Raises:
+        SweepError: so it is.
+    """
+    if ray.util.client.ray.is_connected():
+        raise SweepError(
+            "a sweep cannot be driven over ray://; submit it as a job: "
+            "ray job submit --working-dir . -- python -m kdray sweep ..."
+        )
 
 
 def check_optuna() -> None:

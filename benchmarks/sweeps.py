@@ -3,8 +3,8 @@
     python benchmarks/sweeps.py budgets|lambda_range|rad_w|overhead [--seeds 3] [--epochs 120]
 
 LeNet-5 to LeNet-5, 200 images, 1,000 queries where the budget is not what is swept. Trials run two at a time, with one
-thread each. Needs ../shared/data. The folders of the sweeps, with their pages, are in runs/sweeps; started again, it goes
-on with them.
+thread each. Needs ../shared/data. The folders of the sweeps, with their pages, are in runs/sweeps; started again, it
+goes on with them.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """One trial of a sweep, without Ray: seeds in lock-step, the folder as its state, one ledger and one cap for all."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +101,20 @@ def test_a_trial_that_is_started_again_reports_what_it_finds_and_goes_on(plan_of
     assert asked.spent() == 80
     asked.close()
     assert all_reports(TrialRuns(again, {"budget.queries": 80})) == whole  # a finished one has nothing to do
+
+
+def test_two_trials_of_the_same_values_are_one(plan_of):
+    """Optuna may propose them at the same moment: the second waits, and reports what the first one measured."""
+    plan = plan_of()
+    first = TrialRuns(plan, {"budget.queries": 80})
+    begun = first.step()
+    with ThreadPoolExecutor(1) as threads:
+        second = threads.submit(all_reports, TrialRuns(plan, {"budget.queries": 80}))
+        rest = all_reports(first)
+        assert second.result(60) == [begun, *rest]
+    ledger = plan.open_ledger()
+    assert ledger.spent() == 80
+    ledger.close()
 
 
 def test_a_trial_that_the_scheduler_stopped_stays_stopped(plan_of):

@@ -50,6 +50,16 @@ class TrialFolder:
         if not self._about.exists():
             write_json(self._about, {"values": dict(values), "seeds": seeds})
 
+    def lock(self) -> int:
+        """Wait until no other process works on this trial, then keep others out until the returned handle is closed.
+
+        Optuna may propose the same values twice. The second trial then finds what the first one measured.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return handle
+
     def run(self, seed: int) -> RunDirectory:
         """The run directory of a seed."""
         return RunDirectory(self.path / f"seed-{seed}")

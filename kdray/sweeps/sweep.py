@@ -68,11 +68,12 @@ def sweep(
         environment.prepare()  # before the next lines, which import Ray
         from actors.cluster import check_fits, connect
         from actors.ledger import NamedLedger, RayLedger
-        from actors.tuning import check_optuna, run_trials
+        from actors.tuning import check_driver, check_optuna, run_trials
 
         if config.search == "optuna":
             check_optuna()
         stack.enter_context(connect())
+        check_driver()
         check_fits(config.sweep.resources.bundles(), "sweep.resources", wait=config.sweep.resources.wait)
         folder.lock()
         stack.callback(folder.unlock)

@@ -103,8 +103,8 @@ class TrialRuns:
             raise
         self._reported += 1
         if last:
-            self.close()
             folder.put_state("finished")
+            self.close()
         return report
 
     def close(self) -> None:
@@ -129,11 +129,13 @@ class TrialRuns:
         if os.path.isdir(self._plan.cwd):
             os.chdir(self._plan.cwd)
         folder = sweep.trial(self._values)
+        self._stack.callback(os.close, folder.lock())
         folder.begin(self._values, self._plan.seeds(self._plan.config.config_of(self._values)))
         cause, session = folder.cause
         if session == self._plan.session:
+            self._stack.close()
             raise SweepError(cause)
-        if folder.state != "stopped":
+        if folder.state not in ("stopped", "finished"):
             folder.put_state("running")
         self._folder = folder
         return folder
