@@ -1,15 +1,16 @@
-"""Training of the student in a Ray actor, on a node with a GPU or with many cores."""
+"""Training of the student in a Ray actor, on a node with a GPU or with many cores, or on several of them."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import LONG_WAIT_S, unwrap
+from actors.training_group import TrainingGroup
 from kdray.errors import ScoringError
 from kdray.sections.search import PATIENCE_S
 from kdray.training.loop import TrainResult
@@ -26,15 +27,20 @@ class TrainingWorker:
         self._progress: tuple[int, list[tuple[int, float]]] = (0, [])
 
     def fit(
-        self, call: int, spec: StudentSpec, images: np.ndarray, targets: np.ndarray, round: int
+        self, call: int, spec: StudentSpec, images: list[Any], targets: list[Any], round: int
     ) -> tuple[bytes, TrainResult]:
-        """Call `kdray.training.trainer.fit` with numpy arrays. `call` is a number that no other call has."""
+        """Call `kdray.training.trainer.fit` with numpy arrays.
+
+        Args:
+            call: a number that no other call has.
+            images, targets: each a list with the reference of an array: Ray would replace a bare reference.
+        """
         epochs: list[tuple[int, float]] = []
         self._progress = call, epochs
         return fit(
             spec,
-            torch.from_numpy(images.copy()),
-            torch.from_numpy(targets.copy()),
+            torch.from_numpy(ray.get(images[0]).copy()),
+            torch.from_numpy(ray.get(targets[0]).copy()),
             round,
             lambda done, loss: epochs.append((done, loss)),
         )
@@ -46,13 +52,15 @@ class TrainingWorker:
 
 
 class RayTrainer:
-    """Trains the student in a Ray actor with `spec.threads` threads and `gpus` GPUs.
+    """Trains the student in a Ray actor with `spec.threads` threads and `gpus` GPUs, or on several workers.
 
-    The actor starts with the first student and stays: it holds its GPUs for the run, and has imported torch.
+    The actor starts with the first student and stays: it holds its GPUs for the run, and has imported torch. Several
+    workers start anew for each student; see `actors.training_group`.
 
     Args:
         spec: the student to train.
-        gpus: GPUs of the actor; may be a fraction.
+        gpus: GPUs of a worker; may be a fraction if there is one, else 0 or 1.
+        workers: number of workers.
         patience_s: longest time to wait for them.
         on_note: called with each message for the user.
     """
@@ -62,10 +70,11 @@ class RayTrainer:
         spec: StudentSpec,
         gpus: float = 0.0,
         *,
+        workers: int = 1,
         patience_s: float = PATIENCE_S,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
-        self._spec, self._gpus = spec, gpus
+        self._spec, self._gpus, self._workers = spec, gpus, workers
         self._patience_s, self._note = patience_s, on_note or (lambda text: None)
         self._worker: Any = None
         self._calls = 0
@@ -90,7 +99,7 @@ class RayTrainer:
         Raises:
             ScoringError: the worker died three times, or gets no GPU for `patience_s`.
         """
-        arrays = ray.put(images.numpy()), ray.put(targets.numpy())
+        arrays = [ray.put(images.numpy())], [ray.put(targets.numpy())]
         for _ in range(_MAX_TRIES):
             try:
                 return self._train(arrays, round, on_epoch or (lambda done, loss: None))
@@ -102,23 +111,35 @@ class RayTrainer:
         raise ScoringError(f"the training worker died {_MAX_TRIES} times; look at 'ray status', then 'kdray resume'")
 
     def _train(
-        self, arrays: tuple[Any, Any], round: int, on_epoch: Callable[[int, float], None]
+        self, arrays: tuple[list[Any], list[Any]], round: int, on_epoch: Callable[[int, float], None]
     ) -> tuple[bytes, TrainResult]:
         if self._worker is None:
-            # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
-            options = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2}
-            self._worker = ray.remote(TrainingWorker).options(**options).remote()
-            if self._gpus:
+            self._worker = self._start()
+            if self._gpus and self._workers == 1:
                 self._wait_for_gpus()
         self._calls += 1
         result, seen, trained = self._worker.fit.remote(self._calls, self._spec, *arrays, round), 0, False
+        begin, told = time.monotonic(), self._workers == 1
         while not trained:
             trained = bool(ray.wait([result], timeout=_LOOK_S)[0])
+            if not told and time.monotonic() - begin > LONG_WAIT_S:
+                told = True
+                if not ray.get(self._worker.started.remote()):
+                    self._note(f"waiting for {self._workers} training workers for up to {self._patience_s:,.0f} s")
             for done, loss in ray.get(self._worker.epochs.remote(self._calls, seen)):
                 on_epoch(done, loss)
                 seen += 1
         student: tuple[bytes, TrainResult] = ray.get(result)
         return student
+
+    def _start(self) -> Any:
+        # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
+        if self._workers == 1:
+            options = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2}
+            return ray.remote(TrainingWorker).options(**options).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(TrainingGroup).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here)
+        return actor.remote(self._workers, bool(self._gpus), self._patience_s)
 
     def _wait_for_gpus(self) -> None:
         """Wait until the actor has started. Scoring workers hold their GPUs for the whole run."""

@@ -30,7 +30,25 @@ class TrainerSection(Section):
     """CPU threads for training the student. The last bits of results depend on this number. So auto is resolved once
     and written into the run's config.yaml: 1 for lenet5 and small-cnn, all cores for larger networks."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of a training worker; may be a fraction."""
+    """GPUs of a training worker; may be a fraction. With several workers, 0 or 1."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Number of training workers. Several share each batch, each with `threads` threads and `gpus` GPUs, by Ray Train
+    and torch's DistributedDataParallel. The steps are those of one worker, but the last bits of results depend on this
+    number."""
+
+    @model_validator(mode="after")
+    def _several_workers_are_on_ray(self) -> "TrainerSection":
+        if self.workers > 1 and self.where == "driver":
+            raise ValueError(
+                f"trainer.workers is {self.workers}, but trainer.where is driver, which is one process; set where to "
+                "worker or auto, or workers to 1"
+            )
+        if self.workers > 1 and self.gpus not in (0, 1):
+            raise ValueError(
+                f"trainer.gpus is {self.gpus:g}, but each of {self.workers} training workers uses one GPU or none; set "
+                "gpus to 0 or 1"
+            )
+        return self
 
     @property
     def thread_count(self) -> int:
@@ -118,6 +136,21 @@ class Config(Section):
             )
         if self.select.per_round is not None and self.select.rounds == 0:
             raise ValueError("select.per_round is set, but select.rounds is 0; set select.rounds to at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _training_workers_have_work(self) -> "Config":
+        workers, batch, device = self.resources.trainer.workers, self.student.batch_size, self.student.device
+        if workers > batch:
+            raise ValueError(
+                f"resources.trainer.workers is {workers}, but student.batch_size is {batch}: each worker needs an "
+                "image of every batch; set workers lower or batch_size higher"
+            )
+        if workers > 1 and (device.startswith("cuda:") or (device == "cuda" and not self.resources.trainer.gpus)):
+            raise ValueError(
+                f"student.device is {device}, but Ray gives each of {workers} training workers its device; set "
+                "student.device to auto, and resources.trainer.gpus to 1 for GPUs"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kdray.config.root import Config
+from kdray.errors import ConfigError
 from kdray.ledger.store import Ledger
 from kdray.observers import Observer
 from kdray.runs.inputs import Inputs
@@ -37,6 +38,20 @@ class Backend:
     trainer: Trainer
     open_ledger: Callable[[Path, int | None], Any]
     observers: Callable[[Any, str], list[Observer]] = lambda ledger, owner: []
+
+
+def check_backend(config: Config, *, local: bool) -> None:
+    """Refuse, before anything is done, what cannot work in this process alone.
+
+    Raises:
+        ConfigError: several training workers without Ray.
+    """
+    workers = config.resources.trainer.workers
+    if local and workers > 1:
+        raise ConfigError(
+            f"resources.trainer.workers is {workers}, which needs Ray; run without --local (local=False), or set it "
+            "to 1"
+        )
 
 
 @contextmanager
@@ -92,17 +107,23 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
             teachers.start()
         stack.callback(teachers.close)
         where = resources.trainer.where
+        training = resources.trainer.workers
         if where == "auto":
-            where = "worker" if resources.trainer.gpus or (cluster.gpus and not torch.cuda.is_available()) else "driver"
+            away = resources.trainer.gpus or training > 1 or (cluster.gpus and not torch.cuda.is_available())
+            where = "worker" if away else "driver"
         trainer: Trainer = LocalTrainer(inputs.spec)
         if where == "worker":
             trainer = RayTrainer(
-                inputs.spec, gpus=resources.trainer.gpus, patience_s=resources.patience_s, on_note=observer.note
+                inputs.spec,
+                gpus=resources.trainer.gpus,
+                workers=training,
+                patience_s=resources.patience_s,
+                on_note=observer.note,
             )
             stack.callback(trainer.close)
         observer.note(
             f"Ray ({cluster.address}): {counted(workers, 'scoring worker')}, {counted(asking, 'teacher worker')}, "
-            f"training in the {where}"
+            f"training in {f'{training} workers' if training > 1 else f'the {where}'}"
         )
         money = config.budget
         yield Backend(

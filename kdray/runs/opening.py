@@ -11,7 +11,7 @@ from kdray.config.root import Config
 from kdray.errors import KdrayError, LedgerError, RunDirectoryError
 from kdray.observers import Observer, Observers
 from kdray.observers.tensorboard import EventWriter
-from kdray.runs.backend import Backend, open_backend
+from kdray.runs.backend import Backend, check_backend, open_backend
 from kdray.runs.context import RunContext
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import queries_allowed, unlabelled_note
@@ -63,6 +63,7 @@ def open_run(
     with ExitStack() as stack:
         recorded = load_config(directory.config) if directory.is_run() else None
         config = resolve(config, recorded)
+        check_backend(config, local=local)
         check_directory(directory, recorded, config)
         directory.check_writable()
         if recorded is not None:

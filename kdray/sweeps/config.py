@@ -23,6 +23,7 @@ FIXED = {
     "budget.evaluation": "figures of different test images cannot be compared",
     "resources.scoring_workers": "sweep.resources.scoring_workers says it for all trials",
     "resources.scoring_gpus": "sweep.resources.scoring_gpus says it for all trials",
+    "resources.trainer.workers": "each trial trains its students in its own process",
 }
 """Keys that no space may have, and why."""
 
@@ -154,7 +155,14 @@ class SweepConfig(Section):
         Raises:
             ConfigError: it is none.
         """
-        return parse_config(with_values(self.base, values), origin="the trial " + in_words(values))
+        config = parse_config(with_values(self.base, values), origin="the trial " + in_words(values))
+        workers = config.resources.trainer.workers
+        if workers > 1:
+            raise ConfigError(
+                f"base.resources.trainer.workers is {workers}, but each trial of a sweep trains its students in its "
+                "own process; set it to 1"
+            )
+        return config
 
 
 def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from kdray.errors import ConfigError
 from kdray.training.augment import random_flip, random_shift
 from kdray.training.losses.base import check_loss
 from kdray.training.recipe import Recipe
+from kdray.training.shard import Shard
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.seeds import torch_generator, torch_seed
 
@@ -42,6 +43,7 @@ def train(
     round: int = 0,
     threads: int | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    shard: Shard | None = None,
 ) -> TrainResult:
     """Train `model` in place with SGD (Nesterov); it ends on the CPU and in eval mode.
 
@@ -55,6 +57,8 @@ def train(
         seed, round: name the random streams of order, augmentation and dropout.
         threads: CPU threads; None leaves the setting alone.
         on_epoch: called with (epochs done, mean loss).
+        shard: this process's share of the work; None: all of it. All processes get the same other arguments, and end
+            with the same weights. No batch may have fewer images than there are processes; see `smallest_batch`.
 
     Raises:
         ConfigError: the shift does not fit the images, a GPU is named that is not there, or the loss does not work.
@@ -69,34 +73,41 @@ def train(
     vary = torch_generator(seed, "augmentation", round, device=device.type)
     kept, held = _split(len(images), recipe, draw)
     images_held, targets_held = images[held.to(device)], targets[held.to(device)]
+    shard = shard or Shard()
+    network = shard.wrap(model)
     descent = _Descent(model, recipe)
+
+    def held_loss(rows: slice) -> Tensor:
+        return recipe.loss(model(images_held[rows]), targets_held[rows])
+
     edges = _batch_edges(len(kept), recipe.batch_size)
     steps = recipe.epochs * (len(edges) - 1)
     result = TrainResult()
     best: tuple[int, dict[str, Tensor]] | None = None  # epoch and weights
     devices = [device] if device.type == "cuda" else []
     with cpu_threads(threads), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(torch_seed(seed, "dropout", round))
+        torch.manual_seed(torch_seed(seed, f"dropout of part {shard.rank}" if shard.rank else "dropout", round))
         for epoch in range(recipe.epochs):
             model.train()
             order = kept[torch.randperm(len(kept), generator=draw)].to(device)
             total = torch.zeros((), device=device)
             for start, stop in pairwise(edges):
-                batch = order[start:stop]
-                x = random_shift(images[batch], recipe.augment.shift, vary)
-                x = random_flip(x, vary) if recipe.augment.flip else x
-                loss = recipe.loss(model(x.contiguous(memory_format=torch.channels_last)), targets[batch])
-                loss.backward()
+                rows = shard.rows(stop - start)
+                batch, place = order[start:stop][rows], {"first": rows.start, "of": stop - start}
+                x = random_shift(images[batch], recipe.augment.shift, vary, **place)
+                x = random_flip(x, vary, **place) if recipe.augment.flip else x
+                loss = recipe.loss(network(x.contiguous(memory_format=torch.channels_last)), targets[batch])
+                (loss * shard.weight(len(batch), stop - start)).backward()
                 descent.step(recipe.lr * rate_factor(descent.steps, steps, recipe.schedule))
                 total += loss.detach() * len(batch)
-            result.losses.append(float(total) / len(kept))
+            result.losses.append(float(shard.sum(total)) / len(kept))
             result.best_epoch = epoch + 1
             if on_epoch is not None:
                 on_epoch(epoch + 1, result.losses[-1])
             if recipe.early_stop is not None:
                 model.eval()
                 with torch.inference_mode():
-                    result.holdout_losses.append(float(recipe.loss(model(images_held), targets_held)))
+                    result.holdout_losses.append(shard.mean(held_loss, len(held)))
                 if best is None or result.holdout_losses[-1] <= result.holdout_losses[best[0] - 1]:
                     best = (epoch + 1, {name: value.detach().clone() for name, value in model.state_dict().items()})
                 elif epoch + 1 - best[0] >= recipe.early_stop.patience:
@@ -111,11 +122,23 @@ def train(
 def _split(count: int, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Row numbers to train on and to hold out, int64. Without early stopping, or of a single image, none is held
     out."""
-    if recipe.early_stop is None or count < 2:
+    held = _held_out(count, recipe)
+    if not held:
         return torch.arange(count), torch.arange(0)
     order = torch.randperm(count, generator=generator)
-    held = min(max(1, round(count * recipe.early_stop.holdout)), count - 1)
     return order[held:].sort().values, order[:held].sort().values
+
+
+def _held_out(count: int, recipe: Recipe) -> int:
+    if recipe.early_stop is None or count < 2:
+        return 0
+    return min(max(1, round(count * recipe.early_stop.holdout)), count - 1)
+
+
+def smallest_batch(count: int, recipe: Recipe) -> int:
+    """Images in the smallest batch that `train` makes of `count` images."""
+    edges = _batch_edges(count - _held_out(count, recipe), recipe.batch_size)
+    return min(stop - start for start, stop in pairwise(edges))
 
 
 def _batch_edges(count: int, batch_size: int) -> list[int]:

@@ -9,6 +9,7 @@ from kdray.models.checkpoint import ModelCard, model_bytes
 from kdray.models.classifier import build_model
 from kdray.training.loop import TrainResult, train
 from kdray.training.recipe import Recipe
+from kdray.training.shard import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,17 @@ class StudentSpec:
 
 
 def fit(
-    spec: StudentSpec, images: Tensor, targets: Tensor, round: int, on_epoch: Callable[[int, float], None] | None = None
+    spec: StudentSpec,
+    images: Tensor,
+    targets: Tensor,
+    round: int,
+    on_epoch: Callable[[int, float], None] | None = None,
+    shard: Shard | None = None,
 ) -> tuple[bytes, TrainResult]:
     """Train a student from scratch; see `kdray.training.base.Trainer.fit`.
+
+    Args:
+        shard: this process's share of the work; None: all of it.
 
     Raises:
         ModelError: the network cannot be built for these images.
@@ -44,7 +53,15 @@ def fit(
         spec.card.model, spec.card.image_shape, spec.card.num_classes, seed=spec.seed, mean=spec.mean, std=spec.std
     )
     result = train(
-        model, images, targets, spec.recipe, seed=spec.seed, round=round, threads=spec.threads, on_epoch=on_epoch
+        model,
+        images,
+        targets,
+        spec.recipe,
+        seed=spec.seed,
+        round=round,
+        threads=spec.threads,
+        on_epoch=on_epoch,
+        shard=shard,
     )
     return model_bytes(model, spec.card), result
 
