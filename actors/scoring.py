@@ -23,6 +23,7 @@ from kdray.utils.memory import keep_freed_memory
 from kdray.utils.text import counted
 
 _RESTART_POLL_S = 0.1
+_SHOW_S = 1.0  # least time between two updates of Ray's metrics
 _LOOK_S = 2.0  # least time between two checks for free CPUs
 
 Reference = ray.ObjectRef[Any]
@@ -52,12 +53,14 @@ class ScoringWorker:
         """The process id of the worker."""
         return os.getpid()
 
-    def work(self, pool: Box, model: Box, stage: Box, number: int, bound: float) -> Any:
-        """Run task `number` of a stage. The pool, the student and the stage come as references."""
+    def work(self, job: Box, number: int, bound: float) -> Any:
+        """Run task `number` of a stage. `job` refers to references of the pool, the student and the stage: each
+        reference in a call costs the driver time."""
         begin = time.monotonic()
-        held: Pool = self._fetch("pool", pool[0], lambda value: value.to(self._device))
-        forward: Forward = self._fetch("model", model[0], lambda value: Forward(value, self._device, self._options))
-        work: Stage = self._fetch("stage", stage[0], lambda value: value)
+        pool, model, stage = self._fetch("job", job[0], lambda value: value)
+        held: Pool = self._fetch("pool", pool, lambda value: value.to(self._device))
+        forward: Forward = self._fetch("model", model, lambda value: Forward(value, self._device, self._options))
+        work: Stage = self._fetch("stage", stage, lambda value: value)
         result = work.run(held, forward, number, bound)
         self._metrics.done(result.evaluated, begin)
         return result
@@ -174,15 +177,18 @@ class RaySearcher:
             self.start()
         if self._pool is None or self._pool[0] is not pool:
             self._pool = (pool, ray.put(pool))
-        boxes = [self._pool[1]], [ray.put(model.cpu())]
+        parts = self._pool[1], ray.put(model.cpu())
 
         def run_stage(stage: Stage, merge: Merge) -> None:
             metrics = SearchMetrics()
-            under_way = _StageRun(self._actors, (*boxes, [ray.put(stage)]), len(stage), merge)
-            alive_at, told = time.monotonic(), False
+            job = [ray.put((*parts, ray.put(stage)))]
+            under_way = _StageRun(self._actors, job, len(stage), merge)
+            alive_at, told, seen_at = time.monotonic(), False, 0.0
             while not under_way.assignment.complete:
                 self._look_for_more(under_way, on_note)
-                metrics.seen(**under_way.facts())
+                if time.monotonic() - seen_at > _SHOW_S:
+                    seen_at = time.monotonic()
+                    metrics.seen(**under_way.facts())
                 before = merge.evaluated
                 if under_way.advance():
                     alive_at = time.monotonic()
@@ -229,8 +235,8 @@ class RaySearcher:
 class _StageRun:
     """A stage in progress: which task runs on which worker, and which workers have not started yet."""
 
-    def __init__(self, actors: list[Any], boxes: tuple[Box, ...], tasks: int, merge: Merge) -> None:
-        self._actors, self._boxes, self._merge = actors, boxes, merge
+    def __init__(self, actors: list[Any], job: Box, tasks: int, merge: Merge) -> None:
+        self._actors, self._job, self._merge = actors, job, merge
         self.assignment = Assignment(tasks)
         self._running: dict[Reference, tuple[int, int]] = {}
         # A worker gets tasks after it has answered a call: a worker that waits for a free CPU must not hold tasks.
@@ -255,14 +261,18 @@ class _StageRun:
         self._waking |= {self._actors[worker].pid.remote(): worker for worker in workers}
 
     def advance(self) -> bool:
-        """Assign tasks, and process the next reply if it comes within a second. Returns whether it is a new result."""
+        """Assign tasks, and process the replies that have come, or the next one if it comes within a second. Returns
+        whether there is a new result."""
         for worker, task in self.assignment.next_tasks():
-            call = self._actors[worker].work.remote(*self._boxes, task, self._merge.bound)
+            call = self._actors[worker].work.remote(self._job, task, self._merge.bound)
             self._running[call] = (worker, task)
-        ready, _ = ray.wait([*self._running, *self._waking], num_returns=1, timeout=1.0)
+        # Ray looks at every call in each wait, which takes milliseconds for two thousand.
+        calls = [*self._running, *self._waking]
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
         if not ready:
-            return False
-        return self._woken(ready[0]) if ready[0] in self._waking else self._scored(ready[0])
+            ready, _ = ray.wait(calls, num_returns=1, timeout=1.0)
+        results = [self._woken(call) if call in self._waking else self._scored(call) for call in ready]
+        return any(results)
 
     def _scored(self, call: Reference) -> bool:
         worker, task = self._running.pop(call)

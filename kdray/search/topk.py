@@ -37,26 +37,35 @@ class LowestK:
 
     def add(self, number: int, part: Scored) -> None:
         """Add one part. The result does not depend on `number`."""
+        self.evaluated += part.evaluated
+        keep = part.scores <= self.bound  # the task may have started with a higher bound
+        if not keep.all():
+            part = _rows(part, keep)
+        if not len(part.ids):
+            return
         self._parts.append(part)
         self._held += len(part.ids)
-        self.evaluated += part.evaluated
         if self._held > self._k + self._k // 4:
             self._shrink()
 
     def _shrink(self) -> None:
-        """Drop rows that cannot be among the k lowest, part by part, because `extra` may be large."""
+        """Drop rows that cannot be among the k lowest."""
         scores, ids = self._column("scores"), self._column("ids")
         keep = np.sort(_lowest_in_any_order(scores, ids, self._k))
         if len(keep) == self._k and self._k:
             self.bound = float(scores[keep].max())
-        begin, self._held = 0, len(keep)
-        for number, part in enumerate(self._parts):
-            end = begin + len(part.ids)
-            rows = keep[np.searchsorted(keep, begin) : np.searchsorted(keep, end)] - begin
-            extra = None if part.extra is None else part.extra[rows]
-            self._parts[number] = Scored(scores=part.scores[rows], ids=part.ids[rows], evaluated=0, extra=extra)
-            begin = end
-        self._parts = [part for part in self._parts if len(part.ids)]
+        self._held = len(keep)
+        if self._parts[0].extra is None:
+            self._parts = [Scored(scores=scores[keep], ids=ids[keep], evaluated=0)]
+            return
+        # Part by part, because `extra` may be large.
+        ends = np.cumsum([len(part.ids) for part in self._parts])
+        rows = np.split(keep, np.searchsorted(keep, ends[:-1]))
+        starts = [0, *ends[:-1]]
+        kept = [
+            _rows(part, own - start) for part, own, start in zip(self._parts, rows, starts, strict=True) if len(own)
+        ]
+        self._parts = kept
 
     def _column(self, name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in self._parts])
@@ -79,6 +88,12 @@ class LowestK:
                 extra[place[begin : begin + len(part.ids)]] = part.extra
                 begin += len(part.ids)
         return Scored(scores=scores[order], ids=ids[order], evaluated=self.evaluated, extra=extra)
+
+
+def _rows(part: Scored, rows: np.ndarray) -> Scored:
+    """Some rows of a part."""
+    extra = None if part.extra is None else part.extra[rows]
+    return Scored(scores=part.scores[rows], ids=part.ids[rows], evaluated=0, extra=extra)
 
 
 def contains(taken: np.ndarray, values: np.ndarray) -> np.ndarray:
