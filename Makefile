@@ -44,6 +44,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/http_overhead.py
 	for part in ceiling mnist cifar10 peers; do $(BIN)/python benchmarks/score.py $$part || exit 1; done
 	$(BIN)/python benchmarks/elastic.py
+	$(BIN)/python benchmarks/driver_limit.py
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/draw.py
