@@ -40,6 +40,20 @@ def test_an_idle_worker_steals_what_waits_and_the_first_to_finish_counts():
     assert assignment.complete
 
 
+def test_idle_workers_copy_each_waiting_task_once():
+    assignment = Assignment(4, ["a", "b"])
+    assignment.next_tasks()
+    for worker in ("c", "d", "e"):
+        assignment.joined(worker)
+    assert assignment.next_tasks() == [("c", 2), ("d", 3)]
+    assert assignment.next_tasks() == []
+    assignment.lost("c")
+    assert assignment.requeued == 0, "a holds it"
+    assert assignment.next_tasks() == [("e", 2)]
+    assert assignment.done("e", 2) and not assignment.done("a", 2)
+    assert assignment.stolen == 3
+
+
 def test_a_stolen_task_is_not_queued_again_while_its_copy_runs():
     assignment = Assignment(2, ["a"])
     assignment.next_tasks()
