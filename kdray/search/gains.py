@@ -12,7 +12,7 @@ from kdray.pools.permutation import free_numbers
 from kdray.search.acquisition import Score, to_gains
 from kdray.search.guess import learn, sample_size
 from kdray.search.interpolation import first_knots
-from kdray.search.stages import Guess, ScoreGroups, Stage
+from kdray.search.stages import Guess, ScoreGroups
 from kdray.search.topk import Scored
 from kdray.sections.search import SearchSettings
 
@@ -37,38 +37,62 @@ class GainsRequest:
 
     def passes(self, pool: Pool, settings: SearchSettings) -> int:
         """See `kdray.search.requests.Request`."""
-        return _passes(pool, guess=self.guesses(pool, settings))
+        return passes_for(pool, pool.num_groups, guess=self.guesses(pool, settings))
 
     def guesses(self, pool: Pool, settings: SearchSettings) -> bool:
         """Whether gains are guessed. They are if guessing at least halves the forward passes."""
         linear = settings.search == "interpolated" and pool.linear
-        return linear and 2 * _passes(pool, guess=True) <= pool.num_groups * pool.group_size
+        return linear and 2 * passes_for(pool, pool.num_groups, guess=True) <= pool.num_groups * pool.group_size
 
     def perform(self, pool: Pool, context: SearchContext) -> Gains:
         """See `kdray.search.requests.Request`."""
         total, size = pool.num_groups, pool.group_size
-        guess, passes = self.guesses(pool, context.settings), 0
-        one = self.per == "group"
-        common: dict[str, Any] = {"cut": context.cut, "count": total, "k": total * size}
-        common |= {"per": self.per, "taken": self.taken, "score": self.score}
-        if guess and is_linear(pool):
-            knots = first_knots(size)
-            learned = learn(pool, sample_size(total), (knots,), context)
-            passes = learned.evaluated
-            stage: Stage = Guess(knots=knots, matrix=learned.matrices[0], sources=learned.sources, **common)
-        else:
-            stage = ScoreGroups(group_size=size, **common)
-        # `Guess` identifies a group by its number, `ScoreGroups` by the id of its best candidate.
-        table = Table(total if one else total * size, size if one and not guess else 1)
-        context.run_stage(stage, table)
+        work = self.work(pool, context)
+        # An entry of the table is a group, or a candidate.
+        table = Table(total if self.per == "group" else total * size, work.each)
+        context.run_stage(work.stage, table)
         scores = np.delete(table.scores, self.taken) if len(self.taken) else table.scores
         return Gains(
             gains=to_gains(scores, self.score),
             taken=self.taken,
-            evaluated=passes + table.evaluated,
+            evaluated=work.evaluated + table.evaluated,
             exhaustive=total * size,
-            guessed=guess,
+            guessed=work.guessed,
         )
+
+    def work(self, pool: Pool, context: SearchContext, groups: np.ndarray | None = None) -> Work:
+        """The stage that gives the scores, after what it has to learn first.
+
+        Args:
+            groups: int64, sorted: the groups to score; None means all.
+        """
+        size, one = pool.group_size, self.per == "group"
+        common: dict[str, Any] = {"cut": context.cut, "count": pool.num_groups, "k": len(pool), "groups": groups}
+        common |= {"per": self.per, "taken": self.taken, "score": self.score}
+        if self.guesses(pool, context.settings) and is_linear(pool):
+            knots = first_knots(size)
+            learned = learn(pool, sample_size(pool.num_groups), (knots,), context)
+            stage = Guess(knots=knots, matrix=learned.matrices[0], sources=learned.sources, **common)
+            return Work(stage=stage, each=1, guessed=True, evaluated=learned.evaluated)
+        # `Guess` identifies a group by its number, `ScoreGroups` by the id of its best candidate.
+        return Work(stage=ScoreGroups(group_size=size, **common), each=size if one else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A stage that scores everything in a pool.
+
+    Attributes:
+        stage: the stage.
+        each: number of consecutive ids of its results that stand for one group, or candidate.
+        guessed: whether the scores are guessed.
+        evaluated: forward passes made before the stage, in images.
+    """
+
+    stage: Guess | ScoreGroups
+    each: int
+    guessed: bool = False
+    evaluated: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +140,9 @@ class Table:
         self.evaluated += part.evaluated
 
 
-def _passes(pool: Pool, *, guess: bool) -> int:
-    """Forward passes needed for the gains of a whole pool."""
+def passes_for(pool: Pool, groups: int, *, guess: bool) -> int:
+    """Forward passes needed for the gains of so many groups of a pool."""
     if not guess:
-        return pool.num_groups * pool.group_size
+        return groups * pool.group_size
     sample = sample_size(pool.num_groups)
-    return len(pool.images) + sample * pool.group_size + pool.num_groups * len(first_knots(pool.group_size))
+    return len(pool.images) + sample * pool.group_size + groups * len(first_knots(pool.group_size))

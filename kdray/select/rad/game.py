@@ -13,10 +13,11 @@ constraint.
 from bisect import bisect_left
 from collections.abc import Callable
 from math import ceil
+from typing import Protocol
 
 import numpy as np
 
-_ZERO = 1e-30
+ZERO = 1e-30
 """A smaller gain counts as 0, because its inverse would dominate any sum."""
 
 
@@ -94,17 +95,61 @@ def inclusion(gains: np.ndarray, draws: int, mistakes: float, w: float | None = 
     if draws == 0:
         return q
     order = np.argsort(-gains, kind="stable")
-    g = np.where(gains < _ZERO, 0.0, gains)[order]
-    t, row, beyond = _shares(g, draws, mistakes, w)
+    g = np.where(gains < ZERO, 0.0, gains)[order]
+    t, row, beyond = shares(Descending(g), draws, mistakes, w)
     alike = slice(*(int(np.searchsorted(-g, -g[row], side=side)) for side in ("left", "right")))
-    some = np.where(np.arange(n) < alike.start, np.minimum(1.0, t / np.maximum(g, _ZERO)), beyond)
+    some = np.where(np.arange(n) < alike.start, np.minimum(1.0, t / np.maximum(g, ZERO)), beyond)
     some[alike] = 0.0
     some[alike] = (draws - some.sum()) / (alike.stop - alike.start)
     q[order] = some.clip(0.0, 1.0)
     return q
 
 
-def _shares(g: np.ndarray, draws: int, mistakes: float, w: float) -> tuple[float, int, float]:
+class Ordered(Protocol):
+    """n gains in descending order."""
+
+    n: int
+
+    def gain(self, j: int) -> float:
+        """Gain j, of 0 to n - 1."""
+
+    def inverse(self, j: int) -> float:
+        """The sum of 1 / g over the j largest gains, without those that are 0."""
+
+    def above(self, gain: float) -> int:
+        """Number of gains above `gain`."""
+
+    def at_least(self, gain: float) -> int:
+        """Number of gains of `gain` or more."""
+
+
+class Descending:
+    """Gains that are all listed, float64 [n] in descending order; see `Ordered`."""
+
+    def __init__(self, g: np.ndarray) -> None:
+        self.n, self._g = len(g), g
+        self._inverse = np.concatenate([[0.0], np.cumsum(np.divide(1.0, g, out=np.zeros(len(g)), where=g > 0))])
+
+    def gain(self, j: int) -> float:
+        """See `Ordered`."""
+        found: float = self._g[j]
+        return found
+
+    def inverse(self, j: int) -> float:
+        """See `Ordered`."""
+        found: float = self._inverse[j]
+        return found
+
+    def above(self, gain: float) -> int:
+        """See `Ordered`."""
+        return int(np.searchsorted(-self._g, -gain, side="left"))
+
+    def at_least(self, gain: float) -> int:
+        """See `Ordered`."""
+        return int(np.searchsorted(-self._g, -gain, side="right"))
+
+
+def shares(g: Ordered, draws: int, mistakes: float, w: float) -> tuple[float, int, float]:
     """t, the candidate that (with those of equal gain) gets the remainder, and the probability of all later candidates.
 
     Args:
@@ -115,25 +160,25 @@ def _shares(g: np.ndarray, draws: int, mistakes: float, w: float) -> tuple[float
     Returns:
         t; the position of the candidate in `g`; the probability of later candidates, 0 or 1.
     """
-    n, against = len(g), (1.0 + w) * mistakes
-    inverse = np.concatenate([[0.0], np.cumsum(np.divide(1.0, g, out=np.zeros(n), where=g > 0))])
+    n, against = g.n, (1.0 + w) * mistakes
 
     def level(k: int) -> tuple[float, int]:
         """t at which the first k candidates use all draws, and how many of them stay below 1."""
-        below = _first(k, lambda j: g[j] * inverse[j] + (k - j) <= draws)
-        return (max(0.0, (draws - k + below) / inverse[below]) if below else np.inf), below
+        below = _first(k, lambda j: g.gain(j) * g.inverse(j) + (k - j) <= draws)
+        return (max(0.0, (draws - k + below) / g.inverse(below)) if below else np.inf), below
 
     def settled(k: int) -> bool:
         """Whether moving probability from the first k candidates to the next one does not pay."""
         _, below = level(k)
-        return bool(below - g[k] * inverse[below] >= against)
+        return bool(below - g.gain(k) * g.inverse(below) >= against)
 
     k = draws + _first(n - draws, lambda more: settled(draws + more))
     row = k - 1
-    begin, end = (int(np.searchsorted(-g, -g[row], side=side)) for side in ("left", "right"))
-    enough = _first(begin + 1, lambda j: j - g[row] * inverse[j] >= against)
+    last = g.gain(row)
+    begin, end = g.above(last), g.at_least(last)
+    enough = _first(begin + 1, lambda j: j - last * g.inverse(j) >= against)
     t, below = level(end)
-    if enough <= begin and (stop := g[enough - 1] if enough else np.inf) >= t:
+    if enough <= begin and (stop := g.gain(enough - 1) if enough else np.inf) >= t:
         # With this many uncertain candidates, taking more probability from the earlier ones does not pay.
         return min(stop, level(begin)[0] if begin >= draws else np.inf), row, 0.0
     if end < n or below == 0:
@@ -143,16 +188,16 @@ def _shares(g: np.ndarray, draws: int, mistakes: float, w: float) -> tuple[float
     # smallest are certain.
     def spared(r: int) -> bool:
         """Whether this stops paying before candidate r is certain."""
-        lowest = (draws - (n - r)) / inverse[r] if r else 0.0
-        above = max(0, int(np.searchsorted(-g, -lowest, side="left")) - r)
-        return bool(r + w * g[r] * inverse[r] + (1.0 + w) * above >= against)
+        lowest = (draws - (n - r)) / g.inverse(r) if r else 0.0
+        above = max(0, g.above(lowest) - r)
+        return bool(r + w * g.gain(r) * g.inverse(r) + (1.0 + w) * above >= against)
 
     r = below - 1 - _first(below - (n - draws), lambda less: spared(below - 1 - less))
     if r < n - draws:
         return 0.0, n - draws, 1.0
-    missing = max(0, ceil((against - r - w * g[r] * inverse[r]) / (1.0 + w) - 1e-12))
-    t = (draws - (n - 1 - r)) / inverse[r + 1]
-    return (min(t, g[r + missing - 1]) if missing else t), r, 1.0
+    missing = max(0, ceil((against - r - w * g.gain(r) * g.inverse(r)) / (1.0 + w) - 1e-12))
+    t = (draws - (n - 1 - r)) / g.inverse(r + 1)
+    return (min(t, g.gain(r + missing - 1)) if missing else t), r, 1.0
 
 
 def penalty(n: int, mistakes: float, w: float | None, draws: int = 0) -> float:
@@ -203,6 +248,6 @@ def _play(gains: np.ndarray, losses: np.ndarray, mistakes: float) -> tuple[np.nd
     Candidates with a gain and a loss of 0 are left out.
     """
     order = np.argsort(-gains, kind="stable")
-    order = order[gains[order] + losses[order] > _ZERO]
+    order = order[gains[order] + losses[order] > ZERO]
     weights = 1.0 / (gains[order] + losses[order])
     return order, weights, (np.cumsum(gains[order] * weights) - mistakes) / np.cumsum(weights)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -12,19 +11,23 @@ from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import ConfigError, PoolExhausted
 from kdray.pools.base import Pool, PoolSection
-from kdray.search import BestRequest, Gains, GainsRequest, Score, ScoresRequest
+from kdray.search import BestRequest, GainsRequest, Score, ScoresRequest
 from kdray.sections.search import SearchSettings
 from kdray.select.base import Looked, Selection, Strategy, Task, strategies
+from kdray.select.rad import stream
 from kdray.select.rad.draw import chances, most_draws
 from kdray.select.rad.game import penalty
 from kdray.select.rad.mistakes import Mistakes
 from kdray.select.rounding import round_parts
 
+MOST_LISTED = 1 << 25
+"""Most gains that are listed in the driver. For more, see `kdray.select.rad.stream`."""
+
 
 class _Robust(Strategy):
     """The fields and computations that both strategies share."""
 
-    held: ClassVar[str] = "the gains of all that can be chosen"
+    held: ClassVar[str] = "the gains that the choice is made from"
 
     gain: Score = "margin"
     """The gain of a correct answer: 1 - margin (as in the paper), 1 - confidence, or the entropy."""
@@ -100,14 +103,6 @@ class _Robust(Strategy):
         """See `Strategy`."""
         if len(queries) == 1:
             return
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        needed = self.driver_bytes(pool, max(queries[1:]))
-        if needed > memory:
-            raise ConfigError(
-                f"select.strategy: {self.strategy} holds the gains of all that can be chosen, {needed / 2**30:,.0f} "
-                f"GiB, and this machine has {memory / 2**30:,.0f}; set pool.pairs to sample at most "
-                f"{pool.num_groups * memory // needed:,} pairs, or choose active-mixup"
-            )
         if isinstance(self.m, int) and self.m > left:
             raise ConfigError(
                 f"select.m: the teacher cannot err on {self.m:,} of {left:,} candidates, which is what the last "
@@ -128,22 +123,93 @@ class _Robust(Strategy):
             return task.mistakes or Mistakes()
         return Mistakes(count=self.m) if isinstance(self.m, int) else Mistakes(share=self.m)
 
-    def _drawn(self, task: Task) -> tuple[Gains, np.ndarray, Looked]:
-        """The gains of what is left, the rows of the drawn ones (ascending), and the figures of the draw."""
+    def passes(self, pool: Pool, k: int, settings: SearchSettings) -> int:
+        """See `Strategy`."""
+        request = GainsRequest(per=self.per, score=self.gain)
+        guess = request.guesses(pool, settings)
+        gains = request.passes(pool, settings) if self._listed(pool) else stream.passes(pool, guess=guess)
+        return gains + self._passes_after(pool, k, guess)
+
+    def _passes_after(self, pool: Pool, k: int, guess: bool) -> int:
+        """Forward passes for the drawn ones."""
+        raise NotImplementedError
+
+    def driver_bytes(self, pool: Pool, k: int) -> int:
+        """See `Strategy`: two float32 for each gain if all are listed.
+
+        This does not include the sort of all gains, which is needed if a round chooses so many candidates that
+        probabilities reach 1.
+        """
+        return 8 * self._count(pool) if self._listed(pool) else stream.driver_bytes(pool, k)
+
+    def _count(self, pool: Pool) -> int:
+        return pool.num_groups if self.per == "group" else len(pool)
+
+    def _listed(self, pool: Pool) -> bool:
+        return self._count(pool) <= MOST_LISTED
+
+    def _drawn(self, task: Task) -> _Draw:
+        """Draw from what is left."""
         taken = task.taken_groups if self.per == "group" else np.unique(task.taken)
-        found = task.ask(GainsRequest(per=self.per, taken=taken, score=self.gain))
-        n = len(found.gains)
+        request = GainsRequest(per=self.per, taken=taken, score=self.gain)
+        n = self._count(task.pool) - len(taken)
         if n < task.k:
             raise PoolExhausted(f"{task.k:,} candidates wanted, {n:,} are left; lower budget.queries")
         m = min(float(n), self._mistakes(task).of(n))
         w = penalty(n, m, None if self.w == "auto" else self.w)
+        draw = self._from_list if self._listed(task.pool) else self._from_stream
+        found = draw(task, request, n, m, w)
+        looked = found.looked
+        about = {"rad_m": m, "rad_n": n, "rad_w": w, "rad_support": found.support}
+        text = f"RAD: m = {m:,.0f} of {n:,}, w = {w:.3g}, drawn from the {found.support:,} of largest gain"
+        if len(found.numbers) < task.k:
+            text += f"; {len(found.numbers):,} instead of {task.k:,}, as no probability may exceed 1"
+        return replace(found, looked=replace(looked, about=about, text=text))
+
+    def _from_list(self, task: Task, request: GainsRequest, n: int, m: float, w: float) -> _Draw:
+        found = task.ask(request)
         draws = min(task.k, most_draws(found.gains, m, w)) if self.clip == "shrink" and n else task.k
         support = _Counted(chances(found.gains, draws, m, w)) if n else _Counted(iter(()))
         rows = round_parts(support, task.generator)
-        about = {"rad_m": m, "rad_n": n, "rad_w": w, "rad_support": support.count}
-        text = f"RAD: m = {m:,.0f} of {n:,}, w = {w:.3g}, drawn from the {support.count:,} of largest gain"
-        text += f"; {draws:,} instead of {task.k:,}, as no probability may exceed 1" if draws < task.k else ""
-        return found, rows, Looked(passes=found.evaluated, exhaustive=found.exhaustive, about=about, text=text)
+        return _Draw(
+            numbers=found.numbers(rows),
+            scores=_scores(found.gains[rows], self.gain),
+            guessed=found.guessed,
+            support=support.count,
+            looked=Looked(passes=found.evaluated, exhaustive=found.exhaustive),
+        )
+
+    def _from_stream(self, task: Task, request: GainsRequest, n: int, m: float, w: float) -> _Draw:
+        shrink = self.clip == "shrink"
+        found = stream.draw_streamed(
+            task.pool, task.ask, request, k=task.k, mistakes=m, w=w, shrink=shrink, generator=task.generator
+        )
+        return _Draw(
+            numbers=found.held.numbers,
+            scores=_scores(found.held.gains, self.gain),
+            guessed=found.guessed,
+            support=found.support,
+            looked=Looked(passes=found.passes, exhaustive=len(task.pool)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draw:
+    """What was drawn.
+
+    Attributes:
+        numbers: int64 [b], groups or candidate ids, ascending.
+        scores: float32 [b].
+        guessed: whether the scores are guessed.
+        support: number of candidates whose probability is not zero.
+        looked: figures about the draw.
+    """
+
+    numbers: np.ndarray
+    scores: np.ndarray
+    guessed: bool
+    support: int
+    looked: Looked
 
 
 @strategies.register
@@ -156,26 +222,15 @@ class Rad(_Robust):
 
     def choose(self, task: Task) -> Selection:
         """See `Strategy`."""
-        found, rows, looked = self._drawn(task)
-        ids, scores = found.numbers(rows), _scores(found.gains[rows], self.gain)
+        found = self._drawn(task)
+        ids, scores, looked = found.numbers, found.scores, found.looked
         if found.guessed and len(ids):
             exact = task.ask(ScoresRequest(ids=ids, score=self.gain))
             looked, scores = _with_error(looked, exact.evaluated, scores, exact.rows[:, 0]), exact.rows[:, 0]
-        return Selection(ids=ids, scores=scores, search=looked, fewer=len(rows) < task.k)
+        return Selection(ids=ids, scores=scores, search=looked, fewer=len(ids) < task.k)
 
-    def passes(self, pool: Pool, k: int, settings: SearchSettings) -> int:
-        """See `Strategy`."""
-        request = GainsRequest(per="candidate", score=self.gain)
-        # If gains are guessed, the drawn candidates are scored exactly afterwards.
-        return request.passes(pool, settings) + k * request.guesses(pool, settings)
-
-    def driver_bytes(self, pool: Pool, k: int) -> int:
-        """See `Strategy`: two float32 for each candidate.
-
-        This does not include the sort of all gains, which is needed if a round chooses so many candidates that
-        probabilities reach 1.
-        """
-        return 8 * len(pool)
+    def _passes_after(self, pool: Pool, k: int, guess: bool) -> int:
+        return k * guess  # if gains are guessed, the drawn candidates are scored exactly
 
 
 @strategies.register
@@ -191,26 +246,19 @@ class RadPairs(_Robust):
 
     def choose(self, task: Task) -> Selection:
         """See `Strategy`."""
-        found, rows, looked = self._drawn(task)
-        groups, fewer = found.numbers(rows), len(rows) < task.k
-        scores = _scores(found.gains[rows], self.gain)
+        found = self._drawn(task)
+        groups, looked, fewer = found.numbers, found.looked, len(found.numbers) < task.k
         if task.pool.group_size == 1:
-            return Selection(ids=groups, scores=scores, search=looked, fewer=fewer)
+            return Selection(ids=groups, scores=found.scores, search=looked, fewer=fewer)
         best = task.ask(BestRequest(groups=groups, score=self.gain))
         if found.guessed and len(groups):
-            looked = _with_error(looked, best.evaluated, scores, best.scores)
+            looked = _with_error(looked, best.evaluated, found.scores, best.scores)
         else:
             looked = replace(looked, passes=looked.passes + best.evaluated)
         return Selection(ids=best.ids, scores=best.scores, search=looked, fewer=fewer)
 
-    def passes(self, pool: Pool, k: int, settings: SearchSettings) -> int:
-        """See `Strategy`."""
-        gains = GainsRequest(per="group", score=self.gain).passes(pool, settings)
-        return gains + k * pool.group_size * (pool.group_size > 1)
-
-    def driver_bytes(self, pool: Pool, k: int) -> int:
-        """See `Strategy`: two float32 for each pair."""
-        return 8 * pool.num_groups
+    def _passes_after(self, pool: Pool, k: int, guess: bool) -> int:
+        return k * pool.group_size * (pool.group_size > 1)
 
 
 def _with_error(looked: Looked, passes: int, guessed: np.ndarray, exact: np.ndarray) -> Looked:
