@@ -68,8 +68,8 @@ def test_keys_are_uniform_and_follow_from_seed_and_number() -> None:
 
 @pytest.mark.parametrize("count", [150, pytest.param(4000, marks=pytest.mark.storm)])
 def test_a_histogram_has_the_probabilities_of_the_list_of_its_values(count: int) -> None:
-    for rng, gains, mistakes in cases(3, count, 25):
-        gains = (gains if rng.random() < 0.6 else gains**12).astype(np.float32)
+    for rng, some, mistakes in cases(3, count, 25):
+        gains = (some if rng.random() < 0.6 else some**12).astype(np.float32)
         bins, w = bins_of(gains), None if rng.random() < 0.3 else rng.random()
         listed = bin_values()[bins]
         draws = int(rng.integers(0, len(gains) + 1))
@@ -82,8 +82,8 @@ def test_a_histogram_has_the_probabilities_of_the_list_of_its_values(count: int)
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.storm)])
 def test_bins_lose_no_more_of_the_games_value_than_said(count: int) -> None:
     """The bound in kdray.select.rad.binned."""
-    for rng, gains, mistakes in cases(4, count, 25):
-        gains = gains.astype(np.float32).astype(np.float64)
+    for rng, listed, mistakes in cases(4, count, 25):
+        gains = listed.astype(np.float32).astype(np.float64)
         draws, w = int(rng.integers(1, len(gains) + 1)), rng.random()
         bins = bins_of(gains)
         q, best = inclusion_of_bins(histogram(gains), draws, mistakes, w)[bins], inclusion(gains, draws, mistakes, w)
