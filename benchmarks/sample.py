@@ -87,9 +87,7 @@ def students() -> None:
         tasks = [(name, pairs, seed, folder) for seed in seeds for name in names for pairs in sizes.values()]
         found = dict(zip(tasks, in_parallel(one_run, tasks), strict=True))
         figures = {
-            name: {
-                size: summary([found[name, pairs, seed, folder] for seed in seeds]) for size, pairs in sizes.items()
-            }
+            name: {size: summary([found[name, pairs, seed, folder] for seed in seeds]) for size, pairs in sizes.items()}
             for name in names
         }
     for at in figures.values():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdray.errors import ConfigError, ImageSetError
-from kdray.pools.mixup import MixupPool
+from kdray.pools.mixup import MixupPool, MixupSection
 from kdray.pools.pairs import count_pairs, rank_pairs, unrank_pairs
 
 GRID = [0.30, 0.34, 0.38, 0.42, 0.46, 0.50, 0.54, 0.58, 0.62, 0.66, 0.70]
@@ -147,3 +147,34 @@ def test_bad_images_are_refused():
         MixupPool(images(1), [0.5])
     with pytest.raises(ImageSetError, match="uint8"):
         MixupPool(images(3).float(), [0.5])
+
+
+# pairs: auto
+
+
+@pytest.mark.parametrize(
+    ("count", "queries", "pairs", "says"),
+    [
+        (2000, 22_000, 1_100_000, "samples 1,100,000 of 1,999,000 pairs, 50 for each of the 22,000 candidates"),
+        (2000, 100, 50_000, "samples 50,000 of 1,999,000 pairs, 500 for each of the 100 candidates"),
+        (60_000, 24_000, 1_200_000, "samples 1,200,000 of 1,799,970,000 pairs"),
+        (200, 300, "all", "takes all 19,900 pairs; it would sample 50,000 of more"),
+        (2000, 40_000, "all", "takes all 1,999,000 pairs; it would sample 2,000,000 of more"),
+    ],
+)
+def test_auto_samples_fifty_pairs_for_each_candidate_to_choose(count, queries, pairs, says):
+    section, reason = MixupSection(pairs="auto").sized(count, queries)
+    assert section.pairs == pairs and says in reason
+    assert section.complete == (pairs == "all") and not MixupSection(pairs="auto").complete
+
+
+def test_what_is_not_auto_keeps_its_size_and_so_does_a_pool_that_nothing_is_chosen_from():
+    for section, queries in ((MixupSection(pairs=7), 100), (MixupSection(), 100), (MixupSection(pairs="auto"), 0)):
+        assert section.sized(2000, queries) == (section, None)
+
+
+def test_a_smaller_choice_samples_the_first_pairs_of_a_larger_one():
+    few, many = (MixupSection(pairs="auto").sized(700, queries)[0].build(images(700), 3) for queries in (1100, 2000))
+    assert (few.num_groups, many.num_groups) == (55_000, 100_000)
+    first = torch.arange(few.num_groups)
+    assert all(torch.equal(a, b) for a, b in zip(few.pair(first), many.pair(first), strict=True))

@@ -869,6 +869,16 @@ def test_the_pairs_a_long_plan_suggests_are_the_most_that_take_ten_minutes(strat
         assert plan(pool__pairs=whole.pairs).scoring_s <= 600 < plan(pool__pairs=whole.pairs + 1000).scoring_s
 
 
+def test_a_plan_says_how_many_pairs_auto_takes_and_why(make_config, monkeypatch):
+    monkeypatch.setattr("kdray.runs.plan.probe", lambda *arguments, **options: 50.0)
+    plan = make_plan(make_config(images__count=400, budget__queries=1000, pool__pairs="auto"))
+    assert (plan.groups, plan.candidates) == (50_000, 150_000)
+    assert (
+        "pool.pairs: auto samples 50,000 of 79,800 pairs, 83 for each of the 600 candidates to choose"
+        in (dict(plan_lines(plan))["note"])
+    )
+
+
 def test_a_plan_is_made_from_the_rate_of_a_probe_in_this_process(make_config, monkeypatch):
     asked = []
 
@@ -913,7 +923,7 @@ def test_plan_of_22_million_candidates_takes_no_memory_for_them(teacher_weights,
     assert "24,000 = 2,000 for the images + 1 x 22,000" in done.stdout
     assert "in the driver up to 763 MiB for the distances between candidates" in done.stdout
     done = command("plan", path, "select.strategy=rad", cwd=tmp_path)
-    assert "in the driver up to 168 MiB for the gains of all that can be chosen" in done.stdout
+    assert "in the driver up to 168 MiB for the gains that the choice is made from" in done.stdout
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_resume(config_file, tmp_path):

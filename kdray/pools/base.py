@@ -105,6 +105,15 @@ class PoolSection(Section):
         """Whether the pool holds every group, not a sample of groups."""
         return True
 
+    def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
+        """This section with its size as a number where it follows from the choice, and the reason in words.
+
+        Args:
+            images: number of images in the pool.
+            queries: number of candidates to choose, over all rounds.
+        """
+        return self, None
+
     @abstractmethod
     def build(self, images: Tensor, seed: int) -> Pool:
         """Build the pool over uint8 images [N, C, H, W].

@@ -31,6 +31,7 @@ _SHIFT = 22
 # over a value that lies below the tie (by at least 1e-4).
 _HALF_UP = (1 << (_SHIFT - 1)) + 131
 _RENDER_BATCH = 1024
+_EACH, _LEAST_PAIRS = 50, 50_000  # pairs: auto, see docs/search.md; a share of 5 % of 50,000 is known to a fiftieth
 _MAX_LAMBDAS = 10_000  # pixels have 256 values: a finer grid only repeats images
 
 
@@ -63,9 +64,9 @@ class MixupSection(SearchSettings, PoolSection):
     kind: Literal["mixup"] = "mixup"
     lambdas: LambdaGrid | list[float] = LambdaGrid(min=0.30, max=0.70, step=0.04)
     """The λ grid: {min, max, step}, or a list."""
-    pairs: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    pairs: Annotated[int, Field(ge=1)] | Literal["all", "auto"] = "all"
     """all, or the number of pairs to sample, without replacement. The sample follows from the run's seed and is not
-    stored."""
+    stored. auto: 50 pairs for each candidate that the run chooses, at least 50,000; all, if there are no more."""
 
     @field_validator("lambdas")
     @classmethod
@@ -85,9 +86,25 @@ class MixupSection(SearchSettings, PoolSection):
         """The λ values, in order."""
         return self.lambdas.values() if isinstance(self.lambdas, LambdaGrid) else tuple(self.lambdas)
 
-    def build(self, images: Tensor, seed: int) -> MixupPool:
+    def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
         """See `PoolSection`."""
-        pairs = None if self.pairs == "all" else self.pairs
+        if self.pairs != "auto":
+            return self, None
+        every, wanted = count_pairs(images), max(_LEAST_PAIRS, _EACH * queries)
+        if queries == 0:
+            return self, None
+        if every <= wanted:
+            reason = f"pool.pairs: auto takes all {every:,} pairs; it would sample {wanted:,} of more"
+            return self.model_copy(update={"pairs": "all"}), reason
+        reason = (
+            f"pool.pairs: auto samples {wanted:,} of {every:,} pairs, {wanted / max(1, queries):,.0f} for each of the "
+            f"{queries:,} candidates to choose: more pairs make the choice hardly better (docs/search.md)"
+        )
+        return self.model_copy(update={"pairs": wanted}), reason
+
+    def build(self, images: Tensor, seed: int) -> MixupPool:
+        """See `PoolSection`. `auto` counts as all; `sized` makes a number of it."""
+        pairs = self.pairs if isinstance(self.pairs, int) else None
         return MixupPool(images, self.grid(), pairs, torch_seed(seed, "pairs"))
 
 

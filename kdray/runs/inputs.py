@@ -126,7 +126,8 @@ class Data:
     def notes(self) -> list[str]:
         """What the user should know of how the images were read."""
         sets = (self.pooled.images, self.labelled, self.validation, self.test)
-        return [note for data in sets if data is not None for note in data.notes]
+        notes = [note for data in sets if data is not None for note in data.notes]
+        return [*notes, self.pooled.note] if self.pooled.note is not None else notes
 
     def of_teacher(
         self, config: Config, count: int | None, names: tuple[str, ...] | None, observer: Observer | None = None

@@ -18,12 +18,14 @@ class PoolSchedule:
         pool: over them.
         schedule: queries of each round, without those for an estimate.
         estimate: queries for the estimate of m, before round 1.
+        note: why the pool has the size it has, where it follows from the choice.
     """
 
     images: ImageSet
     pool: Pool
     schedule: list[int]
     estimate: int
+    note: str | None = None
 
 
 def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule:
@@ -37,6 +39,9 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     pool, strategy = config.pool.build(images.images, config.seed), config.select
     start = _first_images(config, pool)
     queries = strategy.queries(config.budget.queries, start)
+    section, note = config.pool.sized(len(images), sum(queries[1:]))
+    if section is not config.pool:
+        pool = section.build(images.images, config.seed)
     room = strategy.capacity(pool) - (start if pool.real else 0)
     if sum(queries[1:]) > room:
         raise ConfigError(
@@ -53,7 +58,7 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         )
     if count:
         queries[1] -= count
-    return PoolSchedule(images=images, pool=pool, schedule=queries, estimate=count)
+    return PoolSchedule(images=images, pool=pool, schedule=queries, estimate=count, note=note)
 
 
 def _first_images(config: Config, pool: Pool) -> int:
