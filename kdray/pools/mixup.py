@@ -98,7 +98,8 @@ class MixupSection(SearchSettings, PoolSection):
             return self.model_copy(update={"pairs": "all"}), reason
         reason = (
             f"pool.pairs: auto samples {wanted:,} of {every:,} pairs, {wanted / max(1, queries):,.0f} for each of the "
-            f"{queries:,} candidates to choose: more pairs make the choice hardly better (docs/search.md)"
+            f"{queries:,} candidates to choose, so that a search for the lowest scores takes the lowest "
+            f"{100 * queries / wanted:.2g} % of them (docs/search.md)"
         )
         return self.model_copy(update={"pairs": wanted}), reason
 
