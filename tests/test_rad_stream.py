@@ -366,8 +366,8 @@ def test_what_the_driver_holds_does_not_grow_with_the_pool() -> None:
     assert peaks[1] < 1.5 * peaks[0] + (1 << 20)
 
 
-def test_a_billion_groups_hold_as_many_candidates_as_a_million() -> None:
-    """The merge of tasks, given the counts of a pool of 2^30 groups and rows as its limits let them through."""
+def test_limits_let_a_few_times_k_of_a_billion_groups_through() -> None:
+    """How many candidates the driver will hold for a pool of 2^30 groups, from a pilot: no task of it is run."""
     rng, k, n = np.random.default_rng(0), 20_000, 1 << 30
     gains = rng.random(stream.pilot_size(n)).astype(np.float32) ** 6
     limits, most = stream.first_limits(histogram(gains), n, k, 0.05 * n, None)

@@ -287,3 +287,9 @@ def test_another_schedule_is_another_experiment(config_file, tmp_path):
     assert same.returncode == 0 and "the run is complete" in same.stderr
     other = command("run", path, "select.schedule=nested", "--local", "--out", tmp_path / "run")
     assert other.returncode == 2 and "select.schedule: 'even' -> 'nested'" in other.stderr
+
+
+def test_a_pool_that_depends_on_the_budget_shares_no_rounds(make_config):
+    with pytest.raises(ConfigError, match=r"pool.pairs: auto takes as many pairs as the budget needs"):
+        make_config(pool__pairs="auto", select__schedule="nested", select__rounds=None)
+    assert make_config(pool__pairs="auto").pool.pairs == "auto"

@@ -163,6 +163,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _shared_rounds_choose_from_one_pool(self) -> "Config":
+        if getattr(self.pool, "pairs", None) == "auto" and self.select.schedule != "even":
+            raise ValueError(
+                "pool.pairs: auto takes as many pairs as the budget needs, so another budget chooses from another pool "
+                "and shares no rounds; give a number, or set select.schedule to even"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_choice_suits_the_pool(self) -> "Config":
         self.select.check(self.pool, labelled=self.labelled is not None, validation=self.validation is not None)
         return self
