@@ -10,6 +10,7 @@ from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
 from kdray.cli.report import report_command
 from kdray.cli.run import resume_command, run_command
+from kdray.cli.status import status_command
 from kdray.cli.sweep import sweep_command
 from kdray.cli.teacher import teacher_app
 from kdray.cli.train import train_command
@@ -26,6 +27,7 @@ COMMANDS = (
     sweep_command,
     train_command,
     plan_command,
+    status_command,
     report_command,
     ledger_command,
 )

@@ -1,5 +1,6 @@
 """`kdray run` and `kdray resume`."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from kdray.cli.common import ConfigArgument, Local, Overrides, exit_on_error, ou
 from kdray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from kdray.runs.directory import RunDirectory
     from kdray.runs.result import Receipt, Result
 
 
@@ -30,7 +32,7 @@ def run_command(
 
         directory = RunDirectory(out) if out else choose_directory(parsed, config.stem)
         with stoppable(directory.path):
-            _show(run(parsed, directory, local=local, observer=make_display()))
+            _show(run(parsed, directory, local=local, observer=make_display(), finish=_write_report))
 
 
 def resume_command(
@@ -44,23 +46,29 @@ def resume_command(
 
         directory = RunDirectory(run)
         with stoppable(directory.path):
-            _show(resume(directory, local=local, observer=make_display()))
+            _show(resume(directory, local=local, observer=make_display(), finish=_write_report))
+
+
+def _write_report(directory: "RunDirectory") -> None:
+    """RUN/report.html, unless the run is read-only: a finished run may lie where nothing can be written."""
+    from kdray.report.page import write_report
+
+    with contextlib.suppress(ConfigError):
+        write_report([directory])
 
 
 def _show(result: "Result") -> None:
     """The closing table, the receipt, and where everything is."""
     from kdray.observers.display import result_table
-    from kdray.report.page import write_report
     from kdray.runs.directory import RunDirectory
     from kdray.utils.console import make_console
-    from kdray.utils.files import shown
+    from kdray.utils.files import shown, why_unwritable
 
     console = make_console(width=output_width(140))
     console.print(result_table(result.history, result.receipt.budget))
     directory = RunDirectory(result.directory)
-    try:
-        report = shown(write_report([directory]))
-    except ConfigError:  # a finished run that lies where nothing can be written
+    report = shown(directory.report)
+    if why_unwritable(directory.report) is not None:
         report = f"not written, the run is read-only: kdray report {shown(directory.path)} --out FILE"
     for name, value in (("spent", _spent(result.receipt)), ("run", shown(result.directory)), ("report", report)):
         console.print(f"{name:<7}{value}", soft_wrap=True)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from kdray.observers.base import Observer, RoundMetrics
 from kdray.utils.console import make_console
-from kdray.utils.text import counted
+from kdray.utils.text import counted, printable
 
 _PHASES = {
     "estimate": "estimating m",
@@ -75,7 +75,7 @@ class PlainDisplay(_State):
         self._spoke = time.monotonic()
 
     def _say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
         self._spoke = time.monotonic()
 
     def begin(self, *, rounds: int, budget: int, spent: int, title: str) -> None:

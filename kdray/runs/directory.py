@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ _ARTEFACTS = {
     "evaluate": "metrics.json",
 }
 _SAMPLE = "sample"
+_LOOKS = 5  # at a lock that is taken
 
 
 class RunDirectory:
@@ -38,6 +40,8 @@ class RunDirectory:
         self.events = self.path / "events"
         self.report = self.path / "report.html"
         self.ledger = self.path / "ledger.sqlite"
+        self.status = self.path / "status.json"
+        self.log = self.path / "log.txt"
         self._lock: int | None = None
 
     def round(self, number: int) -> Path:
@@ -115,13 +119,11 @@ class RunDirectory:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunDirectoryError(f"cannot work in {self.path}: {error.strerror}; choose another --out") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locks(handle):
             os.close(handle)
             raise RunDirectoryError(
                 f"another kdray process is working in {self.path}; wait for it, or choose another --out"
-            ) from None
+            )
         self._lock = handle
 
     def unlock(self) -> None:
@@ -212,6 +214,17 @@ def find_run(path: Path) -> RunDirectory:
         if (run := RunDirectory(folder)).is_run():
             return run
     raise RunDirectoryError(f"{path} is no run directory, nor the labelled folder in one; give RUN or RUN/labelled")
+
+
+def _locks(handle: int) -> bool:
+    """Whether the lock can be taken. `kdray status` holds it for a moment to see whether it is free."""
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            time.sleep(0.01)
+    return False
 
 
 def runs_folder() -> Path:

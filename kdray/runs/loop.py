@@ -68,6 +68,10 @@ class Rounds:
         (work | {"estimate": self._estimate})[phase](number)
         return True
 
+    def note(self, text: str) -> None:
+        """Tell the observers of the run."""
+        self._run.observer.note(text)
+
     def history(self) -> list[RoundMetrics]:
         """Metrics of all finished rounds."""
         paths = [self.directory.artefact(number, "evaluate") for number in range(self.last + 1)]

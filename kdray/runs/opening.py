@@ -1,5 +1,6 @@
 """Opening a run: its directory, inputs, workers and ledger, checked against each other, and the loop over them."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kdray.runs.evaluation import queries_allowed, unlabelled_note
 from kdray.runs.inputs import InMemoryInputs, Inputs, read_inputs, resolve
 from kdray.runs.loop import Rounds
 from kdray.runs.policy import PurchasePolicy
+from kdray.runs.status import Record
 from kdray.runs.tables import write_image_set
 from kdray.teachers.http.secrets import Secrets
 from kdray.utils.files import shown, write_bytes
@@ -60,6 +62,8 @@ def open_run(
         KdrayError: see `run`.
     """
     observer = observer or Observer()
+    record = Record()
+    observer = Observers([record, observer])  # a signal may come while the display is told
     with ExitStack() as stack:
         recorded = load_config(directory.config) if directory.is_run() else None
         config = resolve(config, recorded)
@@ -69,6 +73,7 @@ def open_run(
         if recorded is not None:
             directory.lock()
             stack.callback(directory.unlock)
+            stack.enter_context(_kept(record, directory, shared))
         inputs = read_inputs(
             config,
             observer=observer,
@@ -87,6 +92,7 @@ def open_run(
                 raise RunDirectoryError(
                     f"another process has just started a run in {directory.path}; choose another --out"
                 )
+            stack.enter_context(_kept(record, directory, shared))
             for name, data in (in_memory or InMemoryInputs()).image_sets().items():
                 write_image_set(Path(getattr(config, name).path), data)
             write_bytes(directory.config, dump_config(config).encode())
@@ -95,9 +101,20 @@ def open_run(
             way = f"kdray.distil with the same arguments and out={str(directory.path)!r}"
         with (
             _saying_how_to_go_on(None if shared else way),
-            _opened(inputs, backend, directory, observer, shared) as rounds,
+            _opened(inputs, backend, directory, observer, shared, record) as rounds,
+            record.ending(),  # before workers and ledger are closed, which may take longer than 'ray job stop' waits
         ):
             yield rounds
+        record.end("finished", 0)
+
+
+@contextmanager
+def _kept(record: Record, directory: RunDirectory, shared: Shared | None) -> Iterator[None]:
+    """The record of a run in its locked directory. A sweep has a log and a state of each trial instead."""
+    if shared is None:
+        record.open(directory)
+    with record.ending():
+        yield
 
 
 @contextmanager
@@ -148,7 +165,9 @@ def check_directory(directory: RunDirectory, recorded: Config | None, config: Co
             raise RunDirectoryError(f"{directory.path} is a file; choose another --out")
         # What a run that died before its config was written may leave: it is used again.
         ours = {".lock", "id", "inputs", *(directory.ledger.name + end for end in ("", "-wal", "-shm"))}
-        if any(entry.name not in ours for entry in directory.path.iterdir()):
+        ours |= {directory.status.name, directory.log.name}
+        begun = re.compile(r"\..*\.\d+\.tmp")  # see `write_bytes`
+        if any(entry.name not in ours and not begun.fullmatch(entry.name) for entry in directory.path.iterdir()):
             raise RunDirectoryError(f"{directory.path} is not empty and holds no run; choose another --out")
 
 
@@ -159,6 +178,7 @@ def _opened(
     directory: RunDirectory,
     observer: Observer,
     shared: Shared | None,
+    record: Record,
 ) -> Iterator[Rounds]:
     """The loop over a locked directory, with its ledger and its events open."""
     config = inputs.config
@@ -206,6 +226,12 @@ def _opened(
                     whole_rounds=shared is not None,
                 ),
             )
+            record.watch(
+                lambda: (
+                    ledger.spent("training", owner) + ledger.spent("estimate", owner),
+                    ledger.spent("evaluation", owner),
+                )
+            )
             observer.begin(
                 rounds=rounds.last,
                 budget=config.budget.queries,
@@ -214,8 +240,10 @@ def _opened(
             )
             for metrics in rounds.history():
                 events.round_done(metrics)
+                record.measured(metrics)
             yield rounds
     finally:
+        record.watch(None)
         ledger.close()
 
 

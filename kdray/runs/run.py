@@ -1,5 +1,6 @@
 """A run from its config to its result, in a run directory that can be killed and resumed at any moment."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from kdray.config.load import load_config
@@ -10,6 +11,7 @@ from kdray.runs.directory import RunDirectory, runs_folder
 from kdray.runs.inputs import Data, InMemoryInputs, read_data, resolve
 from kdray.runs.opening import changes_of_experiment, check_directory, open_run
 from kdray.runs.result import Result, read_result
+from kdray.runs.status import complete
 
 
 def choose_directory(config: Config, name: str) -> RunDirectory:
@@ -34,6 +36,7 @@ def run(
     local: bool = False,
     observer: Observer | None = None,
     in_memory: InMemoryInputs | None = None,
+    finish: Callable[[RunDirectory], None] = lambda directory: None,
 ) -> Result:
     """Start a run, or go on with the one in `directory`, and see it to its end.
 
@@ -42,6 +45,7 @@ def run(
         local: everything in this process, no Ray.
         observer: told what happens; closed at the end.
         in_memory: what comes from Python in place of files.
+        finish: called after the last round, before the run counts as finished: it writes what belongs to the run.
 
     Raises:
         KdrayError: the config or a file it names is wrong; then nothing was paid or written. Or the teacher failed;
@@ -52,6 +56,8 @@ def run(
         stack.callback(observer.close)
         if is_complete(config, directory):
             observer.note("the run is complete; nothing is asked again")
+            finish(directory)
+            complete(directory)
             return read_result(directory)
         with open_run(config, directory, local=local, observer=observer, in_memory=in_memory) as rounds:
             try:
@@ -60,7 +66,8 @@ def run(
             except BudgetExceeded as error:  # only lost answers lead here: the schedule itself fits the budget
                 if not rounds.history():
                     raise
-                observer.note(str(error))
+                rounds.note(str(error))
+            finish(directory)
         return read_result(directory)
 
 
@@ -94,8 +101,9 @@ def resume(
     local: bool = False,
     observer: Observer | None = None,
     in_memory: InMemoryInputs | None = None,
+    finish: Callable[[RunDirectory], None] = lambda directory: None,
 ) -> Result:
-    """Go on with the run in `directory`.
+    """Go on with the run in `directory`; see `run`.
 
     Raises:
         RunDirectoryError: there is none.
@@ -103,4 +111,5 @@ def resume(
     """
     if not directory.is_run():
         raise RunDirectoryError(f"{directory.path} holds no run; start one with 'kdray run CONFIG'")
-    return run(load_config(directory.config), directory, local=local, observer=observer, in_memory=in_memory)
+    config = load_config(directory.config)
+    return run(config, directory, local=local, observer=observer, in_memory=in_memory, finish=finish)
