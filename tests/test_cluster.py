@@ -1,12 +1,15 @@
 """kdray on a cluster that is already there, with token authentication: a head of the test's own, on free ports."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,3 +184,56 @@ def test_ray_job_submit_as_in_the_readme(head):
     result = read_result(RunDirectory(Path(environment["HOME"]) / "kdray-runs" / "digits"))
     assert result.receipt.queries == 1000
     assert result.history[-1].success_rate >= 0.95
+
+
+def submit(head, *arguments: str, job: str) -> subprocess.CompletedProcess:
+    """`ray job submit --no-wait` of a command of kdray's, from an empty folder."""
+    environment, _, _ = head
+    with tempfile.TemporaryDirectory() as empty:
+        command = f"ray job submit --no-wait --submission-id {job} --working-dir {empty} --"
+        return ray_job(head, [*command.split(), sys.executable, "-m", "kdray", *arguments], environment)
+
+
+def ray_job(head, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    environment = environment | {"RAY_ADDRESS": f"http://127.0.0.1:{head[2]}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def wait_for(out: Path, deadline_s: float = 500, **expected: object) -> dict:
+    """Follow RUN/status.json until it says all this; what it says then."""
+    end = time.monotonic() + deadline_s
+    status: dict = {}
+    while time.monotonic() < end:
+        if (out / "status.json").exists():
+            status = json.loads((out / "status.json").read_text())
+            if expected.items() <= status.items():
+                return status
+        time.sleep(0.2)
+    pytest.fail(f"after {deadline_s} s: {status}")
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(1200)
+def test_a_job_that_is_stopped_says_so_and_goes_on(head, config_file, tmp_path):
+    """`ray job stop` sends SIGTERM, and SIGKILL three seconds later."""
+    environment, _, _ = head
+    path, out = config_file(student__epochs=8, resources__teacher_workers=0), tmp_path / "run"
+    run = ["run", str(path), "--out", str(out)]
+    submit(head, *run, job="first")
+    wait_for(out, round=1, phase="choose")
+    assert command("status", out).returncode == 3
+    ray_job(head, ["ray", "job", "stop", "first"], environment)
+    status = wait_for(out, state="stopped")
+    assert (status["exit_code"], status["queries"]) == (130, 100)
+    submit(head, *run, job="second")
+    assert wait_for(out, state="finished")["queries"] == 160
+    assert command("status", out).returncode == 0
+    for job in ("first", "second"):
+        log = ray_job(head, ["ray", "job", "logs", job], environment).stdout
+        assert "round 1/2 choosing" in log
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", log), "no control characters"
+        assert "Traceback" not in log
+    logged = (out / "log.txt").read_text()
+    assert "Z stopped\n" in logged and logged.endswith("Z finished\n")

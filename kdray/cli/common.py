@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from kdray.errors import KdrayError
 from kdray.utils.files import shown
+from kdray.utils.text import printable
 
 
 class OnceCommand(TyperCommand):
@@ -47,7 +48,7 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except KdrayError as error:
-        print(f"kdray: {shown(str(error))}", file=sys.stderr)
+        print(f"kdray: {printable(shown(str(error)))}", file=sys.stderr)
         raise typer.Exit(2) from None
     except BrokenPipeError:  # the reader of our output has left
         raise typer.Exit(1) from None
