@@ -219,14 +219,14 @@ def wait_for(out: Path, deadline_s: float = 500, **expected: object) -> dict:
 def test_a_job_that_is_stopped_says_so_and_goes_on(head, config_file, tmp_path):
     """`ray job stop` sends SIGTERM, and SIGKILL three seconds later."""
     environment, _, _ = head
-    path, out = config_file(student__epochs=8, resources__teacher_workers=0), tmp_path / "run"
+    path, out = config_file(student__epochs=100, resources__teacher_workers=0), tmp_path / "run"
     run = ["run", str(path), "--out", str(out)]
     submit(head, *run, job="first")
     wait_for(out, round=1, phase="choose")
     assert command("status", out).returncode == 3
     ray_job(head, ["ray", "job", "stop", "first"], environment)
     status = wait_for(out, state="stopped")
-    assert (status["exit_code"], status["queries"]) == (130, 100)
+    assert status["exit_code"] == 130 and status["queries"] >= 40
     submit(head, *run, job="second")
     assert wait_for(out, state="finished")["queries"] == 160
     assert command("status", out).returncode == 0

@@ -55,12 +55,12 @@ def exit_on_error() -> Iterator[None]:
 
 
 @contextmanager
-def stoppable(directory: Path) -> Iterator[None]:
-    """Turns Ctrl-C into exit code 130 and a message that says how to go on."""
+def stoppable(run: str) -> Iterator[None]:
+    """Turns Ctrl-C into exit code 130 and a message that says how to go on with the run of this name."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nkdray: stopped; nothing is lost. Go on with: kdray resume {shown(directory)}", file=sys.stderr)
+        print(f"\nkdray: stopped; nothing is lost. Go on with: kdray resume {shown(run)}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -1,15 +1,19 @@
 """`kdray run` and `kdray resume`."""
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdray.cli.common import ConfigArgument, Local, Overrides, exit_on_error, output_width, stoppable
 from kdray.errors import ConfigError
+from kdray.utils.files import is_address
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kdray.config.money import LedgerSection
+    from kdray.observers import Observer
     from kdray.runs.directory import RunDirectory
     from kdray.runs.result import Receipt, Result
 
@@ -17,7 +21,13 @@ if TYPE_CHECKING:
 def run_command(
     config: ConfigArgument,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME, or the next free one.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|ADDRESS",
+            help="Run directory, here or at an address such as s3://BUCKET/RUN; default: runs/NAME, or the next free.",
+        ),
+    ] = None,
     local: Local = False,
 ) -> None:
     """Distil: query, train, choose, query again. Started again with the same config it goes on where it stopped."""
@@ -25,28 +35,49 @@ def run_command(
         from kdray.config.load import load_config
 
         parsed = load_config(config, overrides or [])  # before the next imports, which bring torch
+        if out is None:
+            from kdray.runs.run import choose_directory
 
-        from kdray.observers.display import make_display
-        from kdray.runs.directory import RunDirectory
-        from kdray.runs.run import choose_directory, run
+            out = str(choose_directory(parsed, config.stem).path)
+        with _opened(out, parsed.ledger) as (directory, observer):
+            from kdray.runs.run import run
 
-        directory = RunDirectory(out) if out else choose_directory(parsed, config.stem)
-        with stoppable(directory.path):
-            _show(run(parsed, directory, local=local, observer=make_display(), finish=_write_report))
+            _show(run(parsed, directory, local=local, observer=observer, finish=_write_report), directory)
 
 
 def resume_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], local: Local = False
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or the address of one.")],
+    local: Local = False,
 ) -> None:
     """Go on with a run that was stopped, killed or cut off."""
-    with exit_on_error():
-        from kdray.observers.display import make_display
-        from kdray.runs.directory import RunDirectory
+    with exit_on_error(), _opened(run) as (directory, observer):
         from kdray.runs.run import resume
 
-        directory = RunDirectory(run)
-        with stoppable(directory.path):
-            _show(resume(directory, local=local, observer=make_display(), finish=_write_report))
+        _show(resume(directory, local=local, observer=observer, finish=_write_report), directory)
+
+
+@contextlib.contextmanager
+def _opened(where: str, ledger: "LedgerSection | None" = None) -> "Iterator[tuple[RunDirectory, Observer]]":
+    """The run directory that a user named, and who is told of the run. One at an address is brought here and back."""
+    from kdray.observers import Observers
+    from kdray.observers.display import make_display
+    from kdray.runs.directory import RunDirectory
+
+    if not is_address(where):
+        directory = RunDirectory(where)
+        with stoppable(directory.name):
+            yield directory, make_display()
+        return
+    from kdray.runs.remote import check_ledger, mirrored
+
+    if ledger is not None:
+        check_ledger(ledger, where)
+    with (
+        stoppable(where),
+        contextlib.closing(make_display()) as display,
+        mirrored(where, display) as (directory, mirror),
+    ):
+        yield directory, Observers([display, mirror])
 
 
 def _write_report(directory: "RunDirectory") -> None:
@@ -57,20 +88,18 @@ def _write_report(directory: "RunDirectory") -> None:
         write_report([directory])
 
 
-def _show(result: "Result") -> None:
+def _show(result: "Result", directory: "RunDirectory") -> None:
     """The closing table, the receipt, and where everything is."""
     from kdray.observers.display import result_table
-    from kdray.runs.directory import RunDirectory
     from kdray.utils.console import make_console
     from kdray.utils.files import shown, why_unwritable
 
     console = make_console(width=output_width(140))
     console.print(result_table(result.history, result.receipt.budget))
-    directory = RunDirectory(result.directory)
     report = shown(directory.report)
     if why_unwritable(directory.report) is not None:
         report = f"not written, the run is read-only: kdray report {shown(directory.path)} --out FILE"
-    for name, value in (("spent", _spent(result.receipt)), ("run", shown(result.directory)), ("report", report)):
+    for name, value in (("spent", _spent(result.receipt)), ("run", shown(directory.name)), ("report", report)):
         console.print(f"{name:<7}{value}", soft_wrap=True)
 
 

@@ -1,13 +1,12 @@
 """`kdray status`: how far a run or a sweep is, and how it ended. Neither torch nor Ray is imported."""
 
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdray.cli.common import exit_on_error
-from kdray.utils.files import expand, shown
+from kdray.utils.files import expand, is_address, shown
 
 if TYPE_CHECKING:
     from kdray.runs.status import Status
@@ -16,25 +15,31 @@ _EXIT_CODES = {"finished": 0, "running": 3}  # any other state: 1
 
 
 def status_command(
-    where: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the folder of a sweep.")],
+    where: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory, the address of one, or the folder of a sweep.")
+    ],
 ) -> None:
     """Say how far a run is, or how it ended. Exit code: 0 finished, 1 failed, stopped or killed, 3 running, 2 none."""
     with exit_on_error():
         from kdray.runs.directory import RunDirectory
         from kdray.runs.status import read_status
 
-        where = expand(where)
-        if (where / "sweep.yaml").is_file():
+        if not is_address(where) and (expand(where) / "sweep.yaml").is_file():
             state, lines = _of_sweep(where)
         else:
-            status = read_status(RunDirectory(where))
+            if is_address(where):
+                from kdray.runs.remote import read_status_at
+
+                status = read_status_at(where)
+            else:
+                status = read_status(RunDirectory(where))
             state, lines = status.state, _of_run(status, where)
     for name, value in lines:
         print(f"{name:<10}{value}")
     raise typer.Exit(_EXIT_CODES.get(state, 1))
 
 
-def _of_run(status: "Status", where: Path) -> list[tuple[str, str]]:
+def _of_run(status: "Status", where: str) -> list[tuple[str, str]]:
     lines = [("state", status.state + (f" (exit code {status.exit_code})" if status.exit_code is not None else ""))]
     if status.cause:
         lines += [("cause", shown(status.cause))]
@@ -52,7 +57,7 @@ def _of_run(status: "Status", where: Path) -> list[tuple[str, str]]:
     return lines
 
 
-def _of_sweep(where: Path) -> tuple[str, list[tuple[str, str]]]:
+def _of_sweep(where: str) -> tuple[str, list[tuple[str, str]]]:
     """State of a sweep, and its trials by state. It is finished when its results are newer than all trials, of which
     none failed."""
     from kdray.runs.status import is_locked

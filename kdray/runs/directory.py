@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdray.config.money import LedgerSection
 from kdray.errors import RunDirectoryError
-from kdray.utils.files import expand, read_json, shown, why_unwritable, write_bytes, write_json
+from kdray.utils.files import expand, is_address, read_json, shown, why_unwritable, write_bytes, write_json
 
 if TYPE_CHECKING:  # `kdray ledger` needs a run's paths, and neither torch nor pyarrow
     from kdray.runs.tables import Candidates, Labelled
@@ -30,10 +30,24 @@ _LOOKS = 5  # at a lock that is taken
 
 
 class RunDirectory:
-    """RUN and the paths in it. See section 5 of the design."""
+    """RUN and the paths in it. See section 5 of the design.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Args:
+        path: of the folder.
+        name: what commands call the run; default: its path.
+
+    Raises:
+        RunDirectoryError: the path is an address.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
+        if is_address(os.fspath(path)):
+            raise RunDirectoryError(
+                f"{os.fspath(path)} is an address; 'kdray run --out', 'kdray resume' and 'kdray status' take one, here "
+                "copy the run to this machine first"
+            )
         self.path = expand(path).absolute()
+        self.name = name or str(self.path)
         self.config = self.path / "config.yaml"
         self.student = self.path / "student.safetensors"
         self.labelled = self.path / "labelled"

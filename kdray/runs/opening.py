@@ -96,7 +96,7 @@ def open_run(
             for name, data in (in_memory or InMemoryInputs()).image_sets().items():
                 write_image_set(Path(getattr(config, name).path), data)
             write_bytes(directory.config, dump_config(config).encode())
-        way = f"kdray resume {directory.path}"
+        way = f"kdray resume {directory.name}"
         if in_memory is not None:
             way = f"kdray.distil with the same arguments and out={str(directory.path)!r}"
         with (
@@ -157,8 +157,8 @@ def check_directory(directory: RunDirectory, recorded: Config | None, config: Co
     """
     if recorded is not None and (changed := changes_of_experiment(recorded, config)):
         raise RunDirectoryError(
-            f"{directory.path} holds a run of another config ({'; '.join(changed[:3])}); "
-            f"choose another --out, or go on with the old one: kdray resume {directory.path}"
+            f"{directory.name} holds a run of another config ({'; '.join(changed[:3])}); "
+            f"choose another --out, or go on with the old one: kdray resume {directory.name}"
         )
     if recorded is None and directory.path.exists():
         if not directory.path.is_dir():
@@ -236,7 +236,7 @@ def _opened(
                 rounds=rounds.last,
                 budget=config.budget.queries,
                 spent=ledger.spent("training", owner) + ledger.spent("estimate", owner),
-                title=shown(directory.path),
+                title=shown(directory.name),
             )
             for metrics in rounds.history():
                 events.round_done(metrics)

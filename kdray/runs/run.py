@@ -110,6 +110,6 @@ def resume(
         KdrayError: see `run`.
     """
     if not directory.is_run():
-        raise RunDirectoryError(f"{directory.path} holds no run; start one with 'kdray run CONFIG'")
+        raise RunDirectoryError(f"{directory.name} holds no run; start one with 'kdray run CONFIG'")
     config = load_config(directory.config)
     return run(config, directory, local=local, observer=observer, in_memory=in_memory, finish=finish)

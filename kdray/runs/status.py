@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
 import time
@@ -21,7 +22,7 @@ from kdray.errors import KdrayError, RunDirectoryError
 from kdray.observers.base import Observer, RoundMetrics
 from kdray.observers.log import LogFile
 from kdray.runs.directory import RunDirectory
-from kdray.utils.files import read_json, write_json
+from kdray.utils.files import shown, write_json
 
 State = Literal["running", "finished", "failed", "stopped", "killed"]
 _EVERY_S = 10.0  # least time between two writes within one phase
@@ -65,15 +66,26 @@ class Status:
 
     @classmethod
     def read(cls, path: Path) -> Status:
-        """The file at `path`.
+        """The file at `path`; see `parse`."""
+        try:
+            return cls.parse(path.read_bytes(), shown(path))
+        except OSError as error:
+            raise RunDirectoryError(f"{shown(path)} cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def parse(cls, text: bytes, origin: str) -> Status:
+        """What the file holds.
 
         Raises:
-            RunDirectoryError: it cannot be read.
+            RunDirectoryError: it is damaged.
         """
-        data = read_json(path)
         known = {field.name for field in fields(cls)}
+        try:
+            data = json.loads(text)
+        except ValueError:
+            data = None
         if not isinstance(data, dict) or "state" not in data:
-            raise RunDirectoryError(f"{path} is not the status of a run")
+            raise RunDirectoryError(f"{origin} is not the status of a run")
         return cls(**{name: value for name, value in data.items() if name in known})
 
 

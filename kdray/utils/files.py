@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,11 @@ def expand(path: str | os.PathLike[str]) -> Path:
     if found.startswith("~"):
         raise ConfigError(f"{text}: there is no such home folder; a file of this name needs its whole path")
     return Path(found)
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an address such as s3://bucket/run, also where `Path` has taken a slash away."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None
 
 
 def why_unwritable(path: Path) -> str | None:
