@@ -8,7 +8,7 @@ import typer
 
 from kdray.cli.common import Overrides, exit_on_error, output_width
 from kdray.errors import ConfigError, Halted
-from kdray.utils.files import shown
+from kdray.utils.files import is_address, shown
 
 if TYPE_CHECKING:
     from kdray.sweeps.outcome import SweepResult
@@ -43,6 +43,8 @@ def sweep_command(
         from kdray.sweeps.folder import SweepFolder, choose_folder
 
         where = resume or out
+        if where is not None and is_address(str(where)):
+            raise ConfigError(f"{where} is an address; a sweep works in a local folder: give its path")
         folder = choose_folder(config.stem if config else "") if where is None else SweepFolder(where)
         if resume is None:
             folder.check_free()

@@ -43,8 +43,8 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         if is_address(os.fspath(path)):
             raise RunDirectoryError(
-                f"{os.fspath(path)} is an address; 'kdray run --out', 'kdray resume' and 'kdray status' take one, here "
-                "copy the run to this machine first"
+                f"{os.fspath(path)} is an address; only 'kdray run --out', 'kdray resume' and 'kdray status' take one; "
+                "give a local path"
             )
         self.path = expand(path).absolute()
         self.name = name or str(self.path)

@@ -5,7 +5,7 @@ every half minute while the teacher is asked. The ledger is copied before the ar
 that was cut off may hold answers that no artefact shows yet, but no artefact whose queries the ledger does not know.
 
     ADDRESS/push.json     the generation of the copy; a machine whose folder belongs to another one fetches all anew
-    ADDRESS/owner.json    who works there, with a beat; another machine waits and looks whether it goes on
+    ADDRESS/owner.json    who works there, see `kdray.runs.ownership`
 """
 
 import contextlib
@@ -13,15 +13,13 @@ import hashlib
 import json
 import os
 import re
-import socket
 import sqlite3
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,57 +27,14 @@ from kdray.config.money import LedgerSection, read_money
 from kdray.errors import ConfigError, KdrayError, RunDirectoryError
 from kdray.observers.base import Observer, RoundMetrics
 from kdray.runs.directory import RunDirectory, runs_folder
+from kdray.runs.ownership import OWNER, Ownership, Pace, read_owner
 from kdray.runs.status import Status
 from kdray.runs.storage import Storage
 from kdray.utils.files import read_json, write_json
 
-MANIFEST, OWNER = "push.json", "owner.json"
+MANIFEST = "push.json"
 _OURS = (MANIFEST, OWNER)
 _TOGETHER = 8  # files that are copied at the same time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Seconds.
-
-    Attributes:
-        push: between two copies of the ledger while the teacher is asked.
-        beat: between two signs of the machine that works there.
-        patience: without a sign, after which another machine may go on; several beats.
-    """
-
-    push: float = 30.0
-    beat: float = 15.0
-    patience: float = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Owner:
-    """Who works at an address.
-
-    Attributes:
-        token: of the process.
-        host, pid: of it.
-        beat: grows with each sign.
-        time: of the sign, seconds since 1970 by that machine's clock.
-    """
-
-    token: str
-    host: str
-    pid: int
-    beat: int
-    time: float
-
-
-def read_owner(storage: Storage) -> Owner | None:
-    """Who works there, or has died there; None if nobody does."""
-    data = storage.read(OWNER)
-    if not data:
-        return None
-    try:
-        return Owner(**json.loads(data))
-    except (ValueError, TypeError):
-        raise RunDirectoryError(f"{storage.address}/{OWNER} is damaged; delete it if nobody works there") from None
 
 
 def read_status_at(address: str) -> Status:
@@ -133,10 +88,12 @@ def mirrored(address: str, observer: Observer, pace: Pace | None = None) -> Iter
     where, mark, options = address.partition("?")
     address = where.rstrip("/") + mark + options
     storage, directory = Storage(address), RunDirectory(work_folder(address), name=address)
-    mirror = Mirror(storage, directory, observer, pace or Pace())
+    pace = pace or Pace()
+    ownership = Ownership(storage, pace, observer.note)
+    mirror = Mirror(storage, directory, observer, ownership, pace.push)
     directory.lock()
     try:
-        with mirror.owned():
+        with ownership.held():
             mirror.pull()
             if directory.is_run():
                 check_ledger(read_money(directory.config)[1], address)
@@ -159,94 +116,18 @@ class Mirror(Observer):
         storage: the address.
         directory: the run on this machine.
         observer: for notes.
-        pace: how often.
+        ownership: of the address, which this process holds.
+        every_s: seconds between two copies of the ledger while the teacher is asked.
     """
 
-    def __init__(self, storage: Storage, directory: RunDirectory, observer: Observer, pace: Pace) -> None:
-        self._storage, self._directory, self._observer, self._pace = storage, directory, observer, pace
+    def __init__(
+        self, storage: Storage, directory: RunDirectory, observer: Observer, ownership: Ownership, every_s: float
+    ) -> None:
+        self._storage, self._directory, self._observer = storage, directory, observer
+        self._ownership, self._every_s = ownership, every_s
         self._record = directory.path.with_name(directory.path.name + ".json")
-        self._token = uuid.uuid4().hex
         self._ledger = b""  # digest of the copy that is at the address
         self._pushed = time.monotonic()
-        self._lost: Owner | None = None
-
-    # Who works there
-
-    @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
-        """Work there, with a beat, and nobody else.
-
-        Raises:
-            RunDirectoryError: another process does.
-        """
-        self._wait_for_owner()
-        self._beat(0)
-        self._look()
-        self._stop_if_lost()
-        stop = threading.Event()
-        thread = threading.Thread(target=self._keep_beating, args=(stop,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            if self._lost is None:
-                with contextlib.suppress(KdrayError):
-                    self._storage.delete(OWNER)
-
-    def _wait_for_owner(self) -> None:
-        """Return when nobody works there: who was there has died on this host, or gives no sign for `patience` seconds.
-        The clocks of two machines are not compared."""
-        first = read_owner(self._storage)
-        if first is None or (first.host == socket.gethostname() and not _is_alive(first.pid)):
-            return
-        self._observer.note(
-            f"process {first.pid} on {first.host} has worked on {self._storage.address}; looking for "
-            f"{self._pace.patience:.0f} s whether it still does"
-        )
-        deadline = time.monotonic() + self._pace.patience
-        while time.monotonic() < deadline:
-            time.sleep(min(self._pace.beat, self._pace.patience) / 5)
-            now = read_owner(self._storage)
-            if now is None:
-                return
-            if now != first:
-                raise RunDirectoryError(
-                    f"process {now.pid} on {now.host} is working on {self._storage.address}; wait for it, or choose "
-                    "another --out"
-                )
-
-    def _beat(self, number: int) -> None:
-        mine = Owner(token=self._token, host=socket.gethostname(), pid=os.getpid(), beat=number, time=time.time())
-        self._storage.put(OWNER, json.dumps(asdict(mine)).encode())
-
-    def _keep_beating(self, stop: threading.Event) -> None:
-        number = 0
-        while not stop.wait(self._pace.beat):
-            number += 1
-            with contextlib.suppress(KdrayError):  # a beat that is missed is followed by another
-                self._look()
-                if self._lost is not None:
-                    return
-                self._beat(number)
-
-    def _look(self) -> None:
-        """Find out whether another process has begun to work there."""
-        owner = read_owner(self._storage)
-        if owner is not None and owner.token != self._token:
-            self._lost = owner
-
-    def _stop_if_lost(self) -> None:
-        """
-        Raises:
-            RunDirectoryError: another process has begun to work there.
-        """
-        if (owner := self._lost) is not None:
-            raise RunDirectoryError(
-                f"process {owner.pid} on {owner.host} has begun to work on {self._storage.address}; this one stops "
-                f"and leaves its files in {self._directory.path}"
-            )
 
     # From there to here
 
@@ -315,8 +196,8 @@ class Mirror(Observer):
             RunDirectoryError: another process has begun to work there; or see `needed`.
         """
         try:
-            self._look()
-            if self._lost is None:
+            self._ownership.look()
+            if not self._ownership.lost:
                 self._push()
         except RunDirectoryError as error:
             told = f"{error}; all is kept in {self._directory.path}"
@@ -324,7 +205,7 @@ class Mirror(Observer):
                 raise RunDirectoryError(f"{told}; 'kdray resume {self._storage.address}' copies it") from None
             self._observer.note(f"{told} and copied after the next phase")
         self._pushed = time.monotonic()
-        self._stop_if_lost()
+        self._ownership.check()
 
     def _push(self) -> None:
         if not self._directory.config.exists():
@@ -398,25 +279,14 @@ class Mirror(Observer):
         self.push()
 
     def progress(self, done: int, total: int, *, spent: int | None = None) -> None:
-        if time.monotonic() - self._pushed < self._pace.push:
+        self._ownership.check()
+        if time.monotonic() - self._pushed < self._every_s:
             return
-        self._stop_if_lost()
         try:
             self._push_ledger()
         except RunDirectoryError as error:
             self._observer.note(f"{error}; tried again after the next phase")
         self._pushed = time.monotonic()
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether there is a process of this number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def copy_ledger(source: Path, target: Path) -> None:
@@ -427,7 +297,7 @@ def copy_ledger(source: Path, target: Path) -> None:
     """
     try:
         with (
-            contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as old,
+            contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True)) as old,
             contextlib.closing(sqlite3.connect(target)) as new,
         ):
             old.backup(new)

@@ -128,6 +128,7 @@ class Record(Observer):
     def end(self, state: State, exit_code: int, cause: str = "") -> None:
         """Record how the run ended."""
         self._status = replace(self._status, state=state, exit_code=exit_code, cause=cause)
+        self._save()  # at once: the ledger may be what does not answer
         self._write()
         self.log.note(f"{state}: {cause}" if cause else state)
 
@@ -166,6 +167,11 @@ class Record(Observer):
             with contextlib.suppress(Exception):  # the ledger's actor may be what failed
                 queries, evaluation = self._spent()
                 self._status = replace(self._status, queries=queries, evaluation_queries=evaluation)
+        self._save()
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
         self._status = replace(self._status, updated=_now())
         with contextlib.suppress(OSError):
             write_json(self._path, asdict(self._status))

@@ -11,6 +11,7 @@ from kdray.errors import ConfigError, RunDirectoryError
 
 _PART = ".part"  # end of the name of a file that is not whole yet
 _BLOCK = 2**20
+_TRIES_S = 60
 
 
 class Storage:
@@ -29,13 +30,17 @@ class Storage:
 
         self.address = address
         self._fs_module = fs
-        if "@" in urlsplit(address).netloc:
+        try:
+            secret = urlsplit(address).password is not None
+        except ValueError:
+            secret = False  # which the next lines refuse
+        if secret:
             raise ConfigError(
                 f"{address.partition('://')[0]}://...: credentials in an address end in logs; leave them out and set "
                 "the variables of the storage, for example AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         try:
-            self._fs, base = fs.FileSystem.from_uri(address)
+            self._fs, base = fs.FileSystem.from_uri(_impatient(address))
         except (ArrowInvalid, NotImplementedError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{address} is no address that pyarrow knows ({error}); use a local path, s3://BUCKET/RUN or "
@@ -132,6 +137,13 @@ class Storage:
         """
         with self._explained(f"delete {path}"):
             self._fs.delete_file(self._at(path))
+
+
+def _impatient(address: str) -> str:
+    """The address, with a limit on how long Google's client tries again; its own limit is 15 minutes."""
+    if not address.startswith(("gs:", "gcs:")) or "retry_limit_seconds" in address:
+        return address
+    return f"{address}{'&' if '?' in address else '?'}retry_limit_seconds={_TRIES_S}"
 
 
 def _copy(source: Path | bytes, target: Any) -> int:
