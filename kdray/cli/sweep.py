@@ -28,6 +28,8 @@ def sweep_command(
             raise ConfigError("give the file of a sweep, see tune_configs/, or --resume with the folder of one")
         if out is not None and resume is not None:
             raise ConfigError("--out and --resume both name the folder of the sweep; keep one of them")
+        if is_address(str(resume or out)):
+            raise ConfigError(f"{resume or out} is an address, and a sweep works in a local folder; give a local path")
         from kdray.sweeps.config import load_sweep
 
         # With --resume alone, an override comes first.
@@ -43,8 +45,6 @@ def sweep_command(
         from kdray.sweeps.folder import SweepFolder, choose_folder
 
         where = resume or out
-        if where is not None and is_address(str(where)):
-            raise ConfigError(f"{where} is an address; a sweep works in a local folder: give its path")
         folder = choose_folder(config.stem if config else "") if where is None else SweepFolder(where)
         if resume is None:
             folder.check_free()

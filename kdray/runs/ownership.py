@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from kdray.errors import KdrayError, RunDirectoryError
 from kdray.runs.storage import Storage
@@ -75,7 +75,7 @@ class Ownership:
 
     def __init__(self, storage: Storage, pace: Pace, note: Callable[[str], None]) -> None:
         self._storage, self._pace, self._note = storage, pace, note
-        self._token = uuid.uuid4().hex
+        self._me = Owner(token=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), beat=0, time=time.time())
         self._other: Owner | None = None
 
     @contextlib.contextmanager
@@ -113,7 +113,7 @@ class Ownership:
             RunDirectoryError: the address cannot be read.
         """
         owner = read_owner(self._storage)
-        if owner is not None and owner.token != self._token:
+        if owner is not None and owner.token != self._me.token:
             self._other = owner
 
     def check(self) -> None:
@@ -131,7 +131,7 @@ class Ownership:
         """Return when nobody works there: who was there has died on this host, or gives no sign for `patience` seconds.
         The clocks of two machines are not compared."""
         first = read_owner(self._storage)
-        if first is None or (first.host == socket.gethostname() and not _is_alive(first.pid)):
+        if first is None or (first.host == self._me.host and not _is_alive(first.pid)):
             return
         self._note(
             f"process {first.pid} on {first.host} has worked on {self._storage.address}; looking for "
@@ -150,7 +150,7 @@ class Ownership:
                 )
 
     def _beat(self, number: int) -> None:
-        mine = Owner(token=self._token, host=socket.gethostname(), pid=os.getpid(), beat=number, time=time.time())
+        mine = replace(self._me, beat=number, time=time.time())
         self._storage.put(OWNER, json.dumps(asdict(mine)).encode())
 
     def _keep_beating(self, stop: threading.Event) -> None:
