@@ -233,7 +233,7 @@ def test_a_job_that_is_stopped_says_so_and_goes_on(head, config_file, tmp_path):
     for job in ("first", "second"):
         told = ray_job(head, ["ray", "job", "logs", job], environment).stdout
         log = "\n".join(line for line in told.splitlines() if "cli.py:" not in line)  # those are Ray's, in colour
-        assert "round 1/2 choosing" in log
+        assert f"run directory {out}" in log
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", log), "no control characters"
         assert "Traceback" not in log
     logged = (out / "log.txt").read_text()
