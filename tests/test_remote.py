@@ -27,6 +27,8 @@ from kdray.runs.run import run
 from kdray.runs.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.xdist_group("remote")  # one S3 server
+
 HOST = socket.gethostname()
 QUICK = Pace(push=0.0, beat=0.05, patience=0.3)
 
@@ -121,7 +123,13 @@ def test_what_is_at_the_address_is_the_run(machine, address, config_file, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("line", "address"), [("round 1/2 asking", "s3"), ("round 2/2 training", "file")], indirect=["address"]
+    ("line", "address"),
+    [
+        ("round 1/2 asking", "file"),
+        pytest.param("round 1/2 asking", "s3", marks=pytest.mark.storm),
+        pytest.param("round 2/2 training", "file", marks=pytest.mark.storm),
+    ],
+    indirect=["address"],
 )
 def test_a_lost_machine_costs_no_query_twice(line, machine, address, config_file, tmp_path, undisturbed):
     """Killed in the middle, and its disk is gone."""
@@ -154,7 +162,7 @@ class Stop(Observer):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("address", ["s3"], indirect=True)
+@pytest.mark.parametrize("address", ["file", pytest.param("s3", marks=pytest.mark.storm)], indirect=True)
 def test_answers_of_a_phase_under_way_are_not_lost(machine, address, make_config, tmp_path, undisturbed):
     """The ledger is copied while the teacher is asked, so that no artefact shows these answers yet."""
     with mirrored(address, Notes(), QUICK) as (directory, mirror):
@@ -187,7 +195,7 @@ class Failing(Storage):
         super().put(path, source)
 
 
-@pytest.mark.parametrize("after", range(0, 44, 6))
+@pytest.mark.parametrize("after", [12, 30, *(pytest.param(k, marks=pytest.mark.storm) for k in (0, 6, 18, 24, 36, 42))])
 def test_a_copy_cut_off_anywhere_is_gone_on_with_and_nothing_is_paid_twice(
     after, machine, tmp_path, make_config, undisturbed, monkeypatch
 ):
@@ -229,7 +237,7 @@ def test_the_same_machine_goes_on_with_its_own_files(machine, address, config_fi
     assert done.returncode == 0 and "fetched" not in done.stderr
 
 
-@pytest.mark.parametrize("address", ["s3"], indirect=True)
+@pytest.mark.parametrize("address", ["file", pytest.param("s3", marks=pytest.mark.storm)], indirect=True)
 def test_files_that_another_machine_went_on_from_are_set_aside(machine, address, make_config, tmp_path, undisturbed):
     def go(rounds_done: int | None) -> Notes:
         notes = Notes()

@@ -212,7 +212,14 @@ def candidates(result, number: int) -> bytes:
     return RunDirectory(result.directory).artefact(number, "choose").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", strategies.parts())
+QUICK = ("cluster-margin", "rad", "random", "coreset")
+"""Strategies of each kind; the others are storms."""
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.storm) for name in strategies.parts()],
+)
 def test_budgets_on_the_totals_share_whole_rounds_and_buy_the_largest_alone(strategy, bought):
     select = {"strategy": strategy, "schedule": "nested"}
     (small, first), (middle, second), (large, third) = (bought(budget, select=select) for budget in (40, 80, 160))
@@ -244,7 +251,10 @@ def test_a_pool_of_real_images_is_shared_too(bought):
     assert all(candidates(small, number) == candidates(large, number) for number in (0, 1))
 
 
-@pytest.mark.parametrize("strategy", ["random", "uniform", "active-mixup", "vanilla", "coreset"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["random", "active-mixup", "coreset", *(pytest.param(k, marks=pytest.mark.storm) for k in ("uniform", "vanilla"))],
+)
 def test_a_budget_that_ends_within_a_round_has_the_first_of_its_candidates(strategy, bought):
     select = {"strategy": strategy, "schedule": "nested"}
     (small, first), (large, second) = (bought(budget, select=select) for budget in (110, 160))

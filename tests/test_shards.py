@@ -13,6 +13,7 @@ import torch.multiprocessing
 from conftest import actor_pids, digits_config
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import processes
 from safetensors.torch import load
 from torch import nn
 
@@ -29,6 +30,10 @@ from kdray.training.loop import TrainResult, smallest_batch, train
 from kdray.training.recipe import Augment, EarlyStop, Recipe
 from kdray.training.shard import Shard
 from kdray.training.trainer import LocalTrainer, StudentSpec, fit
+
+# One pair of processes for all; those with a Ray are in the group of Ray all the same.
+pytestmark = pytest.mark.xdist_group("shards")
+assert processes.get_start_method() == "forkserver"
 
 # Sums in another order differ in the last of 24 bits; 25 steps and batch normalisation enlarge that.
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -172,7 +177,8 @@ def weighed(output: torch.Tensor, rows: slice) -> torch.Tensor:
 def pair(tmp_path_factory) -> list[dict]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("pair")
-    torch.multiprocessing.start_processes(work, (2, str(folder)), nprocs=2, start_method="spawn")
+    # From the fork server of `processes`, which has imported torch.
+    torch.multiprocessing.start_processes(work, (2, str(folder)), nprocs=2, start_method="forkserver")
     return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
 
 

@@ -42,7 +42,8 @@ def test_a_failed_trial_loses_only_itself_and_goes_on_when_its_cause_is_mended(r
         "budget": {"queries": 50},
     }
     space = {"teacher.function": {"grid": ["flaky:ask", "flaky:broken"]}}
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": base, "space": space}))
+    one = {"resources": {"trials": 1}}  # the second trial is in the process of the first, which has imported torch
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": base, "space": space, "sweep": one}))
     out = tmp_path / "out"
     done = command("sweep", "sweep.yaml", "--out", "out", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
