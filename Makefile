@@ -22,7 +22,7 @@ test: .venv/ready
 	$(PYTEST) -m "not storm"
 
 test-storms: .venv/ready
-	$(PYTEST) -m storm
+	$(PYTEST) -m "storm and not long"
 
 test-all: .venv/ready
 	$(PYTEST)

@@ -287,6 +287,7 @@ def test_a_worker_that_is_killed_costs_time_alone(ray_local, pair):
     none_left()
 
 
+@pytest.mark.long
 @pytest.mark.storm
 @pytest.mark.timeout(600)  # five starts of workers
 def test_training_that_fails_everywhere_ends_with_the_reason(ray_local):

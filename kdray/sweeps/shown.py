@@ -42,9 +42,9 @@ def _text(value: Any) -> str:
     except yaml.YAMLError:  # no plain value
         text = shown(str(value))
     text = text.removesuffix("...\n").rstrip("\n")
-    if "\n" not in text:
+    if "\n" not in text and not _NOT_YAML.search(text):
         return text
-    # YAML reads JSON, but for a few characters that JSON leaves as they are.
+    # YAML reads JSON, but for a few characters that JSON leaves as they are, and that YAML writes on two lines.
     plain = json.dumps(value, ensure_ascii=False, default=str)
     return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", plain)
 
