@@ -64,6 +64,7 @@ def eventually(look, wanted, seconds: float = 60.0):
 
 
 @pytest.mark.storm
+@pytest.mark.long
 def test_workers_that_do_not_fit_raise_demand_and_the_others_work_meanwhile(ray_local, pool, model):
     class Holder:
         def ready(self) -> None: ...

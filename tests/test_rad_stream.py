@@ -66,7 +66,7 @@ def test_keys_are_uniform_and_follow_from_seed_and_number() -> None:
 # --- probabilities
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(4000, marks=pytest.mark.storm)])
+@pytest.mark.parametrize("count", [150, pytest.param(4000, marks=(pytest.mark.storm, pytest.mark.long))])
 def test_a_histogram_has_the_probabilities_of_the_list_of_its_values(count: int) -> None:
     for rng, some, mistakes in cases(3, count, 25):
         gains = (some if rng.random() < 0.6 else some**12).astype(np.float32)
@@ -79,7 +79,7 @@ def test_a_histogram_has_the_probabilities_of_the_list_of_its_values(count: int)
         assert most == most_draws(listed.astype(np.float32), mistakes, w)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.storm)])
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=(pytest.mark.storm, pytest.mark.long))])
 def test_bins_lose_no_more_of_the_games_value_than_said(count: int) -> None:
     """The bound in kdray.select.rad.binned."""
     for rng, listed, mistakes in cases(4, count, 25):
@@ -332,7 +332,7 @@ def test_a_strategy_over_the_limit_chooses_as_below_it(strategy, settings, mixes
     assert not set((more.ids // each).tolist()) & set((chosen.ids // each).tolist())
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.storm), 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=(pytest.mark.storm, pytest.mark.long)), 2])
 def test_workers_of_ray_draw_the_same(workers: int, ray_local, mixes, listed_up_to) -> None:
     from actors.scoring import RaySearcher
 

@@ -27,6 +27,7 @@ from kdray.runs.run import run
 from kdray.runs.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
+STORM = (pytest.mark.storm, pytest.mark.long)
 pytestmark = pytest.mark.xdist_group("remote")  # one S3 server
 
 HOST = socket.gethostname()
@@ -126,8 +127,8 @@ def test_what_is_at_the_address_is_the_run(machine, address, config_file, tmp_pa
     ("line", "address"),
     [
         ("round 1/2 asking", "file"),
-        pytest.param("round 1/2 asking", "s3", marks=pytest.mark.storm),
-        pytest.param("round 2/2 training", "file", marks=pytest.mark.storm),
+        pytest.param("round 1/2 asking", "s3", marks=STORM),
+        pytest.param("round 2/2 training", "file", marks=STORM),
     ],
     indirect=["address"],
 )
@@ -162,7 +163,7 @@ class Stop(Observer):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("address", ["file", pytest.param("s3", marks=pytest.mark.storm)], indirect=True)
+@pytest.mark.parametrize("address", ["file", pytest.param("s3", marks=STORM)], indirect=True)
 def test_answers_of_a_phase_under_way_are_not_lost(machine, address, make_config, tmp_path, undisturbed):
     """The ledger is copied while the teacher is asked, so that no artefact shows these answers yet."""
     with mirrored(address, Notes(), QUICK) as (directory, mirror):
@@ -195,7 +196,7 @@ class Failing(Storage):
         super().put(path, source)
 
 
-@pytest.mark.parametrize("after", [12, 30, *(pytest.param(k, marks=pytest.mark.storm) for k in (0, 6, 18, 24, 36, 42))])
+@pytest.mark.parametrize("after", [12, 30, *(pytest.param(k, marks=STORM) for k in (0, 6, 18, 24, 36, 42))])
 def test_a_copy_cut_off_anywhere_is_gone_on_with_and_nothing_is_paid_twice(
     after, machine, tmp_path, make_config, undisturbed, monkeypatch
 ):
@@ -237,7 +238,7 @@ def test_the_same_machine_goes_on_with_its_own_files(machine, address, config_fi
     assert done.returncode == 0 and "fetched" not in done.stderr
 
 
-@pytest.mark.parametrize("address", ["file", pytest.param("s3", marks=pytest.mark.storm)], indirect=True)
+@pytest.mark.parametrize("address", ["file", pytest.param("s3", marks=STORM)], indirect=True)
 def test_files_that_another_machine_went_on_from_are_set_aside(machine, address, make_config, tmp_path, undisturbed):
     def go(rounds_done: int | None) -> Notes:
         notes = Notes()

@@ -263,6 +263,7 @@ def none_left() -> None:
 
 
 @pytest.mark.storm
+@pytest.mark.long
 def test_two_workers_train_the_student_of_one_and_tell_each_epoch(ray_local):
     told = []
     one = LocalTrainer(SPECS["batch normalisation"]).fit(*labelled(), 2)
@@ -274,6 +275,7 @@ def test_two_workers_train_the_student_of_one_and_tell_each_epoch(ray_local):
 
 
 @pytest.mark.storm
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_time_alone(ray_local, pair):
     killed = []
 
@@ -287,8 +289,8 @@ def test_a_worker_that_is_killed_costs_time_alone(ray_local, pair):
     none_left()
 
 
-@pytest.mark.long
 @pytest.mark.storm
+@pytest.mark.long
 @pytest.mark.timeout(600)  # five starts of workers
 def test_training_that_fails_everywhere_ends_with_the_reason(ray_local):
     with pytest.raises(ScoringError, match=r"training on 2 workers failed 3 times \(.*out of bounds"):

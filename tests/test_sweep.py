@@ -83,6 +83,7 @@ def test_a_trial_that_cannot_fit_is_refused_at_once(ray_local, base, tmp_path):
 
 
 @pytest.mark.storm
+@pytest.mark.long
 def test_a_trial_with_scoring_workers_measures_what_one_in_one_process_does(ray_local, base, tmp_path):
     results = [
         sweep(
@@ -109,6 +110,7 @@ def runs(result):
 
 
 @pytest.mark.storm
+@pytest.mark.long
 def test_a_tuner_of_the_users_own_runs_trials(ray_local, base, tmp_path):
     from ray import tune
 

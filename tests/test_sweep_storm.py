@@ -136,7 +136,7 @@ def test_ten_kills_of_driver_trials_and_ledger_buy_nothing_twice_and_change_no_b
     assert sum(times.values()) <= answers + lost
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_stopped_sweep_settles_what_is_on_its_way_and_says_how_to_go_on(number, slow_sweep):
     program = start(slow_sweep, "out")
     while program.poll() is None and len(asked(slow_sweep)) < 30:
@@ -154,6 +154,7 @@ def test_a_stopped_sweep_settles_what_is_on_its_way_and_says_how_to_go_on(number
     assert len(asked(slow_sweep)) == len(set(asked(slow_sweep)))  # not one image twice
 
 
+@pytest.mark.long
 def test_optuna_goes_on_after_a_kill_in_a_folder_that_was_moved(tmp_path, teacher_weights):
     base = digits_config(teacher_weights, student__epochs=2)
     space = {"budget.queries": {"randint": [60, 160]}, "select.strategy": {"choice": ["random", "margin"]}}
