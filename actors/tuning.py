@@ -104,7 +104,17 @@ def make_trainable(open_trial: Callable[[Mapping[str, Any]], TrialLike]) -> type
             """The next round."""
             if self._runs is None:
                 self._runs = open_trial(self._values)
-            return self._runs.step()
+            try:
+                return self._runs.step()
+            except Halted:  # no failure, and Ray would print its traceback: the driver ends this process at once
+                return {"halted": True, "done": False}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            """A reference: the state of a trial is its folder, which its values name."""
+            return {"values": self._values}
+
+        def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+            """Nothing is to be loaded: the first step finds the folder."""
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             """Take another trial in the same process, which has imported torch."""
@@ -148,7 +158,8 @@ class _Follower(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        _session().watch.reported(trial.config[_POINT], result)
+        if not result.get("halted"):
+            _session().watch.reported(trial.config[_POINT], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         _session().watch.ended(trial.config[_POINT], trial.last_result)
