@@ -51,8 +51,9 @@ class Watch(Protocol):
     def ended(self, values: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """A trial ends after this report, its last or one after which the scheduler stops it."""
 
-    def failed(self, values: Mapping[str, Any], reason: str) -> bool:
-        """A trial's process has ended with an error. Returns whether it is final, not a process that died."""
+    def failed(self, values: Mapping[str, Any], reason: str, *, final: bool) -> bool:
+        """A trial has ended with an error; `final`: Tune does not start it again. Returns whether the trial itself
+        failed, and did not lose its process."""
 
     def tick(self) -> None:
         """Called about once a second. Raises `Halted` to stop the sweep."""
@@ -165,12 +166,12 @@ class _Follower(tune.Callback):
         _session().watch.ended(trial.config[_POINT], trial.last_result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _session().watch.failed(trial.config[_POINT], _reason(trial))
+        _session().watch.failed(trial.config[_POINT], _reason(trial), final=True)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # Tune starts a trial again after any error. After one of kdray's own, it must not: it would fail again, and
         # might pay for it. The trial refuses to start, and that failure is its last.
-        if _session().watch.failed(trial.config[_POINT], _reason(trial)):
+        if _session().watch.failed(trial.config[_POINT], _reason(trial), final=False):
             trial.max_failures = 0
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:

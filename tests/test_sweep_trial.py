@@ -156,6 +156,18 @@ def test_a_cap_can_be_raised_and_not_taken_away(plan_of):
         plan_of(cap=None)
 
 
+def test_whatever_a_part_of_the_users_own_raises_is_the_cause_of_the_failure(plan_of):
+    plan = plan_of()
+
+    def broken() -> Ledger:
+        raise RuntimeError("a bug of mine")
+
+    with pytest.raises(RuntimeError):
+        TrialRuns(TrialPlan(**{**vars(plan), "open_ledger": broken}), {"budget.queries": 80}).step()
+    folder = SweepFolder(plan.folder).trial({"budget.queries": 80})
+    assert (folder.state, folder.cause) == ("failed", ("RuntimeError: a bug of mine", "first"))
+
+
 def test_a_halt_is_no_failure(plan_of):
     plan = plan_of()
 

@@ -20,7 +20,7 @@ class Watching:
     def __init__(self, own: bool = False) -> None:
         self.own, self.told = own, []
 
-    def failed(self, values, reason):
+    def failed(self, values, reason, *, final):
         self.told.append((dict(values), reason))
         return self.own
 

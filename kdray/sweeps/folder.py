@@ -50,6 +50,11 @@ class TrialFolder:
         if not self._about.exists():
             write_json(self._about, {"values": dict(values), "seeds": seeds})
 
+    @property
+    def begun(self) -> bool:
+        """Whether a process has started the trial."""
+        return self._about.exists()
+
     def lock(self) -> int:
         """Wait until no other process works on this trial, then keep others out until the returned handle is closed.
 

@@ -27,7 +27,6 @@ from kdray.teachers.http.secrets import Secrets
 from kdray.utils.files import write_bytes
 
 _STOPPING_S = 20.0  # for queries on their way when the user stops the sweep
-_TICK_S = 1.0
 
 
 def sweep(
@@ -77,6 +76,8 @@ def sweep(
         check_fits(config.sweep.resources.bundles(), "sweep.resources", wait=config.sweep.resources.wait)
         folder.lock()
         stack.callback(folder.unlock)
+        if folder_is_new and folder.is_sweep():  # between the look above and the lock
+            raise RunDirectoryError(f"another process has just started a sweep in {folder.path}; choose another --out")
         secrets = _prepare_teacher(outlook, display)
         write_config(folder, config)
         identity = folder.identity()
@@ -233,14 +234,16 @@ class _Watch:
             self._folder.trial(values).put_state("stopped")
         self._show(values)
 
-    def failed(self, values: Mapping[str, Any], reason: str) -> bool:
+    def failed(self, values: Mapping[str, Any], reason: str, *, final: bool) -> bool:
         """See `actors.tuning.Watch`."""
         folder = self._folder.trial(values)
         own = folder.cause[1] == self._session
-        if not own and folder.path.exists():
-            self._display.note(f"{folder.path.name}: {reason}; it is started again")
-        elif own:
+        if final and not own and folder.begun:
+            folder.put_state("failed", f"{reason}, again and again", self._session)
+        if folder.begun and (own or final):
             self._show(values)
+        else:
+            self._display.note(f"{folder.path.name}: {reason}; it is started again")
         return own
 
     def tick(self) -> None:

@@ -98,8 +98,9 @@ class TrialRuns:
             report = self._report(folder, self._reported, done=last)
         except Halted:
             raise
-        except KdrayError as error:
-            folder.put_state("failed", str(error), self._plan.session)
+        except Exception as error:  # a part of the user's own may raise anything; to start again would not help it
+            reason = str(error) if isinstance(error, KdrayError) else f"{type(error).__name__}: {error}"
+            folder.put_state("failed", reason, self._plan.session)
             raise
         self._reported += 1
         if last:
