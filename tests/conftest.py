@@ -22,6 +22,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ADDRESS"] = ""
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["OMP_NUM_THREADS"] = "1"  # a process for each core: with more threads they would wait for one another
 os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 -- Ray spells it so
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all they start as well.

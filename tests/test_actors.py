@@ -409,7 +409,9 @@ def test_workers_that_die_between_two_rounds_are_there_for_the_next(playful, led
     assert torch.equal(bought.answers.probs, brightness(grey(*range(21, 51))).probs)
 
 
-@pytest.mark.parametrize(("metered", "charged", "short"), [(False, 100, 0), (True, 100, 25)])
+@pytest.mark.parametrize(
+    ("metered", "charged", "short"), [pytest.param(False, 100, 0, marks=pytest.mark.storm), (True, 100, 25)]
+)
 def test_a_dead_teacher_workers_batch_is_asked_again_and_counted_honestly(metered, charged, short, playful, ledger):
     pool, folder = playful
     pool.teacher.metered = metered
@@ -559,6 +561,7 @@ def test_an_http_worker_that_died_at_its_leisure_still_knows_how_to_ask(http_par
     assert ledger.rejected() == 0
 
 
+@pytest.mark.storm  # small: the run on workers that are killed trains in one too
 def test_a_student_trained_in_an_actor_is_the_one_trained_here(ray_local):
     spec = StudentSpec(
         card=ModelCard(model="small-cnn", image_shape=(1, 16, 16), num_classes=3),

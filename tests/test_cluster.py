@@ -96,6 +96,7 @@ def instead(environment: dict[str, str], **more: str) -> dict[str, str | None]:
     return dict.fromkeys(os.environ) | environment | more
 
 
+@pytest.mark.storm
 def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, config_file, tmp_path):
     path = config_file(select__rounds=1, budget__queries=80, student__epochs=2, resources__teacher_workers=0)
     done = run_on(head, ["run", str(path), "--out", str(tmp_path / "auto")], "auto", tmp_path)

@@ -62,7 +62,9 @@ def images_answered(url: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "flags", [["--local"], pytest.param([], marks=pytest.mark.xdist_group("ray"))], ids=["local", "ray"]
+    "flags",
+    [["--local"], pytest.param([], marks=[pytest.mark.storm, pytest.mark.xdist_group("ray")])],
+    ids=["local", "ray"],
 )
 def test_a_teacher_over_http_gives_the_same_run_as_in_the_process(serve, config_file, tmp_path, flags):
     small = {

@@ -310,8 +310,16 @@ def choose(mixes, strategy: str, ask, k: int = 40, taken=(), **fields):
     return select(strategies.parse({"strategy": strategy, "m": 0.2, **fields}), task)
 
 
-@pytest.mark.parametrize("strategy", ["rad", "rad-pairs"])
-@pytest.mark.parametrize("settings", [EXHAUSTIVE, GUESSING], ids=["exhaustive", "interpolated"])
+@pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        ("rad", GUESSING),
+        ("rad-pairs", EXHAUSTIVE),
+        pytest.param("rad", EXHAUSTIVE, marks=pytest.mark.storm),
+        pytest.param("rad-pairs", GUESSING, marks=pytest.mark.storm),
+    ],
+    ids=["rad-interpolated", "rad-pairs-exhaustive", "rad-exhaustive", "rad-pairs-interpolated"],
+)
 def test_a_strategy_over_the_limit_chooses_as_below_it(strategy, settings, mixes, listed_up_to) -> None:
     pool, model = mixes
     ask = asks(pool, model, 2048, settings)

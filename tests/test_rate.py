@@ -101,6 +101,7 @@ def test_four_runs_on_one_ledger_keep_to_one_rate(server, tmp_path: Path):
     check(begin, arrivals, granted(path), 15 * WORKERS)
 
 
+@pytest.mark.storm
 def test_two_workers_on_ray_keep_to_one_rate(server, tmp_path: Path, ray_local):
     from actors.teachers import RayTeacherPool
 

@@ -102,6 +102,7 @@ def fetched(address: str, folder: Path) -> RunDirectory:
     return RunDirectory(folder)
 
 
+@pytest.mark.parametrize("address", ["s3", pytest.param("file", marks=STORM)], indirect=True)
 def test_what_is_at_the_address_is_the_run(machine, address, config_file, tmp_path, undisturbed):
     done = command("run", config_file(student__epochs=1), "--local", "--out", address)
     assert done.returncode == 0, done.stderr

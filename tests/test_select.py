@@ -245,7 +245,9 @@ def test_of_the_others_none_could_say_so(strategy, pool, model):
     assert not set(fewer) <= set(more), "and no other order would help"
 
 
-@pytest.mark.parametrize("strategy", ["active-mixup", "margin", "entropy"])
+@pytest.mark.parametrize(
+    "strategy", ["margin", *(pytest.param(name, marks=pytest.mark.storm) for name in ("active-mixup", "entropy"))]
+)
 def test_a_search_by_guesses_may_find_with_a_longer_list_what_it_missed_with_a_shorter_one(strategy, model):
     """So the strategies of lowest score say "if every candidate is scored"."""
     wide = MixupPool(pictures(60), np.linspace(0.3, 0.7, 11).round(2).tolist())
@@ -347,8 +349,17 @@ def test_rad_goes_by_the_estimate_where_one_was_made_and_by_the_usual_share_wher
     assert choose("rad-pairs", pool, 20, model, m="estimate").search.facts()["rad_m"] == 0.05 * 120
 
 
-@pytest.mark.parametrize("strategy", ["rad", "rad-pairs"])
-@pytest.mark.parametrize("gain", ["margin", "confidence", "entropy"])
+@pytest.mark.parametrize(
+    ("strategy", "gain"),
+    [
+        ("rad", "confidence"),
+        ("rad-pairs", "margin"),
+        pytest.param("rad", "margin", marks=pytest.mark.storm),
+        pytest.param("rad", "entropy", marks=pytest.mark.storm),
+        pytest.param("rad-pairs", "confidence", marks=pytest.mark.storm),
+        pytest.param("rad-pairs", "entropy", marks=pytest.mark.storm),
+    ],
+)
 def test_rad_by_guesses_asks_less_and_scores_what_it_draws_exactly(strategy, gain, model):
     wide = MixupPool(pictures(60), np.linspace(0.3, 0.7, 11).round(2).tolist())
     whole, guessed = (

@@ -165,7 +165,10 @@ def shares(g: Ordered, draws: int, mistakes: float, w: float) -> tuple[float, in
     def level(k: int) -> tuple[float, int]:
         """t at which the first k candidates use all draws, and how many of them stay below 1."""
         below = _first(k, lambda j: g.gain(j) * g.inverse(j) + (k - j) <= draws)
-        return (max(0.0, (draws - k + below) / g.inverse(below)) if below else np.inf), below
+        if below == 0:
+            return np.inf, 0
+        inverse = g.inverse(below)  # 0 where all gains are 0: they share the draws alike, whatever t is
+        return (max(0.0, (draws - k + below) / inverse) if inverse > 0 else 0.0), below
 
     def settled(k: int) -> bool:
         """Whether moving probability from the first k candidates to the next one does not pay."""
