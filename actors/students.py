@@ -1,7 +1,7 @@
 """Training of the student in a Ray actor, on a node with a GPU or with many cores, or on several of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -18,6 +18,18 @@ from kdray.training.trainer import StudentSpec, fit
 
 _MAX_TRIES = 3
 _LOOK_S = 0.5  # between two looks at how far it is
+
+
+def with_most_cpus(nodes: Sequence[Mapping[str, Any]], here: str) -> str:
+    """ID of the living node with the most CPUs.
+
+    Args:
+        nodes: as `ray.nodes()` gives them.
+        here: ID of the driver's node, which is chosen among equals.
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    best = max(alive, key=lambda node: (node["Resources"].get("CPU", 0.0), node["NodeID"] == here, node["NodeID"]))
+    return str(best["NodeID"])
 
 
 class TrainingWorker:
@@ -54,8 +66,8 @@ class TrainingWorker:
 class RayTrainer:
     """Trains the student in a Ray actor with `spec.threads` threads and `gpus` GPUs, or on several workers.
 
-    The actor starts with the first student and stays: it holds its GPUs for the run, and has imported torch. Several
-    workers start anew for each student; see `actors.training_group`.
+    Without GPUs the actor is on the node with the most CPUs. It starts with the first student and stays: it holds its
+    GPUs for the run, and has imported torch. Several workers start anew for each student; see `actors.training_group`.
 
     Args:
         spec: the student to train.
@@ -135,7 +147,11 @@ class RayTrainer:
     def _start(self) -> Any:
         # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
         if self._workers == 1:
-            options = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2}
+            options: dict[str, Any] = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2}
+            # Ray would put an actor that reserves nothing beside the driver, though the head may have one core.
+            if not self._gpus and ray.util.get_current_placement_group() is None:
+                place = with_most_cpus(ray.nodes(), ray.get_runtime_context().get_node_id())
+                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place, soft=True)
             return ray.remote(TrainingWorker).options(**options).remote()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(TrainingGroup).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here)

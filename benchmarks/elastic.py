@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 CASES = ("alone", "steady", "kill", "join")
 # As in a test of Ray's own: a dead node is noticed after a second and a half, not after half a minute.
@@ -79,13 +80,19 @@ def measure(case: str, images: int) -> dict[str, float | str | int]:
 
 
 def run(case: str, images: int) -> dict[str, float | str | int]:
-    """`measure` in a process of its own: Ray reads its health checks from the environment when it starts."""
-    command = [sys.executable, __file__, "--one", case, "--images", str(images)]
+    """`measure` in a process of its own."""
+    return in_a_process(__file__, "--one", case, "--images", str(images))
+
+
+def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
+    """The JSON that a script prints last. Ray reads its health checks from the environment when it starts."""
+    command = [sys.executable, script, *arguments]
     environment = os.environ | HEALTH | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise RuntimeError(f"{case}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:

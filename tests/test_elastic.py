@@ -1,27 +1,30 @@
-"""Nodes that come and go in the middle of a search, on a simulated cluster: the selection stays what it is.
+"""Nodes that come and go in the middle of a search or of a run, on a simulated cluster: the end stays what it is.
 
 In small, with a worker that dies and CPUs that become free, in test_actors.py.
 """
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
 
 pytestmark = [pytest.mark.storm, pytest.mark.xdist_group("ray")]
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "elastic.py"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def elastic():
-    """The benchmark, which measures what is asserted here."""
-    spec = importlib.util.spec_from_file_location("elastic", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["elastic"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def elastic(monkeypatch):
+    """The benchmark of searches, which measures what is asserted here."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("elastic")
+
+
+@pytest.fixture
+def node_loss(monkeypatch):
+    """The benchmark of whole runs."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("node_loss")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,26 @@ def test_a_node_that_dies_costs_its_tasks_and_nothing_else(elastic, reference):
     found = elastic.run("kill", 250)
     assert found["chosen"] == reference
     assert found["workers_before"] == 2 and found["requeued"] >= 1
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["asking", "training", *(pytest.param(case, marks=pytest.mark.long) for case in ("scoring", "billed", "of_two"))],
+)
+def test_a_node_that_dies_in_a_run_changes_nothing_but_the_time(case, node_loss, tmp_path):
+    from kdray.config.load import parse_config
+    from kdray.runs.directory import RunDirectory
+    from kdray.runs.run import run
+
+    found = node_loss.run(case)
+    assert found["spent"] <= node_loss.BUDGET
+    assert (found["uncertain"] > 0) == (case == "billed")  # what was on its way was charged, and asked again
+    if case == "of_two":
+        assert found["student"] == node_loss.run("two")["student"]
+    elif case != "billed":
+        directory = RunDirectory(tmp_path / "run")
+        run(parse_config(node_loss.config("none")), directory, local=True)
+        assert found["student"] == node_loss.digest((directory.path / "student.safetensors").read_bytes())
 
 
 def test_a_node_that_joins_is_put_to_work(elastic, reference):

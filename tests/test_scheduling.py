@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.scheduling import MAX_TRIES, Assignment
+from actors.students import with_most_cpus
 from kdray.errors import ScoringError
 
 
@@ -93,3 +94,13 @@ def test_every_task_is_counted_once_under_random_deaths(tasks, workers, depth, r
             if assignment.done(worker, task):
                 counted.append(task)
     assert sorted(counted) == list(range(tasks))
+
+
+def test_the_student_is_trained_where_the_most_cpus_are():
+    def node(name: str, cpus: float | None, alive: bool = True) -> dict:
+        return {"NodeID": name, "Alive": alive, "Resources": {} if cpus is None else {"CPU": cpus}}
+
+    nodes = [node("head", None), node("b", 4), node("a", 8), node("dead", 64, alive=False)]
+    assert with_most_cpus(nodes, "head") == "a"
+    assert with_most_cpus([node("a", 8), node("b", 8), node("c", 2)], "a") == "a"  # of equals, the driver's
+    assert with_most_cpus([node("head", None)], "head") == "head"

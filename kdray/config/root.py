@@ -24,8 +24,9 @@ class TrainerSection(Section):
     resumable_fields: ClassVar[tuple[str, ...]] = ("where", "gpus")
 
     where: Literal["auto", "driver", "worker"] = "auto"
-    """driver: in the process that runs the loop. worker: in a Ray actor with `gpus` GPUs. auto: a worker if `gpus` is
-    set or the cluster has a GPU and the driver has none, else the driver."""
+    """driver: in the process that runs the loop. worker: in a Ray actor, on a node with `gpus` GPUs, or on the one
+    with the most CPUs. auto: a worker if `gpus` is set or the cluster has a GPU and the driver has none, else the
+    driver."""
     threads: Threads = "auto"
     """CPU threads for training the student. The last bits of results depend on this number. So auto is resolved once
     and written into the run's config.yaml: 1 for lenet5 and small-cnn, all cores for larger networks."""
