@@ -217,6 +217,8 @@ def test_a_table_shows_the_figures(finished, tmp_path):
     figures = ("student_accuracy", "teacher_accuracy", "success_rate", "agreement")
     assert [cells[3:7] for cells in shown] == [[f"{float(row[figure]):.2%}" for figure in figures] for row in rows]
     assert f"students  {tmp_path / 'out'}\n" in done.stdout
+    said = done.stderr.splitlines()
+    assert said[0] == said[2] == "training" and said[1].startswith("trained a student on the first 40 images in ")
 
 
 def test_what_was_trained_before_a_stop_is_kept(finished, tmp_path):

@@ -34,12 +34,13 @@ class _State(Observer):
 
     def __init__(self) -> None:
         self._rounds = self._budget = self._spent = self._round = 0
+        self._in_rounds = False  # what has no rounds: `kdray train`, `kdray teacher train`
         self._phase = "prepare"
         self._measured = ""
         self._first: tuple[float, int] | None = None
 
     def begin(self, *, rounds: int, budget: int, spent: int, title: str) -> None:
-        self._rounds, self._budget, self._spent = rounds, budget, spent
+        self._rounds, self._budget, self._spent, self._in_rounds = rounds, budget, spent, True
 
     def phase(self, round: int, name: str) -> None:
         self._round, self._phase, self._first = round, name, None
@@ -59,7 +60,7 @@ class _State(Observer):
 
     def _head(self) -> str:
         name = _PHASES.get(self._phase, "preparing")
-        return f"round {self._round}/{self._rounds} {name}" if self._phase in _PHASES else name
+        return f"round {self._round}/{self._rounds} {name}" if self._in_rounds and self._phase in _PHASES else name
 
     def _status(self) -> str:
         parts = [f"queries {self._spent:,}/{self._budget:,}"] if self._budget else []

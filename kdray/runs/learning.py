@@ -137,6 +137,7 @@ def learn(
     write_bytes(curve.directory / "config.yaml", dump_config(config).encode())
     for count in counts:
         begin, rows, number = time.monotonic(), free + count, bought.round_of(count)
+        observer.phase(number, "train")
         data, result = fit(
             spec, images[:rows], targets[:rows], number, lambda done, _: observer.progress(done, config.student.epochs)
         )

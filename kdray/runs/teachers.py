@@ -44,6 +44,7 @@ def train_by_recipe(config: Config, *, force: bool, observer: Observer) -> tuple
     if test is not None and measured:  # found out before the training, which may take hours
         count, names = teacher.classes_by_recipe(labelled)
         with_teachers_labels(test, names, count, field="test")
+    observer.phase(0, "train")
     train_teacher(
         teacher,
         lambda done, loss: observer.progress(done, recipe.epochs if recipe else done),
