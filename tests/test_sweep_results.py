@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sweep_trials import after, trial
 
 from kdray.observers.base import RoundMetrics
-from kdray.sweeps.results import METRICS, Trial, best_trial, pareto_front, scope
+from kdray.sweeps.results import METRICS, Trial, beaten, best_trial, lead, pareto_front, scope
 from kdray.sweeps.shown import figure_text, is_number, ordered, short_text, swept_keys, value_text, varied_keys
 
 
@@ -167,3 +167,35 @@ def test_figures_in_words():
     assert figure_text("loss", 0.123456, 0.01) == "0.1235 ± 0.01"
     assert figure_text("loss", None) == "–"
     assert figure_text("queries", 12345.5, 250.4) == "12,346 ± 250" and figure_text("queries", 40.0) == "40"
+
+
+def test_the_best_trial_clearly_beats_what_it_leads_in_every_seed():
+    best = trial("best", (0.90, 0.80, 0.70))
+    near = trial("near", (0.89, 0.78, 0.71))  # leads of 1, 2 and -1 points: t = 0.76
+    far = trial("far", (0.86, 0.76, 0.65))  # leads of 4, 4 and 5 points: t = 13
+    copy = trial("copy", (0.90, 0.80, 0.70))
+    steady = trial("steady", (0.875, 0.775, 0.675))  # the same lead in each
+    trials = [best, near, far, copy, steady, trial("running", (0.1, 0.1, 0.1), state="running"), trial("none")]
+    assert beaten(best, trials, "student_accuracy", "max") == [far, steady]
+    assert lead(trials, "student_accuracy", "max") == (
+        "clearly better than 2 of the other 4 (paired t-test over the seeds, 5 %)"
+    )
+    worst = trial("worst", (0.1, 0.1, 0.1))
+    assert beaten(worst, [best, worst], "student_accuracy", "min") == [best]
+
+
+@pytest.mark.parametrize("leads", [(0.021, 0.0, 0.022, 0.024), (0.021, 0.01, 0.022, 0.024), (-0.01, -0.02)])
+def test_the_test_is_the_one_of_scipy(leads):
+    from scipy.stats import ttest_rel
+
+    ours = [0.9 - 0.05 * k for k in range(len(leads))]
+    theirs = [value - lead for value, lead in zip(ours, leads, strict=True)]
+    best, other = trial("a", tuple(ours)), trial("b", tuple(theirs))
+    found = ttest_rel(ours, theirs)
+    assert bool(beaten(best, [best, other], "student_accuracy", "max")) == (found.pvalue < 0.05 and found.statistic > 0)
+
+
+def test_a_lead_over_one_seed_says_nothing():
+    one = [trial("a", (0.9,)), trial("b", (0.1,))]
+    assert lead(one, "student_accuracy", "max").startswith("with one seed a trial, a lead cannot be told from chance")
+    assert lead(one[:1], "student_accuracy", "max") == lead([], "student_accuracy", "max") == ""

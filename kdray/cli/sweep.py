@@ -82,6 +82,7 @@ def _show(result: "SweepResult") -> None:
         lines += [
             ("best", f"{trial_words(result.best.values)}: {figure_text(result.metric, last.mean, last.error)}"),
             ("", f"({result.scope})"),
+            *([("", f"({result.lead})")] if result.lead else []),
             ("config", shown(result.directory / "best.yaml")),
         ]
     else:

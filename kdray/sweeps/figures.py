@@ -66,7 +66,7 @@ def queries_figure(trials: Sequence[Trial], metric: str, mode: Mode) -> str | No
     axes.set_ylabel(figure_words(metric))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(short_number)
-    axes.legend(frameon=False, fontsize=9, loc="lower right" if mode == "max" else "upper right")
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
     return svg(figure)
 
 

@@ -9,7 +9,7 @@ from kdray.ledger.store import Ledger
 from kdray.runs.inputs import resolve
 from kdray.sweeps.config import SweepConfig, dump_sweep
 from kdray.sweeps.folder import SweepFolder
-from kdray.sweeps.results import Trial, best_trial, scope
+from kdray.sweeps.results import Trial, best_trial, lead, scope
 from kdray.utils.files import shown, write_bytes
 
 
@@ -23,6 +23,7 @@ class SweepResult:
         metric: what was compared.
         best: the best finished trial, or None.
         scope: among which trials the best was found, and by what.
+        lead: how sure it is that it is the best.
         bought: queries charged, all trials together.
     """
 
@@ -31,6 +32,7 @@ class SweepResult:
     metric: str
     best: Trial | None
     scope: str
+    lead: str
     bought: int
 
     @property
@@ -70,7 +72,13 @@ def write_results(config: SweepConfig, folder: SweepFolder) -> SweepResult:
     )
     write_page(folder.path, facts, trials)
     return SweepResult(
-        directory=folder.path, trials=trials, metric=metric, best=best, scope=scope(trials, metric, mode), bought=bought
+        directory=folder.path,
+        trials=trials,
+        metric=metric,
+        best=best,
+        scope=scope(trials, metric, mode),
+        lead=lead(trials, metric, mode),
+        bought=bought,
     )
 
 

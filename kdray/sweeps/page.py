@@ -8,7 +8,7 @@ from kdray.pages.html import money, render
 from kdray.sweeps.figures import importance_figure, key_figures, queries_figure
 from kdray.sweeps.importance import importances
 from kdray.sweeps.parallel import parallel_figure
-from kdray.sweeps.results import STATES, Mode, Trial, best_trial, scope
+from kdray.sweeps.results import STATES, Mode, Trial, best_trial, lead, scope
 from kdray.sweeps.shown import figure_text, short_text, swept_keys, value_text
 from kdray.utils.files import write_bytes
 from kdray.utils.text import counted
@@ -55,6 +55,7 @@ def write_page(folder: Path, facts: SweepFacts, trials: Sequence[Trial]) -> Path
         last=best and best.last(metric),
         keys=keys,
         scope=scope(trials, metric, mode),
+        lead=lead(trials, metric, mode),
         states=_states(trials),
         unfinished=sum(trial.state in ("waiting", "running") for trial in trials),
         saved=saved,
