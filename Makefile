@@ -44,7 +44,9 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/http_overhead.py
 	for part in ceiling mnist cifar10 peers; do $(BIN)/python benchmarks/score.py $$part || exit 1; done
 	$(BIN)/python benchmarks/elastic.py
+	$(BIN)/python benchmarks/node_loss.py
 	$(BIN)/python benchmarks/driver_limit.py
+	for part in budgets lambda_range rad_w overhead; do $(BIN)/python benchmarks/sweeps.py $$part || exit 1; done
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/draw.py

@@ -1,6 +1,6 @@
 """The sweeps that come with kdray, on MNIST: what they say about budgets, λ ranges and RAD's w; and what Tune costs.
 
-    python benchmarks/sweeps.py budgets|lambda_range|rad_w|overhead [--seeds 3] [--epochs 120]
+    python benchmarks/sweeps.py budgets|lambda_range|rad_w|overhead [--seeds 5] [--epochs 120]
 
 LeNet-5 to LeNet-5, 200 images, 1,000 queries where the budget is not what is swept. Trials run two at a time, with one
 thread each. Needs ../shared/data. The folders of the sweeps, with their pages, are in runs/sweeps; started again, it
@@ -36,7 +36,7 @@ def main() -> None:
     """One part; its figures go to results/sweep_PART.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[*SPACES, "overhead"])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=120)
     options = parser.parse_args()
     if options.part == "overhead":
