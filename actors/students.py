@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import LONG_WAIT_S, unwrap
@@ -117,7 +117,7 @@ class RayTrainer:
                 return self._train(arrays, round, on_epoch or (lambda done, loss: None))
             except RayTaskError as error:
                 raise unwrap(error) from None
-            except (RayActorError, ActorUnavailableError):
+            except (RayActorError, ActorUnavailableError, ActorUnschedulableError):
                 self.close()
                 time.sleep(1.0)  # Ray must notice that the node died before it can choose another
         raise ScoringError(f"the training worker died {_MAX_TRIES} times; look at 'ray status', then 'kdray resume'")
@@ -148,10 +148,11 @@ class RayTrainer:
         # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
         if self._workers == 1:
             options: dict[str, Any] = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2}
-            # Ray would put an actor that reserves nothing beside the driver, though the head may have one core.
+            # Ray would put an actor that reserves nothing beside the driver, though the head may have one core. A soft
+            # affinity would still do so half the time.
             if not self._gpus and ray.util.get_current_placement_group() is None:
                 place = with_most_cpus(ray.nodes(), ray.get_runtime_context().get_node_id())
-                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place, soft=True)
+                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place, soft=False)
             return ray.remote(TrainingWorker).options(**options).remote()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(TrainingGroup).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here)
