@@ -55,7 +55,7 @@ def test_a_node_that_dies_costs_its_tasks_and_nothing_else(elastic, reference):
 
 @pytest.mark.parametrize(
     "case",
-    ["asking", "training", *(pytest.param(case, marks=pytest.mark.long) for case in ("scoring", "billed", "of_two"))],
+    ["training", *(pytest.param(case, marks=pytest.mark.long) for case in ("scoring", "asking", "billed", "of_two"))],
 )
 def test_a_node_that_dies_in_a_run_changes_nothing_but_the_time(case, node_loss, tmp_path):
     from kdray.config.load import parse_config
