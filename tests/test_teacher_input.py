@@ -342,6 +342,7 @@ def test_a_local_teacher_is_trained_measured_and_served_with_its_own_input(tmp_p
     path.write_text(yaml.safe_dump(data))
     done = command("teacher", "train", path, cwd=tmp_path)
     assert done.returncode == 0 and "accuracy on the test set" in done.stdout, done.stderr
+    assert done.stderr.splitlines()[0] == "training"
     assert kdray.load_student(tmp_path / "own.safetensors").image_shape == (3, 12, 12)
     teacher, shape, _ = teacher_of_config(parse_config(data))
     assert shape == (3, 12, 12) and len(teacher.answer(torch.zeros(2, *shape, dtype=torch.uint8))) == 2

@@ -44,13 +44,13 @@ def train_by_recipe(config: Config, *, force: bool, observer: Observer) -> tuple
     if test is not None and measured:  # found out before the training, which may take hours
         count, names = teacher.classes_by_recipe(labelled)
         with_teachers_labels(test, names, count, field="test")
-    observer.phase(0, "train")
-    train_teacher(
-        teacher,
-        lambda done, loss: observer.progress(done, recipe.epochs if recipe else done),
-        labelled=labelled,
-        on_note=observer.note,
-    )
+
+    def tell(done: int, loss: float) -> None:
+        if done == 1:  # and not before: the recipe may be refused
+            observer.phase(0, "train")
+        observer.progress(done, recipe.epochs if recipe else done)
+
+    train_teacher(teacher, tell, labelled=labelled, on_note=observer.note)
     return teacher.weights, measure_teacher(teacher, test, observer.note) if test is not None and measured else None
 
 
