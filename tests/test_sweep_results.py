@@ -178,7 +178,7 @@ def test_the_best_trial_clearly_beats_what_it_leads_in_every_seed():
     trials = [best, near, far, copy, steady, trial("running", (0.1, 0.1, 0.1), state="running"), trial("none")]
     assert beaten(best, trials, "student_accuracy", "max") == [far, steady]
     assert lead(trials, "student_accuracy", "max") == (
-        "clearly better than 2 of the other 4 (paired t-test over the seeds, 5 %)"
+        "clearly better than 2 of the other 4, by a paired t-test over the seeds at 5 %"
     )
     worst = trial("worst", (0.1, 0.1, 0.1))
     assert beaten(worst, [best, worst], "student_accuracy", "min") == [best]

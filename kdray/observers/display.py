@@ -95,7 +95,7 @@ class PlainDisplay(_State):
             unit, rate = _UNITS.get(self._phase, "epochs"), self._rate(done)
             pace = f", {_pace(rate)}" if rate else ""
             left = f", {_duration((total - done) / rate)} left" if rate and total > done else ""
-            self._say(f"{self._head()}: {done:,}/{total:,} {unit}{pace}{left}  {self._status()}")
+            self._say(f"{self._head()}: {done:,}/{total:,} {unit}{pace}{left}  {self._status()}".rstrip())
 
     def round_done(self, metrics: RoundMetrics) -> None:
         super().round_done(metrics)

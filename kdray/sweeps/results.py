@@ -201,7 +201,7 @@ def lead(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
     if min(len(trial.seeds) for trial in (best, *others)) < 2:
         return "with one seed a trial, a lead cannot be told from chance: set sweep.seeds to 3 or more"
     count = len(beaten(best, others, metric, mode))
-    return f"clearly better than {count} of the other {len(others)} (paired t-test over the seeds, 5 %)"
+    return f"clearly better than {count} of the other {len(others)}, by a paired t-test over the seeds at 5 %"
 
 
 STATES = get_args(State)
