@@ -396,6 +396,7 @@ def test_dead_workers_are_reported_and_serve_again(playful):
     assert torch.equal(answers["d"].probs, brightness(grey(2)).probs)
 
 
+@pytest.mark.storm
 def test_workers_that_die_between_two_rounds_are_there_for_the_next(playful, ledger):
     pool, _ = playful
     pool.teacher.metered = False
@@ -549,6 +550,7 @@ def test_an_http_worker_killed_with_requests_on_their_way_loses_those_and_serves
     assert counting.asked.total() <= ledger.spent(), "never more than the ledger knows of"
 
 
+@pytest.mark.storm
 def test_an_http_worker_that_died_at_its_leisure_still_knows_how_to_ask(http_parts, ledger):
     """Ray has started it again before anybody looked; what the server had told it must be asked for again."""
     pool, _, _ = http_parts

@@ -8,6 +8,7 @@ from kdray.errors import ConfigError
 from kdray.runs.bench import Setting, Speed, bare, lines, parse_shape
 
 
+@pytest.mark.storm
 def test_a_measurement_of_one_worker(ray_local, tmp_path):
     threads = torch.get_num_threads()
     done = command(

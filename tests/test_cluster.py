@@ -141,6 +141,7 @@ def test_sigterm_stops_a_run_on_ray_as_cleanly_as_ctrl_c(head, config_file, tmp_
     assert "Traceback" not in rest
 
 
+@pytest.mark.storm
 def test_an_explicit_address_finds_the_token_by_itself(head, config_file, tmp_path):
     environment, port, dashboard = head
     without_mode = {key: value for key, value in environment.items() if key != "RAY_AUTH_MODE"}
