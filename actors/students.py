@@ -1,7 +1,7 @@
 """Training of the student in a Ray actor, on a node with a GPU or with many cores, or on several of them."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -20,14 +20,16 @@ _MAX_TRIES = 3
 _LOOK_S = 0.5  # between two looks at how far it is
 
 
-def with_most_cpus(nodes: Sequence[Mapping[str, Any]], here: str) -> str:
+def with_most_cpus(nodes: Sequence[Mapping[str, Any]], here: str, failed: Collection[str] = ()) -> str:
     """ID of the living node with the most CPUs.
 
     Args:
-        nodes: as `ray.nodes()` gives them.
+        nodes: as `ray.nodes()` gives them: one that has just died may still count as alive.
         here: ID of the driver's node, which is chosen among equals.
+        failed: IDs of nodes that are taken only if there is no other.
     """
     alive = [node for node in nodes if node["Alive"]]
+    alive = [node for node in alive if node["NodeID"] not in failed] or alive
     best = max(alive, key=lambda node: (node["Resources"].get("CPU", 0.0), node["NodeID"] == here, node["NodeID"]))
     return str(best["NodeID"])
 
@@ -89,6 +91,8 @@ class RayTrainer:
         self._spec, self._gpus, self._workers = spec, gpus, workers
         self._patience_s, self._note = patience_s, on_note or (lambda text: None)
         self._worker: Any = None
+        self._place = ""  # ID of the node that was chosen for it
+        self._failed: set[str] = set()  # nodes on which training the present student has failed
         self._calls = 0
 
     def close(self) -> None:
@@ -112,6 +116,7 @@ class RayTrainer:
             ScoringError: the worker died three times, or gets no GPU for `patience_s`.
         """
         arrays = [ray.put(images.numpy())], [ray.put(targets.numpy())]
+        self._failed.clear()
         for _ in range(_MAX_TRIES):
             try:
                 return self._train(arrays, round, on_epoch or (lambda done, loss: None))
@@ -119,6 +124,7 @@ class RayTrainer:
                 raise unwrap(error) from None
             except (RayActorError, ActorUnavailableError, ActorUnschedulableError):
                 self.close()
+                self._failed.add(self._place)
                 time.sleep(1.0)  # Ray must notice that the node died before it can choose another
         raise ScoringError(f"the training worker died {_MAX_TRIES} times; look at 'ray status', then 'kdray resume'")
 
@@ -148,14 +154,15 @@ class RayTrainer:
         # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.
         if self._workers == 1:
             options: dict[str, Any] = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2}
-            # Ray would put an actor that reserves nothing beside the driver, though the head may have one core. A soft
-            # affinity would still do so half the time.
+            # Ray would put an actor that reserves nothing beside the driver, though the head may have one core, and
+            # often does so in spite of a soft affinity.
             if not self._gpus and ray.util.get_current_placement_group() is None:
-                place = with_most_cpus(ray.nodes(), ray.get_runtime_context().get_node_id())
-                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place, soft=False)
+                here = ray.get_runtime_context().get_node_id()
+                self._place = with_most_cpus(ray.nodes(), here, self._failed)
+                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._place, soft=False)
             return ray.remote(TrainingWorker).options(**options).remote()
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(TrainingGroup).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here)
+        beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(TrainingGroup).options(num_cpus=0, max_concurrency=8, scheduling_strategy=beside)
         return actor.remote(self._workers, bool(self._gpus), self._patience_s)
 
     def _wait_for_gpus(self) -> None:

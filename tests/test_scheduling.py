@@ -104,3 +104,5 @@ def test_the_student_is_trained_where_the_most_cpus_are():
     assert with_most_cpus(nodes, "head") == "a"
     assert with_most_cpus([node("a", 8), node("b", 8), node("c", 2)], "a") == "a"  # of equals, the driver's
     assert with_most_cpus([node("head", None)], "head") == "head"
+    assert with_most_cpus(nodes, "head", failed={"a"}) == "b"  # it may be dead, though Ray has not noticed yet
+    assert with_most_cpus(nodes, "head", failed={"a", "b", "head"}) == "a"
