@@ -28,9 +28,9 @@ def owner(seed: int) -> str:
     return f"run-{seed}"
 
 
-def config(url: str, seed: int) -> HttpConfig:
+def config(url: str, seed: int, timeout_s: float = 0.6) -> HttpConfig:
     """The teacher's section: every run has a teacher of its own."""
-    return HttpConfig(kind="http", url=url, model="m", name=f"faulty-{seed}", classes=3, timeout_s=0.6)
+    return HttpConfig(kind="http", url=url, model="m", name=f"faulty-{seed}", classes=3, timeout_s=timeout_s)
 
 
 def drive(url: str, ledger_path: str, budget: int, count: int, seed: int, address: str | None) -> None:

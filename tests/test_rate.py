@@ -19,6 +19,7 @@ from kdray.runs.purchase import PurchasePolicy, buy
 from kdray.teachers.async_pool import AsyncTeacherPool
 
 RATE, BURST, WORKERS = 10.0, 5, 4
+TIMEOUT_S = 60.0  # a busy machine must lose no request: each is to reach the server, once
 LIMITS = Limits(requests_per_s=RATE, burst=BURST, in_flight=8)
 
 
@@ -49,7 +50,7 @@ def ask(url: str, path: str, owner: str, seed: int, count: int) -> None:
     """One run of several on a ledger: buys, one image a request."""
     ledger = Ledger(path)
     ledger.open_account(owner, {"training": count})
-    teacher = fault_driver.config(url, 0).build(fault_driver.SHAPE)
+    teacher = fault_driver.config(url, 0, TIMEOUT_S).build(fault_driver.SHAPE)
     teacher.check()  # as a run does before it buys
     pool = AsyncTeacherPool(teacher, 4)
     images = fault_driver.images(count, seed)
@@ -106,7 +107,7 @@ def test_two_workers_on_ray_keep_to_one_rate(server, tmp_path: Path, ray_local):
     from actors.teachers import RayTeacherPool
 
     url, arrivals = server
-    section = fault_driver.config(url, 0)
+    section = fault_driver.config(url, 0, TIMEOUT_S)
     build = partial(section.build, fault_driver.SHAPE)
     pool = RayTeacherPool(build(), build, 2, slots=8)
     pool.start()
@@ -118,7 +119,8 @@ def test_two_workers_on_ray_keep_to_one_rate(server, tmp_path: Path, ray_local):
     buy(images[:32], teachers=pool, ledger=ledger, batch_size=1)
     arrivals.clear()
     begin = time.monotonic()
-    buy(images[32:], teachers=pool, ledger=ledger, batch_size=1, policy=PurchasePolicy(limits=LIMITS))
+    bought = buy(images[32:], teachers=pool, ledger=ledger, batch_size=1, policy=PurchasePolicy(limits=LIMITS))
     pool.close()
     ledger.close()
+    assert len(bought.positions) == 60
     check(begin, arrivals, granted(path)[32:], 60)
