@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from conftest import actor_pids, digits_config, served
+from safetensors.torch import save
 
 from actors.cluster import Cluster, connect, count_workers
 from actors.scoring import RaySearcher
@@ -566,6 +567,7 @@ def test_an_http_worker_that_died_at_its_leisure_still_knows_how_to_ask(http_par
 @pytest.mark.storm  # small: the run on workers that are killed trains in one too
 def test_a_student_trained_in_an_actor_is_the_one_trained_here(ray_local):
     spec = StudentSpec(
+        start=save(build_model("small-cnn", (1, 16, 16), 3, seed=8).network.state_dict()),
         card=ModelCard(model="small-cnn", image_shape=(1, 16, 16), num_classes=3),
         mean=[0.5],
         std=[0.2],

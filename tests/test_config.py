@@ -526,8 +526,16 @@ def test_an_unknown_model_is_told_the_nearest_and_all(field):
     assert unlike.startswith(f"{field}: no model named 'zzz'") and "did you mean" not in unlike
 
 
-def test_a_torchvision_teacher_needs_no_place_in_the_zoo():
-    assert parse("teacher.model=torchvision/resnet50").teacher.model == "torchvision/resnet50"
+@pytest.mark.parametrize("field", ["student", "teacher"])
+def test_a_network_of_torchvisions_is_written_by_its_full_name(field):
+    given = {"resnet50": "torchvision/resnet50", "resnet18": "resnet18", "torchvision/resnet18": "torchvision/resnet18"}
+    given["torchvision:vit_b_16"] = "torchvision/vit_b_16"
+    for name, full in given.items():
+        config = parse(f"{field}.model={name}")
+        assert getattr(config, field).model == full
+        assert parse(f"{field}.model={full}") == config
+    message = refusal(f"{field}.model=torchvision/resnet19")
+    assert message.startswith(f"{field}.model: torchvision has no classifier named 'resnet19'; did you mean 'resnet1")
 
 
 def test_all_problems_are_told_at_once_one_a_line():

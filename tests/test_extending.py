@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from kdray.config.load import dump_config, load_config, parse_config
+from kdray.models.classifier import build_model
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 
@@ -50,6 +52,10 @@ def test_a_run_of_nothing_but_the_pages_own_parts(my_parts):
     chosen = RunDirectory(my_parts / "run").read_candidates(2)
     assert chosen.source == "mirrored" and set(chosen.columns) == {"image", "mirrored"}
     assert load_config(my_parts / "run" / "config.yaml") == parse_config(yaml.safe_load(dump_config(result.config)))
+
+
+def test_the_class_of_networks_is_a_model_as_well(my_parts):
+    assert build_model("my_parts:Averages", (1, 16, 16), 3, seed=0)(torch.zeros(2, 1, 16, 16)).shape == (2, 3)
 
 
 def test_every_kind_of_part_has_its_example():

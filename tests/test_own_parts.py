@@ -199,8 +199,43 @@ class Pair(nn.Module):
 def pair(image_shape, classes):
     return Pair(mlp(image_shape, classes))
 
+class Linear(nn.Module):
+    # named arguments, in any order, with or without defaults
+
+    def __init__(self, num_classes=7, *, image_shape, bias=True):
+        super().__init__()
+        channels, height, width = image_shape
+        self.layer = nn.Linear(channels * height * width, num_classes, bias=bias)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+class Convolution(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Conv2d(1, num_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+class Positional(Linear):
+    def __init__(self, shape, num_classes):
+        super().__init__(image_shape=shape, num_classes=num_classes)
+
+class TooMany(Linear):
+    def __init__(self, image_shape, num_classes, depth):
+        super().__init__(num_classes, image_shape=image_shape)
+
+class Wrong(Linear):
+    def __init__(self, num_classes, image_shape):
+        super().__init__(num_classes + 1, image_shape=image_shape)
+
+network = Convolution(3)
 number = 3
 """
+
+
+@pytest.mark.parametrize("name", ["Linear", "Convolution", "Positional"])
+def test_a_class_of_the_users_own_is_a_model_too(own, name):
+    model = build_model(f"{own(MODEL)}:{name}", SHAPE, 3, seed=0)
+    assert type(model.network).__name__ == name
+    assert model(torch.zeros(2, *SHAPE, dtype=torch.uint8)).shape == (2, 3)
 
 
 def test_a_model_of_the_users_own_is_built_trained_saved_and_loaded(own, tmp_path):
@@ -232,6 +267,9 @@ def test_a_model_of_the_users_own_is_built_trained_saved_and_loaded(own, tmp_pat
         ("fixed", "has no parameters to train"),
         ("spare", "do not depend on its parameter spare; remove it"),
         ("pair", "gives a tuple for two images"),
+        ("TooMany", r"\(\(1, 6, 5\), 3\) failed \(TypeError: .*'depth'"),
+        ("Wrong", r"gives torch.float32 \[2, 4\] for two images; it must give float logits \[2, 3\]"),
+        ("network", "is a network already; name its class, or a function that makes one"),
     ],
 )
 def test_a_function_that_makes_no_classifier_is_refused(own, function, message):
@@ -242,7 +280,7 @@ def test_a_function_that_makes_no_classifier_is_refused(own, function, message):
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [("number", "it is a int, not a function"), ("missing", "cannot import {}:missing (AttributeError: ")],
+    [("number", "it is a int, not a class or a function"), ("missing", "cannot import {}:missing (AttributeError: ")],
 )
 def test_what_is_no_model_is_refused_with_the_config(own, function, message):
     name = own(MODEL)

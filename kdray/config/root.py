@@ -29,7 +29,8 @@ class TrainerSection(Section):
     driver."""
     threads: Threads = "auto"
     """CPU threads for training the student. The last bits of results depend on this number. So auto is resolved once
-    and written into the run's config.yaml: 1 for lenet5 and small-cnn, all cores for larger networks."""
+    and written into the run's config.yaml: 1 for lenet5, mlp and small-cnn, all cores for larger
+    networks."""
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of a training worker; may be a fraction. With several workers, 0 or 1."""
     workers: Annotated[int, Field(ge=1)] = 1

@@ -1,12 +1,14 @@
-"""Networks by name: those that come with kdray, and a user's own by `module:function`."""
+"""Networks by name: those that come with kdray, torchvision's, and a user's own by `module:object`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
 from kdray.errors import ModelError
+from kdray.models.torchvision import PREFIX, build_torchvision, torchvision_names
 from kdray.sections.base import did_you_mean
 from kdray.sections.registry import Catalogue, import_object
 
@@ -60,38 +62,58 @@ def model_names() -> list[str]:
 
 
 def find_model(name: str) -> Architecture:
-    """The network of that name, or a user's own by `module:function`.
+    """The network of that name: of the zoo, else torchvision's, or a user's own by `module:object`.
+
+    Args:
+        name: `torchvision/NAME`, or `torchvision:NAME`, is torchvision's also where the zoo has one of that name.
 
     Raises:
         ModelError: there is none, or what is named cannot be imported or called.
     """
+    if name.startswith((PREFIX, "torchvision:")):
+        return _of_torchvision(name[len(PREFIX) :])
     if ":" in name:
         try:
             build = import_object(name)
         except LookupError as error:
             raise ModelError(f"no model {name!r}: {error.args[0]}") from None
         if not callable(build):
-            raise ModelError(f"no model {name!r}: it is a {type(build).__name__}, not a function of (image shape, K)")
+            raise ModelError(
+                f"no model {name!r}: it is a {type(build).__name__}, not a class or a function of (image shape, K)"
+            )
         return Architecture(name=name, build=build, users_own=True)
     names = model_names()
+    if name in names:
+        return _ARCHITECTURES[name]
+    theirs = torchvision_names()
+    if name in theirs:
+        return _of_torchvision(name)
+    near = did_you_mean(name, [*names, *theirs])
+    hint = f"; {near}" if near else "."
+    raise ModelError(
+        f"no model named {name!r}{hint} There are: {', '.join(names)}; and torchvision's classifiers, such as resnet50"
+    )
+
+
+def _of_torchvision(name: str) -> Architecture:
+    """Its name in configs and files says that it is torchvision's: a later zoo may have a network of that name."""
+    names = torchvision_names()
     if name not in names:
         near = did_you_mean(name, names)
-        hint = f"; {near}" if near else "."
-        raise ModelError(f"no model named {name!r}{hint} There are: {', '.join(names)}")
-    return _ARCHITECTURES[name]
+        raise ModelError(f"torchvision has no classifier named {name!r}" + (f"; {near}" if near else ""))
+    return Architecture(name=f"{PREFIX}{name}", build=partial(build_torchvision, name))
 
 
 def known_model(name: str) -> str:
-    """`name`, if `find_model` finds it.
+    """The name of a network in full: `resnet50`, which the zoo has not, is `torchvision/resnet50`.
 
     Raises:
-        ValueError: it does not; the message is that of `find_model`.
+        ValueError: `find_model` does not find it; the message is that of `find_model`.
     """
     try:
-        find_model(name)
+        return find_model(name).name
     except ModelError as error:
         raise ValueError(str(error)) from None
-    return name
 
 
 ModelName = Annotated[str, AfterValidator(known_model)]

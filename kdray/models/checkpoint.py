@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,25 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origi
     """Put `tensors` into `model`.
 
     Raises:
+        ModelError: see `check_weights`.
+    """
+    check_weights(model.state_dict(), tensors, origin)
+    model.load_state_dict(tensors)
+
+
+def check_weights(
+    own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], origin: str, model: str = "the model"
+) -> None:
+    """Refuse tensors that are not those of a model.
+
+    Args:
+        own: the model's, by name.
+        origin: where `tensors` come from, for the message.
+        model: how the message calls the model.
+
+    Raises:
         ModelError: a tensor is missing, left over or of another shape; names the first of each.
     """
-    own = model.state_dict()
     missing = [name for name in own if name not in tensors]
     extra = [name for name in tensors if name not in own]
     wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
@@ -148,5 +165,4 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origi
             if wrong
             else []
         )
-        raise ModelError(f"{origin}: the weights do not fit the model: {'; '.join(what)}")
-    model.load_state_dict(tensors)
+        raise ModelError(f"{origin}: the weights do not fit {model}: {'; '.join(what)}")

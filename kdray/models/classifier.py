@@ -1,7 +1,9 @@
 """A network with its input normalisation, which takes images as they are stored."""
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +60,8 @@ def build_network(name: str, image_shape: tuple[int, int, int], num_classes: int
         num_classes: K.
 
     Raises:
-        ModelError: an unknown name, images too small for the network, or a user's own function that does not give such
-            a network.
+        ModelError: an unknown name, images too small for the network, or a user's own class or function that does not
+            give such a network.
     """
     architecture = find_model(name)
     if architecture.users_own:
@@ -70,10 +72,15 @@ def build_network(name: str, image_shape: tuple[int, int, int], num_classes: int
 def _build_users_own(architecture: Architecture, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Build a user's network, and try a copy of it on two black images, in training mode and in eval mode."""
     name = architecture.name
+    build: Callable[..., Any] = architecture.build
+    if isinstance(build, nn.Module):
+        raise ModelError(f"{name} is a network already; name its class, or a function that makes one")
+    arguments, named = _arguments(build, image_shape, num_classes)
     try:
-        network = architecture.build(image_shape, num_classes)
+        network = build(*arguments, **named)
     except Exception as error:  # a user's function may raise anything
-        raise ModelError(f"{name}{(image_shape, num_classes)} failed ({type(error).__name__}: {error})") from None
+        call = ", ".join([*map(str, arguments), *(f"{key}={value}" for key, value in named.items())])
+        raise ModelError(f"{name}({call}) failed ({type(error).__name__}: {error})") from None
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
     trial = copy.deepcopy(network)
@@ -86,6 +93,23 @@ def _build_users_own(architecture: Architecture, image_shape: tuple[int, int, in
     if idle:
         raise ModelError(f"{name} made a network whose logits do not depend on its parameter {idle[0]}; remove it")
     return network
+
+
+def _arguments(
+    build: Callable[..., Any], image_shape: tuple[int, int, int], num_classes: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a user's class or function is called: with the image shape and the number of classes by their names where it
+    needs no other arguments than `num_classes` and `image_shape`, else with both in this order."""
+    given = {"image_shape": image_shape, "num_classes": num_classes}
+    try:
+        parameters = inspect.signature(build).parameters
+    except (TypeError, ValueError):  # some that are not written in Python have none
+        return (image_shape, num_classes), {}
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {name for name, one in parameters.items() if one.default is one.empty and one.kind not in free}
+    if "num_classes" not in parameters or not needed <= given.keys():
+        return (image_shape, num_classes), {}
+    return (), {name: value for name, value in given.items() if name in parameters}
 
 
 def _try(network: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> Tensor:

@@ -50,6 +50,31 @@ class ResidualBlock(nn.Module):
         return F.relu(self.body(x) + shortcut)
 
 
+class PreActivationBlock(nn.Module):
+    """Two 3x3 convolutions, each behind batch normalisation and ReLU, and a shortcut (Zagoruyko and Komodakis, 2016).
+
+    Where the number of channels changes, the shortcut is a 1x1 convolution of what the first one takes.
+
+    Args:
+        narrow, wide, stride: see `ResidualBlock`.
+    """
+
+    def __init__(self, narrow: int, wide: int, stride: int) -> None:
+        super().__init__()
+        self.before = nn.Sequential(nn.BatchNorm2d(narrow), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(narrow, wide, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(),
+            nn.Conv2d(wide, wide, 3, padding=1, bias=False),
+        )  # fmt: skip
+        self.shortcut = nn.Conv2d(narrow, wide, 1, stride=stride, bias=False) if narrow != wide else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, narrow, H, W] to [B, wide, ceil(H / stride), ceil(W / stride)]."""
+        active = self.before(x)
+        output: Tensor = self.body(active) + (x if self.shortcut is None else self.shortcut(active))
+        return output
+
+
 def flat_features(features: nn.Module, shape: tuple[int, int, int]) -> int:
     """How many numbers `features` gives for one image of shape (C, H, W)."""
     training = features.training

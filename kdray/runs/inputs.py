@@ -16,6 +16,7 @@ from kdray.models.base import find_model
 from kdray.models.checkpoint import ModelCard
 from kdray.models.classifier import ImageClassifier, build_model, pixel_statistics
 from kdray.models.features import head
+from kdray.models.start import start_weights, with_digest
 from kdray.observers import Observer
 from kdray.pools.base import Pool
 from kdray.runs.pool_schedule import PoolSchedule, read_pool
@@ -83,12 +84,15 @@ class InMemoryInputs:
 
 
 def resolve(config: Config, recorded: Config | None = None) -> Config:
-    """The config as it goes into the run directory: absolute paths, and a number for `auto` threads.
+    """The config as it goes into the run directory: absolute paths, a number for `auto` threads, and the digest of the
+    weights that students start from.
 
     Args:
         recorded: the config a run directory already holds: a resumed run keeps its thread count.
     """
     data = _with_absolute_paths(config)
+    if (init := data["student"]["init"]) is not None:
+        data["student"]["init"] = with_digest(init, recorded.student.init if recorded else None)
     trainer = data["resources"]["trainer"]
     if trainer["threads"] == "auto":
         light = find_model(config.student.model).light
@@ -234,7 +238,15 @@ def read_inputs(
         model=config.student.model, image_shape=images.image_shape, num_classes=teacher.num_classes, classes=classes
     )
     threads = config.resources.trainer.thread_count
-    spec = StudentSpec(card=card, mean=mean, std=std, recipe=config.student, seed=config.seed, threads=threads)
+    spec = StudentSpec(
+        card=card,
+        mean=mean,
+        std=std,
+        recipe=config.student,
+        seed=config.seed,
+        threads=threads,
+        start=read_start(config.student, card),
+    )
     estimation = Estimation(queries=pooled.estimate, validation=data.validation) if pooled.estimate else None
     return Inputs(
         config=config,
@@ -333,7 +345,7 @@ def check_student(section: StudentSection, image_shape: tuple[int, int, int]) ->
 
     Raises:
         ConfigError: a shift that does not fit the images, or a device that is not there.
-        ModelError: an unknown network, or images too small for it.
+        ModelError: an unknown network, images too small for it, or weights of `init` that do not fit it.
     """
     if section.augment.shift >= min(image_shape[1:]):
         raise ConfigError(
@@ -341,4 +353,19 @@ def check_student(section: StudentSection, image_shape: tuple[int, int, int]) ->
             f"images of {image_shape[1]}x{image_shape[2]}"
         )
     resolve_device(section.device, "student.device")
-    return build_model(section.model, image_shape, 2, seed=0)
+    student = build_model(section.model, image_shape, 2, seed=0)
+    if section.init is not None:
+        start_weights(section.init, student.network, section.model)
+    return student
+
+
+def read_start(section: StudentSection, card: ModelCard) -> bytes | None:
+    """The weights that students start from, see `kdray.models.start`; None for fresh ones.
+
+    Raises:
+        ModelError: see `check_student`.
+    """
+    if section.init is None:
+        return None
+    fresh = build_model(card.model, card.image_shape, card.num_classes, seed=0)
+    return start_weights(section.init, fresh.network, card.model)

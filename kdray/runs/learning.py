@@ -5,7 +5,7 @@ import io
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,12 +17,12 @@ from kdray.errors import ConfigError, RunDirectoryError
 from kdray.images import ImageSet
 from kdray.images.labels import with_teachers_labels
 from kdray.ledger.store import Ledger
-from kdray.models.checkpoint import ModelCard, load_student, read_own_card, read_tensors
+from kdray.models.checkpoint import load_student, read_own_card, read_tensors
 from kdray.models.predict import predict
 from kdray.observers import Observer
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores, score
-from kdray.runs.inputs import check_student, read_labelled, read_test, resolve
+from kdray.runs.inputs import check_student, read_labelled, read_start, read_test, resolve
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.teachers.answers import to_answers
 from kdray.training.losses.base import check_loss
@@ -207,21 +207,17 @@ def _student_spec(run: RunDirectory, config: Config) -> StudentSpec:
     """What a student is trained from: as `kdray.runs.inputs.read_inputs` makes it, but from the run's files alone."""
     if not run.student.exists():
         raise RunDirectoryError(f"{run.path} has not finished a round yet; go on with: kdray resume {run.path}")
-    card, tensors = read_own_card(run.student), read_tensors(run.student)
+    card, tensors = replace(read_own_card(run.student), model=config.student.model), read_tensors(run.student)
     check_loss(config.student.loss, card.num_classes, "student.loss")
     check_student(config.student, card.image_shape)
     return StudentSpec(
-        card=ModelCard(
-            model=config.student.model,
-            image_shape=card.image_shape,
-            num_classes=card.num_classes,
-            classes=card.classes,
-        ),
+        card=card,
         mean=tensors["mean"].flatten().tolist(),  # of the run's images, which need not be here any more
         std=tensors["std"].flatten().tolist(),
         recipe=config.student,
         seed=config.seed,
         threads=config.resources.trainer.thread_count,
+        start=read_start(config.student, card),
     )
 
 

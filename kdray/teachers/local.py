@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from kdray.errors import ModelError, TeacherError
 from kdray.images.base import read_class_names
-from kdray.models.base import known_model
+from kdray.models.base import ModelName
+from kdray.models.torchvision import PREFIX, build_torchvision, without_auxiliary
 from kdray.sections.base import Classes, Device
 from kdray.sections.classes import loose
 from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, check_shape
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from kdray.teachers.http.secrets import Secrets
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-_TORCHVISION = "torchvision/"
 _REMEDIES = {
     "percent": "divide them by 100 in the program",
     "logs": "set teacher.outputs to logits",
@@ -59,8 +59,8 @@ class LocalTeacherConfig(TeacherSection):
     """local: a model on this machine."""
     weights: str
     """safetensors for `model`; or, where `model` is null, a TorchScript or torch.export file."""
-    model: str | None = None
-    """A network of the zoo, or torchvision/NAME; null where `weights` is a whole program."""
+    model: ModelName | None = None
+    """A network by name, as `student.model`; null where `weights` is a whole program."""
     classes: Classes | None = None
     """Number or names of the classes; null reads them from weights that kdray saved. A teacher that is trained here has
     these classes, in this order; null takes those of its images."""
@@ -72,11 +72,6 @@ class LocalTeacherConfig(TeacherSection):
     """How to make `weights` when the file is not there."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
-
-    @field_validator("model")
-    @classmethod
-    def _model_is_known(cls, value: str | None) -> str | None:
-        return value if value is None or value.startswith(_TORCHVISION) else known_model(value)
 
     @model_validator(mode="after")
     def _a_network_takes_floats(self) -> LocalTeacherConfig:
@@ -177,8 +172,10 @@ class LocalTeacherConfig(TeacherSection):
         self, path: Path, image_shape: tuple[int, int, int]
     ) -> tuple[torch.nn.Module, int, tuple[int, int, int] | None]:
         """The model, its number of classes, and the shape (C, H, W) of the images it takes, where it says."""
-        if self.model is not None and not self.model.startswith(_TORCHVISION):
-            return self._load_zoo(path, self.model, image_shape)
+        from kdray.models.checkpoint import read_card
+
+        if self.model is not None and (not self.model.startswith(PREFIX) or read_card(path) is not None):
+            return self._load_named(path, self.model, image_shape)
         if self.model is not None:
             if self.classes is None:
                 raise TeacherError("teacher.classes is missing: give the number or the names of the classes")
@@ -192,7 +189,7 @@ class LocalTeacherConfig(TeacherSection):
         program = load_program(path, self.input.pixels, self.input.mean, self.input.std)
         return program, count_in(self.classes), None
 
-    def _load_zoo(
+    def _load_named(
         self, path: Path, name: str, image_shape: tuple[int, int, int]
     ) -> tuple[ImageClassifier, int, tuple[int, int, int]]:
         from kdray.models.checkpoint import load_weights, read_card, read_tensors
@@ -228,27 +225,19 @@ class LocalTeacherConfig(TeacherSection):
     def _load_torchvision(
         self, path: Path, model: str, count: int, image_shape: tuple[int, int, int]
     ) -> ImageClassifier:
-        import torchvision
-
-        from kdray.models.checkpoint import load_weights, read_card, read_tensors
+        """A network of torchvision's with weights that kdray did not write, such as torchvision's own."""
+        from kdray.models.checkpoint import load_weights, read_tensors
         from kdray.models.classifier import ImageClassifier
 
-        name = model.removeprefix(_TORCHVISION)
-        try:
-            with torch.random.fork_rng():
-                network = torchvision.models.get_model(name, weights=None, num_classes=count)
-        except ValueError:
-            raise ModelError(f"teacher.model: torchvision has no model named {name!r}") from None
         if image_shape[0] != 3:
             raise TeacherError(
                 f"teacher.model: {model} takes RGB images, the images are grey; set teacher.input.colour to rgb"
             )
+        with torch.random.fork_rng():
+            network = build_torchvision(model.removeprefix(PREFIX), image_shape, count)
         self.input.check_channels(image_shape[0])
         mean, std = self.input.mean or _IMAGENET[0], self.input.std or _IMAGENET[1]
-        card = read_card(path)
-        if card is not None:
-            raise ModelError(f"teacher.model is {model!r}, but {path} holds a kdray {card.model!r}")
-        load_weights(network, read_tensors(path), f"teacher.weights {path}")
+        load_weights(network, without_auxiliary(model, read_tensors(path)), f"teacher.weights {path}")
         return ImageClassifier(network, image_shape, mean, std).eval()
 
 

@@ -60,7 +60,7 @@ def train_teacher(
     It is trained on what it will see: images as `section.input` converts them.
 
     Raises:
-        TeacherError: no recipe, a model that is not of the zoo, or training images of another shape.
+        TeacherError: no recipe, no network that is named, or training images of another shape.
         ImageSetError: images without labels, or a label that is not below the number of classes.
     """
     from torch.nn import functional
@@ -72,8 +72,8 @@ def train_teacher(
     recipe = section.train
     if recipe is None:
         raise TeacherError("teacher.train is missing: it says which labelled images to train the teacher on")
-    if section.model is None or section.model.startswith("torchvision/"):
-        raise TeacherError(f"teacher.model: {section.model!r} cannot be trained here; name a model of the zoo")
+    if section.model is None:
+        raise TeacherError("teacher.model: a whole program cannot be trained here; name a network")
     data = labelled
     if recipe.images is not None:
         data = _read(recipe.images, recipe.seed, "teacher images", "teacher.train.images")

@@ -1,6 +1,6 @@
 """The config sections that say how a network is trained."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -55,7 +55,13 @@ class Recipe(Section):
 
 
 class StudentSection(Recipe):
-    """The student, trained from scratch each round on all that has been bought."""
+    """The student, trained anew each round on all that has been bought."""
+
+    path_fields: ClassVar[tuple[str, ...]] = ("init",)
 
     model: ModelName = "lenet5"
-    """A network of the zoo (see `kdray.models.zoo`), or a function of your own as module:function."""
+    """A network of kdray's zoo or one of torchvision's classifiers by name (docs/models.md), or a class or function of
+    your own as module:object."""
+    init: str | None = None
+    """A file of weights that each round's student starts from: safetensors, or a torch state dict (.pt, .pth). Its last
+    layer is left out where it has another number of classes. null starts from random weights."""

@@ -1,4 +1,4 @@
-"""Training a student from fresh weights to the bytes of its file; every trainer runs `fit`."""
+"""Training a student from its first weights to the bytes of its file; every trainer runs `fit`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdray.models.checkpoint import ModelCard, model_bytes
 from kdray.models.classifier import build_model
+from kdray.models.start import load_start
 from kdray.training.loop import TrainResult, train
 from kdray.training.recipe import Recipe
 from kdray.training.shard import Shard
@@ -22,6 +23,7 @@ class StudentSpec:
         recipe: how it is trained.
         seed: the run's seed.
         threads: CPU threads of training.
+        start: weights to start from, see `kdray.models.start`; None: fresh ones.
     """
 
     card: ModelCard
@@ -30,6 +32,7 @@ class StudentSpec:
     recipe: Recipe
     seed: int
     threads: int
+    start: bytes | None = None
 
 
 def fit(
@@ -40,7 +43,7 @@ def fit(
     on_epoch: Callable[[int, float], None] | None = None,
     shard: Shard | None = None,
 ) -> tuple[bytes, TrainResult]:
-    """Train a student from scratch; see `kdray.training.base.Trainer.fit`.
+    """Train a student from fresh weights, or from those of `spec.start`; see `kdray.training.base.Trainer.fit`.
 
     Args:
         shard: this process's share of the work; None: all of it.
@@ -52,6 +55,8 @@ def fit(
     model = build_model(
         spec.card.model, spec.card.image_shape, spec.card.num_classes, seed=spec.seed, mean=spec.mean, std=spec.std
     )
+    if spec.start is not None:
+        load_start(model.network, spec.start)
     result = train(
         model,
         images,
