@@ -11,11 +11,12 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from actors.cluster import LONG_WAIT_S, unwrap
 from actors.metrics import ScoringMetrics, SearchMetrics
+from actors.parcels import pack, unpack
 from actors.scheduling import Assignment
 from kdray.errors import ScoringError
 from kdray.pools.base import Pool
 from kdray.search.cost import batch_on
-from kdray.search.forward import Forward, ForwardOptions, a_seconds_work
+from kdray.search.forward import Forward, ForwardOptions, a_seconds_work, placed
 from kdray.search.requests import R, Request, RunStage, SearchContext
 from kdray.search.stages import Cut, Merge, Stage
 from kdray.sections.search import PATIENCE_S, SearchSettings
@@ -58,7 +59,7 @@ class ScoringWorker:
         reference in a call costs the driver time."""
         begin = time.monotonic()
         pool, model, stage = self._fetch("job", job[0], lambda value: value)
-        held: Pool = self._fetch("pool", pool, lambda value: value.to(self._device))
+        held: Pool = self._fetch("pool", pool, lambda value: placed(value, self._device))
         forward: Forward = self._fetch("model", model, lambda value: Forward(value, self._device, self._options))
         work: Stage = self._fetch("stage", stage, lambda value: value)
         result = work.run(held, forward, number, bound)
@@ -68,7 +69,7 @@ class ScoringWorker:
     def _fetch(self, name: str, reference: Reference, make: Callable[[Any], Any]) -> Any:
         held = self._held.get(name)
         if held is None or held[0] != reference.hex():
-            held = self._held[name] = (reference.hex(), make(ray.get(reference)))
+            held = self._held[name] = (reference.hex(), make(unpack(ray.get(reference))))
         return held[1]
 
 
@@ -176,12 +177,12 @@ class RaySearcher:
         if not self._actors:
             self.start()
         if self._pool is None or self._pool[0] is not pool:
-            self._pool = (pool, ray.put(pool))
+            self._pool = (pool, ray.put(pack(pool)))
         parts = self._pool[1], ray.put(model.cpu())
 
         def run_stage(stage: Stage, merge: Merge) -> None:
             metrics = SearchMetrics()
-            job = [ray.put((*parts, ray.put(stage)))]
+            job = [ray.put((*parts, ray.put(pack(stage))))]
             under_way = _StageRun(self._actors, job, len(stage), merge)
             alive_at, told, seen_at = time.monotonic(), False, 0.0
             while not under_way.assignment.complete:

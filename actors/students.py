@@ -10,6 +10,7 @@ from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, RayAc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import LONG_WAIT_S, unwrap
+from actors.parcels import pack_images, unpack
 from actors.training_group import TrainingGroup
 from kdray.errors import ScoringError
 from kdray.sections.search import PATIENCE_S
@@ -43,18 +44,19 @@ class TrainingWorker:
     def fit(
         self, call: int, spec: StudentSpec, images: list[Any], targets: list[Any], round: int
     ) -> tuple[bytes, TrainResult]:
-        """Call `kdray.training.trainer.fit` with numpy arrays.
+        """Call `kdray.training.trainer.fit`.
 
         Args:
             call: a number that no other call has.
-            images, targets: each a list with the reference of an array: Ray would replace a bare reference.
+            images, targets: each a list with the reference of what `actors.parcels.pack_images` gave: Ray would replace
+                a bare reference.
         """
         epochs: list[tuple[int, float]] = []
         self._progress = call, epochs
         return fit(
             spec,
-            torch.from_numpy(ray.get(images[0]).copy()),
-            torch.from_numpy(ray.get(targets[0]).copy()),
+            unpack(ray.get(images[0])),
+            unpack(ray.get(targets[0])),
             round,
             lambda done, loss: epochs.append((done, loss)),
         )
@@ -115,7 +117,7 @@ class RayTrainer:
         Raises:
             ScoringError: the worker died three times, or gets no GPU for `patience_s`.
         """
-        arrays = [ray.put(images.numpy())], [ray.put(targets.numpy())]
+        arrays = [ray.put(pack_images(images))], [ray.put(targets.numpy())]
         self._failed.clear()
         for _ in range(_MAX_TRIES):
             try:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-import torch
 
+from actors.parcels import unpack
 from kdray.errors import KdrayError, ScoringError
 from kdray.training.loop import TrainResult, smallest_batch
 from kdray.training.trainer import StudentSpec, fit
@@ -67,7 +67,7 @@ class TrainingGroup:
         on_gpu = self._gpus and spec.recipe.device != "cpu"
         recipe = spec.recipe.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
         # A worker that gets no image of a batch would have nothing to compute, so a tiny labelled set takes fewer.
-        workers = min(self._count, smallest_batch(len(ray.get(images[0])), recipe))
+        workers = min(self._count, smallest_batch(len(ray.get(targets[0])), recipe))
         arguments = {
             "group": ray.get_runtime_context().current_actor,
             "call": call,
@@ -145,7 +145,7 @@ def train_part(arguments: dict[str, Any]) -> None:
     first = shard.rank == 0
     if first:
         ray.get(group.begin.remote(call))
-    images, targets = (torch.from_numpy(ray.get(arguments[name][0]).copy()) for name in ("images", "targets"))
+    images, targets = (unpack(ray.get(arguments[name][0])) for name in ("images", "targets"))
     try:
         data, result = fit(
             spec,

@@ -139,7 +139,7 @@ def _kept_in(directory: RunDirectory, name: str, data: ImageSet) -> dict[str, st
 
     The name of the file contains a hash of the images, so other images give another config.
     """
-    digest = hashlib.blake2b(data.images.numpy().tobytes(), digest_size=6)
+    digest = hashlib.blake2b(data.images.numpy().reshape(-1).data, digest_size=6)
     if data.labels is not None:
         digest.update(data.labels.numpy().tobytes())
     if data.classes is not None:

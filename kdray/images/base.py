@@ -160,7 +160,7 @@ sources = Registry(
     field="images",
     tag="source",
     package="kdray.images",
-    skip=("arrays", "decode", "labels", "pixels", "splits"),
+    skip=("arrays", "decode", "labels", "pixels", "shards", "splits"),
 )
 """The sources of images, by name."""
 

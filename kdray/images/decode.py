@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 from kdray.errors import ImageSetError
 from kdray.images.base import ImageRows, ImageSource
 from kdray.images.pixels import Shown, as_shown
+from kdray.utils.stored import gathered, is_stored, temporary_folder
 
 _UNREADABLE = (
     OSError,
@@ -55,27 +56,39 @@ def decode_rows(
         ImageSetError: an image that is not readable, images of several shapes, or 16-bit images of which it cannot be
             known how many bits they use.
     """
-    pixels: np.ndarray | None = None
     wide, frames = _Wide(), 0
-    for position, row in enumerate(rows.tolist()):
-        shown = _decode(opened, row, source, field)
-        frames += shown.frames
-        if shown.highest is not None and shown.highest >= wide.highest:
-            wide = _Wide(highest=shown.highest, row=row, scalable=shown.scalable)
-        array = _resized(shown.image, source.size)
-        if pixels is None:
-            pixels = np.empty((len(rows), *array.shape), dtype=np.uint8)
-        if array.shape != pixels.shape[1:]:
-            raise ImageSetError(
-                f"{field}: {opened.where(row)} is {_shape(array.shape)}, but {opened.where(int(rows[0]))} is "
-                f"{_shape(pixels.shape[1:])}; set {field}.size (and {field}.colour) to bring all images to one shape"
-            )
-        pixels[position] = array
-    assert pixels is not None  # there is at least one row
+
+    def decoded() -> Iterator[np.ndarray]:
+        nonlocal wide, frames
+        shape: tuple[int, ...] | None = None
+        for row in rows.tolist():
+            shown = _decode(opened, row, source, field)
+            frames += shown.frames
+            if shown.highest is not None and shown.highest >= wide.highest:
+                wide = _Wide(highest=shown.highest, row=row, scalable=shown.scalable)
+            array = _resized(shown.image, source.size)
+            shape = shape or array.shape
+            if array.shape != shape:
+                raise ImageSetError(
+                    f"{field}: {opened.where(row)} is {_shape(array.shape)}, but {opened.where(int(rows[0]))} is "
+                    f"{_shape(shape)}; set {field}.size (and {field}.colour) to bring all images to one shape"
+                )
+            yield array[None]
+
+    images = gathered(decoded(), len(rows))
     if 0 < wide.highest < 1 << _FEWEST_BITS:
         raise ImageSetError(f"{field}: {_too_dark(opened, wide, field)}")
-    note = f"{frames:,} of {len(rows):,} images of {opened.name} have several frames; the first of each is taken"
-    return torch.from_numpy(pixels), (note,) if frames else ()
+    notes = []
+    if frames:
+        notes.append(
+            f"{frames:,} of {len(rows):,} images of {opened.name} have several frames; the first of each is taken"
+        )
+    if is_stored(images):
+        notes.append(
+            f"{len(images):,} images take {images.nbytes / 2**20:,.0f} MiB; they lie in a temporary file in "
+            f"{temporary_folder()}, not in memory"
+        )
+    return images, tuple(notes)
 
 
 def _decode(opened: ImageRows, row: int, source: ImageSource, field: str) -> Shown:

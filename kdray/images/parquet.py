@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import glob
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from kdray.errors import ImageSetError
 from kdray.images.base import ImageRows, ImageSource, in_order, sources
+from kdray.images.shards import Cells, Shard, columns_of, is_text, listed, open_shard, read_column
 from kdray.images.splits import missing_shards, split_of
 from kdray.utils.files import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from PIL import Image
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMN = "label"
@@ -47,30 +46,18 @@ class ParquetImages(ImageSource):
         A struct column must have a field `bytes` or `path`; a plain column of bytes is read too.
         """
         files, notes = self._files(field)
-        column = self.image_column or _image_column(_columns(files[0], field), files[0], field)
-        shards = [_read_shard(file, column, field) for file in files]
-        starts = np.cumsum([0] + [len(shard.cells) for shard in shards])
+        column = self.image_column or _image_column(columns_of(files[0], field), files[0], field)
+        shards = [open_shard(file, column, field) for file in files]
+        starts = np.cumsum([0] + [shard.rows for shard in shards])
         labels = _Labels(shards=shards, starts=starts, wanted=self.label_column, field=field)
-
-        def place(row: int) -> tuple[_Shard, int]:
-            number = int(np.searchsorted(starts, row, side="right")) - 1
-            return shards[number], row - int(starts[number])
-
-        def where(row: int) -> str:
-            shard, at = place(row)
-            return f"row {at} of {shown(shard.file)}"
-
-        def decode(row: int) -> Image.Image:
-            shard, at = place(row)
-            return shard.decode(at)
-
+        cells = Cells(shards=shards, starts=starts, column=column, field=field)
         return ImageRows(
             name=shown(self.path),
             rows=int(starts[-1]),
-            decode=decode,
-            where=where,
+            decode=cells.decode,
+            where=cells.where,
             labels=labels.read if labels.are_there() else None,
-            no_labels=f"its columns are {_listed(shards[0].schema)}; name one as {field}.label_column",
+            no_labels=f"its columns are {listed(shards[0].schema)}; name one as {field}.label_column",
             classes=labels.classes,
             notes=notes,
         )
@@ -117,113 +104,14 @@ def _names_of(split: str | None) -> set[str | None]:
     return {split, split_of(split) if split else None}
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """One parquet file.
-
-    Attributes:
-        file: its path.
-        schema: of all its columns.
-        cells: the column of images.
-    """
-
-    file: Path
-    schema: pa.Schema
-    cells: pa.ChunkedArray
-
-    def decode(self, row: int) -> Image.Image:
-        """The image of a row; its file beside the parquet where there are no bytes but a path.
-
-        Raises:
-            ValueError, OSError: the cell is empty, or there is no such file.
-        """
-        from PIL import Image
-
-        cell = self.cells[row].as_py()
-        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-        if data is not None:
-            return Image.open(io.BytesIO(data))
-        if not path:
-            raise ValueError("the cell is empty")
-        place = self.file.parent / path
-        if not place.is_file():
-            raise ValueError(f"it has no bytes but a path, and there is no file at {shown(place)}")
-        return Image.open(place)
-
-
-def _open_file(file: Path, field: str, read: Any) -> Any:
-    """What `read` gives of an opened parquet file.
-
-    Raises:
-        ImageSetError: it cannot be read.
-    """
-    import pyarrow as pa
-
-    try:
-        with open(file, "rb") as handle:  # Arrow takes no name that is not UTF-8
-            return read(handle)
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ImageSetError(f"{field}.path: {shown(file)} is not a readable parquet file ({reason})") from None
-
-
-def _read_column(file: Path, column: str, field: str) -> pa.ChunkedArray:
-    import pyarrow.parquet as pq
-
-    # One thread and no read-ahead: the cells are small, and Arrow would keep its buffers for the whole run.
-    table = _open_file(
-        file, field, lambda handle: pq.read_table(handle, columns=[column], use_threads=False, pre_buffer=False)
-    )
-    return table.column(column)
-
-
-def _columns(file: Path, field: str) -> pa.Schema:
-    import pyarrow.parquet as pq
-
-    return _open_file(file, field, pq.read_schema)
-
-
-def _listed(schema: pa.Schema) -> str:
-    return ", ".join(repr(name) for name in schema.names)
-
-
 def _image_column(schema: pa.Schema, file: Path, field: str) -> str:
     column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
     if column is None:
         raise ImageSetError(
-            f"{field}.path: {shown(file)} has no image column; expected 'image' or 'img', found {_listed(schema)}; "
+            f"{field}.path: {shown(file)} has no image column; expected 'image' or 'img', found {listed(schema)}; "
             f"name it as {field}.image_column"
         )
     return column
-
-
-def _read_shard(file: Path, column: str, field: str) -> _Shard:
-    """The images of one file.
-
-    Raises:
-        ImageSetError: the file has no such column, or one that holds no image files.
-    """
-    import pyarrow as pa
-
-    schema = _columns(file, field)
-    if column not in schema.names:
-        raise ImageSetError(f"{field}.path: {shown(file)} has no column {column!r}; its columns are {_listed(schema)}")
-    kind = schema.field(column).type
-    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-    if pa.types.is_struct(kind):
-        parts = [kind.field(k).name for k in range(kind.num_fields)]
-        if not {"bytes", "path"} & set(parts):
-            raise ImageSetError(
-                f"{field}.path: column {column!r} of {shown(file)} has no field 'bytes' or 'path', but "
-                + ", ".join(map(repr, parts))
-            )
-    elif not any(is_binary(kind) for is_binary in binary):
-        held, advice = ("text", "download what it names, or name") if _is_text(kind) else (kind, "name")
-        raise ImageSetError(
-            f"{field}.path: column {column!r} of {shown(file)} holds {held}, not the bytes of image files; {advice} "
-            f"another column as {field}.image_column (its columns are {_listed(schema)})"
-        )
-    return _Shard(file, schema, _read_column(file, column, field))
 
 
 @dataclass(kw_only=True)
@@ -237,7 +125,7 @@ class _Labels:
         field: the config field, for messages.
     """
 
-    shards: list[_Shard]
+    shards: list[Shard]
     starts: np.ndarray
     wanted: str | None
     field: str
@@ -267,7 +155,7 @@ class _Labels:
                 raise ImageSetError(
                     f"{self.field}: row {row} of {shown(shard.file)} has no label in column {self._column(shard)!r}"
                 )
-            if _is_text(cells.type):
+            if is_text(cells.type):
                 index = {name: k for k, name in enumerate(names or ())}
                 found.append(np.array([index[name] for name in cells.to_pylist()], dtype=np.int64))
             else:
@@ -286,11 +174,11 @@ class _Labels:
 
         labelled = [shard for shard in self.shards if (self.wanted or _LABEL_COLUMN) in shard.schema.names]
         kinds = [(shard.file, self._type(shard)) for shard in labelled]
-        text = [(file, _is_text(kind)) for file, kind in kinds if not pa.types.is_null(kind)]
-        for file, is_text in text:
-            if is_text != text[0][1]:
+        text = [(file, is_text(kind)) for file, kind in kinds if not pa.types.is_null(kind)]
+        for file, named in text:
+            if named != text[0][1]:
                 raise ImageSetError(
-                    f"{self.field}.path: labels are {_words(text[0][1])} in {shown(text[0][0])}, but {_words(is_text)} "
+                    f"{self.field}.path: labels are {_words(text[0][1])} in {shown(text[0][0])}, but {_words(named)} "
                     f"in {shown(file)}; read them apart"
                 )
         if text and text[0][1]:
@@ -298,16 +186,16 @@ class _Labels:
             return tuple(in_order(names))
         found: tuple[Path, tuple[str, ...]] | None = None
         for shard in labelled:
-            named = _class_names(shard.schema, self._column(shard))
-            if found is not None and named is not None and named != found[1]:
+            names_here = _class_names(shard.schema, self._column(shard))
+            if found is not None and names_here is not None and names_here != found[1]:
                 raise ImageSetError(
                     f"{self.field}.path: {shown(shard.file)} has other class names than {shown(found[0])}, or in "
                     "another order; read them apart"
                 )
-            found = found or ((shard.file, named) if named is not None else None)
+            found = found or ((shard.file, names_here) if names_here is not None else None)
         return found[1] if found else None
 
-    def _column(self, shard: _Shard) -> str:
+    def _column(self, shard: Shard) -> str:
         """The name of the column of labels in a shard.
 
         Raises:
@@ -318,10 +206,10 @@ class _Labels:
             return column
         raise ImageSetError(
             f"{self.field}: {shown(shard.file)} has no column {column!r}, and labels are needed here; its columns are "
-            f"{_listed(shard.schema)}; name another as {self.field}.label_column, or read fewer files"
+            f"{listed(shard.schema)}; name another as {self.field}.label_column, or read fewer files"
         )
 
-    def _type(self, shard: _Shard) -> pa.DataType:
+    def _type(self, shard: Shard) -> pa.DataType:
         """The type of the labels of a shard.
 
         Raises:
@@ -332,22 +220,16 @@ class _Labels:
         column = self._column(shard)
         kind = shard.schema.field(column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_integer(kind) or pa.types.is_null(kind) or _is_text(kind)):
+        if not (pa.types.is_integer(kind) or pa.types.is_null(kind) or is_text(kind)):
             raise ImageSetError(
                 f"{self.field}.path: column {column!r} of {shown(shard.file)} holds {kind}, neither whole numbers nor "
-                f"names; name another as {self.field}.label_column (its columns are {_listed(shard.schema)})"
+                f"names; name another as {self.field}.label_column (its columns are {listed(shard.schema)})"
             )
         return kind
 
-    def _cells(self, shard: _Shard) -> pa.ChunkedArray:
+    def _cells(self, shard: Shard) -> pa.ChunkedArray:
         """The labels of a shard, whole numbers or text."""
-        return _read_column(shard.file, self._column(shard), self.field).cast(self._type(shard))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+        return read_column(shard.file, self._column(shard), self.field).cast(self._type(shard))
 
 
 def _words(text: bool) -> str:

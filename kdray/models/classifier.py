@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdray.errors import ModelError
 from kdray.models.base import Architecture, find_model
 from kdray.utils.seeds import torch_seed
+from kdray.utils.stored import rows_in_a_part
 
 
 class ImageClassifier(nn.Module):
@@ -172,11 +173,11 @@ def pixel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     The sums are of exact integers, so they do not depend on threads or batches. A constant channel gets the standard
     deviation 1.
     """
-    counts = torch.stack(
-        [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
-    ).double()  # [C, 256]
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(rows_in_a_part(images.shape[1:])):  # all at once would be several copies of the set
+        counts += torch.stack([part[:, c].flatten().bincount(minlength=256) for c in range(part.shape[1])])
     values = torch.arange(256, dtype=torch.float64) / 255.0
-    share = counts / counts.sum(dim=1, keepdim=True)
+    share = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = share @ values
     std = ((share @ values.square()) - mean.square()).clamp_min(0).sqrt()
     return mean.tolist(), torch.where(std < 1e-6, 1.0, std).tolist()

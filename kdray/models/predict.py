@@ -1,9 +1,14 @@
 """Predictions of a classifier, and their accuracy."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from kdray.utils.devices import cpu_threads, resolve_device
+
+_NUMBERS = {"cpu": 16 * 3 * 224 * 224, "gpu": 4096 * 3 * 64 * 64}
 
 
 def predict(
@@ -14,7 +19,7 @@ def predict(
     Args:
         model: uint8 images [B, C, H, W] to logits [B, K].
         images: on any device.
-        batch_size: images a forward pass.
+        batch_size: most images in a forward pass; large images go fewer at a time, see `images_at_a_time`.
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None leaves the setting alone.
 
@@ -23,9 +28,21 @@ def predict(
     """
     target = resolve_device(device)
     model = model.to(target).eval()
+    step = images_at_a_time(batch_size, images.shape[1:], target)
     with cpu_threads(threads), torch.inference_mode():
-        parts = [model(batch.to(target)).float().softmax(dim=1).cpu() for batch in images.split(batch_size)]
+        parts = [model(batch.to(target)).float().softmax(dim=1).cpu() for batch in images.split(step)]
     return torch.cat(parts)
+
+
+def images_at_a_time(most: int, image_shape: Sequence[int], device: str | torch.device) -> int:
+    """Images in a forward pass: `most`, or for large images the highest power of two that a pass has memory for.
+
+    A pass holds several times the numbers of its input. `most` is meant for images of up to 3x64x64, so others go as
+    many at a time as have the numbers of `_NUMBERS`. It depends on the kind of device alone, never on what is free: the
+    bits of a result may depend on it.
+    """
+    room = _NUMBERS["cpu" if torch.device(device).type == "cpu" else "gpu"] // math.prod(image_shape)
+    return min(most, 1 << max(0, room.bit_length() - 1))
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard
 
 from kdray.sections.base import Section
 from kdray.sections.registry import Registry
+from kdray.utils.stored import gathered, rows_in_a_part
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,15 @@ class SegmentPool(Pool, Protocol):
 
     def group(self, i: int, j: int) -> int:
         """The group that mixes images i < j."""
+
+
+def rendered(pool: Pool, ids: Tensor) -> Tensor:
+    """The images of candidates int64 [B], uint8 [B, C, H, W] on the CPU; many large ones lie in a file, see
+    `kdray.utils.stored`."""
+    if len(ids) == 0:
+        return pool.render(ids).cpu()
+    parts = ids.split(rows_in_a_part(pool.image_shape))
+    return gathered((pool.render(part).cpu().numpy() for part in parts), len(ids))
 
 
 def is_linear(pool: Pool) -> TypeGuard[SegmentPool]:

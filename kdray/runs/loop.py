@@ -19,6 +19,7 @@ from kdray.images import ImageSet
 from kdray.models.checkpoint import load_student
 from kdray.models.predict import predict
 from kdray.observers import RoundMetrics
+from kdray.pools.base import rendered
 from kdray.pools.permutation import sample_without
 from kdray.runs.context import RunContext
 from kdray.runs.directory import RunDirectory
@@ -33,6 +34,7 @@ from kdray.select.rad.estimate import draw_images, judge
 from kdray.select.rad.mistakes import Estimate, Mistakes
 from kdray.utils.files import read_json, write_bytes, write_json
 from kdray.utils.seeds import numpy_generator, torch_seed
+from kdray.utils.stored import joined, taken
 
 
 class Rounds:
@@ -193,8 +195,8 @@ class Rounds:
             return None
         parts = [self._inputs.labelled.images] if self._inputs.labelled is not None else []
         if not self._inputs.pool.real:
-            parts.append(self._inputs.images.images[torch.from_numpy(self.directory.read_candidates(0).ids)])
-        return torch.cat(parts) if parts else None
+            parts.append(taken(self._inputs.images.images, torch.from_numpy(self.directory.read_candidates(0).ids)))
+        return joined(parts) if parts else None
 
     def _ask(self, student_round: int, request: Request[R]) -> R:
         """Ask the student of an earlier round about the pool, always as it is on disk."""
@@ -212,11 +214,10 @@ class Rounds:
         candidates = self.directory.read_candidates(number)
         ids = torch.from_numpy(candidates.ids)
         if number or self._inputs.pool.real:
-            images = self._inputs.pool.render(ids)
+            images = rendered(self._inputs.pool, ids)
         else:  # the whole set needs no copy
-            images = (
-                self._inputs.images.images if len(ids) == len(self._inputs.images) else self._inputs.images.images[ids]
-            )
+            own = self._inputs.images.images
+            images = own if len(ids) == len(own) else taken(own, ids)
         where = "image {} of images" if self._own(number) else f"candidate {{}} of round {number}"
         name = _namer(where, candidates.ids)
         bought = self._buy(images, number, "training", name)
@@ -236,7 +237,7 @@ class Rounds:
             )
         rows = bought.positions.numpy()
         if len(rows) < len(images):  # positions ascend; a copy of all would double what is held
-            images = images[bought.positions]
+            images = taken(images, bought.positions)
         labelled = Labelled(
             images=images,
             answers=bought.answers,
@@ -356,14 +357,15 @@ class Rounds:
         if test.labels is None:  # the other images say nothing
             if len(rows) == 0:
                 return Scores()
-            test, rows = ImageSet(images=test.images[rows]), torch.arange(len(rows))
+            test, rows = ImageSet(images=taken(test.images, rows)), torch.arange(len(rows))
         threads = self._config.resources.trainer.thread_count
         predictions = predict(load_student(student), test.images, threads=threads).argmax(dim=1)
         nothing = torch.empty(0, dtype=torch.int64)
         if len(rows) == 0:
             return score(predictions, test.labels, nothing, nothing)
         try:
-            bought = self._buy(test.images[rows], number, "evaluation", _namer("image {} of test", asked))
+            images = test.images if len(rows) == len(test) else taken(test.images, rows)
+            bought = self._buy(images, number, "evaluation", _namer("image {} of test", asked))
         except TeacherError as error:
             self._run.observer.note(f"the teacher could not be measured: {error}")
             return score(predictions, test.labels, nothing, nothing)

@@ -1,6 +1,5 @@
 """Files of a round as parquet: what was chosen, and the images with their answers."""
 
-import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -18,10 +17,11 @@ from torch import Tensor
 from kdray.errors import RunDirectoryError
 from kdray.images import ImageSet, decode_png, encode_png
 from kdray.teachers.answers import Answers
-from kdray.utils.files import openable, write_bytes
+from kdray.utils.files import openable, whole_file
 from kdray.utils.memory import give_back_memory
+from kdray.utils.stored import gathered, rows_in_a_part
 
-_ROW_GROUP = 2048  # rows of images encoded, or decoded, at a time
+_ROW_GROUP = 2048  # most rows of images encoded, or decoded, at a time; fewer where they are large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def write_labelled(path: Path, labelled: Labelled, classes: tuple[str, ...] | No
         "source": {"dtype": "string", "_type": "Value"},
         "id": {"dtype": "int64", "_type": "Value"},
     }
-    parts = (_labelled_rows(labelled, rows) for rows in _slices(len(labelled)))
+    parts = (_labelled_rows(labelled, rows) for rows in _slices(labelled.images))
     _write_tables(path, (_with_features(part, features) for part in parts))
     give_back_memory()
 
@@ -113,25 +113,29 @@ def read_labelled(path: Path, num_classes: int, count: int | None = None) -> Lab
     Raises:
         RunDirectoryError: the file cannot be read.
     """
-    images, probs, labels, ids = [], [], [], []
-    source: list[str] = []
-    for group in _read_tables(path):
-        part = group if count is None else group.slice(0, count - len(source))
-        if len(part) == 0:
-            break
-        cells = part.column("image").to_pylist()
-        images.append(torch.from_numpy(np.stack([decode_png(cell["bytes"]) for cell in cells])))
-        if part.column("probs").null_count == 0:
-            probs.append(torch.tensor(part.column("probs").to_pylist(), dtype=torch.float32))
-        labels.append(torch.from_numpy(part.column("label").to_numpy().copy()))
-        ids.append(part.column("id").to_numpy().copy())
-        source.extend(part.column("source").to_pylist())
-    if not images:  # a round that asks nothing
+    total = count_rows(path) if count is None else min(count, count_rows(path))
+    if total == 0:  # a round that asks nothing
         nothing = Answers(probs=None, labels=torch.empty(0, dtype=torch.int64), num_classes=num_classes)
         empty = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
         return Labelled(images=empty, answers=nothing, ids=np.empty(0, np.int64), source=())
+    probs, labels, ids = [], [], []
+    source: list[str] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for group in _read_tables(path):
+            part = group.slice(0, total - len(source))
+            if len(part) == 0:
+                return
+            if part.column("probs").null_count == 0:
+                probs.append(torch.tensor(part.column("probs").to_pylist(), dtype=torch.float32))
+            labels.append(torch.from_numpy(part.column("label").to_numpy().copy()))
+            ids.append(part.column("id").to_numpy().copy())
+            source.extend(part.column("source").to_pylist())
+            yield np.stack([decode_png(cell["bytes"]) for cell in part.column("image").to_pylist()])
+
+    pixels = gathered(images(), total)
     answers = Answers(probs=torch.cat(probs) if probs else None, labels=torch.cat(labels), num_classes=num_classes)
-    return Labelled(images=torch.cat(images), answers=answers, ids=np.concatenate(ids), source=tuple(source))
+    return Labelled(images=pixels, answers=answers, ids=np.concatenate(ids), source=tuple(source))
 
 
 def write_image_set(path: Path, data: ImageSet) -> None:
@@ -147,7 +151,7 @@ def write_image_set(path: Path, data: ImageSet) -> None:
             columns["label"] = pa.array(data.labels[rows].numpy())
         return _with_features(pa.table(columns), features)
 
-    _write_tables(path, (part(rows) for rows in _slices(len(data))))
+    _write_tables(path, (part(rows) for rows in _slices(data.images)))
 
 
 def _labelled_rows(labelled: Labelled, rows: slice) -> pa.Table:
@@ -164,9 +168,10 @@ def _labelled_rows(labelled: Labelled, rows: slice) -> pa.Table:
     )
 
 
-def _slices(count: int) -> Iterator[slice]:
+def _slices(images: Tensor) -> Iterator[slice]:
     """Row groups; one empty one for a table without rows."""
-    return (slice(start, start + _ROW_GROUP) for start in range(0, max(count, 1), _ROW_GROUP))
+    step = min(_ROW_GROUP, rows_in_a_part(images.shape[1:])) if len(images) else 1
+    return (slice(start, start + step) for start in range(0, max(len(images), 1), step))
 
 
 def _image_column(images: Tensor) -> pa.Array:
@@ -182,12 +187,11 @@ def _with_features(table: pa.Table, features: dict[str, Any]) -> pa.Table:
 def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
     """One parquet file of tables with one schema, at least one, a row group each: only one of them is in memory at a
     time."""
-    buffer, rest = io.BytesIO(), iter(tables)
+    rest = iter(tables)
     first = next(rest)
-    with pq.ParquetWriter(buffer, first.schema, compression="zstd") as writer:
+    with whole_file(path) as file, pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
         for table in itertools.chain([first], rest):
             writer.write_table(table)
-    write_bytes(path, buffer.getbuffer())
 
 
 def count_rows(path: Path) -> int:

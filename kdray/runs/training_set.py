@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from kdray.images import ImageSet
 from kdray.runs.tables import Labelled
 from kdray.teachers.answers import training_targets
+from kdray.utils.stored import joined
 
 
 def with_true_labels(given: ImageSet | None, num_classes: int) -> list[Tensor]:
@@ -24,5 +25,5 @@ def with_bought(held: list[Tensor], part: Labelled, top: int | None) -> list[Ten
     """
     if len(part) == 0:
         return held
-    more = [part.images, training_targets(part.answers, top)]
-    return [torch.cat(both) for both in zip(held, more, strict=True)] if held else more
+    targets = training_targets(part.answers, top)
+    return [joined([held[0], part.images]), torch.cat([held[1], targets])] if held else [part.images, targets]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kdray.models.classifier import ImageClassifier
+from kdray.models.predict import images_at_a_time
 
 # Images in one batch. A CPU batch fits into the caches (design, section 8), so it is smaller for a network with large
 # layers. A GPU batch is large enough to keep the GPU busy.
@@ -36,11 +37,12 @@ def multiplications(model: nn.Module, image_shape: tuple[int, int, int]) -> list
 def batch_on(device: str | torch.device, model: nn.Module) -> int:
     """Images in one batch of `model` on `device`.
 
-    The number depends on the network and on the kind of device, never on a measurement, because the bits of a result
-    may depend on the batch size.
+    The number depends on the network, its images and the kind of device, never on a measurement, because the bits of a
+    result may depend on the batch size.
     """
-    if torch.device(device).type != "cpu":
-        return GPU_BATCH
-    if isinstance(model, ImageClassifier) and sum(multiplications(model, model.image_shape)) > _SLOW:
-        return SLOW_CPU_BATCH
-    return CPU_BATCH
+    gpu = torch.device(device).type != "cpu"
+    if not isinstance(model, ImageClassifier):
+        return GPU_BATCH if gpu else CPU_BATCH
+    slow = not gpu and sum(multiplications(model, model.image_shape)) > _SLOW
+    most = GPU_BATCH if gpu else SLOW_CPU_BATCH if slow else CPU_BATCH
+    return images_at_a_time(most, model.image_shape, device)

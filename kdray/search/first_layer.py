@@ -44,7 +44,7 @@ class FirstLayer:
         self._model, self._layer = model, layer
 
     def __call__(self, images: Tensor) -> Tensor:
-        outputs: Tensor = self._layer(self._model.normalise(images))
+        outputs: Tensor = self._layer(self._model.normalise(images.to(self._model.mean.device)))
         return outputs
 
 

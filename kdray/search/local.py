@@ -8,7 +8,7 @@ from torch import nn
 
 from kdray.pools.base import Pool
 from kdray.search.cost import batch_on
-from kdray.search.forward import Forward, ForwardOptions, a_seconds_work, one_thread
+from kdray.search.forward import Forward, ForwardOptions, a_seconds_work, one_thread, placed
 from kdray.search.requests import R, Request, SearchContext
 from kdray.search.stages import Cut, Merge, ScoreGroups, Stage
 from kdray.sections.search import SearchSettings
@@ -47,7 +47,7 @@ class LocalSearcher:
     ) -> R:
         """See `kdray.search.requests.Searcher`."""
         keep_freed_memory()
-        forward, pool = Forward(model, self._device, self._options), pool.to(self._device)
+        forward, pool = Forward(model, self._device, self._options), placed(pool, self._device)
         expected, done = request.passes(pool, self._settings), 0
 
         def run_stage(stage: Stage, merge: Merge) -> None:
@@ -81,7 +81,7 @@ def probe(
 ) -> float:
     """Candidates that one worker scores exactly per second, measured for about `seconds` on the pool's first groups."""
     keep_freed_memory()
-    forward, pool = Forward(model, device, options or ForwardOptions()), pool.to(device)
+    forward, pool = Forward(model, device, options or ForwardOptions()), placed(pool, device)
     batch = batch_on(device, model)
     cut = Cut(chunk=4 * batch, batch=batch)
     stage = ScoreGroups(cut=cut, count=pool.num_groups, group_size=pool.group_size, k=1)

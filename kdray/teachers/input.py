@@ -15,6 +15,7 @@ from kdray.errors import TeacherError
 from kdray.ledger.records import hash_images
 from kdray.sections.base import Section, Size
 from kdray.utils.lazy import torch
+from kdray.utils.stored import gathered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +56,11 @@ class TeacherInput(Section):
         """
         if not self.changes(images.shape[1:]):
             return images
-        seen = torch.empty(len(images), *self.shape(images.shape[1:]), dtype=torch.uint8)
-        for image, place in zip(images.numpy(), seen.numpy(), strict=True):
-            place[...] = self._converted(image)
-        return seen
+        shape = self.shape(images.shape[1:])
+        if len(images) == 0:
+            return torch.empty(0, *shape, dtype=torch.uint8)
+        seen = (np.broadcast_to(self._converted(image), (1, *shape)) for image in images.numpy())
+        return gathered(seen, len(images))
 
     def hashes(self, images: Tensor) -> list[bytes]:
         """The ledger's key of each image, uint8 [N, C, H, W]: the hash of what the teacher sees of it. Converted images

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdray.errors import ConfigError, RunDirectoryError
 
@@ -40,11 +40,18 @@ def openable(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically: after a crash or power cut, the old file or the whole new file is there."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write what `path` will hold, atomically as `write_bytes`; an error leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
