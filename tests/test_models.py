@@ -151,7 +151,8 @@ def test_the_zoo_comes_first_and_a_prefix_asks_for_torchvisions():
     assert {"alexnet", "resnet18", "vgg16"} <= both
     for name in both:
         assert known_model(name) == name
-        assert known_model(f"torchvision/{name}") == known_model(f"torchvision:{name}") == f"torchvision/{name}"
+        for asked in (f"torchvision/{name}", f"torchvision:{name}", f"torchvision.models:{name}"):
+            assert known_model(asked) == f"torchvision/{name}"
     assert known_model("resnet50") == "torchvision/resnet50" and not find_model("resnet50").users_own
     assert build_network("torchvision/resnet18", RGB, 3).conv1.kernel_size == (7, 7)
     with pytest.raises(ModelError, match="torchvision has no classifier named 'fcn_resnet50'"):  # it segments

@@ -1,5 +1,6 @@
 """Networks by name: those that come with kdray, torchvision's, and a user's own by `module:object`."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -65,13 +66,14 @@ def find_model(name: str) -> Architecture:
     """The network of that name: of the zoo, else torchvision's, or a user's own by `module:object`.
 
     Args:
-        name: `torchvision/NAME`, or `torchvision:NAME`, is torchvision's also where the zoo has one of that name.
+        name: `torchvision/NAME` is torchvision's also where the zoo has one of that name; so are `torchvision:NAME` and
+            `torchvision.models:NAME`.
 
     Raises:
         ModelError: there is none, or what is named cannot be imported or called.
     """
-    if name.startswith((PREFIX, "torchvision:")):
-        return _of_torchvision(name[len(PREFIX) :])
+    if (theirs := re.match(r"torchvision(/|:|\.models:)", name)) is not None:
+        return _of_torchvision(name[theirs.end() :])
     if ":" in name:
         try:
             build = import_object(name)
@@ -85,10 +87,9 @@ def find_model(name: str) -> Architecture:
     names = model_names()
     if name in names:
         return _ARCHITECTURES[name]
-    theirs = torchvision_names()
-    if name in theirs:
+    if name in torchvision_names():
         return _of_torchvision(name)
-    near = did_you_mean(name, [*names, *theirs])
+    near = did_you_mean(name, [*names, *torchvision_names()])
     hint = f"; {near}" if near else "."
     raise ModelError(
         f"no model named {name!r}{hint} There are: {', '.join(names)}; and torchvision's classifiers, such as resnet50"
