@@ -578,7 +578,7 @@ def test_a_student_trained_in_an_actor_is_the_one_trained_here(ray_local):
     here, result = LocalTrainer(spec).fit(images, targets, 2)
     trainer, told = RayTrainer(spec), []
     try:
-        there, remote = trainer.fit(images, targets, 2, lambda done, loss: told.append((done, loss)))
+        there, remote = trainer.fit(images, targets, 2, lambda done, of, loss: told.append((done, loss)))
         assert here == there
         assert result.losses == remote.losses
         assert told == list(enumerate(result.losses, 1)), "each epoch is told, once"

@@ -1,4 +1,4 @@
-"""`kdray bench score`: it measures, and says what it cannot."""
+"""`kdray bench`: it measures, and says what it cannot."""
 
 import pytest
 import torch
@@ -62,3 +62,28 @@ def test_the_lines_by_hand():
     assert said["1 worker"].startswith("900 candidates/s, 90.0% of 1,000 of the bare forward pass; memory 600 MiB")
     assert said["2 workers"].startswith("1,710 candidates/s, 95.0% of 1,800")
     assert said["scaling"] == "1.90 times as fast with 2 workers as with one"
+
+
+def test_a_training_rate_is_a_share_of_the_bare_loop(tmp_path):
+    arguments = ("--model", "small-cnn", "--shape", "1x8x8", "--seconds", "0.2", "--repeats", "1", "--batch-size", "16")
+    done = command("bench", "train", *arguments, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"training +([\d,]+) images/s, ([\d.]+)% of ([\d,]+) of a bare loop", done.stdout)
+    assert found, done.stdout
+    rate, share, limit = (float(text.replace(",", "")) for text in found.groups())
+    assert rate / limit == pytest.approx(share / 100, rel=0.01)
+    assert "small-cnn at 1x8x8, batches of 16, augmentation affine" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--augment", "elstic"), "'elstic' is not one of"),
+        (("--shape", "1x2x2", "--augment", "standard"), "augment.shift: 4 pixels do not fit images of 2x2"),
+        (("--model", "lenet6"), "no model named 'lenet6'; did you mean 'lenet5'"),
+    ],
+)
+def test_what_cannot_be_trained_gets_one_message(arguments, message, tmp_path):
+    done = command("bench", "train", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr

@@ -335,10 +335,6 @@ def check_student(section: StudentSection, image_shape: tuple[int, int, int]) ->
         ConfigError: a shift that does not fit the images, or a device that is not there.
         ModelError: an unknown network, or images too small for it.
     """
-    if section.augment.shift >= min(image_shape[1:]):
-        raise ConfigError(
-            f"student.augment.shift: {section.augment.shift} pixels do not fit "
-            f"images of {image_shape[1]}x{image_shape[2]}"
-        )
+    section.augment.check(image_shape, "student.augment")
     resolve_device(section.device, "student.device")
     return build_model(section.model, image_shape, 2, seed=0)

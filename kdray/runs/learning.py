@@ -139,7 +139,7 @@ def learn(
         begin, rows, number = time.monotonic(), free + count, bought.round_of(count)
         observer.phase(number, "train")
         data, result = fit(
-            spec, images[:rows], targets[:rows], number, lambda done, _: observer.progress(done, config.student.epochs)
+            spec, images[:rows], targets[:rows], number, lambda done, of, loss: observer.progress(done, of)
         )
         seconds, path = time.monotonic() - begin, curve.directory / str(count) / "student.safetensors"
         write_bytes(path, data)

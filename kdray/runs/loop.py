@@ -292,13 +292,23 @@ class Rounds:
     def _train(self, number: int) -> None:
         begin = time.monotonic()
         images, targets = self._training_set(number)
+        unfinished = self.directory.training(number)
         data, result = self._run.trainer.fit(
-            images, targets, number, lambda done, loss: self._run.observer.progress(done, self._config.student.epochs)
+            images,
+            targets,
+            number,
+            lambda done, of, loss: self._run.observer.progress(done, of),
+            last=unfinished.read_bytes() if unfinished.exists() else None,
+            on_state=lambda state: write_bytes(unfinished, state),
         )
+        if (note := result.note()) is not None:
+            self._run.observer.note(note)
         facts = {"seconds": time.monotonic() - begin, "losses": result.losses, "images": len(images)}
+        facts |= {"steps": result.steps, "diverged": result.diverged}
         facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)
+        unfinished.unlink(missing_ok=True)
 
     def _training_set(self, number: int) -> list[Tensor]:
         """Images and targets of all rounds up to this one. Each round is added once, so all are held once."""

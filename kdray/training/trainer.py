@@ -9,6 +9,7 @@ from kdray.models.checkpoint import ModelCard, model_bytes
 from kdray.models.classifier import build_model
 from kdray.training.loop import TrainResult, train
 from kdray.training.recipe import Recipe
+from kdray.training.saved import Saved, training_key
 from kdray.training.shard import Shard
 
 
@@ -37,8 +38,11 @@ def fit(
     images: Tensor,
     targets: Tensor,
     round: int,
-    on_epoch: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[int, int, float], None] | None = None,
     shard: Shard | None = None,
+    *,
+    last: bytes | None = None,
+    on_state: Callable[[bytes], None] | None = None,
 ) -> tuple[bytes, TrainResult]:
     """Train a student from scratch; see `kdray.training.base.Trainer.fit`.
 
@@ -47,8 +51,12 @@ def fit(
 
     Raises:
         ModelError: the network cannot be built for these images.
-        ConfigError: see `kdray.training.loop.train`.
+        ConfigError, TrainingError: see `kdray.training.loop.train`.
     """
+    saved = None
+    if last or on_state is not None:
+        key = training_key(spec.recipe, images, targets, spec.card.model, spec.mean, spec.std, spec.seed, round)
+        saved = Saved(key, last, on_state or (lambda state: None))
     model = build_model(
         spec.card.model, spec.card.image_shape, spec.card.num_classes, seed=spec.seed, mean=spec.mean, std=spec.std
     )
@@ -62,6 +70,7 @@ def fit(
         threads=spec.threads,
         on_epoch=on_epoch,
         shard=shard,
+        saved=saved,
     )
     return model_bytes(model, spec.card), result
 
@@ -73,7 +82,14 @@ class LocalTrainer:
         self._spec = spec
 
     def fit(
-        self, images: Tensor, targets: Tensor, round: int, on_epoch: Callable[[int, float], None] | None = None
+        self,
+        images: Tensor,
+        targets: Tensor,
+        round: int,
+        on_epoch: Callable[[int, int, float], None] | None = None,
+        *,
+        last: bytes | None = None,
+        on_state: Callable[[bytes], None] | None = None,
     ) -> tuple[bytes, TrainResult]:
         """See `kdray.training.base.Trainer.fit`."""
-        return fit(self._spec, images, targets, round, on_epoch)
+        return fit(self._spec, images, targets, round, on_epoch, last=last, on_state=on_state)

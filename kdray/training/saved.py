@@ -1,0 +1,68 @@
+"""What is kept of a training that is under way, so that one that is killed goes on where it was."""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdray.training.recipe import Recipe
+
+EVERY_S = 15.0
+"""Seconds between two states, at least. An epoch of few answers takes a fraction of a second."""
+
+
+class Saved:
+    """The newest state of one training, as bytes that somebody keeps.
+
+    Args:
+        key: of the training, see `training_key`; the state of another one is ignored.
+        last: bytes of an earlier state; None or b"" where there is none.
+        keep: called with the bytes of each new state.
+        every_s: seconds between two states, at least; None: `EVERY_S`.
+    """
+
+    def __init__(
+        self, key: str, last: bytes | None, keep: Callable[[bytes], None], every_s: float | None = None
+    ) -> None:
+        self._key, self._last, self._keep = key, last, keep
+        self._every_s = EVERY_S if every_s is None else every_s
+        self._kept = time.monotonic()
+
+    def read(self) -> dict[str, Any] | None:
+        """The state to go on from; None where there is none of this training, or it cannot be read."""
+        if not self._last:
+            return None
+        try:
+            held = torch.load(io.BytesIO(self._last), weights_only=True)
+        except Exception:  # a file that is damaged costs time alone
+            return None
+        return held["state"] if held.get("key") == self._key else None
+
+    def write(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Keep the present state, if the last one is old enough."""
+        if time.monotonic() - self._kept < self._every_s:
+            return
+        file = io.BytesIO()
+        torch.save({"key": self._key, "state": state()}, file)
+        self._keep(file.getvalue())
+        self._kept = time.monotonic()
+
+
+def training_key(recipe: Recipe, images: Tensor, targets: Tensor, *facts: object) -> str:
+    """Names a training by all that it depends on.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        targets: float32 [N, K].
+        facts: network, seed, round and the like; text or numbers.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([recipe.model_dump(mode="json"), torch.__version__, *map(str, facts)]).encode())
+    for tensor in (images, targets):
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
