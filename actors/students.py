@@ -48,6 +48,7 @@ class TrainingWorker:
         images: list[Any],
         targets: list[Any],
         round: int,
+        final: bool,
         last: bytes | None,
     ) -> tuple[bytes, TrainResult]:
         """Call `kdray.training.trainer.fit` with numpy arrays.
@@ -64,6 +65,7 @@ class TrainingWorker:
             torch.from_numpy(ray.get(targets[0]).copy()),
             round,
             lambda done, of, loss: epochs.append((done, of, loss)),
+            final=final,
             last=last,
             on_state=self._keep,
         )
@@ -111,6 +113,7 @@ class RayTrainer:
         self._place = ""  # ID of the node that was chosen for it
         self._failed: set[str] = set()  # nodes on which training the present student has failed
         self._calls = 0
+        self._final = True
         self._last: bytes | None = None  # the newest state of the present training
         self._on_state: Callable[[bytes], None] = lambda state: None
 
@@ -127,6 +130,7 @@ class RayTrainer:
         round: int,
         on_epoch: Callable[[int, int, float], None] | None = None,
         *,
+        final: bool = True,
         last: bytes | None = None,
         on_state: Callable[[bytes], None] | None = None,
     ) -> tuple[bytes, TrainResult]:
@@ -140,7 +144,7 @@ class RayTrainer:
         """
         arrays = [ray.put(images.numpy())], [ray.put(targets.numpy())]
         self._failed.clear()
-        self._last, self._on_state = last, on_state or (lambda state: None)
+        self._final, self._last, self._on_state = final, last, on_state or (lambda state: None)
         for _ in range(_MAX_TRIES):
             try:
                 return self._train(arrays, round, on_epoch or (lambda done, of, loss: None))
@@ -160,7 +164,8 @@ class RayTrainer:
             if self._gpus and self._workers == 1:
                 self._wait_for_gpus()
         self._calls += 1
-        result, seen, trained = self._worker.fit.remote(self._calls, self._spec, *arrays, round, self._last), 0, False
+        result = self._worker.fit.remote(self._calls, self._spec, *arrays, round, self._final, self._last)
+        seen, trained = 0, False
         begin, told = time.monotonic(), self._workers == 1
         while not trained:
             trained = bool(ray.wait([result], timeout=_LOOK_S)[0])

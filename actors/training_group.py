@@ -65,6 +65,7 @@ class TrainingGroup:
         images: list[Any],
         targets: list[Any],
         round: int,
+        final: bool,
         last: bytes | None,
     ) -> tuple[bytes, TrainResult]:
         """See `actors.students.TrainingWorker.fit`.
@@ -88,6 +89,7 @@ class TrainingGroup:
             "images": images,
             "targets": targets,
             "round": round,
+            "final": final,
             "last": [ray.put(last)],
         }
         with tempfile.TemporaryDirectory(prefix="kdray-train-") as folder:
@@ -173,6 +175,7 @@ def train_part(arguments: dict[str, Any]) -> None:
             arguments["round"],
             (lambda done, of, loss: group.done.remote(call, done, of, loss)) if first else None,
             shard,
+            final=arguments["final"],
             last=ray.get(arguments["last"][0]),
             on_state=(lambda state: group.keep.remote(call, state)) if first else None,
         )

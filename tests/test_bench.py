@@ -1,5 +1,7 @@
 """`kdray bench`: it measures, and says what it cannot."""
 
+import re
+
 import pytest
 import torch
 from conftest import command

@@ -55,9 +55,7 @@ def score_command(
 def train_command(
     model: Annotated[str, typer.Option(help="The student, a network of the zoo.")] = "lenet5",
     shape: Annotated[str, typer.Option(help="Channels, height and width of an image.")] = "1x28x28",
-    augment: Annotated[
-        str, typer.Option(help="Kind of augmentation, as student.augment.")
-    ] = "affine",
+    augment: Annotated[str, typer.Option(help="Kind of augmentation, as student.augment.")] = "affine",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; default: the student's.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from kdray.models.base import find_model
 from kdray.models.classifier import build_model
@@ -78,7 +79,7 @@ def measure_training(
     def bare(steps: int) -> float:
         batch = images[: recipe.batch_size].to(device), targets[: recipe.batch_size].to(device)
         model.to(device).to(memory_format=torch.channels_last).train()
-        network = torch.compile(model) if recipe.compile else model
+        network: nn.Module = torch.compile(model) if recipe.compile else model  # type: ignore[assignment]
         _forward_and_backward(network, *batch, precision_of(recipe, device))
         begin = time.perf_counter()
         for _ in range(steps):
@@ -107,7 +108,7 @@ def measure_training(
 
 
 def _forward_and_backward(
-    network: torch.nn.Module,
+    network: nn.Module,
     images: torch.Tensor,
     targets: torch.Tensor,
     precision: AbstractContextManager[object],

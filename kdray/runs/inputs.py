@@ -234,7 +234,15 @@ def read_inputs(
         model=config.student.model, image_shape=images.image_shape, num_classes=teacher.num_classes, classes=classes
     )
     threads = config.resources.trainer.thread_count
-    spec = StudentSpec(card=card, mean=mean, std=std, recipe=config.student, seed=config.seed, threads=threads)
+    spec = StudentSpec(
+        card=card,
+        mean=mean,
+        std=std,
+        recipe=config.student,
+        seed=config.seed,
+        threads=threads,
+        pool=pooled.pool if config.student.unpaid is not None else None,
+    )
     estimation = Estimation(queries=pooled.estimate, validation=data.validation) if pooled.estimate else None
     return Inputs(
         config=config,

@@ -298,6 +298,7 @@ class Rounds:
             targets,
             number,
             lambda done, of, loss: self._run.observer.progress(done, of),
+            final=number == self.last,
             last=unfinished.read_bytes() if unfinished.exists() else None,
             on_state=lambda state: write_bytes(unfinished, state),
         )

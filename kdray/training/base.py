@@ -19,6 +19,7 @@ class Trainer(Protocol):
         round: int,
         on_epoch: Callable[[int, int, float], None] | None = None,
         *,
+        final: bool = True,
         last: bytes | None = None,
         on_state: Callable[[bytes], None] | None = None,
     ) -> "tuple[bytes, TrainResult]":
@@ -29,6 +30,7 @@ class Trainer(Protocol):
             targets: probabilities, float32 [N, K].
             round: names the random streams, with the run's seed.
             on_epoch: called with (epochs done, epochs in all, mean loss).
+            final: whether this student is kept; else it only chooses what is asked next, see `StudentSection.early`.
             last: the newest state of this training, where it was broken off: it goes on from there, to the same bits.
             on_state: called now and then with the state of the training.
 

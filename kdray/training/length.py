@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kdray.training.recipe import Recipe
+from kdray.training.recipe import Recipe, StudentSection
 
 _LEAST, _AT = 1500, 1000
 """auto: 1,500 steps up to 1,000 answers, and more in proportion to their square root; see docs/training.md."""
@@ -42,6 +42,14 @@ def length(recipe: Recipe, answers: int) -> Length:
     else:
         steps = auto_steps(count) if recipe.steps == "auto" else recipe.steps
     return Length(steps, tuple(edges))
+
+
+def early(recipe: Recipe, answers: int) -> Recipe:
+    """The recipe of a round before the last."""
+    if not isinstance(recipe, StudentSection) or recipe.early == 1:
+        return recipe
+    steps = max(1, round(length(recipe, answers).steps * recipe.early))
+    return recipe.model_copy(update={"steps": steps, "epochs": None})
 
 
 def auto_steps(answers: int) -> int:

@@ -18,6 +18,7 @@ from kdray.training.losses.base import check_loss
 from kdray.training.recipe import Recipe
 from kdray.training.saved import Saved
 from kdray.training.shard import Shard
+from kdray.training.unpaid import Labeller
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.seeds import torch_generator, torch_seed
 
@@ -65,6 +66,7 @@ def train(
     threads: int | None = None,
     on_epoch: Callable[[int, int, float], None] | None = None,
     shard: Shard | None = None,
+    unpaid: Labeller | None = None,
     saved: Saved | None = None,
 ) -> TrainResult:
     """Train `model` in place; it ends on the CPU and in eval mode.
@@ -81,6 +83,7 @@ def train(
         on_epoch: called with (epochs done, epochs in all, mean loss).
         shard: this process's share of the work; None: all of it. All processes get the same other arguments, and end
             with the same weights. No batch may have fewer images than there are processes; see `Length`.
+        unpaid: adds labelled candidates to each batch; its pool and students are on the device of the recipe.
         saved: what is kept of an unfinished training, to go on from; None keeps nothing.
 
     Raises:
@@ -91,7 +94,7 @@ def train(
     recipe.augment.check((images.shape[1], images.shape[2], images.shape[3]))
     check_loss(recipe.loss, targets.shape[1])
     device = resolve_device(recipe.device)
-    training = _Training(model, images.to(device), targets.to(device), recipe, seed, round, shard or Shard())
+    training = _Training(model, images.to(device), targets.to(device), recipe, seed, round, shard or Shard(), unpaid)
     with cpu_threads(threads), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if saved is not None:
             training.load(saved.read())
@@ -110,9 +113,18 @@ class _Training:
     """A training that is under way; its state is that between two epochs."""
 
     def __init__(
-        self, model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, seed: int, round: int, shard: Shard
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        recipe: Recipe,
+        seed: int,
+        round: int,
+        shard: Shard,
+        unpaid: Labeller | None,
     ) -> None:
         self._model, self._images, self._targets, self._recipe, self._shard = model, images, targets, recipe, shard
+        self._unpaid = unpaid
         self._seed, self._round, device = seed, round, images.device
         model.to(device).to(memory_format=torch.channels_last)
         self._kept, held = _split(len(images), recipe, torch_generator(seed, "held-out part", round))
@@ -169,12 +181,16 @@ class _Training:
     def _step(self, batch: Tensor, vary: torch.Generator) -> Tensor:
         """One step on a batch; gives the sum of the losses of this process's rows."""
         recipe, shard = self._recipe, self._shard
-        rows = shard.rows(len(batch))
+        rows, count = shard.rows(len(batch)), len(batch)
         own = batch[rows]
-        x = recipe.augment(self._images[own], Draw(vary, rows, len(batch)))
+        x, targets = recipe.augment(self._images[own], Draw(vary, rows, count)), self._targets[own]
+        if self._unpaid is not None:
+            more = self._unpaid.count(count)
+            fresh, answers = self._unpaid.draw(Draw(vary, shard.rows(more), more))
+            x, targets, count = torch.cat([x, fresh.to(x.dtype)]), torch.cat([targets, answers]), count + more
         with precision_of(recipe, x.device):
-            loss = recipe.loss(self._network(x.contiguous(memory_format=torch.channels_last)), self._targets[own])
-        (loss * shard.weight(len(own), len(batch))).backward()
+            loss = recipe.loss(self._network(x.contiguous(memory_format=torch.channels_last)), targets)
+        (loss * shard.weight(len(x), count)).backward()
         self._descent.step(recipe.rate * rate_factor(self._descent.steps, self._length.steps, recipe.schedule))
         if self._average is not None:
             self._average.update()

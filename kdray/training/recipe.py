@@ -10,6 +10,7 @@ from kdray.sections.base import Device, Section
 from kdray.training.augment.base import Augment, augments
 from kdray.training.augment.crop import Crop
 from kdray.training.losses.base import Loss, losses
+from kdray.training.unpaid import Unpaid
 
 
 class EarlyStop(Section):
@@ -84,3 +85,7 @@ class StudentSection(Recipe):
 
     model: ModelName = "lenet5"
     """A network of the zoo (see `kdray.models.zoo`), or a function of your own as module:function."""
+    early: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the steps in rounds before the last, whose students only choose."""
+    unpaid: Unpaid | None = None
+    """Train on candidates that students label, too; null: on bought answers alone."""
