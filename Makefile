@@ -51,6 +51,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/draw.py
 	for part in budgets large "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
+	for part in zeros students; do $(BIN)/python benchmarks/mixkd.py $$part || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -243,9 +243,12 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         (
             "student.loss={kind: cross-entropy, temperature: 4}",
-            "student.loss.temperature belongs to kind kl; with kind = cross-entropy leave it out",
+            "student.loss.temperature belongs to kind kl and mix-kd; with kind = cross-entropy leave it out",
         ),
-        ("student.loss=focal", "student.loss.kind: 'focal' is not one of 'cross-entropy', 'kl', nor module:object"),
+        (
+            "student.loss=focal",
+            "student.loss.kind: 'focal' is not one of 'cross-entropy', 'kl', 'mix-kd', 'rescaled', nor module:object",
+        ),
         (
             "student.loss={kind: kl, temperature: 0}",
             "student.loss.temperature: input should be greater than 0, got 0",
@@ -856,7 +859,11 @@ def test_files_that_are_not_there_are_named(tmp_path):
         (["student.loss=cross-entropy"], []),
         (
             ["student.loss={kind: kl, temperature: 4}"],
-            ["student.loss.kind: 'cross-entropy' -> 'kl'", "student.loss.temperature: None -> 4.0"],
+            [
+                "student.loss.kind: 'cross-entropy' -> 'kl'",
+                "student.loss.smoothing: 0.0 -> None",
+                "student.loss.temperature: None -> 4.0",
+            ],
         ),
         (["images.size=8"], ["images.size: None -> [8, 8]"]),
         (["images={source: folder, path: p}"], ["images.source: 'digits' -> 'folder'", "images.path: None -> 'p'"]),

@@ -59,6 +59,8 @@ def check_loss(loss: Loss, classes: int, field: str = "loss") -> None:
     try:
         with torch.enable_grad():
             value = loss(logits, targets)
+    except ConfigError as error:  # which says itself what to do
+        raise ConfigError(f"{field}: {error}") from None
     except Exception as error:  # a user's loss may raise anything
         raise ConfigError(
             f"{field}: {loss.kind} failed on logits [2, {classes}] ({type(error).__name__}: {error})"
