@@ -39,8 +39,8 @@ from kdray.teachers.answers import AnswerFormat, training_targets
 from kdray.training.loop import train
 from kdray.training.losses.mixkd import hard_labels
 from kdray.training.losses.rescaled import log_answers, rescale, without_zeros
-from kdray.training.partial_mixup import partial_mixup
-from kdray.training.recipe import Augment, Recipe, StudentSection
+from kdray.training.mix import partial_mixup
+from kdray.training.recipe import Recipe, StudentSection
 from kdray.utils.seeds import numpy_generator, torch_generator
 
 DATA = ROOT.parent / "shared" / "data"
@@ -70,7 +70,6 @@ SHARES = (0.1, 0.5, 1.0)
 ALPHA = 1.0
 ATTACKED = 1000  # test images that are attacked, and whose features are clustered
 ZEROS = (0.02, 0.005, 0.001, 5e-4, 1e-4, 1e-5, 1e-6)
-MIXED_BY_THE_LOOP = "partial_mixup"  # field of `augment`; without it the rows of free mixes are left out
 
 
 def main() -> None:
@@ -104,11 +103,7 @@ def main() -> None:
 
 def students(options: argparse.Namespace, teacher: str) -> dict[str, Any]:
     """Each loss with each share of mixes: means and standard errors over the seeds."""
-    ways = [("none", 0.0), *(("bought", share) for share in SHARES)]
-    if MIXED_BY_THE_LOOP in Augment.model_fields:
-        ways += [("free", share) for share in SHARES]
-    else:
-        print(f"augment has no field {MIXED_BY_THE_LOOP}: no rows of free mixes", flush=True)
+    ways = [("none", 0.0), *((mixes, share) for mixes in ("bought", "free") for share in SHARES)]
     seeds = range(options.seeds)
     cells = [(loss, mixes, share, seed) for seed in seeds for loss in LOSSES for mixes, share in ways]
     tasks = [(options.data, teacher, options.answers, options.images, options.epochs, *cell) for cell in cells]
@@ -169,8 +164,8 @@ def train_student(
 ) -> ImageClassifier:
     """A student of the answers; `share` of each batch is mixed anew. The one place that knows the student's recipe."""
     size = SIZES[data]
-    mixed = {MIXED_BY_THE_LOOP: {"share": share, "alpha": ALPHA}} if share else {}
-    recipe = StudentSection(model=size["network"], epochs=epochs, loss=loss, augment=size["augment"] | mixed)
+    mix = {"share": share, "alpha": ALPHA} if share else None
+    recipe = StudentSection(model=size["network"], epochs=epochs, loss=loss, augment=size["augment"], mix=mix)
     mean, std = pixel_statistics(images)
     model = build_model(recipe.model, tuple(images.shape[1:]), targets.shape[1], seed=seed, mean=mean, std=std)
     train(model, images, targets, recipe, seed=seed, threads=1)

@@ -1,7 +1,6 @@
 """MIX-KD: rescaled logits, the objective of hard labels and answers, label smoothing, partial mixup."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,13 +14,15 @@ from torch.nn import functional as F
 from kdray.errors import ConfigError
 from kdray.models.classifier import build_model
 from kdray.teachers.answers import AnswerFormat, training_targets
+from kdray.training.feed import Feed
 from kdray.training.loop import train
 from kdray.training.losses import kd_divergence, mixkd_objective, rescaled_divergence, soft_cross_entropy
 from kdray.training.losses.base import check_loss, losses
 from kdray.training.losses.mixkd import hard_labels
 from kdray.training.losses.rescaled import rescale, without_zeros
-from kdray.training.partial_mixup import blend, draw_mixing, partial_mixup, symmetric_beta
+from kdray.training.mix import blend, draw_mixing, partial_mixup, paste, symmetric_beta
 from kdray.training.recipe import Recipe
+from kdray.training.shard import Shard
 
 OBJECTIVE = {"gamma": 0.1, "alpha": 0.9, "temperature": 4.0, "smoothing": 0.0}
 
@@ -285,17 +286,6 @@ def test_a_share_of_the_batch_is_mixed_and_the_rest_is_as_it_was(batch, share, a
             assert torch.allclose(mixes[row], weight * targets[row] + (1 - weight) * targets[other], atol=1e-6)
 
 
-def test_mixed_images_may_have_the_mix_of_other_labels():
-    before, targets = images(10), normal(10, 4).softmax(dim=1)
-    options = (0.5, 1.0, generator(3))
-    after, mixes, mixed = partial_mixup(before, targets, *options, labels=hard_labels(targets))
-    generator_again = generator(3)
-    same, of_labels, _ = partial_mixup(before, hard_labels(targets), 0.5, 1.0, generator_again)
-    assert torch.equal(after, same) and int(mixed.sum()) == 5
-    assert torch.equal(mixes[mixed], of_labels[mixed]) and torch.equal(mixes[~mixed], targets[~mixed])
-    assert (mixes[mixed] > 0).sum(dim=1).max() <= 2
-
-
 def test_the_share_is_right_on_average_and_every_pair_is_as_likely():
     draws = [draw_mixing(7, 0.3, 1.0, generator(seed)) for seed in range(3000)]
     counts = torch.stack([draw.mixed.sum() for draw in draws]).double()
@@ -315,31 +305,10 @@ def test_weights_are_drawn_from_beta(alpha):
     assert weight.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_processes_that_share_a_batch_see_the_same_draw(size):
-    """The same images are mixed with the same weights; partners lie among the rows of the process."""
-    batch = 11
-    before, targets = images(batch), torch.eye(batch)
-    whole = draw_mixing(batch, 0.6, 1.0, generator(5))
-    states = []
-    for first, stop in pairwise(batch * rank // size for rank in range(size + 1)):
-        shared = generator(5)
-        rows = slice(first, stop)
-        _, mixes, mixed = partial_mixup(before[rows], targets[rows], 0.6, 1.0, shared, first=first, of=batch)
-        states.append(shared.get_state())
-        assert torch.equal(mixed, whole.mixed[rows])
-        for row in mixed.nonzero().flatten().tolist():
-            parts = mixes[row].nonzero().flatten().tolist()
-            assert first + row in parts and len(parts) == 2 and all(first <= part < stop for part in parts)
-            assert float(mixes[row, first + row]) == pytest.approx(float(whole.weight[first + row]), abs=1e-6)
-    assert all(torch.equal(state, states[0]) for state in states)
-
-
-def test_no_share_draws_nothing_and_bad_numbers_are_refused():
-    before, targets, drawn = images(4), torch.eye(4), generator()
-    state = drawn.get_state()
-    after, same, mixed = partial_mixup(before, targets, 0.0, 1.0, drawn)
-    assert after is before and same is targets and not mixed.any() and torch.equal(drawn.get_state(), state)
+def test_no_share_changes_nothing_and_bad_numbers_are_refused():
+    before, targets = images(4), torch.eye(4)
+    after, same, mixed = partial_mixup(before, targets, 0.0, 1.0, generator())
+    assert torch.equal(after, before) and torch.equal(same, targets) and not mixed.any()
     for share, alpha, message in ((1.5, 1.0, "share is 1.5"), (-0.1, 1.0, "share is -0.1"), (0.5, 0.0, "alpha is 0")):
         with pytest.raises(ValueError, match=message):
             partial_mixup(before, targets, share, alpha, generator())
@@ -349,3 +318,76 @@ def test_a_weight_of_one_is_the_image_and_of_zero_the_other():
     some, others = images(2), images(2, seed=1)
     assert torch.equal(blend(some, others, torch.ones(2)), some)
     assert torch.equal(blend(some, others, torch.zeros(2)), others)
+
+
+@given(st.integers(0, 999), st.sampled_from([(5, 4), (9, 12)]))
+def test_a_rectangle_of_the_other_image_is_pasted_and_the_rest_is_counted(seed, sides):
+    some, others = (torch.full((6, 2, *sides), value, dtype=torch.uint8) for value in (1, 2))
+    weight, places = torch.rand(6, generator=generator(seed)), torch.rand(6, 2, generator=generator(seed + 1))
+    pasted, left = paste(some, others, weight, places)
+    for n in range(6):
+        height, width = sides
+        tall, wide = (round(side * math.sqrt(1 - float(weight[n])) / 2) for side in sides)
+        y, x = math.floor(float(places[n, 0]) * height), math.floor(float(places[n, 1]) * width)
+        slow = np.ones(sides)
+        slow[max(0, y - tall) : y + tall, max(0, x - wide) : x + wide] = 2
+        assert np.array_equal(pasted[n, 0].numpy(), slow) and torch.equal(pasted[n, 0], pasted[n, 1])
+        assert float(left[n]) == pytest.approx((slow == 1).mean(), abs=1e-6)
+
+
+def feed(loss="cross-entropy", kind="mixup", share=0.5, unpaid=None, shard=None):
+    before, targets = images(30), normal(30, 4).softmax(dim=1)
+    recipe = Recipe(mix={"kind": kind, "share": share}, loss=loss, augment="none")
+    return before, targets, Feed(before, targets, recipe, shard or Shard(), unpaid)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_batch_has_mixes_of_its_images_and_of_their_answers(kind):
+    before, targets, made = feed(kind=kind)
+    numbers = torch.arange(20)
+    x, y, answered, of = made.batch(numbers, generator(4))
+    assert of == 20 and int(answered.sum()) == 10
+    assert torch.equal(x[answered], before[:20][answered]) and torch.equal(y[answered], targets[:20][answered])
+    drawn = draw_mixing(20, 0.5, 1.0, generator(4))
+    for row in (~answered).nonzero().flatten().tolist():
+        other, weight = int(drawn.partner[row]), float(drawn.weight[row])
+        if kind == "cutmix":
+            from_first = (x[row] == before[row]).all(dim=0)
+            weight = float(from_first.float().mean())
+            assert torch.equal(x[row][:, ~from_first], before[other][:, ~from_first])
+        assert torch.allclose(y[row], weight * targets[row] + (1 - weight) * targets[other], atol=1e-5)
+
+
+def test_mixes_have_mixes_of_hard_labels_where_the_loss_wants_them():
+    _, targets, made = feed(loss="mix-kd", share=1.0)
+    _, y, answered, _ = made.batch(torch.arange(12), generator(4))
+    drawn = draw_mixing(12, 1.0, 1.0, generator(4))
+    labels = hard_labels(targets)[:12]
+    assert not answered.any()
+    assert torch.allclose(y, torch.lerp(labels[drawn.partner], labels, drawn.weight[:, None]))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_processes_that_share_a_batch_make_the_batch_of_one(kind, size):
+    whole = feed(kind=kind)[2].batch(torch.arange(11), generator(5))
+    parts = []
+    for rank in range(size):
+        shard = Shard()
+        shard.rank, shard.size = rank, size
+        parts.append(feed(kind=kind, shard=shard)[2].batch(torch.arange(11), generator(5)))
+    for name in ("images", "targets", "answered"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+
+
+def test_a_student_trained_on_mixes_learns():
+    for kind, loss in (("mixup", "cross-entropy"), ("cutmix", "mix-kd")):
+        data = torch.zeros(60, 1, 8, 8, dtype=torch.uint8)
+        classes = torch.arange(60) % 3
+        for n, k in enumerate(classes.tolist()):
+            data[n, 0, 2 * k : 2 * k + 2] = 200
+        model = build_model("small-cnn", (1, 8, 8), 3, seed=0)
+        recipe = Recipe(steps=60, batch_size=20, mix={"kind": kind, "share": 0.5}, loss=loss, device="cpu")
+        train(model, data, torch.eye(3)[classes], recipe, seed=0, threads=1)
+        with torch.inference_mode():
+            assert float((model(data).argmax(dim=1) == classes).float().mean()) > 0.95, (kind, loss)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdray.errors import TrainingError
-from kdray.training.augment.base import Draw
 from kdray.training.descent import Descent, MovingAverage
+from kdray.training.feed import Feed
 from kdray.training.length import Length, held_out, length, rate_factor
 from kdray.training.losses.base import check_loss
 from kdray.training.recipe import Recipe
@@ -123,12 +123,12 @@ class _Training:
         shard: Shard,
         unpaid: Labeller | None,
     ) -> None:
-        self._model, self._images, self._targets, self._recipe, self._shard = model, images, targets, recipe, shard
-        self._unpaid = unpaid
-        self._seed, self._round, device = seed, round, images.device
-        model.to(device).to(memory_format=torch.channels_last)
+        self._model, self._recipe, self._shard, self._device = model, recipe, shard, images.device
+        self._feed = Feed(images, targets, recipe, shard, unpaid)
+        self._seed, self._round = seed, round
+        model.to(self._device).to(memory_format=torch.channels_last)
         self._kept, held = _split(len(images), recipe, torch_generator(seed, "held-out part", round))
-        self._held = images[held.to(device)], targets[held.to(device)]
+        self._held = images[held.to(self._device)], targets[held.to(self._device)]
         self._length: Length = length(recipe, len(images))
         self._average = None if recipe.ema is None else MovingAverage(model, recipe.ema)
         network = shard.wrap(model)
@@ -152,7 +152,7 @@ class _Training:
     def epoch(self) -> None:
         """Train on all images once, or on so many as there are steps left."""
         self._model.train()
-        device, number = self._images.device, len(self.result.losses)
+        device, number = self._device, len(self.result.losses)
         # Each epoch has streams of its own, so a training that goes on needs no state of random numbers.
         shuffle = torch_generator(self._seed, f"order of epoch {number}", self._round)  # on CPU, whatever the device
         vary = torch_generator(self._seed, f"augmentation in epoch {number}", self._round, device=device.type)
@@ -181,20 +181,16 @@ class _Training:
     def _step(self, batch: Tensor, vary: torch.Generator) -> Tensor:
         """One step on a batch; gives the sum of the losses of this process's rows."""
         recipe, shard = self._recipe, self._shard
-        rows, count = shard.rows(len(batch)), len(batch)
-        own = batch[rows]
-        x, targets = recipe.augment(self._images[own], Draw(vary, rows, count)), self._targets[own]
-        if self._unpaid is not None:
-            more = self._unpaid.count(count)
-            fresh, answers = self._unpaid.draw(Draw(vary, shard.rows(more), more))
-            x, targets, count = torch.cat([x, fresh.to(x.dtype)]), torch.cat([targets, answers]), count + more
-        with precision_of(recipe, x.device):
-            loss = recipe.loss(self._network(x.contiguous(memory_format=torch.channels_last)), targets)
-        (loss * shard.weight(len(x), count)).backward()
+        own = self._feed.batch(batch, vary)
+        with precision_of(recipe, own.images.device):
+            logits = self._network(own.images.contiguous(memory_format=torch.channels_last))
+            how = {"distil": own.answered} if recipe.loss.labels_mixes else {}
+            loss = recipe.loss(logits, own.targets, **how)
+        (loss * shard.weight(len(logits), own.of)).backward()
         self._descent.step(recipe.rate * rate_factor(self._descent.steps, self._length.steps, recipe.schedule))
         if self._average is not None:
             self._average.update()
-        return loss.detach() * len(own)
+        return loss.detach() * shard.weight(len(logits), own.of) * len(batch) / shard.size
 
     def _judge(self, patience: int) -> None:
         """Compare the held-out loss with the best one."""

@@ -10,6 +10,7 @@ from kdray.sections.base import Device, Section
 from kdray.training.augment.base import Augment, augments
 from kdray.training.augment.crop import Crop
 from kdray.training.losses.base import Loss, losses
+from kdray.training.mix import Mix
 from kdray.training.unpaid import Unpaid
 
 
@@ -50,6 +51,8 @@ class Recipe(Section):
     """Keep the exponential moving average of the weights, with this decay a step; null keeps the last weights."""
     augment: Annotated[Augment, augments] = Field(default_factory=Crop)
     """How images are changed each time they are trained on: its kind alone, or a section."""
+    mix: Mix | None = None
+    """Mix images of a batch with each other; null: not."""
     early_stop: EarlyStop | None = None
     """Null trains all steps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -1,6 +1,6 @@
 """The objective of MIX-KD: hard labels and answers together, on batches of which some images may be mixed."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -68,6 +68,8 @@ def mixkd_objective(
 @losses.register
 class MixKD(Loss):
     """Cross entropy with each answer's top class, plus a divergence from the answers (MIX-KD, eq. 4)."""
+
+    labels_mixes: ClassVar[bool] = True
 
     kind: Literal["mix-kd"] = "mix-kd"
     gamma: Annotated[float, Field(ge=0)] = 0.1
