@@ -13,8 +13,8 @@ from actors.cluster import LONG_WAIT_S, unwrap
 from actors.training_group import TrainingGroup
 from kdray.errors import ScoringError
 from kdray.sections.search import PATIENCE_S
+from kdray.training.fitting import StudentSpec, fit
 from kdray.training.loop import TrainResult
-from kdray.training.trainer import StudentSpec, fit
 
 _MAX_TRIES = 3
 _LOOK_S = 0.5  # between two looks at how far it is
@@ -51,7 +51,7 @@ class TrainingWorker:
         final: bool,
         last: bytes | None,
     ) -> tuple[bytes, TrainResult]:
-        """Call `kdray.training.trainer.fit` with numpy arrays.
+        """Call `kdray.training.fitting.fit` with numpy arrays.
 
         Args:
             call: a number that no other call has.

@@ -9,9 +9,9 @@ import ray
 import torch
 
 from kdray.errors import KdrayError, ScoringError
+from kdray.training.fitting import StudentSpec, fit
 from kdray.training.length import length
 from kdray.training.loop import TrainResult
-from kdray.training.trainer import StudentSpec, fit
 
 _MAX_TRIES = 3
 _SOME_MEMORY = 1 << 20  # bytes: a worker without GPU must reserve something, and the CPUs belong to the scoring workers

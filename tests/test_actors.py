@@ -42,7 +42,8 @@ from kdray.select.base import Task, select, strategies
 from kdray.teachers import AnswerFormat, Answers
 from kdray.teachers.http import HttpTeacherConfig as HttpConfig
 from kdray.teachers.retry import RetryPolicy, RetryState
-from kdray.training.trainer import LocalTrainer, StudentSpec
+from kdray.training.fitting import StudentSpec
+from kdray.training.trainer import LocalTrainer
 
 LAMBDAS = [0.3, 0.4, 0.5, 0.6, 0.7]
 EXHAUSTIVE = SearchSettings(search="exhaustive")

@@ -26,11 +26,12 @@ from kdray.runs.run import run
 from kdray.sweeps.config import parse_sweep
 from kdray.training.augment import Crop, Draw, augments
 from kdray.training.distributed import ProcessShard, share_statistics
+from kdray.training.fitting import StudentSpec, fit
 from kdray.training.length import length
 from kdray.training.loop import TrainResult, train
 from kdray.training.recipe import EarlyStop, Recipe
 from kdray.training.shard import Shard
-from kdray.training.trainer import LocalTrainer, StudentSpec, fit
+from kdray.training.trainer import LocalTrainer
 
 # One pair of processes for all; those with a Ray are in the group of Ray all the same.
 pytestmark = pytest.mark.xdist_group("shards")

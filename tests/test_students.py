@@ -24,12 +24,13 @@ from kdray.models.layers import MaxPool2x2
 from kdray.models.predict import accuracy, predict
 from kdray.training.augment import Crop
 from kdray.training.descent import Descent
+from kdray.training.fitting import StudentSpec
 from kdray.training.length import rate_factor
 from kdray.training.loop import train
 from kdray.training.losses import kd_divergence, soft_cross_entropy
 from kdray.training.losses.base import losses
 from kdray.training.recipe import EarlyStop, Recipe
-from kdray.training.trainer import LocalTrainer, StudentSpec
+from kdray.training.trainer import LocalTrainer
 from kdray.utils.seeds import numpy_generator
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)

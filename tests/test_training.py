@@ -13,13 +13,14 @@ from kdray.errors import TrainingError
 from kdray.models.classifier import build_model
 from kdray.training.augment import Crop
 from kdray.training.descent import Descent, MovingAverage
+from kdray.training.fitting import StudentSpec
 from kdray.training.length import auto_steps, length
 from kdray.training.loop import TrainResult, train
 from kdray.training.losses import soft_cross_entropy
 from kdray.training.losses.base import Loss
 from kdray.training.recipe import EarlyStop, Recipe, StudentSection
 from kdray.training.saved import Saved, training_key
-from kdray.training.trainer import LocalTrainer, StudentSpec
+from kdray.training.trainer import LocalTrainer
 
 
 def fresh(seed: int = 0, model: str = "small-cnn") -> nn.Module:
@@ -247,11 +248,11 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_the_last_good_weights_
     expected = fresh()
     train(expected, data, targets, short(steps=100, batch_size=4, schedule="constant"), seed=0, threads=1)
     assert same(weights(model), weights(expected))
-    assert result.note() == (
+    assert result.notes() == [
         "training stopped at step 132 of 200: the loss is not finite. The student has the weights of step 100; set "
         "student.lr lower"
-    )
-    assert TrainResult().note() is None
+    ]
+    assert TrainResult().notes() == []
 
 
 def test_a_loss_that_is_never_finite_is_an_error_with_the_step():

@@ -17,9 +17,10 @@ from kdray.runs.learning import learn
 from kdray.runs.run import run
 from kdray.training.augment import Crop, Draw
 from kdray.training.augment.none import Nothing
+from kdray.training.fitting import StudentSpec
 from kdray.training.length import early
 from kdray.training.recipe import StudentSection
-from kdray.training.trainer import LocalTrainer, StudentSpec
+from kdray.training.trainer import LocalTrainer
 from kdray.training.unpaid import Labeller, Unpaid
 from kdray.utils.seeds import torch_seed
 

@@ -25,9 +25,9 @@ from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http.secrets import Secrets
+from kdray.training.fitting import StudentSpec
 from kdray.training.losses.base import check_loss
 from kdray.training.recipe import StudentSection
-from kdray.training.trainer import StudentSpec
 from kdray.utils.devices import auto_threads, resolve_device
 from kdray.utils.seeds import numpy_generator
 

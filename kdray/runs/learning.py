@@ -27,8 +27,8 @@ from kdray.runs.inputs import check_student, read_labelled, read_test, resolve
 from kdray.runs.pool_schedule import read_pool
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.teachers.answers import to_answers
+from kdray.training.fitting import StudentSpec, fit
 from kdray.training.losses.base import check_loss
-from kdray.training.trainer import StudentSpec, fit
 from kdray.utils.files import shown, why_unwritable, write_bytes
 
 
@@ -157,6 +157,8 @@ def learn(
         )
         curve.points.append(point)
         _write_table(curve)
+        for note in result.notes():
+            observer.note(note)
         observer.note(f"trained a student on the first {count:,} images in {seconds:.1f} s")
     return curve
 

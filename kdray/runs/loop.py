@@ -302,10 +302,11 @@ class Rounds:
             last=unfinished.read_bytes() if unfinished.exists() else None,
             on_state=lambda state: write_bytes(unfinished, state),
         )
-        if (note := result.note()) is not None:
+        for note in result.notes():
             self._run.observer.note(note)
         facts = {"seconds": time.monotonic() - begin, "losses": result.losses, "images": len(images)}
         facts |= {"steps": result.steps, "diverged": result.diverged}
+        facts |= {"choices": {name: choice.facts() for name, choice in result.choices.items()}}
         facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)

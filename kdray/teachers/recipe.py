@@ -71,7 +71,7 @@ def train_teacher(
 
     from kdray.models.checkpoint import ModelCard
     from kdray.models.classifier import pixel_statistics
-    from kdray.training.trainer import StudentSpec, fit
+    from kdray.training.fitting import StudentSpec, fit
 
     recipe = section.train
     if recipe is None:

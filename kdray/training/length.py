@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from kdray.training.augment.auto import Auto
 from kdray.training.recipe import Recipe, StudentSection
 
 _LEAST, _AT = 1500, 1000
@@ -46,9 +47,16 @@ def length(recipe: Recipe, answers: int) -> Length:
 
 def early(recipe: Recipe, answers: int) -> Recipe:
     """The recipe of a round before the last."""
-    if not isinstance(recipe, StudentSection) or recipe.early == 1:
+    if isinstance(recipe.augment, Auto):
+        recipe = recipe.model_copy(update={"augment": recipe.augment.plain()})
+    return shortened(recipe, answers, recipe.early) if isinstance(recipe, StudentSection) else recipe
+
+
+def shortened(recipe: Recipe, answers: int, share: float) -> Recipe:
+    """The recipe for a share of the steps that it has for so many answers."""
+    if share == 1:
         return recipe
-    steps = max(1, round(length(recipe, answers).steps * recipe.early))
+    steps = max(1, round(length(recipe, answers).steps * share))
     return recipe.model_copy(update={"steps": steps, "epochs": None})
 
 

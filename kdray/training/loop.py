@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdray.errors import TrainingError
+from kdray.training.choice import Choice
 from kdray.training.descent import Descent, MovingAverage
 from kdray.training.feed import Feed
 from kdray.training.length import Length, held_out, length, rate_factor
@@ -36,6 +37,7 @@ class TrainResult:
         steps: optimisation steps that were to be done.
         diverged: the step whose loss was not finite, counted from 1; None where all were finite.
         kept: where it diverged, the number of steps that the kept weights have seen.
+        choices: what was chosen by cross-validation, by the field of the recipe.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -44,15 +46,17 @@ class TrainResult:
     steps: int = 0
     diverged: int | None = None
     kept: int | None = None
+    choices: dict[str, Choice] = field(default_factory=dict)
 
-    def note(self) -> str | None:
+    def notes(self) -> list[str]:
         """What the user should know of it."""
-        if self.diverged is None or self.kept is None:
-            return None
-        return (
-            f"training stopped at step {self.diverged:,} of {self.steps:,}: the loss is not finite. The student has "
-            f"the weights of step {self.kept:,}; set student.lr lower"
-        )
+        notes = [choice.note(f"student.{name}") for name, choice in self.choices.items()]
+        if self.diverged is not None and self.kept is not None:
+            notes.append(
+                f"training stopped at step {self.diverged:,} of {self.steps:,}: the loss is not finite. The student "
+                f"has the weights of step {self.kept:,}; set student.lr lower"
+            )
+        return notes
 
 
 def train(

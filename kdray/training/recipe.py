@@ -88,7 +88,24 @@ class StudentSection(Recipe):
 
     model: ModelName = "lenet5"
     """A network of the zoo (see `kdray.models.zoo`), or a function of your own as module:function."""
+    recipe: Literal["given", "auto"] = "given"
+    """auto: optimiser and learning rate are the ones with which students agree best with answers that were held out;
+    the fields here are one of the choices."""
     early: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the steps in rounds before the last, whose students only choose."""
     unpaid: Unpaid | None = None
     """Train on candidates that students label, too; null: on bought answers alone."""
+
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Changes of the recipe that `recipe: auto` tries, by name; the first changes nothing."""
+        return {
+            "as given": {},
+            f"lr {self.rate / 2:g}": {"lr": self.rate / 2},
+            f"lr {self.rate * 2:g}": {"lr": self.rate * 2},
+            "ema 0.99": {"ema": 0.99},
+            "sgd" if self.optimizer == "adamw" else "adamw": {
+                "optimizer": "sgd" if self.optimizer == "adamw" else "adamw",
+                "lr": None,
+                "weight_decay": None,
+            },
+        }
