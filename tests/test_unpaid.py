@@ -94,6 +94,19 @@ def test_a_labelling_student_is_a_student_of_another_seed():
     assert LocalTrainer(how).fit(data, targets, 2)[0] == by_hand
 
 
+def test_the_students_that_label_may_be_another_network():
+    data, targets = images(9), soft_targets(9)
+    own = LocalTrainer(spec(unpaid={"students": 1})).fit(data, targets, 2)[0]
+    same_name = LocalTrainer(spec(unpaid={"students": 1, "model": "small-cnn"})).fit(data, targets, 2)[0]
+    other = LocalTrainer(spec(unpaid={"students": 1, "model": "test_unpaid:linear"})).fit(data, targets, 2)[0]
+    assert same_name == own != other
+
+
+def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A network of one layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+
+
 @pytest.mark.parametrize("at", [2, 5, 8])
 def test_a_training_of_several_students_that_is_killed_goes_on_to_the_same_bits(at, monkeypatch):
     monkeypatch.setattr("kdray.training.saved.EVERY_S", 0.0)

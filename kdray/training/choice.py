@@ -44,13 +44,9 @@ class Choice:
         """In words; `field` is what was to be chosen."""
         if not self.agreement:
             return f"{field}: auto took {self.name}, as there are no answers to hold out"
-        rest = ", ".join(
-            f"{name} {share:.1%} of {self.answers[name]:,}"
-            for name, share in self.agreement.items()
-            if name != self.name
-        )
-        own = f"{self.agreement[self.name]:.1%} of {self.answers[self.name]:,}"
-        return f"{field}: auto chose {self.name}, which agrees with {own} held-out answers; {rest}"
+        shares = {name: f"{share:.1%} of {self.answers[name]:,}" for name, share in self.agreement.items()}
+        rest = ", ".join(f"{name} {share}" for name, share in shares.items() if name != self.name)
+        return f"{field}: auto chose {self.name}, which agrees with {shares[self.name]} held-out answers; {rest}"
 
 
 def networks(recipes: int, count: int) -> list[tuple[int, int]]:

@@ -98,7 +98,8 @@ class _Making:
     def one(self, recipe: Recipe) -> tuple[bytes, TrainResult]:
         """The student, trained alone."""
         self._epochs = length(recipe, len(self._data[0])).epochs
-        model, result = self._trained(recipe, *self._data, self._spec.seed)
+        model = self._fresh(self._spec.seed)
+        result = self._trained(model, recipe, *self._data, self._spec.seed)
         return model_bytes(model, self._spec.card), result
 
     def kept(self, recipe: Recipe) -> tuple[bytes, TrainResult]:
@@ -108,17 +109,26 @@ class _Making:
         self._epochs = self._epochs_of_choices(recipe) + networks * length(recipe, count).epochs
         recipe = self._chosen(recipe)
         labeller = None if unpaid is None else self._labeller(recipe, unpaid)
-        model, result = self._trained(recipe, *self._data, self._spec.seed, labeller)
+        model = self._fresh(self._spec.seed)
+        result = self._trained(model, recipe, *self._data, self._spec.seed, labeller)
         return model_bytes(model, self._spec.card), replace(result, choices=self._choices)
 
+    def _fresh(self, seed: int, name: str | None = None) -> ImageClassifier:
+        """A network before training: the student's, or the one of that name."""
+        card, mean, std = self._spec.card, self._spec.mean, self._spec.std
+        return build_model(name or card.model, card.image_shape, card.num_classes, seed=seed, mean=mean, std=std)
+
     def _trained(
-        self, recipe: Recipe, images: Tensor, targets: Tensor, seed: int, labeller: Labeller | None = None
-    ) -> tuple[ImageClassifier, TrainResult]:
-        """A fresh network and what training it did, in eval mode on the CPU."""
-        card, behind = self._spec.card, self._behind
-        model = build_model(
-            card.model, card.image_shape, card.num_classes, seed=seed, mean=self._spec.mean, std=self._spec.std
-        )
+        self,
+        model: ImageClassifier,
+        recipe: Recipe,
+        images: Tensor,
+        targets: Tensor,
+        seed: int,
+        labeller: Labeller | None = None,
+    ) -> TrainResult:
+        """Train `model`, which ends in eval mode on the CPU."""
+        behind = self._behind
         result = train(
             model,
             images,
@@ -133,18 +143,19 @@ class _Making:
             saved=self._saved,
         )
         self._behind += length(recipe, len(images)).epochs
-        return model, result
+        return result
 
-    def _helper(self, recipe: Recipe, images: Tensor, targets: Tensor, seed: int) -> ImageClassifier:
+    def _helper(
+        self, recipe: Recipe, images: Tensor, targets: Tensor, seed: int, name: str | None = None
+    ) -> ImageClassifier:
         """A network beside the student; one that was done when the training was broken off is not trained again."""
         number, self._networks = self._networks, self._networks + 1
+        model = self._fresh(seed, name)
         if self._saved is not None and number < len(self._saved.done):
-            card = self._spec.card
-            model = build_model(card.model, card.image_shape, card.num_classes, seed=seed)
             model.load_state_dict(self._saved.done[number])
             self._behind += length(recipe, len(images)).epochs
             return model.eval()
-        model, _ = self._trained(recipe, images, targets, seed)
+        self._trained(model, recipe, images, targets, seed)
         if self._saved is not None:
             self._saved.finish(model.state_dict())
         return model
@@ -153,7 +164,7 @@ class _Making:
         assert self._spec.pool is not None, "see `StudentSpec.pool`"
         device, seed = resolve_device(recipe.device), self._spec.seed
         students = [
-            self._helper(recipe, *self._data, torch_seed(seed, f"student {number} that labels"))
+            self._helper(recipe, *self._data, torch_seed(seed, f"student {number} that labels"), unpaid.model)
             for number in range(unpaid.students)
         ]
         ready = [student.to(device).to(memory_format=torch.channels_last) for student in students]

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from kdray.models.base import ModelName
 from kdray.pools.base import Pool
 from kdray.sections.base import Section
 from kdray.training.augment.base import Augment, Draw
@@ -21,6 +22,8 @@ class Unpaid(Section):
 
     students: Annotated[int, Field(ge=1)] = 5
     """Students whose mean answer is the label."""
+    model: ModelName | None = None
+    """Their network; null: the student's. A larger one may learn more from few answers than the student can."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of unpaid candidates in a step. They are added to the batch of answered images."""
 

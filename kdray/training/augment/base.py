@@ -84,6 +84,7 @@ augments = Registry(
     Augment,  # type: ignore[type-abstract]  # a registry holds what is derived from it
     field="augment",
     package="kdray.training.augment",
+    skip=("operations", "warps"),
     default="crop",
 )
 """The augmentations, by name."""
