@@ -65,7 +65,8 @@ class RectangleCutter:
 
 
 def _between(positions: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
-    """1 for each of the positions int32 [P] in an interval of some length, int64 [B], at a random place: uint8 [B, P]."""
+    """1 for those of the positions int32 [P] that lie in an interval of given length, int64 [B], at a random place:
+    uint8 [B, P]."""
     begin = below(words, len(positions) - lengths + 1).to(torch.int32).unsqueeze(1)
     end = begin + lengths.to(torch.int32).unsqueeze(1)
     return ((positions >= begin) & (positions < end)).view(torch.uint8)  # whose & is faster than that of bool
