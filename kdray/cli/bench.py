@@ -24,6 +24,10 @@ def score_command(
     mixing: Annotated[
         Literal["auto", "pixels", "first-layer"], typer.Option(help="Where candidates are mixed, as pool.mixing.")
     ] = "auto",
+    pool: Annotated[
+        str,
+        typer.Option(help="The pool, as in a config: its kind, or a section such as '{kind: pairs, blend: cutmix}'."),
+    ] = "mixup",
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement, about.")] = 5.0,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each kind.")] = 3,
 ) -> None:
@@ -32,7 +36,7 @@ def score_command(
         from rich.table import Table
         from rich.text import Text
 
-        from kdray.runs.bench import ForwardOptions, Setting, default_workers, lines, measure, parse_shape
+        from kdray.runs.bench import ForwardOptions, Setting, default_workers, lines, measure, parse_pool, parse_shape
         from kdray.utils.console import make_console
 
         setting = Setting(
@@ -44,6 +48,7 @@ def score_command(
             repeats=repeats,
             gpus=gpus,
             options=ForwardOptions(precision=precision, compile=compile, mixing=mixing),
+            pool=parse_pool(pool),
         )
         table = Table(show_header=False, box=None)
         for name, value in lines(setting, measure(setting, lambda text: print(text, file=sys.stderr, flush=True))):

@@ -75,13 +75,17 @@ class Pool(Protocol):
         """Index within a group of the candidate that the random strategy takes."""
 
 
-class SegmentPool(Pool, Protocol):
-    """A pool in which a group is all mixes λ x_i + (1 - λ) x_j of two images, at every λ of a grid."""
-
-    lambdas: tuple[float, ...]
+class PairPool(Pool, Protocol):
+    """A pool in which a group is a pair of images, and every candidate shows nothing but parts of these two."""
 
     def pair(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Map groups int64 [B] to the numbers (i, j) of their two images, int64 [B] each."""
+
+
+class SegmentPool(PairPool, Protocol):
+    """A pool in which a group is all mixes λ x_i + (1 - λ) x_j of two images, at every λ of a grid."""
+
+    lambdas: tuple[float, ...]
 
     def group(self, i: int, j: int) -> int:
         """The group that mixes images i < j."""
@@ -92,11 +96,18 @@ def is_linear(pool: Pool) -> TypeGuard[SegmentPool]:
     return pool.linear
 
 
+def is_paired(pool: Pool) -> TypeGuard[PairPool]:
+    """Whether a group is a pair of images."""
+    return hasattr(pool, "pair")
+
+
 class PoolSection(Section):
     """The virtual pool of candidates."""
 
     mixes: ClassVar[bool] = False
-    """Whether candidates are mixes of two of the user's images, at every λ of a grid."""
+    """Whether every candidate is made of two of the user's images. If so, the pool is a `PairPool`."""
+    segments: ClassVar[bool] = False
+    """Whether a group is the mixes of two images at every λ of a grid. If so, the pool is a `SegmentPool`."""
 
     kind: str
 

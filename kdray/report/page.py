@@ -100,8 +100,9 @@ def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[
             said = ", ".join(f"{names[int(c)]} {100 * float(p):.0f} %" for p, c in zip(*top, strict=True) if p >= 0.005)
         columns = {name: values[row] for name, values in candidates.columns.items()}
         about = f"#{columns['image']}" if "image" in columns else ""
-        if "lambda" in columns:
-            about = f"{columns['lambda']:g} · #{columns['i']} + {1 - columns['lambda']:g} · #{columns['j']}"
+        share = columns.get("lambda", columns.get("share"))
+        if share is not None and {"i", "j"} <= columns.keys():
+            about = f"{round(share, 4):g} · #{columns['i']} + {round(1 - share, 4):g} · #{columns['j']}"
         if candidates.scores is not None:
             about += f", {result.config.select.score_words()} {candidates.scores[row]:.2f}"
         shown.append({"png": image, "said": said, "about": about})
