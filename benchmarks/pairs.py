@@ -43,8 +43,7 @@ def main() -> None:
             "shape": setting.shape,
             "images": setting.images,
             "pools": {
-                name: measured(setting, section, options.seconds, options.repeats)
-                for name, section in sections.items()
+                name: measured(setting, section, options.seconds, options.repeats) for name, section in sections.items()
             },
         }
         for setting in SETTINGS
