@@ -43,6 +43,7 @@ bench: .venv/ready
 	$(BIN)/kdray teacher train --force examples/mnist.yaml
 	$(BIN)/python benchmarks/http_overhead.py
 	for part in ceiling mnist cifar10 peers; do $(BIN)/python benchmarks/score.py $$part || exit 1; done
+	$(BIN)/python benchmarks/pairs.py
 	$(BIN)/python benchmarks/elastic.py
 	$(BIN)/python benchmarks/node_loss.py
 	$(BIN)/python benchmarks/driver_limit.py

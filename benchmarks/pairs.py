@@ -3,8 +3,9 @@
     python benchmarks/pairs.py [--seconds 5] [--repeats 5]
 
 One process, one thread, without Ray. For every blend and pre-transform, exhaustive searches of a pool and bare forward
-passes over images in memory take turns, each for some seconds. The share is the median over the turns. The first search of
-a pool also makes its transformed images, so it is told apart. Beside the pair pools: the mixup pool, mixed as pixels.
+passes over images in memory take turns, each for some seconds. The share is the median over the turns. The first search
+of a pool also makes its transformed images, so it is told apart. Beside the pair pools: the mixup pool, mixed as
+pixels.
 """
 
 import argparse

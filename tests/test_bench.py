@@ -1,13 +1,15 @@
 """`kdray bench`: it measures, and says what it cannot."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import command
 
 from kdray.errors import ConfigError
-from kdray.runs.bench import Setting, Speed, bare, lines, parse_shape
+from kdray.runs.bench import Setting, Speed, _search, bare, lines, parse_pool, parse_shape
+from kdray.search.local import LocalSearcher
 
 
 @pytest.mark.storm
@@ -35,6 +37,8 @@ def test_a_measurement_of_one_worker(ray_local, tmp_path):
         (["--images", "1"], "kdray: --images: a pool needs at least two images to mix, got 1"),
         (["--workers", "0"], "--workers"),
         (["--precision", "int8"], "--precision"),
+        (["--pool", "images"], "kdray: --pool: images is not a pool of pairs of images; give one of mixup, pairs"),
+        (["--pool", "{kind: pairs, blend: cut}"], "kdray: --pool: pool.blend.kind: 'cut' is not one of 'cutmix', "),
     ],
 )
 def test_what_cannot_be_measured(arguments, message, tmp_path):
@@ -48,6 +52,21 @@ def test_shapes():
     for text in ("", "3x32", "3x32x0", "axbxc", "3x32x32x1", "-1x2x3"):
         with pytest.raises(ConfigError, match="is not CxHxW"):
             parse_shape(text)
+
+
+def test_any_pool_of_pairs_can_be_measured():
+    setting = Setting(images=40, shape=(1, 8, 8), pool=parse_pool("{kind: pairs, blend: cutline, draws: 3}"))
+    searched = []
+
+    class Counted(LocalSearcher):
+        def search(self, pool, model, request):
+            searched.append((len(pool), pool.source, request.k))
+            return super().search(pool, model, request)
+
+    for candidates in (300, 1e9):
+        assert _search(replace(setting, model="small-cnn"), Counted(), candidates) > 0
+    assert searched == [(300, "cutline", 1), (780 * 3, "cutline", 7)]
+    assert dict(lines(setting, []))["pool"] == "pairs: cutline" and "pool" not in dict(lines(Setting(), []))
 
 
 def test_the_bare_rate_counts_whole_rounds_of_batches():

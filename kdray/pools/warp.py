@@ -20,7 +20,8 @@ SCALE_BITS = 14
 """Fractional bits of a map's numbers. Coordinates of images up to 16,384 pixels a side fit int32."""
 ONE = 1 << SCALE_BITS
 _STEP_BITS = 8  # fractional bits of a source pixel's position
-_MOST_PIXELS = 1 << 17  # of float32 images sampled at a time: more do not fit into the caches of a CPU
+# Pixels of float32 images sampled at a time: more do not fit into the caches of a CPU, and fewer do not fill a GPU.
+_CPU_PIXELS, _GPU_PIXELS = 1 << 17, 1 << 24
 _WORK_BITS, _PI = 60, 0x3243F6A8885A308D  # of `rotation`; π with 60 fractional bits
 
 
@@ -34,7 +35,8 @@ def warp(images: Tensor, maps: Tensor) -> Tensor:
     """
     count, channels, height, width = images.shape
     rows, columns = _power_of_two(height), _power_of_two(width)
-    step = max(1, _MOST_PIXELS // (channels * rows * columns))
+    most = _CPU_PIXELS if images.device.type == "cpu" else _GPU_PIXELS
+    step = max(1, most // (channels * rows * columns))
     warped = torch.empty_like(images)
     for begin in range(0, count, step):
         part = slice(begin, begin + step)

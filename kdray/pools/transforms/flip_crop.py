@@ -27,7 +27,7 @@ class FlipCrop(WarpTransform):
     kind: Literal["flip-crop"] = "flip-crop"
     area: PositiveShares = (0.5, 1.0)
     """[least, most] area of the part, as a share of the image."""
-    longest: Annotated[float, Field(ge=1)] = 4 / 3
+    longest: Annotated[float, Field(ge=1)] = 1.33
     """Largest ratio of the part's sides, measured in sides of the image."""
     flip: bool = True
     """Whether images are mirrored. Turn it off where left and right mean something, as in digits."""
