@@ -10,12 +10,11 @@ those that are missing. Needs ../shared/data and, for cifar10, examples/cifar10.
 """
 
 import argparse
-import json
 import statistics
 from typing import Any
 
 import torch
-from machine import RESULTS, ROOT, in_parallel, keep
+from machine import ROOT, all_runs, keep
 
 from kdray.config.load import load_config
 from kdray.images.base import read_images
@@ -69,7 +68,7 @@ def main() -> None:
         for answers, some in lengths.items()
         for steps in some
     ]
-    found = all_trainings(tasks, options.at_once)
+    found = all_runs("steps_runs", one, tasks, options.at_once)
     figures: dict[str, Any] = {"runs_each": options.seeds, **SETTINGS[options.data]["student"]}
     for answers, some in lengths.items():
         each = {steps: [found[options.data, answers, steps, seed] for seed in range(options.seeds)] for steps in some}
@@ -78,20 +77,6 @@ def main() -> None:
         enough = min(s for s, one in table.items() if best["accuracy"] - one["accuracy"] <= best["standard_error"])
         figures[f"{answers} answers"] = {"steps": table, "enough": enough, "auto": auto_steps(answers)}
     keep(f"steps_{options.data}", figures)
-
-
-def all_trainings(tasks: list[tuple], at_once: int) -> dict[tuple, float]:
-    """What `one` gives of each task; those that were made before are not made again."""
-    file = RESULTS / "steps_runs.json"
-
-    def kept() -> dict[str, float]:
-        return json.loads(file.read_text()) if file.exists() else {}
-
-    missing = [task for task in tasks if str(task) not in kept()]
-    for task, value in zip(missing, in_parallel(one, missing, at_once), strict=True):
-        print(*task, round(value, 4), flush=True)
-        file.write_text(json.dumps(kept() | {str(task): value}, indent=0, sort_keys=True) + "\n")
-    return {task: kept()[str(task)] for task in tasks}
 
 
 def one(data: str, answers: int, steps: int, seed: int) -> float:

@@ -19,13 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import RESULTS, ROOT, in_parallel, keep
+from machine import ROOT, all_runs, keep
 
 from kdray.config.load import load_config
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 
-RUNS = RESULTS / "student_runs.json"
 BUDGETS = (500, 1000, 2000, 4000)
 BEFORE = (  # the defaults until then
     "pool={kind: mixup}",
@@ -59,17 +58,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these recipes or budgets alone; keeps no table")
     options = parser.parse_args()
     seeds = range(options.seeds or (10 if options.what in ("budgets", "parts") else 5))
-    tasks = {
-        (name, queries, seed): (count, queries, seed, changes)
-        for seed in seeds
+    rows = [
+        (name, count, queries, changes)
         for name, count, queries, changes in cells(options.what)
         if not options.only or name in options.only or str(queries) in options.only
-    }
-    found = all_runs(tasks, options.at_once)
-    rows = dict.fromkeys((name, queries) for name, queries, _ in tasks)
+    ]
+    tasks = [(count, queries, seed, changes) for seed in seeds for _, count, queries, changes in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        found = all_runs("student_runs", one_run, tasks, options.at_once, folder)
     figures = {
-        f"{name}; {queries:,} queries": summary([found[name, queries, seed] for seed in seeds])
-        for name, queries in rows
+        f"{name}; {queries:,} queries": summary([found[count, queries, seed, changes] for seed in seeds])
+        for name, count, queries, changes in rows
     }
     if options.only:
         print(json.dumps(figures, indent=2))
@@ -88,29 +87,12 @@ def cells(what: str) -> list[tuple[str, int, int, tuple[str, ...]]]:
     return [(name, 200, 1000, (*NOW, *change)) for name, change in some.items()]
 
 
-def all_runs(tasks: dict[tuple, tuple], at_once: int) -> dict[tuple, dict[str, float]]:
-    """What `one_run` gives of each task; those that were made before are not made again."""
-    kept: dict[str, dict[str, float]] = json.loads(RUNS.read_text()) if RUNS.exists() else {}
-    missing = {key: task for key, task in tasks.items() if name_of(task) not in kept}
-    with tempfile.TemporaryDirectory() as folder:
-        made = in_parallel(one_run, [(*task, folder) for task in missing.values()], at_once)
-        for key, result in zip(missing, made, strict=True):
-            print(*key, result, flush=True)
-            kept = (json.loads(RUNS.read_text()) if RUNS.exists() else {}) | {name_of(missing[key]): result}
-            RUNS.write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
-    return {key: kept[name_of(task)] for key, task in tasks.items()}
-
-
-def name_of(task: tuple) -> str:
-    """A short name of all that a run depends on."""
-    return hashlib.blake2b(json.dumps(task).encode(), digest_size=8).hexdigest()
-
-
 def one_run(images: int, queries: int, seed: int, changes: Sequence[str], folder: str) -> dict[str, float]:
     """One run of examples/mnist.yaml with changes."""
     fixed = [f"images.count={images}", f"budget.queries={queries}", f"seed={seed}", "resources.trainer.threads=1"]
     config = load_config(ROOT / "examples" / "mnist.yaml", [*changes, *fixed])
-    out = Path(folder) / name_of((images, queries, seed, changes))
+    name = hashlib.blake2b(json.dumps((images, queries, seed, changes)).encode(), digest_size=8).hexdigest()
+    out = Path(folder) / name
     result = run(config, RunDirectory(out), local=True)
     last = result.history[-1]
     return {

@@ -102,6 +102,8 @@ def test_rows_of_a_batch_are_changed_as_in_the_whole_batch(first, stop):
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
     whole, part = Draw.whole(generators[0], 9), Draw(generators[1], rows, 9)
     for name in augments.parts():
+        if name == "auto":
+            continue
         change = augments.parse(name)
         changed = change(images, whole)
         assert torch.equal(change(images[rows], part), changed[rows]), name

@@ -25,6 +25,7 @@ from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http.secrets import Secrets
+from kdray.training.augment import check_augment
 from kdray.training.fitting import StudentSpec
 from kdray.training.losses.base import check_loss
 from kdray.training.recipe import StudentSection
@@ -343,6 +344,8 @@ def check_student(section: StudentSection, image_shape: tuple[int, int, int]) ->
         ConfigError: a shift that does not fit the images, or a device that is not there.
         ModelError: an unknown network, or images too small for it.
     """
-    section.augment.check(image_shape, "student.augment")
+    check_augment(section.augment, image_shape, "student.augment")
+    if section.unpaid is not None and section.unpaid.model is not None:
+        build_model(section.unpaid.model, image_shape, 2, seed=0)
     resolve_device(section.device, "student.device")
     return build_model(section.model, image_shape, 2, seed=0)

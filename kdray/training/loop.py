@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdray.errors import TrainingError
+from kdray.training.augment import check_augment
 from kdray.training.choice import Choice
 from kdray.training.descent import Descent, MovingAverage
 from kdray.training.feed import Feed
@@ -95,7 +96,7 @@ def train(
             work.
         TrainingError: the loss was not finite before there were weights worth keeping.
     """
-    recipe.augment.check((images.shape[1], images.shape[2], images.shape[3]))
+    check_augment(recipe.augment, (images.shape[1], images.shape[2], images.shape[3]))
     check_loss(recipe.loss, targets.shape[1])
     device = resolve_device(recipe.device)
     training = _Training(model, images.to(device), targets.to(device), recipe, seed, round, shard or Shard(), unpaid)

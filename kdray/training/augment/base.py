@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+from kdray.errors import ConfigError
 from kdray.sections.base import Section
 from kdray.sections.registry import Registry
 from kdray.utils.lazy import torch
@@ -88,3 +89,31 @@ augments = Registry(
     default="crop",
 )
 """The augmentations, by name."""
+
+
+def check_augment(augment: Augment, image_shape: tuple[int, int, int], field: str = "augment") -> None:
+    """Refuse an augmentation that does not fit images (C, H, W); one of the user's own is tried on two of them.
+
+    Raises:
+        ConfigError: it does not fit, fails, or gives no images of that shape with pixels of 0 to 255.
+    """
+    augment.check(image_shape, field)
+    if ":" not in augment.kind:
+        return
+    images = torch.stack([torch.full(image_shape, value, dtype=torch.uint8) for value in (0, 255)])
+    try:
+        changed = augment(images.clone(), Draw.whole(torch.Generator().manual_seed(0), 2))
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(
+            f"{field}: {augment.kind} failed on images {list(images.shape)} ({type(error).__name__}: {error})"
+        ) from None
+    if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
+        got = list(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
+        raise ConfigError(f"{field}: {augment.kind} gave {got} for images {list(images.shape)}; it must give as many")
+    if changed.dtype not in (torch.uint8, torch.float32):
+        raise ConfigError(f"{field}: {augment.kind} gave {changed.dtype}; it must give uint8 or float32")
+    if not bool(((changed >= 0) & (changed <= 255)).all()):
+        raise ConfigError(
+            f"{field}: {augment.kind} gave pixels of {float(changed.min()):g} to {float(changed.max()):g}; they must "
+            "be 0 to 255"
+        )
