@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+from conftest import digits_config
 from hypothesis import given
 from hypothesis import strategies as st
 from test_students import card, images, soft_targets
 from torch import nn
 
+from kdray.config.load import parse_config
 from kdray.errors import ConfigError
+from kdray.observers import Observer
+from kdray.report.page import write_report
+from kdray.runs.directory import RunDirectory
+from kdray.runs.result import read_result
+from kdray.runs.run import run
 from kdray.training.augment import Draw, augments
 from kdray.training.augment.affine import Affine
 from kdray.training.augment.auto import Auto
@@ -173,3 +180,23 @@ def test_a_choice_that_is_killed_goes_on_to_the_same_bits(monkeypatch):
     again = fit(spec(augment="auto"), data, targets, 2, lambda *told: seen.append(told[0]), last=states[-1])
     assert again == whole
     assert seen[0] in (13, 14), "networks that were done are not trained again"
+
+
+def test_a_run_says_what_was_chosen_in_its_log_metrics_and_report(teacher_weights, tmp_path):
+    directory, notes = RunDirectory(tmp_path / "run"), []
+
+    class Listens(Observer):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    config = parse_config(digits_config(teacher_weights, student__epochs=2, student__augment="auto"))
+    found = run(config, directory, local=True, observer=Listens())
+    told = found.history[-1].training
+    chosen = told["choices"]["augment"]
+    assert chosen["agreement"][chosen["chosen"]] <= 1 and len(chosen["agreement"]) == 6
+    assert told["notes"] == [note for note in notes if note.startswith("student.augment: auto chose ")]
+    assert found.history[0].training["choices"] == {}
+    page = write_report([directory]).read_text()
+    assert f"auto chose {chosen['chosen']}" in page
+    assert f"Round 2: trained for {told['steps']} steps on 160 images." in page
+    assert read_result(directory).history == found.history

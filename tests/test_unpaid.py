@@ -148,7 +148,7 @@ def test_a_run_trains_its_last_student_alone_on_unpaid_candidates(teacher_weight
     changes = {"student__epochs": 2, "student__unpaid": {"students": 1, "share": 0.5}, "student__early": 0.5}
     found = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "run"), local=True)
     run_directory = RunDirectory(tmp_path / "run")
-    steps = [run_directory.phases(number)["train"]["steps"] for number in range(3)]
+    steps = [run_directory.phases(number)["train"]["training"]["steps"] for number in range(3)]
     batches = [-(-count // 128) for count in (40, 100, 160)]
     assert steps == [batches[0], batches[1], 2 * batches[2]]
     assert found.receipt.queries == 160, "labels of students cost nothing"

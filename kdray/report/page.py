@@ -43,7 +43,7 @@ def write_report(directories: Sequence[RunDirectory], out: Path | None = None) -
         last=first.history[-1],
         found=_found,
         others=results[1:],
-        robust=[line for m in first.history for line in _robust(m)],
+        remarks=[line for m in first.history for line in (*_robust(m), *_training(m))],
         accuracy=accuracy_figure(runs),
         agreement=agreement_figure(runs),
         time=time_figure(first.history),
@@ -82,6 +82,15 @@ def _robust(metrics: RoundMetrics) -> list[str]:
             f"w = {search['rad_w']:.3g} drew from the {search['rad_support']:,} candidates of largest gain."
         )
     return lines
+
+
+def _training(metrics: RoundMetrics) -> list[str]:
+    """Sentences about how a round's student was trained."""
+    told = metrics.training
+    if not told:
+        return []
+    length = f"Round {metrics.round}: trained for {told['steps']:,} steps on {metrics.images:,} images."
+    return [length, *(f"Round {metrics.round}: {note}." for note in told["notes"])]
 
 
 def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:

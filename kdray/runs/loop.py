@@ -305,8 +305,12 @@ class Rounds:
         for note in result.notes():
             self._run.observer.note(note)
         facts = {"seconds": time.monotonic() - begin, "losses": result.losses, "images": len(images)}
-        facts |= {"steps": result.steps, "diverged": result.diverged}
-        facts |= {"choices": {name: choice.facts() for name, choice in result.choices.items()}}
+        facts["training"] = {
+            "steps": result.steps,
+            "diverged": result.diverged,
+            "choices": {name: choice.facts() for name, choice in result.choices.items()},
+            "notes": result.notes(),
+        }
         facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)
@@ -357,6 +361,7 @@ class Rounds:
             estimate=read_json(estimate) if estimate.exists() else {},
             loss=facts["train"]["losses"][-1],
             seconds=seconds | {"evaluate": time.monotonic() - begin},
+            training=facts["train"].get("training", {}),
         )
         write_json(self.directory.artefact(number, "evaluate"), metrics.to_json())
         self._run.observer.round_done(metrics)

@@ -7,8 +7,8 @@ from itertools import pairwise
 from kdray.training.augment.auto import Auto
 from kdray.training.recipe import Recipe, StudentSection
 
-_LEAST, _AT = 1500, 1000
-"""auto: 1,500 steps up to 1,000 answers, and more in proportion to their square root; see docs/training.md."""
+_LEAST, _AT = 2000, 1000
+"""auto: 2,000 steps up to 1,000 answers, and more in proportion to their square root; see docs/training.md."""
 
 
 @dataclass(frozen=True)
