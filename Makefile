@@ -43,6 +43,7 @@ bench: .venv/ready
 	$(BIN)/kdray teacher train --force examples/mnist.yaml
 	$(BIN)/python benchmarks/http_overhead.py
 	for part in ceiling mnist cifar10 peers; do $(BIN)/python benchmarks/score.py $$part || exit 1; done
+	$(BIN)/python benchmarks/pairs.py
 	$(BIN)/python benchmarks/elastic.py
 	$(BIN)/python benchmarks/node_loss.py
 	$(BIN)/python benchmarks/driver_limit.py
@@ -51,6 +52,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/draw.py
 	for part in budgets large "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
+	for part in zeros students; do $(BIN)/python benchmarks/mixkd.py $$part || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

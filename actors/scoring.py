@@ -14,9 +14,9 @@ from actors.metrics import ScoringMetrics, SearchMetrics
 from actors.parcels import pack, unpack
 from actors.scheduling import Assignment
 from kdray.errors import ScoringError
-from kdray.pools.base import Pool
+from kdray.pools.base import Pool, placed
 from kdray.search.cost import batch_on
-from kdray.search.forward import Forward, ForwardOptions, a_seconds_work, placed
+from kdray.search.forward import Forward, ForwardOptions, a_seconds_work
 from kdray.search.requests import R, Request, RunStage, SearchContext
 from kdray.search.stages import Cut, Merge, Stage
 from kdray.sections.search import PATIENCE_S, SearchSettings

@@ -10,12 +10,12 @@ from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, RayAc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import LONG_WAIT_S, unwrap
-from actors.parcels import pack_images, unpack
+from actors.parcels import pack, pack_images, unpack
 from actors.training_group import TrainingGroup
 from kdray.errors import ScoringError
 from kdray.sections.search import PATIENCE_S
+from kdray.training.fitting import StudentSpec, fit
 from kdray.training.loop import TrainResult
-from kdray.training.trainer import StudentSpec, fit
 
 _MAX_TRIES = 3
 _LOOK_S = 0.5  # between two looks at how far it is
@@ -39,30 +39,50 @@ class TrainingWorker:
     """Trains one student in each call, and says meanwhile how far it is: an actor that does two calls at once."""
 
     def __init__(self) -> None:
-        self._progress: tuple[int, list[tuple[int, float]]] = (0, [])
+        self._progress: tuple[int, list[tuple[int, int, float]]] = (0, [])
+        self._state: bytes | None = None
 
     def fit(
-        self, call: int, spec: StudentSpec, images: list[Any], targets: list[Any], round: int
+        self,
+        call: int,
+        spec: Any,
+        images: list[Any],
+        targets: list[Any],
+        round: int,
+        final: bool,
+        last: bytes | None,
     ) -> tuple[bytes, TrainResult]:
-        """Call `kdray.training.trainer.fit`.
+        """Call `kdray.training.fitting.fit`.
 
         Args:
             call: a number that no other call has.
+            spec: the student, as `actors.parcels.pack` gave it.
             images, targets: each a list with the reference of what `actors.parcels.pack_images` gave: Ray would replace
                 a bare reference.
         """
-        epochs: list[tuple[int, float]] = []
-        self._progress = call, epochs
+        epochs: list[tuple[int, int, float]] = []
+        self._progress, self._state = (call, epochs), None
         return fit(
-            spec,
+            unpack(spec),
             unpack(ray.get(images[0])),
             unpack(ray.get(targets[0])),
             round,
-            lambda done, loss: epochs.append((done, loss)),
+            lambda done, of, loss: epochs.append((done, of, loss)),
+            final=final,
+            last=last,
+            on_state=self._keep,
         )
 
-    def epochs(self, call: int, seen: int) -> list[tuple[int, float]]:
-        """Number and mean loss of each epoch that this call has finished, but for the first `seen`."""
+    def _keep(self, state: bytes) -> None:
+        self._state = state
+
+    def state(self) -> bytes | None:
+        """The newest state of the training, once; None where there is no newer one."""
+        state, self._state = self._state, None
+        return state
+
+    def epochs(self, call: int, seen: int) -> list[tuple[int, int, float]]:
+        """Number, number in all and mean loss of each epoch that this call has finished, but for the first `seen`."""
         under_way, epochs = self._progress
         return epochs[seen:] if under_way == call else []
 
@@ -96,6 +116,9 @@ class RayTrainer:
         self._place = ""  # ID of the node that was chosen for it
         self._failed: set[str] = set()  # nodes on which training the present student has failed
         self._calls = 0
+        self._final = True
+        self._last: bytes | None = None  # the newest state of the present training
+        self._on_state: Callable[[bytes], None] = lambda state: None
 
     def close(self) -> None:
         """End the actor."""
@@ -108,20 +131,26 @@ class RayTrainer:
         images: torch.Tensor,
         targets: torch.Tensor,
         round: int,
-        on_epoch: Callable[[int, float], None] | None = None,
+        on_epoch: Callable[[int, int, float], None] | None = None,
+        *,
+        final: bool = True,
+        last: bytes | None = None,
+        on_state: Callable[[bytes], None] | None = None,
     ) -> tuple[bytes, TrainResult]:
         """See `kdray.training.base.Trainer.fit`.
 
-        Training depends on its arguments alone, so a worker that dies with its node is replaced by another.
+        Training depends on its arguments alone, so a worker that dies with its node is replaced by another, which goes
+        on from the newest state.
 
         Raises:
             ScoringError: the worker died three times, or gets no GPU for `patience_s`.
         """
         arrays = [ray.put(pack_images(images))], [ray.put(targets.numpy())]
         self._failed.clear()
+        self._final, self._last, self._on_state = final, last, on_state or (lambda state: None)
         for _ in range(_MAX_TRIES):
             try:
-                return self._train(arrays, round, on_epoch or (lambda done, loss: None))
+                return self._train(arrays, round, on_epoch or (lambda done, of, loss: None))
             except RayTaskError as error:
                 raise unwrap(error) from None
             except (RayActorError, ActorUnavailableError, ActorUnschedulableError):
@@ -131,14 +160,15 @@ class RayTrainer:
         raise ScoringError(f"the training worker died {_MAX_TRIES} times; look at 'ray status', then 'kdray resume'")
 
     def _train(
-        self, arrays: tuple[list[Any], list[Any]], round: int, on_epoch: Callable[[int, float], None]
+        self, arrays: tuple[list[Any], list[Any]], round: int, on_epoch: Callable[[int, int, float], None]
     ) -> tuple[bytes, TrainResult]:
         if self._worker is None:
             self._worker = self._start()
             if self._gpus and self._workers == 1:
                 self._wait_for_gpus()
         self._calls += 1
-        result, seen, trained = self._worker.fit.remote(self._calls, self._spec, *arrays, round), 0, False
+        result = self._worker.fit.remote(self._calls, pack(self._spec), *arrays, round, self._final, self._last)
+        seen, trained = 0, False
         begin, told = time.monotonic(), self._workers == 1
         while not trained:
             trained = bool(ray.wait([result], timeout=_LOOK_S)[0])
@@ -146,9 +176,12 @@ class RayTrainer:
                 told = True
                 if not ray.get(self._worker.started.remote()):
                     self._note(f"waiting for {self._workers} training workers for up to {self._patience_s:,.0f} s")
-            for done, loss in ray.get(self._worker.epochs.remote(self._calls, seen)):
-                on_epoch(done, loss)
+            for done, of, loss in ray.get(self._worker.epochs.remote(self._calls, seen)):
+                on_epoch(done, of, loss)
                 seen += 1
+            if (state := ray.get(self._worker.state.remote())) is not None:
+                self._last = state
+                self._on_state(state)
         student: tuple[bytes, TrainResult] = ray.get(result)
         return student
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import ray
 
-from actors.parcels import unpack
+from actors.parcels import pack, unpack
 from kdray.errors import KdrayError, ScoringError
-from kdray.training.loop import TrainResult, smallest_batch
-from kdray.training.trainer import StudentSpec, fit
+from kdray.training.fitting import StudentSpec, fit
+from kdray.training.length import length
+from kdray.training.loop import TrainResult
 
 _MAX_TRIES = 3
 _SOME_MEMORY = 1 << 20  # bytes: a worker without GPU must reserve something, and the CPUs belong to the scoring workers
@@ -37,22 +38,35 @@ class TrainingGroup:
         os.environ.update(_QUIET | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience_s / _MAX_TRIES)})
         self._patience_s = patience_s
         self._count, self._gpus = workers, gpus
-        self._progress: tuple[int, list[tuple[int, float]]] = (0, [])
+        self._progress: tuple[int, list[tuple[int, int, float]]] = (0, [])
         self._started = False
         self._student: tuple[bytes, TrainResult] | None = None
         self._mistake: KdrayError | None = None
+        self._state: bytes | None = None
 
     def started(self) -> bool:
         """Whether the workers of the present call have started."""
         return self._started
 
-    def epochs(self, call: int, seen: int) -> list[tuple[int, float]]:
+    def epochs(self, call: int, seen: int) -> list[tuple[int, int, float]]:
         """See `actors.students.TrainingWorker.epochs`. After a worker died, the epochs up to `seen` are done again."""
         under_way, epochs = self._progress
         return epochs[seen:] if under_way == call else []
 
+    def state(self) -> bytes | None:
+        """See `actors.students.TrainingWorker.state`."""
+        state, self._state = self._state, None
+        return state
+
     def fit(
-        self, call: int, spec: StudentSpec, images: list[Any], targets: list[Any], round: int
+        self,
+        call: int,
+        spec: Any,
+        images: list[Any],
+        targets: list[Any],
+        round: int,
+        final: bool,
+        last: bytes | None,
     ) -> tuple[bytes, TrainResult]:
         """See `actors.students.TrainingWorker.fit`.
 
@@ -62,19 +76,22 @@ class TrainingGroup:
         from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        self._started, self._student, self._mistake = False, None, None
+        self._started, self._student, self._mistake, self._state = False, None, None, None
         self._progress = call, []
-        on_gpu = self._gpus and spec.recipe.device != "cpu"
-        recipe = spec.recipe.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
+        student: StudentSpec = unpack(spec)
+        on_gpu = self._gpus and student.recipe.device != "cpu"
+        recipe = student.recipe.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
         # A worker that gets no image of a batch would have nothing to compute, so a tiny labelled set takes fewer.
-        workers = min(self._count, smallest_batch(len(ray.get(targets[0])), recipe))
+        workers = min(self._count, length(recipe, len(ray.get(targets[0]))).smallest_batch)
         arguments = {
             "group": ray.get_runtime_context().current_actor,
             "call": call,
-            "spec": replace(spec, recipe=recipe),
+            "spec": pack(replace(student, recipe=recipe)),
             "images": images,
             "targets": targets,
             "round": round,
+            "final": final,
+            "last": [ray.put(last)],
         }
         with tempfile.TemporaryDirectory(prefix="kdray-train-") as folder:
             trainer = TorchTrainer(
@@ -122,10 +139,15 @@ class TrainingGroup:
         """The workers have started, perhaps again."""
         self._started, self._progress = True, (call, [])
 
-    def done(self, call: int, epoch: int, loss: float) -> None:
+    def done(self, call: int, done: int, of: int, loss: float) -> None:
         """An epoch has ended."""
         if self._progress[0] == call:
-            self._progress[1].append((epoch, loss))
+            self._progress[1].append((done, of, loss))
+
+    def keep(self, call: int, state: bytes) -> None:
+        """Keep the newest state of the training."""
+        if self._progress[0] == call:
+            self._state = state
 
     def finish(self, data: bytes, result: TrainResult) -> None:
         """The student is trained."""
@@ -140,7 +162,7 @@ def train_part(arguments: dict[str, Any]) -> None:
     """What each worker does: train on its rows of every batch. The first one tells the group."""
     from kdray.training.distributed import ProcessShard
 
-    group, call, spec = arguments["group"], arguments["call"], arguments["spec"]
+    group, call, spec = arguments["group"], arguments["call"], unpack(arguments["spec"])
     shard = ProcessShard()
     first = shard.rank == 0
     if first:
@@ -152,8 +174,11 @@ def train_part(arguments: dict[str, Any]) -> None:
             images,
             targets,
             arguments["round"],
-            (lambda epoch, loss: group.done.remote(call, epoch, loss)) if first else None,
+            (lambda done, of, loss: group.done.remote(call, done, of, loss)) if first else None,
             shard,
+            final=arguments["final"],
+            last=ray.get(arguments["last"][0]),
+            on_state=(lambda state: group.keep.remote(call, state)) if first else None,
         )
     except KdrayError as mistake:  # of the config: all workers make it, and none waits for another
         ray.get(group.give_up.remote(mistake))

@@ -40,12 +40,35 @@ def describe() -> dict[str, str | int]:
 
 def keep(name: str, figures: object) -> None:
     """Print the figures and write them, with command and machine, to results/NAME.json."""
+    text = json.dumps(_with_origin(figures), indent=2)
     RESULTS.mkdir(exist_ok=True)
-    script = Path(sys.argv[0]).resolve().relative_to(ROOT)  # wherever it was started from
-    result = {"command": " ".join(["python", str(script), *sys.argv[1:]]), "machine": describe(), "figures": figures}
-    text = json.dumps(result, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
+
+
+def _with_origin(figures: object) -> dict[str, object]:
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)  # wherever it was started from
+    command = " ".join(["python", str(script), *sys.argv[1:]])
+    return {"command": command, "machine": describe(), "figures": figures}
+
+
+def all_runs(
+    name: str, function: Callable[..., Any], tasks: Sequence[tuple], at_once: int, *more: object
+) -> dict[tuple, Any]:
+    """`function` of each task and of `more`, `at_once` at a time. Each result is kept in results/NAME.json when it is
+    there, and a benchmark that is started again makes those that are missing."""
+    file = RESULTS / f"{name}.json"
+
+    def kept() -> dict[str, Any]:
+        figures: dict[str, Any] = json.loads(file.read_text())["figures"] if file.exists() else {}
+        return figures
+
+    missing = [task for task in tasks if json.dumps(task) not in kept()]
+    made = in_parallel(function, [(*task, *more) for task in missing], at_once)
+    for task, result in zip(missing, made, strict=True):
+        print(*task, result, flush=True)
+        file.write_text(json.dumps(_with_origin(kept() | {json.dumps(task): result}), indent=1) + "\n")
+    return {task: kept()[json.dumps(task)] for task in tasks}
 
 
 def in_parallel(function: Callable[..., Any], tasks: Sequence[tuple], at_once: int = 2) -> Iterator[Any]:

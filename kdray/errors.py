@@ -21,6 +21,10 @@ class ModelError(KdrayError):
     """A model is unknown, its weights do not fit, or it cannot take the images it is given."""
 
 
+class TrainingError(KdrayError):
+    """A network cannot be trained: its loss is not finite."""
+
+
 class TeacherError(KdrayError):
     """The teacher cannot be built, or its answers are invalid."""
 

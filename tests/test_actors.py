@@ -43,7 +43,8 @@ from kdray.select.base import Task, select, strategies
 from kdray.teachers import AnswerFormat, Answers
 from kdray.teachers.http import HttpTeacherConfig as HttpConfig
 from kdray.teachers.retry import RetryPolicy, RetryState
-from kdray.training.trainer import LocalTrainer, StudentSpec
+from kdray.training.fitting import StudentSpec
+from kdray.training.trainer import LocalTrainer
 
 LAMBDAS = [0.3, 0.4, 0.5, 0.6, 0.7]
 EXHAUSTIVE = SearchSettings(search="exhaustive")
@@ -580,7 +581,7 @@ def test_a_student_trained_in_an_actor_is_the_one_trained_here(ray_local):
     here, result = LocalTrainer(spec).fit(images, targets, 2)
     trainer, told = RayTrainer(spec), []
     try:
-        there, remote = trainer.fit(images, targets, 2, lambda done, loss: told.append((done, loss)))
+        there, remote = trainer.fit(images, targets, 2, lambda done, of, loss: told.append((done, loss)))
         assert here == there
         assert result.losses == remote.losses
         assert told == list(enumerate(result.losses, 1)), "each epoch is told, once"

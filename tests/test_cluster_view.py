@@ -23,8 +23,8 @@ from kdray.runs.run import run
 from kdray.search import SearchRequest
 from kdray.search.local import LocalSearcher
 from kdray.sections.search import SearchSettings
+from kdray.training.fitting import StudentSpec
 from kdray.training.recipe import StudentSection
-from kdray.training.trainer import StudentSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 EXHAUSTIVE = SearchSettings(search="exhaustive")

@@ -243,9 +243,12 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         (
             "student.loss={kind: cross-entropy, temperature: 4}",
-            "student.loss.temperature belongs to kind kl; with kind = cross-entropy leave it out",
+            "student.loss.temperature belongs to kind kl and mix-kd; with kind = cross-entropy leave it out",
         ),
-        ("student.loss=focal", "student.loss.kind: 'focal' is not one of 'cross-entropy', 'kl', nor module:object"),
+        (
+            "student.loss=focal",
+            "student.loss.kind: 'focal' is not one of 'cross-entropy', 'kl', 'mix-kd', 'rescaled', nor module:object",
+        ),
         (
             "student.loss={kind: kl, temperature: 0}",
             "student.loss.temperature: input should be greater than 0, got 0",
@@ -274,7 +277,7 @@ def test_a_required_field_that_is_missing_is_named(path, data):
             "select={strategy: rad-pairs, m: -2}",
             "select.m: input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got -2",
         ),
-        ("pool.kind=cutmix", "pool.kind: 'cutmix' is not one of 'mixup', 'images', nor module:object"),
+        ("pool.kind=cutmix", "pool.kind: 'cutmix' is not one of 'mixup', 'images', 'pairs', nor module:object"),
         (
             "pool={kind: images, lambdas: [0.5]}",
             "pool.lambdas belongs to kind mixup; with kind = images leave it out",
@@ -575,7 +578,7 @@ def test_a_minimal_config_gets_the_documented_defaults():
     assert (config.images.rows, config.images.count, config.images.size, config.images.colour) == (None,) * 4
     assert config.pool.kind == "mixup" and len(config.pool.grid()) == 11
     assert (config.select.strategy, config.select.rounds, config.select.per_round) == ("cluster-margin", 1, None)
-    assert (config.student.model, config.student.epochs, config.student.early_stop) == ("lenet5", 40, None)
+    assert (config.student.model, config.student.steps, config.student.early_stop) == ("lenet5", "auto", None)
     assert (config.teacher.answers, config.teacher.decimals) == ("soft", None)
     assert (config.budget.evaluation, config.budget.price_per_query) == ("auto", None)
     resources = config.resources
@@ -864,7 +867,11 @@ def test_files_that_are_not_there_are_named(tmp_path):
         (["student.loss=cross-entropy"], []),
         (
             ["student.loss={kind: kl, temperature: 4}"],
-            ["student.loss.kind: 'cross-entropy' -> 'kl'", "student.loss.temperature: None -> 4.0"],
+            [
+                "student.loss.kind: 'cross-entropy' -> 'kl'",
+                "student.loss.smoothing: 0.0 -> None",
+                "student.loss.temperature: None -> 4.0",
+            ],
         ),
         (["images.size=8"], ["images.size: None -> [8, 8]"]),
         (["images={source: folder, path: p}"], ["images.source: 'digits' -> 'folder'", "images.path: None -> 'p'"]),

@@ -45,6 +45,7 @@ def test_a_run_of_nothing_but_the_pages_own_parts(my_parts):
     data["student"]["epochs"] = 3
     config = parse_config(data)
     assert (config.select.wide, config.student.loss.scale, config.teacher.threshold) == (3, 10, 80)
+    assert config.student.augment.most == 5
     result = run(config, RunDirectory(my_parts / "run"), local=True)
     # An image of round 0 that is chosen again as a candidate has its answer already, and costs nothing.
     assert result.receipt.queries + result.receipt.reused == 100
@@ -60,7 +61,7 @@ def test_the_class_of_networks_is_a_model_as_well(my_parts):
 
 def test_every_kind_of_part_has_its_example():
     table = re.findall(r"^\| (\w[\w ]*) \| `kdray/([\w/]+)/`", PAGE, flags=re.MULTILINE)
-    assert len(table) == 6
+    assert len(table) == 7
     for kind, package in table:
         assert re.search(rf"^## An? {kind}$", PAGE, flags=re.MULTILINE), kind
         assert (Path(__file__).resolve().parents[1] / "kdray" / package).is_dir(), package

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ from kdray.models.classifier import build_model, build_network
 from kdray.models.features import head
 from kdray.models.start import load_start, start_weights, with_digest
 from kdray.models.torchvision import build_torchvision, torchvision_names
+from kdray.pools.images import ImagePool
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import resume, run
 from kdray.teachers.local import LocalTeacherConfig
 from kdray.teachers.recipe import train_teacher
 from kdray.training.loop import train
+from kdray.training.recipe import StudentSection
 from kdray.training.trainer import StudentSpec, fit
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
@@ -296,6 +299,22 @@ def test_each_round_starts_anew_from_the_file(tmp_path):
         content, _ = fit(spec, data, targets, number)
         (tmp_path / "student.safetensors").write_bytes(content)
         assert same(weights(load_student(tmp_path)), weights(by_hand))
+
+
+def test_students_that_label_start_from_the_file_too_if_it_is_of_their_network(tmp_path):
+    network = other(seed=0).network
+    start = start_weights(str(written(tmp_path, "kdray")), network, "small-cnn")
+    card = ModelCard(model="small-cnn", image_shape=SHAPE, num_classes=3)
+    data, targets = images(8, SHAPE), soft_targets(8)
+    for name in (None, "lenet5"):
+        fields = {"epochs": 1, "batch_size": 4, "device": "cpu", "unpaid": {"students": 1, "model": name}}
+        spec = StudentSpec(
+            card=card, mean=[0.4], std=[0.3], recipe=StudentSection(**fields), seed=0, threads=1, start=start,
+            pool=ImagePool(images(6, SHAPE, seed=1)),
+        )  # fmt: skip
+        with_start, _ = fit(spec, data, targets, 0)
+        without, _ = fit(replace(spec, start=None), data, targets, 0)
+        assert with_start != without
 
 
 def test_half_precision_and_missing_counts_are_taken(tmp_path):

@@ -13,10 +13,10 @@ from kdray.images.base import read_images, sources
 from kdray.models.base import find_model
 from kdray.models.checkpoint import ModelCard, load_student, model_bytes, save_model
 from kdray.models.classifier import build_model
+from kdray.training.fitting import StudentSpec, fit
 from kdray.training.loop import train
 from kdray.training.losses.base import check_loss, losses
 from kdray.training.recipe import Recipe
-from kdray.training.trainer import StudentSpec, fit
 from kdray.utils.seeds import numpy_generator
 
 SHAPE = (1, 6, 5)

@@ -17,6 +17,7 @@ from kdray.config.root import Config
 from kdray.errors import ConfigError
 from kdray.ledger.store import Ledger
 from kdray.pools.base import PoolSection, pools
+from kdray.pools.blended import PairsSection
 from kdray.pools.images import ImagesSection
 from kdray.pools.mixup import MixupPool, MixupSection
 from kdray.runs.directory import RunDirectory
@@ -101,7 +102,7 @@ def test_the_parts_that_come_with_kdray_go_by_name_the_default_first():
         "cluster-margin", "active-mixup", "coreset", "entropy", "margin", "rad", "rad-pairs", "random", "uniform",
         "unixkd", "vanilla",
     ]  # fmt: skip
-    assert pools.parts() == {"mixup": MixupSection, "images": ImagesSection}
+    assert pools.parts() == {"mixup": MixupSection, "images": ImagesSection, "pairs": PairsSection}
     for registry in (strategies, pools):
         for name, part in registry.parts().items():
             assert registry.get(name) is part and issubclass(part, registry.base)
@@ -140,7 +141,7 @@ def test_an_unknown_name_is_told_all_names_and_the_nearest(name, near):
 def test_what_is_no_section_is_refused():
     assert refusal(pool=5) == "pool: input should be a mapping, got 5"
     assert refusal(pool=["mixup"]) == "pool: input should be a mapping, got ['mixup']"
-    assert refusal(pool="cutmix") == "pool.kind: 'cutmix' is not one of 'mixup', 'images', nor module:object"
+    assert refusal(pool="cutmix") == "pool.kind: 'cutmix' is not one of 'mixup', 'images', 'pairs', nor module:object"
 
 
 def test_braces_in_a_message_are_those_the_user_wrote():
@@ -220,9 +221,9 @@ def test_nobody_ignores_what_no_part_knows():
 
 
 def test_a_strict_registry_refuses_what_another_part_knows():
-    strict = "pool.{} belongs to kind mixup; with kind = images leave it out"
-    assert refusal(pool={"kind": "images", "pairs": 5}) == strict.format("pairs")
-    assert refusal(pool={"kind": "images", "search": "exhaustive"}) == strict.format("search")
+    strict = "pool.{} belongs to kind {}; with kind = images leave it out"
+    assert refusal(pool={"kind": "images", "pairs": 5}) == strict.format("pairs", "mixup and pairs")
+    assert refusal(pool={"kind": "images", "search": "exhaustive"}) == strict.format("search", "mixup")
     registry = shapes(default="square")
     with pytest.raises(ValidationError, match=r"shape\.radius is set, but means nothing to square, the default"):
         registry.parse({"radius": 3})
@@ -320,6 +321,7 @@ def sections() -> list[dict]:
         "vanilla": {"score": "margin"},
     }
     own_fields |= {"mixup": {"lambdas": [0.25, 0.5], "pairs": 12, "search": "exhaustive", "keep": 2.5}}
+    own_fields |= {"pairs": {"draws": 3, "blend": {"kind": "cutline", "share": [0.25, 0.5]}, "pre": {"kind": "none"}}}
     chosen = [{"select": {"strategy": name, **own_fields.get(name, {})}} for name in strategies.parts()]
     return chosen + [{"pool": {"kind": name, **own_fields.get(name, {})}} for name in pools.parts()]
 

@@ -340,6 +340,37 @@ def test_a_run_interrupted_anywhere_resumes_to_the_same_bits(moments, finished, 
         assert [m.bought for m in result.history] == [40, 60, 60], when
 
 
+def test_a_run_broken_off_in_a_training_goes_on_in_it_to_the_same_bits(finished, make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdray.training.saved.EVERY_S", 0.0)
+    epochs = make_config().student.epochs
+
+    class StopInTraining(Observer):
+        """Notes the epochs of round 1, and stops after half of them."""
+
+        def __init__(self, stop: bool) -> None:
+            self.stop, self.seen = stop, []
+
+        def phase(self, round, name):
+            self.here = (round, name) == (1, "train")
+
+        def progress(self, done, total, *, spent=None):
+            if self.here:
+                assert total == epochs
+                self.seen.append(done)
+                if self.stop and done == epochs // 2 + 1:
+                    raise KeyboardInterrupt
+
+    directory, told = RunDirectory(tmp_path / "run"), StopInTraining(stop=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(), directory, local=True, observer=StopInTraining(stop=True))
+    assert directory.training(1).exists()
+    resume(directory, local=True, observer=told)
+    assert told.seen == list(range(epochs // 2 + 1, epochs + 1))
+    name = "student.safetensors"
+    assert (directory.path / name).read_bytes() == (finished.directory / name).read_bytes()
+    assert not list(directory.path.rglob("training.pt"))
+
+
 def test_a_run_without_its_last_artefacts_goes_on_from_there(finished, tmp_path):
     import shutil
 

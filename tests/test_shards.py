@@ -24,12 +24,14 @@ from kdray.models.classifier import build_model
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 from kdray.sweeps.config import parse_sweep
-from kdray.training.augment import random_flip, random_shift
+from kdray.training.augment import Crop, Draw, augments
 from kdray.training.distributed import ProcessShard, share_statistics
-from kdray.training.loop import TrainResult, smallest_batch, train
-from kdray.training.recipe import Augment, EarlyStop, Recipe
+from kdray.training.fitting import StudentSpec, fit
+from kdray.training.length import length
+from kdray.training.loop import TrainResult, train
+from kdray.training.recipe import EarlyStop, Recipe
 from kdray.training.shard import Shard
-from kdray.training.trainer import LocalTrainer, StudentSpec, fit
+from kdray.training.trainer import LocalTrainer
 
 # One pair of processes for all; those with a Ray are in the group of Ray all the same.
 pytestmark = pytest.mark.xdist_group("shards")
@@ -49,7 +51,7 @@ def labelled(count: int = 83) -> tuple[torch.Tensor, torch.Tensor]:
 
 def spec(model: str = "small-cnn", **changes) -> StudentSpec:
     recipe = Recipe(
-        **{"epochs": 4, "batch_size": 16, "device": "cpu", "augment": Augment(shift=2, flip=True), **changes}
+        **{"epochs": 4, "batch_size": 16, "lr": 0.01, "device": "cpu", "augment": Crop(shift=2, flip=True), **changes}
     )
     card = ModelCard(model=model, image_shape=SHAPE, num_classes=3)
     return StudentSpec(card=card, mean=[0.5], std=[0.2], recipe=recipe, seed=5, threads=1)
@@ -97,11 +99,14 @@ def test_each_row_belongs_to_one_process_and_weights_make_the_mean(count, size):
 @pytest.mark.parametrize(("first", "stop"), [(0, 4), (4, 9), (8, 9)])
 def test_rows_of_a_batch_are_changed_as_in_the_whole_batch(first, stop):
     images, rows = labelled(9)[0], slice(first, stop)
-    place = {"first": first, "of": 9}
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
-    for change in (lambda x, g, **p: random_shift(x, 2, g, **p), random_flip):
-        whole = change(images, generators[0])
-        assert torch.equal(change(images[rows], generators[1], **place), whole[rows])
+    whole, part = Draw.whole(generators[0], 9), Draw(generators[1], rows, 9)
+    for name in augments.parts():
+        if name == "auto":
+            continue
+        change = augments.parse(name)
+        changed = change(images, whole)
+        assert torch.equal(change(images[rows], part), changed[rows]), name
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
 
 
@@ -117,7 +122,7 @@ def test_rows_of_a_batch_are_changed_as_in_the_whole_batch(first, stop):
 )
 def test_the_smallest_batch_is_that_of_training(count, changes, smallest):
     recipe = Recipe(device="cpu", epochs=1, **changes)
-    assert smallest_batch(count, recipe) == smallest
+    assert length(recipe, count).smallest_batch == smallest
     seen = []
     model = build_model("lenet5", SHAPE, 3, seed=0)
     model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])) if module.training else None)
@@ -267,7 +272,7 @@ def none_left() -> None:
 def test_two_workers_train_the_student_of_one_and_tell_each_epoch(ray_local):
     told = []
     one = LocalTrainer(SPECS["batch normalisation"]).fit(*labelled(), 2)
-    several = trained_on_workers(SPECS["batch normalisation"], lambda done, loss: told.append((done, loss)))
+    several = trained_on_workers(SPECS["batch normalisation"], lambda done, of, loss: told.append((done, loss)))
     check_alike(one, several)
     assert [done for done, _ in told] == [1, 2, 3, 4]
     assert [round(loss, 6) for _, loss in told] == [round(loss, 6) for loss in several[1].losses]
@@ -279,7 +284,7 @@ def test_two_workers_train_the_student_of_one_and_tell_each_epoch(ray_local):
 def test_a_worker_that_is_killed_costs_time_alone(ray_local, pair):
     killed = []
 
-    def kill(done: int, loss: float) -> None:
+    def kill(done: int, of: int, loss: float) -> None:
         if done > 3 and not killed:
             killed.append(actor_pids("RayTrainWorker")[-1])
             os.kill(killed[0], signal.SIGKILL)
@@ -295,7 +300,7 @@ def test_a_worker_that_is_killed_costs_time_alone(ray_local, pair):
 def test_training_that_fails_everywhere_ends_with_the_reason(ray_local):
     with pytest.raises(ScoringError, match=r"training on 2 workers failed 3 times \(.*out of bounds"):
         trained_on_workers(spec("lenet5"), answers=0)
-    small = spec("lenet5", augment=Augment(shift=16))
+    small = spec("lenet5", augment=Crop(shift=16))
     with pytest.raises(ConfigError, match="16 pixels do not fit"):
         trained_on_workers(small)
     with pytest.raises(ScoringError, match=r"2 training workers found no GPUs for 3 s; set resources.trainer.workers"):

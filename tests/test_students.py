@@ -1,4 +1,4 @@
-"""Students: the loss, pooling, the zoo, augmentation, training to the bit, and model files that say what they are."""
+"""Students: the loss, pooling, the zoo, training to the bit, and model files that say what they are."""
 
 import json
 import math
@@ -21,12 +21,15 @@ from kdray.models.checkpoint import ModelCard, load_student, model_bytes, read_c
 from kdray.models.classifier import ImageClassifier, build_model, pixel_statistics
 from kdray.models.layers import MaxPool2x2
 from kdray.models.predict import accuracy, predict
-from kdray.training.augment import random_flip, random_shift
-from kdray.training.loop import rate_factor, train
+from kdray.training.augment import Crop
+from kdray.training.descent import Descent
+from kdray.training.fitting import StudentSpec
+from kdray.training.length import rate_factor
+from kdray.training.loop import train
 from kdray.training.losses import kd_divergence, soft_cross_entropy
 from kdray.training.losses.base import losses
-from kdray.training.recipe import Augment, EarlyStop, Recipe
-from kdray.training.trainer import LocalTrainer, StudentSpec
+from kdray.training.recipe import EarlyStop, Recipe
+from kdray.training.trainer import LocalTrainer
 from kdray.utils.seeds import numpy_generator
 
 TINY, GREY = (1, 8, 8), (1, 28, 28)
@@ -191,47 +194,6 @@ def test_pixel_statistics_do_not_depend_on_the_order_and_spare_constant_channels
     assert pixel_statistics(data.flip(0, 3)) == (mean, std)
 
 
-# ---- augmentation
-
-
-@pytest.mark.parametrize(("shift", "shape"), [(1, (1, 3, 3)), (2, (3, 4, 6)), (2, (1, 3, 5))])
-def test_a_shifted_image_is_one_of_the_crops_of_its_mirrored_edges(shift, shape):
-    data = torch.arange(math.prod(shape), dtype=torch.uint8).view(1, *shape).repeat(400, 1, 1, 1)
-    data[1::2] = 255 - data[1::2]
-    shifted = random_shift(data, shift, generator())
-    assert (shifted.dtype, shifted.shape) == (torch.uint8, data.shape)
-    seen = set()
-    for image, moved in zip(data.numpy(), shifted.numpy(), strict=True):
-        padded = np.pad(image, ((0, 0), (shift, shift), (shift, shift)), mode="reflect")
-        crops = {
-            (dy, dx): padded[:, dy : dy + shape[1], dx : dx + shape[2]]
-            for dy in range(2 * shift + 1)
-            for dx in range(2 * shift + 1)
-        }
-        matches = [key for key, crop in crops.items() if np.array_equal(crop, moved)]
-        assert matches
-        seen.update(matches)
-    assert len(seen) == (2 * shift + 1) ** 2  # all of them come, in both directions independently
-    assert torch.equal(shifted, random_shift(data, shift, generator()))
-    assert not torch.equal(shifted, random_shift(data, shift, generator(1)))
-
-
-def test_no_shift_is_the_identity():
-    data = images(5)
-    assert torch.equal(random_shift(data, 0, generator()), data)
-
-
-def test_a_flipped_image_is_itself_or_its_mirror_image_about_half_of_the_time():
-    data = images(400, (2, 3, 4))
-    flipped = random_flip(data, generator())
-    kept = (flipped == data).flatten(1).all(dim=1)
-    mirrored = (flipped == torch.from_numpy(data.numpy()[..., ::-1].copy())).flatten(1).all(dim=1)
-    assert bool((kept ^ mirrored).all())
-    assert 150 < int(mirrored.sum()) < 250
-    assert torch.equal(flipped, random_flip(data, generator()))
-    assert not torch.equal(flipped, random_flip(data, generator(1)))
-
-
 # ---- training
 
 
@@ -323,7 +285,7 @@ def test_any_number_of_steps_can_be_trained(epochs):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"augment": Augment(shift=2, flip=True)}, {"schedule": "cosine"}, {"early_stop": EarlyStop()}],
+    [{}, {"augment": Crop(shift=2, flip=True)}, {"schedule": "cosine"}, {"early_stop": EarlyStop()}],
     ids=["plain", "augmented", "cosine", "early-stop"],
 )
 def test_the_same_arguments_give_the_same_bits(changes):
@@ -355,10 +317,10 @@ def test_digits_are_learnt_and_the_images_stay_as_they_are():
     kept, told = digits.images.clone(), []
     result = train(
         model, digits.images, F.one_hot(digits.labels, 10).float(),
-        recipe(epochs=4, batch_size=32, augment=Augment(shift=1)),
-        seed=0, on_epoch=lambda done, loss: told.append((done, loss)),
+        recipe(epochs=4, batch_size=32, augment=Crop(shift=1)),
+        seed=0, on_epoch=lambda *told_of: told.append(told_of),
     )  # fmt: skip
-    assert told == list(enumerate(result.losses, start=1))
+    assert told == [(done, 4, loss) for done, loss in enumerate(result.losses, start=1)]
     assert (result.best_epoch, result.holdout_losses) == (4, [])
     assert result.losses[-1] < result.losses[0] / 3
     assert torch.equal(digits.images, kept)
@@ -394,8 +356,8 @@ def test_the_held_out_part_is_never_trained_on():
 
 
 def test_a_shift_that_leaves_the_image_is_refused():
-    with pytest.raises(ConfigError, match=r"augment.shift: 8 pixels do not fit images of \[8, 8\]"):
-        trained(augment=Augment(shift=8))
+    with pytest.raises(ConfigError, match=r"augment.shift: 8 pixels do not fit images of 8x8"):
+        trained(augment=Crop(shift=8))
 
 
 # ---- predictions
@@ -534,10 +496,8 @@ def test_a_trainer_gives_the_file_of_the_student_it_trained(tmp_path):
 @pytest.mark.parametrize("clip", [None, 0.01, 1e6])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum, clip):
-    from kdray.training.loop import _Descent
-
     here, there = (build_model("small-cnn", (1, 16, 16), 3, seed=0) for _ in range(2))
-    descent = _Descent(here, recipe(momentum=momentum, weight_decay=1e-2, clip_norm=clip))
+    descent = Descent(here, recipe(momentum=momentum, weight_decay=1e-2, clip_norm=clip))
     groups = [
         {"params": [p for p in there.parameters() if p.ndim > 1], "weight_decay": 1e-2},
         {"params": [p for p in there.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -559,12 +519,10 @@ def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum, clip):
 
 
 def test_a_gradient_that_is_too_long_is_cut_to_the_norm_and_no_other():
-    from kdray.training.loop import _Descent
-
     layer = nn.Linear(1, 1)  # a matrix and a vector: two groups, one length
     for clip, rate, moved in ((5.0, 0.1, (0.3, 0.4)), (None, 0.1, (3.0, 4.0)), (50.1, 0.1, (3.0, 4.0))):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
         layer.weight.grad, layer.bias.grad = torch.tensor([[30.0]]), torch.tensor([40.0])
-        _Descent(layer, recipe(momentum=0.0, weight_decay=0.0, clip_norm=clip)).step(rate)
+        Descent(layer, recipe(momentum=0.0, weight_decay=0.0, clip_norm=clip)).step(rate)
         assert (-layer.weight.item(), -layer.bias.item()) == pytest.approx(moved, rel=1e-5)

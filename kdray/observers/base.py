@@ -1,7 +1,7 @@
 """Observers, which receive the events of a run. They cannot change the run."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -31,6 +31,8 @@ class RoundMetrics:
         evaluation_queries: queries on test images so far; not part of `queries`.
         loss: mean training loss of the last epoch.
         seconds: duration of each phase: choose, query, train, evaluate.
+        training: steps; diverged, the step whose loss was not finite, or None; choices, what was chosen by agreement
+            with held-out answers; notes, all that in words.
     """
 
     round: int
@@ -54,6 +56,7 @@ class RoundMetrics:
     agreement_low: float | None = None
     agreement_high: float | None = None
     compared: int = 0
+    training: dict[str, Any] = field(default_factory=dict)
 
     @property
     def paid(self) -> int:

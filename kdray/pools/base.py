@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard
 
 from kdray.sections.base import Section
 from kdray.sections.registry import Registry
+from kdray.utils.lazy import torch
 from kdray.utils.stored import gathered, rows_in_a_part
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -76,16 +76,30 @@ class Pool(Protocol):
         """Index within a group of the candidate that the random strategy takes."""
 
 
-class SegmentPool(Pool, Protocol):
-    """A pool in which a group is all mixes λ x_i + (1 - λ) x_j of two images, at every λ of a grid."""
-
-    lambdas: tuple[float, ...]
+class PairPool(Pool, Protocol):
+    """A pool in which a group is a pair of images, and every candidate shows nothing but parts of these two."""
 
     def pair(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Map groups int64 [B] to the numbers (i, j) of their two images, int64 [B] each."""
 
+
+class SegmentPool(PairPool, Protocol):
+    """A pool in which a group is all mixes λ x_i + (1 - λ) x_j of two images, at every λ of a grid."""
+
+    lambdas: tuple[float, ...]
+
     def group(self, i: int, j: int) -> int:
         """The group that mixes images i < j."""
+
+
+def placed(pool: Pool, device: str | torch.device) -> Pool:
+    """The pool with its images on `device`; where they would take more than half of a GPU's free memory, as it is. Its
+    candidates are then made by the CPU and go to the GPU a batch at a time."""
+    if torch.device(device).type == "cuda" and pool.images.device.type == "cpu":
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        if pool.images.nbytes > free // 2:
+            return pool
+    return pool.to(device)
 
 
 def rendered(pool: Pool, ids: Tensor) -> Tensor:
@@ -102,11 +116,18 @@ def is_linear(pool: Pool) -> TypeGuard[SegmentPool]:
     return pool.linear
 
 
+def is_paired(pool: Pool) -> TypeGuard[PairPool]:
+    """Whether a group is a pair of images."""
+    return hasattr(pool, "pair")
+
+
 class PoolSection(Section):
     """The virtual pool of candidates."""
 
     mixes: ClassVar[bool] = False
-    """Whether candidates are mixes of two of the user's images, at every λ of a grid."""
+    """Whether every candidate is made of two of the user's images. If so, the pool is a `PairPool`."""
+    segments: ClassVar[bool] = False
+    """Whether a group is the mixes of two images at every λ of a grid. If so, the pool is a `SegmentPool`."""
 
     kind: str
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from kdray.errors import ConfigError, ImageSetError
-from kdray.pools.base import PoolSection, pools
-from kdray.pools.pairs import check_range, count_pairs, rank_pairs, unrank_pairs
-from kdray.pools.permutation import RandomOrder
+from kdray.errors import ConfigError
+from kdray.pools.base import pools
+from kdray.pools.sample import OfPairs, PairSample, check_images
 from kdray.sections.base import Section
 from kdray.sections.search import SearchSettings
 from kdray.utils.lazy import torch
@@ -31,7 +30,6 @@ _SHIFT = 22
 # over a value that lies below the tie (by at least 1e-4).
 _HALF_UP = (1 << (_SHIFT - 1)) + 131
 _RENDER_BATCH = 1024
-_EACH, _LEAST_PAIRS = 50, 50_000  # pairs: auto, see docs/search.md; a share of 5 % of 50,000 is known to a fiftieth
 _MAX_LAMBDAS = 10_000  # pixels have 256 values: a finer grid only repeats images
 
 
@@ -56,17 +54,15 @@ class LambdaGrid(Section):
 
 
 @pools.register
-class MixupSection(SearchSettings, PoolSection):
+class MixupSection(SearchSettings, OfPairs):
     """The candidates are pairs of images, mixed at every λ of a grid (Active Mixup, eq. 1)."""
 
     mixes: ClassVar[bool] = True
+    segments: ClassVar[bool] = True
 
     kind: Literal["mixup"] = "mixup"
     lambdas: LambdaGrid | list[float] = LambdaGrid(min=0.30, max=0.70, step=0.04)
     """The λ grid: {min, max, step}, or a list."""
-    pairs: Annotated[int, Field(ge=1)] | Literal["all", "auto"] = "all"
-    """all, or the number of pairs to sample, without replacement. The sample follows from the run's seed and is not
-    stored. auto: 50 pairs for each candidate that the run chooses, at least 50,000; all, if there are no more."""
 
     @field_validator("lambdas")
     @classmethod
@@ -77,36 +73,13 @@ class MixupSection(SearchSettings, PoolSection):
             raise ValueError(str(error).removeprefix("pool.lambdas: ")) from None
         return value
 
-    @property
-    def complete(self) -> bool:
-        """Whether every pair is in the pool."""
-        return self.pairs == "all"
-
     def grid(self) -> tuple[float, ...]:
         """The λ values, in order."""
         return self.lambdas.values() if isinstance(self.lambdas, LambdaGrid) else tuple(self.lambdas)
 
-    def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
-        """See `PoolSection`."""
-        if self.pairs != "auto":
-            return self, None
-        every, wanted = count_pairs(images), max(_LEAST_PAIRS, _EACH * queries)
-        if queries == 0:
-            return self, None
-        if every <= wanted:
-            reason = f"pool.pairs: auto takes all {every:,} pairs; it would sample {wanted:,} of more"
-            return self.model_copy(update={"pairs": "all"}), reason
-        reason = (
-            f"pool.pairs: auto samples {wanted:,} of {every:,} pairs, {wanted / max(1, queries):,.0f} for each of the "
-            f"{queries:,} candidates to choose, so that a search for the lowest scores takes the lowest "
-            f"{100 * queries / wanted:.2g} % of them (docs/search.md)"
-        )
-        return self.model_copy(update={"pairs": wanted}), reason
-
     def build(self, images: Tensor, seed: int) -> MixupPool:
-        """See `PoolSection`. `auto` counts as all; `sized` makes a number of it."""
-        pairs = self.pairs if isinstance(self.pairs, int) else None
-        return MixupPool(images, self.grid(), pairs, torch_seed(seed, "pairs"))
+        """See `PoolSection`."""
+        return MixupPool(images, self.grid(), self.count, torch_seed(seed, "pairs"))
 
 
 class MixupPool:
@@ -132,24 +105,14 @@ class MixupPool:
     source = "mixup"
 
     def __init__(self, images: Tensor, lambdas: Sequence[float], pairs: int | None = None, seed: int = 0) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ImageSetError(
-                f"a mixup pool needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}"
-            )
-        if len(images) < 2:
-            raise ImageSetError(f"a mixup pool needs at least two images to mix, got {len(images)}; raise images.count")
+        check_images(images, "mixup")
         self.images = images
         self.lambdas = check_lambdas(lambdas)
         self._weights = torch.tensor(
             [round(value * (1 << _SHIFT)) for value in self.lambdas], dtype=torch.int32, device=images.device
         )
-        every = count_pairs(len(images))
-        if pairs is not None and not 1 <= pairs <= every:
-            raise ConfigError(
-                f"pool.pairs: {pairs:,} pairs wanted, {len(images):,} images make {every:,}; lower it, or set it to all"
-            )
         self._pairs, self._seed = pairs, seed
-        self._order = None if pairs is None else RandomOrder(every, seed)
+        self._sample = PairSample(len(images), pairs, seed)
 
     def __len__(self) -> int:
         return self.num_groups * self.group_size
@@ -157,7 +120,7 @@ class MixupPool:
     @property
     def num_groups(self) -> int:
         """Number of pairs in the pool."""
-        return count_pairs(len(self.images)) if self._pairs is None else self._pairs
+        return len(self._sample)
 
     @property
     def group_size(self) -> int:
@@ -181,16 +144,11 @@ class MixupPool:
         Raises:
             IndexError: a group is negative or not below num_groups.
         """
-        if self._order is not None:
-            check_range(groups, self.num_groups, "groups")
-            groups = self._order(groups)
-        return unrank_pairs(groups, len(self.images))
+        return self._sample(groups)
 
     def group(self, i: int, j: int) -> int:
         """The group that mixes images i < j, in a pool of all pairs."""
-        if self._order is not None:
-            raise ConfigError("pool.pairs: the group of two images is not known for a sample of pairs; set it to all")
-        return int(rank_pairs(torch.tensor(i), torch.tensor(j), len(self.images)))
+        return self._sample.number(i, j)
 
     def render(self, ids: Tensor) -> Tensor:
         """Map candidate ids int64 [B] to images uint8 [B, C, H, W].

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdray.errors import PoolExhausted
+from kdray.pools.counter import scramble
 from kdray.utils.lazy import torch
 from kdray.utils.seeds import seed_sequence
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ROUNDS = 8
-_FIRST, _SECOND = 0x2C1B3C6D, 0x297A2D39  # odd, below 2^30: products with numbers below 2^31 stay within int64
 
 
 class RandomOrder:
@@ -49,10 +49,7 @@ class RandomOrder:
         mask = (1 << self._half) - 1
         left, right = numbers >> self._half, numbers & mask
         for key in self._keys:
-            mixed = (right + key) & 0x7FFFFFFF
-            mixed = mixed * _FIRST
-            mixed = ((mixed ^ (mixed >> 19)) & 0x7FFFFFFF) * _SECOND
-            left, right = right, left ^ (((mixed >> 15) ^ mixed) & mask)
+            left, right = right, left ^ (scramble(right, key) & mask)
         return (left << self._half) | right
 
 

@@ -43,7 +43,7 @@ def write_report(directories: Sequence[RunDirectory], out: Path | None = None) -
         last=first.history[-1],
         found=_found,
         others=results[1:],
-        robust=[line for m in first.history for line in _robust(m)],
+        remarks=[line for m in first.history for line in (*_robust(m), *_training(m))],
         accuracy=accuracy_figure(runs),
         agreement=agreement_figure(runs),
         time=time_figure(first.history),
@@ -84,6 +84,15 @@ def _robust(metrics: RoundMetrics) -> list[str]:
     return lines
 
 
+def _training(metrics: RoundMetrics) -> list[str]:
+    """Sentences about how a round's student was trained."""
+    told = metrics.training
+    if not told:
+        return []
+    length = f"Round {metrics.round}: trained for {told['steps']:,} steps on {metrics.images:,} images."
+    return [length, *(f"Round {metrics.round}: {note}." for note in told["notes"])]
+
+
 def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:
     """The first few images that a round queried, as the student sees them, with the teacher's answers."""
     labelled = directory.read_labelled(number, result.num_classes, count=_SHOWN)
@@ -100,8 +109,9 @@ def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[
             said = ", ".join(f"{names[int(c)]} {100 * float(p):.0f} %" for p, c in zip(*top, strict=True) if p >= 0.005)
         columns = {name: values[row] for name, values in candidates.columns.items()}
         about = f"#{columns['image']}" if "image" in columns else ""
-        if "lambda" in columns:
-            about = f"{columns['lambda']:g} · #{columns['i']} + {1 - columns['lambda']:g} · #{columns['j']}"
+        share = columns.get("lambda", columns.get("share"))
+        if share is not None and {"i", "j"} <= columns.keys():
+            about = f"{round(share, 4):g} · #{columns['i']} + {round(1 - share, 4):g} · #{columns['j']}"
         if candidates.scores is not None:
             about += f", {result.config.select.score_words()} {candidates.scores[row]:.2f}"
         shown.append({"png": image, "said": said, "about": about})

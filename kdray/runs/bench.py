@@ -14,16 +14,20 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
+from kdray.config.load import apply_overrides, parse_section
 from kdray.errors import ConfigError
 from kdray.models.classifier import build_model
-from kdray.pools.mixup import MixupPool, MixupSection
+from kdray.pools.base import Pool, PoolSection, pools
 from kdray.pools.pairs import count_pairs
+from kdray.pools.sample import OfPairs
 from kdray.search import Searcher, SearchRequest, SearchResult
 from kdray.search.cost import batch_on
 from kdray.search.forward import Forward, ForwardOptions
+from kdray.sections.base import Section
 from kdray.sections.search import SearchSettings
 from kdray.utils.memory import keep_freed_memory
 from kdray.utils.text import counted
@@ -36,6 +40,7 @@ __all__ = [
     "default_workers",
     "lines",
     "measure",
+    "parse_pool",
     "parse_shape",
     "peak_mib",
 ]
@@ -58,6 +63,7 @@ class Setting:
         repeats: number of measurements of each kind.
         gpus: GPUs of a worker.
         options: how the student is run.
+        pool: the section of the pool, one of pairs of images.
     """
 
     model: str = "lenet5"
@@ -68,6 +74,7 @@ class Setting:
     repeats: int = 3
     gpus: float = 0.0
     options: ForwardOptions = field(default_factory=ForwardOptions)
+    pool: PoolSection = field(default_factory=pools.default)
 
     @property
     def device(self) -> str:
@@ -99,11 +106,12 @@ def measure(setting: Setting, tell: Callable[[str], None] = lambda text: None) -
     """Measure one worker, then `setting.workers` workers.
 
     Raises:
-        ConfigError: there are fewer than two images.
+        ConfigError: there are fewer than two images, or the pool is not one of pairs.
         ModelError: the model is unknown, or cannot take images of this shape.
     """
     if setting.images < 2:
         raise ConfigError(f"--images: a pool needs at least two images to mix, got {setting.images}")
+    _pool(setting, 1)
     build_model(setting.model, setting.shape, _CLASSES, seed=0)
     from actors import environment
 
@@ -152,14 +160,25 @@ def _measure(setting: Setting, workers: int, processes: ProcessPoolExecutor, tel
 
 def _search(setting: Setting, searcher: Searcher, candidates: float) -> float:
     """Candidates per second of one exhaustive search of about `candidates` candidates."""
-    lambdas = MixupSection().grid()
-    every = count_pairs(setting.images)
-    pairs = min(every, max(1, round(candidates / len(lambdas))))
-    pool = MixupPool(_images(setting), lambdas, pairs=None if pairs == every else pairs)
+    pool = _pool(setting, candidates)
     model = build_model(setting.model, setting.shape, _CLASSES, seed=0)
     begin = time.perf_counter()
-    found: SearchResult = searcher.search(pool, model, SearchRequest(k=max(1, pairs // _SHARE_SEARCHED)))
+    found: SearchResult = searcher.search(pool, model, SearchRequest(k=max(1, pool.num_groups // _SHARE_SEARCHED)))
     return found.evaluated / (time.perf_counter() - begin)
+
+
+def _pool(setting: Setting, candidates: float) -> Pool:
+    """A pool of about so many candidates, or of all pairs if they have fewer.
+
+    Raises:
+        ConfigError: the pool is not one of pairs, or cannot be built.
+    """
+    if not isinstance(setting.pool, OfPairs):
+        raise ConfigError(f"--pool: {setting.pool.kind} is not a pool of pairs of images; give one of mixup, pairs")
+    images, every = _images(setting), count_pairs(setting.images)
+    one = setting.pool.model_copy(update={"pairs": 1}).build(images, 0)
+    pairs = min(every, max(1, round(candidates / one.group_size)))
+    return setting.pool.model_copy(update={"pairs": "all" if pairs == every else pairs}).build(images, 0)
 
 
 def _bare_together(setting: Setting, workers: int, processes: ProcessPoolExecutor, seconds: float) -> float:
@@ -219,10 +238,25 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+class _Given(Section):
+    pool: Annotated[PoolSection, pools]
+
+
+def parse_pool(text: str) -> PoolSection:
+    """Parse the section of a pool, written in YAML as on the command line of `kdray run`.
+
+    Raises:
+        ConfigError: the text is no section of a pool.
+    """
+    return parse_section(_Given, apply_overrides({}, [f"pool={text}"]), origin="--pool").pool
+
+
 def lines(setting: Setting, speeds: list[Speed]) -> list[tuple[str, str]]:
     """The measurements as rows (name, value)."""
     shape = "x".join(map(str, setting.shape))
     rows = [("student", f"{setting.model} at {shape}, {setting.device}; {setting.repeats} measurements, medians")]
+    if setting.pool != pools.default():
+        rows.append(("pool", f"{setting.pool.kind}: {_pool(setting, 1).source}"))
     for speed in speeds:
         name = counted(speed.workers, "worker")
         rows.append(

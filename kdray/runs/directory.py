@@ -66,6 +66,10 @@ class RunDirectory:
         """The file whose presence means that `phase` of a round is done."""
         return self.round(number) / _ARTEFACTS[phase]
 
+    def training(self, number: int) -> Path:
+        """The state of the training of a round, while it is under way."""
+        return self.round(number) / "training.pt"
+
     def next_phase(self, rounds: int, estimate: bool = False) -> tuple[int, str] | None:
         """The first (round, phase) without its artefact, of rounds 0..`rounds`; None when all are there.
 

@@ -26,9 +26,10 @@ from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http.secrets import Secrets
+from kdray.training.augment import check_augment
+from kdray.training.fitting import StudentSpec
 from kdray.training.losses.base import check_loss
 from kdray.training.recipe import StudentSection
-from kdray.training.trainer import StudentSpec
 from kdray.utils.devices import auto_threads, resolve_device
 from kdray.utils.seeds import numpy_generator
 
@@ -246,6 +247,7 @@ def read_inputs(
         seed=config.seed,
         threads=threads,
         start=read_start(config.student, card),
+        pool=pooled.pool if config.student.unpaid is not None else None,
     )
     estimation = Estimation(queries=pooled.estimate, validation=data.validation) if pooled.estimate else None
     return Inputs(
@@ -347,11 +349,9 @@ def check_student(section: StudentSection, image_shape: tuple[int, int, int]) ->
         ConfigError: a shift that does not fit the images, or a device that is not there.
         ModelError: an unknown network, images too small for it, or weights of `init` that do not fit it.
     """
-    if section.augment.shift >= min(image_shape[1:]):
-        raise ConfigError(
-            f"student.augment.shift: {section.augment.shift} pixels do not fit "
-            f"images of {image_shape[1]}x{image_shape[2]}"
-        )
+    check_augment(section.augment, image_shape, "student.augment")
+    if section.unpaid is not None and section.unpaid.model is not None:
+        build_model(section.unpaid.model, image_shape, 2, seed=0)
     resolve_device(section.device, "student.device")
     student = build_model(section.model, image_shape, 2, seed=0)
     if section.init is not None:

@@ -13,20 +13,22 @@ from torch import Tensor
 
 from kdray.config.load import dump_config, load_config
 from kdray.config.root import Config
-from kdray.errors import ConfigError, RunDirectoryError
+from kdray.errors import ConfigError, KdrayError, RunDirectoryError
 from kdray.images import ImageSet
 from kdray.images.labels import with_teachers_labels
 from kdray.ledger.store import Ledger
 from kdray.models.checkpoint import load_student, read_own_card, read_tensors
 from kdray.models.predict import predict
 from kdray.observers import Observer
+from kdray.pools.base import Pool
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores, score
 from kdray.runs.inputs import check_student, read_labelled, read_start, read_test, resolve
+from kdray.runs.pool_schedule import read_pool
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.teachers.answers import to_answers
+from kdray.training.fitting import StudentSpec, fit
 from kdray.training.losses.base import check_loss
-from kdray.training.trainer import StudentSpec, fit
 from kdray.utils.files import shown, why_unwritable, write_bytes
 
 
@@ -99,8 +101,9 @@ def learn(
 ) -> LearningCurve:
     """Train a student on the first n images that `run` has bought, for each n, and measure it. Nothing is asked.
 
-    The images with true labels of the run's config are trained on as well. A student of an unchanged config, trained on
-    all images up to a round, is the student of that round, bit for bit.
+    The images with true labels of the run's config are trained on as well. Each student is trained as that of the last
+    round. One of an unchanged config that is trained on all images is the run's own, bit for bit; so are those of
+    earlier rounds, if these were not trained shorter or without unpaid candidates.
 
     Args:
         config: the run's, in which `student`, `seed` and `test` may be others. Its seed is that of training alone: the
@@ -139,7 +142,7 @@ def learn(
         begin, rows, number = time.monotonic(), free + count, bought.round_of(count)
         observer.phase(number, "train")
         data, result = fit(
-            spec, images[:rows], targets[:rows], number, lambda done, _: observer.progress(done, config.student.epochs)
+            spec, images[:rows], targets[:rows], number, lambda done, of, loss: observer.progress(done, of)
         )
         seconds, path = time.monotonic() - begin, curve.directory / str(count) / "student.safetensors"
         write_bytes(path, data)
@@ -154,6 +157,8 @@ def learn(
         )
         curve.points.append(point)
         _write_table(curve)
+        for note in result.notes():
+            observer.note(note)
         observer.note(f"trained a student on the first {count:,} images in {seconds:.1f} s")
     return curve
 
@@ -218,7 +223,20 @@ def _student_spec(run: RunDirectory, config: Config) -> StudentSpec:
         seed=config.seed,
         threads=config.resources.trainer.thread_count,
         start=read_start(config.student, card),
+        pool=_pool(run, config) if config.student.unpaid is not None else None,
     )
+
+
+def _pool(run: RunDirectory, config: Config) -> Pool:
+    """The run's candidates, for students that learn from unpaid ones."""
+    recorded = load_config(run.config)
+    try:
+        return read_pool(recorded).pool
+    except KdrayError as error:
+        raise ConfigError(
+            f"student.unpaid needs the images of {run.path}, but {error}; set student.unpaid to null to train on "
+            "bought answers alone"
+        ) from None
 
 
 def _answered(

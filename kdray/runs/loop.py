@@ -293,13 +293,29 @@ class Rounds:
     def _train(self, number: int) -> None:
         begin = time.monotonic()
         images, targets = self._training_set(number)
+        unfinished = self.directory.training(number)
         data, result = self._run.trainer.fit(
-            images, targets, number, lambda done, loss: self._run.observer.progress(done, self._config.student.epochs)
+            images,
+            targets,
+            number,
+            lambda done, of, loss: self._run.observer.progress(done, of),
+            final=number == self.last,
+            last=unfinished.read_bytes() if unfinished.exists() else None,
+            on_state=lambda state: write_bytes(unfinished, state),
         )
+        for note in result.notes():
+            self._run.observer.note(note)
         facts = {"seconds": time.monotonic() - begin, "losses": result.losses, "images": len(images)}
+        facts["training"] = {
+            "steps": result.steps,
+            "diverged": result.diverged,
+            "choices": {name: choice.facts() for name, choice in result.choices.items()},
+            "notes": result.notes(),
+        }
         facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)
+        unfinished.unlink(missing_ok=True)
 
     def _training_set(self, number: int) -> list[Tensor]:
         """Images and targets of all rounds up to this one. Each round is added once, so all are held once."""
@@ -346,6 +362,7 @@ class Rounds:
             estimate=read_json(estimate) if estimate.exists() else {},
             loss=facts["train"]["losses"][-1],
             seconds=seconds | {"evaluate": time.monotonic() - begin},
+            training=facts["train"].get("training", {}),
         )
         write_json(self.directory.artefact(number, "evaluate"), metrics.to_json())
         self._run.observer.round_done(metrics)

@@ -55,6 +55,7 @@ class Plan:
         held: the same in words.
         note: what could not be known.
         notes: how the images were read, see `kdray.images.ImageSet`.
+        grid: whether the candidates of a group are at the λ of a grid.
     """
 
     images: int
@@ -85,6 +86,7 @@ class Plan:
     held: str
     note: str | None
     notes: tuple[str, ...] = ()
+    grid: bool = True
 
     @property
     def scoring_s(self) -> float:
@@ -146,6 +148,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         held=strategy.held,
         note=note,
         notes=tuple(data.notes()),
+        grid=pool.linear,
     )
 
 
@@ -254,8 +257,11 @@ def _duration(plan: Plan) -> str:
     if seconds <= _LONG_S:
         return text
     if plan.group_size > 1 and plan.scored >= plan.groups:
-        one = plan.groups / plan.rate_per_s
-        text += f"; one λ of all {plan.groups:,} pairs takes {_time(one)}, and the grid has {plan.group_size}"
+        one = _time(plan.groups / plan.rate_per_s)
+        if plan.grid:
+            text += f"; one λ of all {plan.groups:,} pairs takes {one}, and the grid has {plan.group_size}"
+        else:
+            text += f"; one candidate of each of the {plan.groups:,} groups takes {one}, and each has {plan.group_size}"
     return text + (f"; pool.pairs={plan.pairs} would take about {_time(_LONG_S)}" if plan.pairs else "")
 
 

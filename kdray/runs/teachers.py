@@ -45,10 +45,10 @@ def train_by_recipe(config: Config, *, force: bool, observer: Observer) -> tuple
         count, names = teacher.classes_by_recipe(labelled)
         with_teachers_labels(test, names, count, field="test")
 
-    def tell(done: int, loss: float) -> None:
+    def tell(done: int, of: int, loss: float) -> None:
         if done == 1:  # and not before: the recipe may be refused
             observer.phase(0, "train")
-        observer.progress(done, recipe.epochs if recipe else done)
+        observer.progress(done, of)
 
     train_teacher(teacher, tell, labelled=labelled, on_note=observer.note)
     return teacher.weights, measure_teacher(teacher, test, observer.note) if test is not None and measured else None

@@ -136,16 +136,6 @@ class Forward:
             yield
 
 
-def placed(pool: Pool, device: str) -> Pool:
-    """The pool with its images on `device`; where they would take more than half of a GPU's free memory, as it is. Its
-    candidates are then made by the CPU and go to the GPU a batch at a time."""
-    if torch.device(device).type == "cuda" and pool.images.device.type == "cpu":
-        free, _ = torch.cuda.mem_get_info(torch.device(device))
-        if pool.images.nbytes > free // 2:
-            return pool
-    return pool.to(device)
-
-
 def a_seconds_work(model: nn.Module, image_shape: tuple[int, int, int], device: str, options: ForwardOptions) -> int:
     """Images that one worker scores in about a second, used as the size of a task.
 

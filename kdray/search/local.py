@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-from kdray.pools.base import Pool
+from kdray.pools.base import Pool, placed
 from kdray.search.cost import batch_on
-from kdray.search.forward import Forward, ForwardOptions, a_seconds_work, one_thread, placed
+from kdray.search.forward import Forward, ForwardOptions, a_seconds_work, one_thread
 from kdray.search.requests import R, Request, SearchContext
 from kdray.search.stages import Cut, Merge, ScoreGroups, Stage
 from kdray.sections.search import SearchSettings

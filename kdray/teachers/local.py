@@ -125,7 +125,7 @@ class LocalTeacherConfig(TeacherSection):
         observer.note(f"the teacher's weights are not there yet: training {self.model} once")
         train_teacher(
             self,
-            lambda done, loss: observer.progress(done, recipe.epochs),
+            lambda done, of, loss: observer.progress(done, of),
             image_shape=image_shape,
             labelled=labelled,
             on_note=observer.note,

@@ -30,6 +30,10 @@ class TeacherTrainConfig(Recipe):
 
     images: Annotated[ImageSource, sources] | None = None
     """Labelled images the teacher is trained on; null: those of `labelled` (RAD, Algorithm 1)."""
+    epochs: Annotated[int, Field(ge=1)] | None = 40
+    """Passes over the images; steps that are set replace them."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images a step, at most: an epoch is cut into batches of one size, give or take one image."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
     """Longer gradients are cut to this length; null cuts none. At a student's 2 few true labels teach less."""
     threads: Threads = "auto"
@@ -40,7 +44,7 @@ class TeacherTrainConfig(Recipe):
 
 def train_teacher(
     section: LocalTeacherConfig,
-    on_epoch: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[int, int, float], None] | None = None,
     *,
     image_shape: tuple[int, int, int] | None = None,
     labelled: ImageSet | None = None,
@@ -52,7 +56,7 @@ def train_teacher(
     those of the images.
 
     Args:
-        on_epoch: called with (epochs done, mean loss) after each epoch.
+        on_epoch: called with (epochs done, epochs in all, mean loss) after each epoch.
         on_note: told how classes were matched, where that is an assumption.
         image_shape: (C, H, W) of the images the teacher will be asked about, where that is known.
         labelled: the images to train on where the recipe names none.
@@ -67,7 +71,7 @@ def train_teacher(
 
     from kdray.models.checkpoint import ModelCard
     from kdray.models.classifier import pixel_statistics
-    from kdray.training.trainer import StudentSpec, fit
+    from kdray.training.fitting import StudentSpec, fit
 
     recipe = section.train
     if recipe is None:

@@ -17,7 +17,11 @@ class Trainer(Protocol):
         images: "Tensor",
         targets: "Tensor",
         round: int,
-        on_epoch: Callable[[int, float], None] | None = None,
+        on_epoch: Callable[[int, int, float], None] | None = None,
+        *,
+        final: bool = True,
+        last: bytes | None = None,
+        on_state: Callable[[bytes], None] | None = None,
     ) -> "tuple[bytes, TrainResult]":
         """Train a student from scratch.
 
@@ -25,7 +29,10 @@ class Trainer(Protocol):
             images: uint8 [N, C, H, W].
             targets: probabilities, float32 [N, K].
             round: names the random streams, with the run's seed.
-            on_epoch: called with (epochs done, mean loss).
+            on_epoch: called with (epochs done, epochs in all, mean loss).
+            final: whether this student is kept; else it only chooses what is asked next, see `StudentSection.early`.
+            last: the newest state of this training, where it was broken off: it goes on from there, to the same bits.
+            on_state: called now and then with the state of the training.
 
         Returns:
             The bytes of the student's file, and what training did.

@@ -1,21 +1,31 @@
 """Training a classifier. The labelled set stays on the device: there is no DataLoader, and no copy an epoch."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from math import inf, isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
-from kdray.errors import ConfigError
-from kdray.training.augment import random_flip, random_shift
+from kdray.errors import TrainingError
+from kdray.models.predict import images_at_a_time
+from kdray.training.augment import check_augment
+from kdray.training.choice import Choice
+from kdray.training.descent import Descent, MovingAverage
+from kdray.training.feed import Feed
+from kdray.training.length import Length, held_out, length, rate_factor
 from kdray.training.losses.base import check_loss
 from kdray.training.recipe import Recipe
+from kdray.training.saved import Saved
 from kdray.training.shard import Shard
+from kdray.training.unpaid import Labeller
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.seeds import torch_generator, torch_seed
+
+_GOOD_EVERY = 50  # steps between two copies of the weights, to go back to
 
 
 @dataclass(kw_only=True)
@@ -26,11 +36,29 @@ class TrainResult:
         losses: mean training loss of each epoch.
         holdout_losses: loss on the held-out part after each epoch; empty without early stopping.
         best_epoch: the epoch whose weights were kept, counted from 1.
+        steps: optimisation steps that were to be done.
+        diverged: the step whose loss was not finite, counted from 1; None where all were finite.
+        kept: where it diverged, the number of steps that the kept weights have seen.
+        choices: what was chosen by cross-validation, by the field of the recipe.
     """
 
     losses: list[float] = field(default_factory=list)
     holdout_losses: list[float] = field(default_factory=list)
     best_epoch: int = 0
+    steps: int = 0
+    diverged: int | None = None
+    kept: int | None = None
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """What the user should know of it."""
+        notes = [choice.note(f"student.{name}") for name, choice in self.choices.items()]
+        if self.diverged is not None and self.kept is not None:
+            notes.append(
+                f"training stopped at step {self.diverged:,} of {self.steps:,}: the loss is not finite. The student "
+                f"has the weights of step {self.kept:,}; set student.lr lower"
+            )
+        return notes
 
 
 def train(
@@ -42,171 +70,232 @@ def train(
     seed: int,
     round: int = 0,
     threads: int | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[int, int, float], None] | None = None,
     shard: Shard | None = None,
+    unpaid: Labeller | None = None,
+    saved: Saved | None = None,
 ) -> TrainResult:
-    """Train `model` in place with SGD (Nesterov); it ends on the CPU and in eval mode.
+    """Train `model` in place; it ends on the CPU and in eval mode.
 
-    The same arguments give the same bits on one kind of CPU.
+    The same arguments give the same bits on one kind of CPU, also where training was broken off and went on.
 
     Args:
-        model: takes uint8 images [B, C, H, W], gives logits [B, K].
+        model: takes images [B, C, H, W] with pixels of 0 to 255, gives logits [B, K].
         images: uint8 [N, C, H, W].
         targets: probabilities, float32 [N, K]; rows sum to 1.
-        recipe: loss, epochs, batch size, rates, augmentation, early stop.
+        recipe: loss, length, batch size, rates, augmentation, early stop.
         seed, round: name the random streams of order, augmentation and dropout.
         threads: CPU threads; None leaves the setting alone.
-        on_epoch: called with (epochs done, mean loss).
+        on_epoch: called with (epochs done, epochs in all, mean loss).
         shard: this process's share of the work; None: all of it. All processes get the same other arguments, and end
-            with the same weights. No batch may have fewer images than there are processes; see `smallest_batch`.
+            with the same weights. No batch may have fewer images than there are processes; see `Length`.
+        unpaid: adds labelled candidates to each batch; its pool and students are on the device of the recipe.
+        saved: what is kept of an unfinished training, to go on from; None keeps nothing.
 
     Raises:
-        ConfigError: the shift does not fit the images, a GPU is named that is not there, or the loss does not work.
+        ConfigError: the augmentation does not fit the images, a GPU is named that is not there, or the loss does not
+            work.
+        TrainingError: the loss was not finite before there were weights worth keeping.
     """
-    if recipe.augment.shift >= min(images.shape[2:]):
-        raise ConfigError(f"augment.shift: {recipe.augment.shift} pixels do not fit images of {list(images.shape[2:])}")
+    check_augment(recipe.augment, (images.shape[1], images.shape[2], images.shape[3]))
     check_loss(recipe.loss, targets.shape[1])
     device = resolve_device(recipe.device)
-    images, targets = images.to(device), targets.to(device)
-    model.to(device).to(memory_format=torch.channels_last)
-    draw = torch_generator(seed, "training order", round)  # order and split: on CPU, whatever the device
-    vary = torch_generator(seed, "augmentation", round, device=device.type)
-    kept, held = _split(len(images), recipe, draw)
-    images_held, targets_held = images[held.to(device)], targets[held.to(device)]
-    shard = shard or Shard()
-    network = shard.wrap(model)
-    descent = _Descent(model, recipe)
-
-    def held_loss(rows: slice) -> Tensor:
-        return recipe.loss(model(images_held[rows]), targets_held[rows])
-
-    edges = _batch_edges(len(kept), recipe.batch_size)
-    steps = recipe.epochs * (len(edges) - 1)
-    result = TrainResult()
-    best: tuple[int, dict[str, Tensor]] | None = None  # epoch and weights
-    devices = [device] if device.type == "cuda" else []
-    with cpu_threads(threads), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(torch_seed(seed, f"dropout of part {shard.rank}" if shard.rank else "dropout", round))
-        for epoch in range(recipe.epochs):
-            model.train()
-            order = kept[torch.randperm(len(kept), generator=draw)].to(device)
-            total = torch.zeros((), device=device)
-            for start, stop in pairwise(edges):
-                rows = shard.rows(stop - start)
-                batch, place = order[start:stop][rows], {"first": rows.start, "of": stop - start}
-                x = random_shift(images[batch], recipe.augment.shift, vary, **place)
-                x = random_flip(x, vary, **place) if recipe.augment.flip else x
-                loss = recipe.loss(network(x.contiguous(memory_format=torch.channels_last)), targets[batch])
-                (loss * shard.weight(len(batch), stop - start)).backward()
-                descent.step(recipe.lr * rate_factor(descent.steps, steps, recipe.schedule))
-                total += loss.detach() * len(batch)
-            result.losses.append(float(shard.sum(total)) / len(kept))
-            result.best_epoch = epoch + 1
-            if on_epoch is not None:
-                on_epoch(epoch + 1, result.losses[-1])
-            if recipe.early_stop is not None:
-                model.eval()
-                with torch.inference_mode():
-                    result.holdout_losses.append(shard.mean(held_loss, len(held)))
-                if best is None or result.holdout_losses[-1] <= result.holdout_losses[best[0] - 1]:
-                    best = (epoch + 1, {name: value.detach().clone() for name, value in model.state_dict().items()})
-                elif epoch + 1 - best[0] >= recipe.early_stop.patience:
-                    break
-    if best is not None:
-        result.best_epoch = best[0]
-        model.load_state_dict(best[1])
+    training = _Training(model, images.to(device), targets.to(device), recipe, seed, round, shard or Shard(), unpaid)
+    with cpu_threads(threads), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if saved is not None:
+            training.load(saved.read())
+        while not training.finished:
+            training.epoch()
+            if on_epoch is not None and training.result.diverged is None:
+                on_epoch(*training.progress)
+            if saved is not None and not training.finished:
+                saved.write(training.state)
+    training.settle()
     model.to("cpu").to(memory_format=torch.contiguous_format).eval()
-    return result
+    return training.result
+
+
+class _Training:
+    """A training that is under way; its state is that between two epochs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        recipe: Recipe,
+        seed: int,
+        round: int,
+        shard: Shard,
+        unpaid: Labeller | None,
+    ) -> None:
+        self._model, self._recipe, self._shard, self._device = model, recipe, shard, images.device
+        self._feed = Feed(images, targets, recipe, shard, unpaid)
+        self._seed, self._round = seed, round
+        model.to(self._device).to(memory_format=torch.channels_last)
+        self._kept, held = _split(len(images), recipe, torch_generator(seed, "held-out part", round))
+        self._held = images[held.to(self._device)], targets[held.to(self._device)]
+        self._length: Length = length(recipe, len(images))
+        self._average = None if recipe.ema is None else MovingAverage(model, recipe.ema)
+        network = shard.wrap(model)
+        self._network = torch.compile(network) if recipe.compile else network
+        self._descent = Descent(model, recipe)
+        self._best: dict[str, Tensor] = {}
+        self._good: tuple[int, dict[str, Tensor]] = (0, {})  # steps, and the weights after them
+        self._waited = False
+        self.result = TrainResult(steps=self._length.steps)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to do."""
+        return self._descent.steps >= self._length.steps or self._waited or self.result.diverged is not None
+
+    @property
+    def progress(self) -> tuple[int, int, float]:
+        """Epochs done, epochs in all, mean loss of the last one."""
+        return len(self.result.losses), self._length.epochs, self.result.losses[-1]
+
+    def epoch(self) -> None:
+        """Train on all images once, or on so many as there are steps left."""
+        self._model.train()
+        device, number = self._device, len(self.result.losses)
+        # Each epoch has streams of its own, so a training that goes on needs no state of random numbers.
+        shuffle = torch_generator(self._seed, f"order of epoch {number}", self._round)  # on CPU, whatever the device
+        vary = torch_generator(self._seed, f"augmentation in epoch {number}", self._round, device=device.type)
+        torch.manual_seed(torch_seed(self._seed, f"dropout in epoch {number}, part {self._shard.rank}", self._round))
+        order = self._kept[torch.randperm(len(self._kept), generator=shuffle)].to(device)
+        begin, edges = self._descent.steps, self._length.edges
+        batches = list(pairwise(edges))[: self._length.steps - begin]
+        losses = torch.zeros(len(batches), device=device)
+        for place, (start, stop) in enumerate(batches):
+            losses[place] = self._step(order[start:stop], vary)
+        sizes = torch.tensor([stop - start for start, stop in batches], dtype=torch.float32)
+        means = self._shard.sum(losses).cpu() / sizes  # one look at the device an epoch
+        wrong = (~means.isfinite()).nonzero().flatten()
+        if len(wrong):
+            self.result.diverged = begin + int(wrong[0]) + 1
+            return
+        self.result.losses.append(float((means * sizes).sum() / sizes.sum()))
+        self.result.best_epoch = len(self.result.losses)
+        if self._recipe.early_stop is not None:
+            self._judge(self._recipe.early_stop.patience)
+        if self._descent.steps >= self._good[0] + _GOOD_EVERY and not self.finished:
+            weights = self._weights()
+            if _finite(weights):
+                self._good = self._descent.steps, weights
+
+    def _step(self, batch: Tensor, vary: torch.Generator) -> Tensor:
+        """One step on a batch; gives the sum of the losses of this process's rows."""
+        recipe, shard = self._recipe, self._shard
+        own = self._feed.batch(batch, vary)
+        with precision_of(recipe, own.images.device):
+            logits = self._network(own.images.contiguous(memory_format=torch.channels_last))
+            how = {"distil": own.answered} if recipe.loss.labels_mixes else {}
+            loss = recipe.loss(logits, own.targets, **how)
+        (loss * shard.weight(len(logits), own.of)).backward()
+        self._descent.step(recipe.rate * rate_factor(self._descent.steps, self._length.steps, recipe.schedule))
+        if self._average is not None:
+            self._average.update()
+        return loss.detach() * shard.weight(len(logits), own.of) * len(batch) / shard.size
+
+    def _judge(self, patience: int) -> None:
+        """Compare the held-out loss with the best one."""
+        images, targets = self._held
+
+        def held_loss(rows: slice) -> Tensor:
+            some, answers = images[rows], targets[rows]
+            step = images_at_a_time(len(some), images.shape[1:], self._device)
+            if step == len(some):
+                return self._recipe.loss(self._model(some), answers)
+            parts = zip(some.split(step), answers.split(step), strict=True)
+            losses = [self._recipe.loss(self._model(x), wanted) * len(x) for x, wanted in parts]
+            return torch.stack(losses).sum() / len(some)
+
+        losses = self.result.holdout_losses
+        self._model.eval()
+        with torch.inference_mode(), self._averaged():
+            losses.append(self._shard.mean(held_loss, len(images)))
+        # Of equal losses the last; a loss that is not finite is the worst.
+        best = min(range(len(losses)), key=lambda n: (losses[n] if isfinite(losses[n]) else inf, -n))
+        self.result.best_epoch = best + 1
+        if self.result.best_epoch == len(losses):
+            self._best = self._weights()
+        self._waited = len(losses) - self.result.best_epoch >= patience
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model has the weights that would be kept, meanwhile."""
+        with self._average.in_place() if self._average is not None else nullcontext():
+            yield
+
+    def _weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that would be kept."""
+        with self._averaged():
+            return {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+
+    def settle(self) -> None:
+        """Give the model the weights to keep.
+
+        Raises:
+            TrainingError: the loss was not finite before there were any.
+        """
+        result = self.result
+        if self._best:
+            self._model.load_state_dict(self._best)
+            return
+        if result.diverged is None:
+            if self._average is not None:
+                self._average.copy()
+            if _finite(self._model.state_dict()):
+                return
+            result.diverged = self._descent.steps
+        step, kept = self._good
+        if not kept:
+            raise TrainingError(
+                f"the loss is not finite at step {result.diverged:,} of {result.steps:,}; set lr, which is "
+                f"{self._recipe.rate:g}, lower"
+            )
+        self._model.load_state_dict(kept)
+        result.kept = step
+
+    def state(self) -> dict[str, Any]:
+        """All that the epochs to come depend on."""
+        return {
+            "weights": self._model.state_dict(),
+            "descent": self._descent.state(),
+            "average": None if self._average is None else self._average.state(),
+            "best": self._best,
+            "good": self._good,
+            "result": asdict(self.result),
+        }
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Go on from a `state`; None: from the beginning."""
+        if state is None:
+            return
+        self._model.load_state_dict(state["weights"])
+        self._descent.load(state["descent"])
+        if self._average is not None:
+            self._average.load(state["average"])
+        self._best, self._good, self.result = state["best"], state["good"], TrainResult(**state["result"])
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> Any:
+    """The context of the forward pass."""
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if recipe.precision == "bfloat16" or (recipe.precision == "auto" and on_gpu):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _finite(weights: dict[str, Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in weights.values())
 
 
 def _split(count: int, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Row numbers to train on and to hold out, int64. Without early stopping, or of a single image, none is held
-    out."""
-    held = _held_out(count, recipe)
+    """Row numbers to train on and to hold out, int64; see `held_out`."""
+    held = held_out(count, recipe)
     if not held:
         return torch.arange(count), torch.arange(0)
     order = torch.randperm(count, generator=generator)
     return order[held:].sort().values, order[:held].sort().values
-
-
-def _held_out(count: int, recipe: Recipe) -> int:
-    if recipe.early_stop is None or count < 2:
-        return 0
-    return min(max(1, round(count * recipe.early_stop.holdout)), count - 1)
-
-
-def smallest_batch(count: int, recipe: Recipe) -> int:
-    """Images in the smallest batch that `train` makes of `count` images."""
-    edges = _batch_edges(count - _held_out(count, recipe), recipe.batch_size)
-    return min(stop - start for start, stop in pairwise(edges))
-
-
-def _batch_edges(count: int, batch_size: int) -> list[int]:
-    """Boundaries of batches of one size, give or take one image: `batch_size` at most, two images at least.
-
-    Full batches and a rest would train worse: the gradient of a handful of images, at the rate meant for a whole
-    batch, undoes much of the epoch. LeNet-5 on 2,500 CIFAR-10 images has an accuracy of 51.0 %; it was 46.2 % with
-    batches of 64 and a last one of 4. Batch normalisation needs two images, so an odd count in batches of two has one
-    batch of three.
-    """
-    batches = -(-count // batch_size)
-    if batch_size > 1:
-        batches = min(batches, max(1, count // 2))
-    return [count * number // batches for number in range(batches + 1)]
-
-
-class _Descent:
-    """SGD with Nesterov momentum by torch's own function: making a torch.optim.SGD imports torch's compiler, which took
-    155 MB and 1.9 s of CPU time where training itself took 0.06 s (torch 2.14, a small-cnn of 200 images, one epoch).
-
-    Weights decay; biases and normalisation scales, which have one dimension, do not. All gradients together are cut to
-    a length of `clip_norm`: of a LeNet-5 on 500 images it is about 1 and at times 20, and one such step at the peak of
-    the learning rate sends the network back to where it began (benchmarks/clipping.py).
-    """
-
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-        self._parameters = matrices + vectors
-        self._groups = [(matrices, recipe.weight_decay, _buffers(matrices)), (vectors, 0.0, _buffers(vectors))]
-        self._momentum, self._clip, self.steps = recipe.momentum, recipe.clip_norm, 0
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """One step along the gradients, at learning rate `rate`; the gradients are cleared."""
-        if self._clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._clip)
-        for group, decay, buffers in self._groups:
-            gradients = [p.grad for p in group if p.grad is not None]  # all have one: `build_network` sees to it
-            sgd(
-                group,
-                gradients,
-                buffers,
-                weight_decay=decay,
-                momentum=self._momentum,
-                nesterov=self._momentum > 0,
-                dampening=0.0,
-                lr=rate,
-                maximize=False,
-                foreach=True,
-            )
-        for parameter in self._parameters:
-            parameter.grad = None
-        self.steps += 1
-
-
-def _buffers(group: list[Tensor]) -> list[Tensor | None]:
-    """Momentum buffers that the first step fills."""
-    return [None] * len(group)
-
-
-def rate_factor(step: int, steps: int, schedule: str) -> float:
-    """Share of the peak learning rate at `step` (from 0) of `steps`, taken at the middle of the step.
-
-    cosine: from 1 down to 0 (Loshchilov and Hutter, 2017, equation 5). one-cycle: from 1/25 up to 1 in the first
-    quarter, then down to 0, both along a cosine (Smith and Topin, 2018).
-    """
-    position, rise = (step + 0.5) / steps, 0.25 if schedule == "one-cycle" else 0.0
-    if position < rise:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * position / rise)) / 2
-    return (1 + math.cos(math.pi * (position - rise) / (1 - rise))) / 2

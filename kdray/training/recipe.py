@@ -1,21 +1,17 @@
 """The config sections that say how a network is trained."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdray.models.base import ModelName
 from kdray.sections.base import Device, Section
+from kdray.training.augment.base import Augment, augments
+from kdray.training.augment.crop import Crop
 from kdray.training.losses.base import Loss, losses
-
-
-class Augment(Section):
-    """Changes made to an image each time it is trained on. Its answer is kept: nothing is asked again."""
-
-    shift: Annotated[int, Field(ge=0)] = 0
-    """Largest shift in pixels, each way, in both directions (a random crop of the padded image)."""
-    flip: bool = False
-    """Mirror left-right half of the time. Leave off where left and right mean something, as in digits."""
+from kdray.training.mix import Mix
+from kdray.training.unpaid import Unpaid
 
 
 class EarlyStop(Section):
@@ -28,30 +24,63 @@ class EarlyStop(Section):
 
 
 class Recipe(Section):
-    """How a network is trained: SGD with Nesterov momentum."""
+    """How a network is trained."""
 
-    epochs: Annotated[int, Field(ge=1)] = 40
-    """Passes over the labelled set."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Optimisation steps. auto: by the number of answers and the network, see docs/training.md."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the labelled set, instead of steps."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
     """Images a step, at most: an epoch is cut into batches of one size, give or take one image."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    """Peak learning rate."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate; null: 0.05 with sgd, 0.003 with adamw."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Nesterov momentum."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """L2 penalty on weights; biases and normalisation layers are left out."""
+    """Nesterov momentum; the decay of the first moment with adamw."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Decay of weights; biases and normalisation layers are left out. null: 0.0005 with sgd (an L2 penalty), 0.05 with
+    adamw (decoupled)."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 2.0
     """Longer gradients are cut to this length; null cuts none. On few images a single one may undo all training."""
     loss: Annotated[Loss, losses] = Field(default_factory=losses.default)
     """The loss: its kind alone, or a section with its kind and its other fields."""
-    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
-    """How the learning rate moves: up for a quarter and down to zero, or down from the start."""
-    augment: Augment = Augment()
-    """Random shifts and flips."""
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    """How the learning rate moves: up for a quarter and down to zero, down from the start, or not at all."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep the exponential moving average of the weights, with this decay a step; null keeps the last weights."""
+    augment: Annotated[Augment, augments] = Field(default_factory=Crop)
+    """How images are changed each time they are trained on: its kind alone, or a section."""
+    mix: Mix | None = None
+    """Mix images of a batch with each other; null: not."""
     early_stop: EarlyStop | None = None
-    """Null trains all epochs."""
+    """Null trains all steps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward pass; auto: bfloat16 on GPUs that have it, else float32. Weights are float32."""
+    compile: bool = False
+    """Compile the network with torch.compile, which takes about a minute: worth it for long trainings on a GPU."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_or_epochs(cls, data: Any) -> Any:
+        """Steps that are given replace epochs that are not."""
+        if isinstance(data, Mapping) and data.get("steps", "auto") != "auto":
+            if data.get("epochs") is not None:
+                raise ValueError(f"steps is {data['steps']} and epochs {data['epochs']}; give one of them")
+            return {**data, "epochs": None}
+        return data
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate."""
+        return self.lr if self.lr is not None else {"sgd": 0.05, "adamw": 3e-3}[self.optimizer]
+
+    @property
+    def decay(self) -> float:
+        """The weight decay."""
+        return self.weight_decay if self.weight_decay is not None else {"sgd": 5e-4, "adamw": 0.05}[self.optimizer]
 
 
 class StudentSection(Recipe):
@@ -65,3 +94,24 @@ class StudentSection(Recipe):
     init: str | None = None
     """A file of weights that each round's student starts from: safetensors, or a torch state dict (.pt, .pth). Its last
     layer is left out where it has another number of classes. null starts from random weights."""
+    recipe: Literal["given", "auto"] = "given"
+    """auto: optimiser and learning rate are the ones with which students agree best with answers that were held out;
+    the fields here are one of the choices."""
+    early: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the steps in rounds before the last, whose students only choose."""
+    unpaid: Unpaid | None = None
+    """Train on candidates that students label, too; null: on bought answers alone."""
+
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Changes of the recipe that `recipe: auto` tries, by name; the first changes nothing."""
+        return {
+            "as given": {},
+            f"lr {self.rate / 2:g}": {"lr": self.rate / 2},
+            f"lr {self.rate * 2:g}": {"lr": self.rate * 2},
+            "ema 0.99": {"ema": 0.99},
+            "sgd" if self.optimizer == "adamw" else "adamw": {
+                "optimizer": "sgd" if self.optimizer == "adamw" else "adamw",
+                "lr": None,
+                "weight_decay": None,
+            },
+        }

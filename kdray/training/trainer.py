@@ -1,74 +1,11 @@
-"""Training a student from its first weights to the bytes of its file; every trainer runs `fit`."""
+"""The trainer of local mode."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from kdray.models.checkpoint import ModelCard, model_bytes
-from kdray.models.classifier import build_model
-from kdray.models.start import load_start
-from kdray.training.loop import TrainResult, train
-from kdray.training.recipe import Recipe
-from kdray.training.shard import Shard
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentSpec:
-    """All that a student depends on, apart from the images and the answers.
-
-    Attributes:
-        card: model, shape and classes.
-        mean, std: input normalisation, in units of pixel / 255.
-        recipe: how it is trained.
-        seed: the run's seed.
-        threads: CPU threads of training.
-        start: weights to start from, see `kdray.models.start`; None: fresh ones.
-    """
-
-    card: ModelCard
-    mean: list[float]
-    std: list[float]
-    recipe: Recipe
-    seed: int
-    threads: int
-    start: bytes | None = None
-
-
-def fit(
-    spec: StudentSpec,
-    images: Tensor,
-    targets: Tensor,
-    round: int,
-    on_epoch: Callable[[int, float], None] | None = None,
-    shard: Shard | None = None,
-) -> tuple[bytes, TrainResult]:
-    """Train a student from fresh weights, or from those of `spec.start`; see `kdray.training.base.Trainer.fit`.
-
-    Args:
-        shard: this process's share of the work; None: all of it.
-
-    Raises:
-        ModelError: the network cannot be built for these images.
-        ConfigError: see `kdray.training.loop.train`.
-    """
-    model = build_model(
-        spec.card.model, spec.card.image_shape, spec.card.num_classes, seed=spec.seed, mean=spec.mean, std=spec.std
-    )
-    if spec.start is not None:
-        load_start(model.network, spec.start)
-    result = train(
-        model,
-        images,
-        targets,
-        spec.recipe,
-        seed=spec.seed,
-        round=round,
-        threads=spec.threads,
-        on_epoch=on_epoch,
-        shard=shard,
-    )
-    return model_bytes(model, spec.card), result
+from kdray.training.fitting import OnEpoch, StudentSpec, fit
+from kdray.training.loop import TrainResult
 
 
 class LocalTrainer:
@@ -78,7 +15,15 @@ class LocalTrainer:
         self._spec = spec
 
     def fit(
-        self, images: Tensor, targets: Tensor, round: int, on_epoch: Callable[[int, float], None] | None = None
+        self,
+        images: Tensor,
+        targets: Tensor,
+        round: int,
+        on_epoch: OnEpoch | None = None,
+        *,
+        final: bool = True,
+        last: bytes | None = None,
+        on_state: Callable[[bytes], None] | None = None,
     ) -> tuple[bytes, TrainResult]:
         """See `kdray.training.base.Trainer.fit`."""
-        return fit(self._spec, images, targets, round, on_epoch)
+        return fit(self._spec, images, targets, round, on_epoch, final=final, last=last, on_state=on_state)

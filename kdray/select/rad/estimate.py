@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdray.images import ImageSet
-from kdray.pools.base import Pool, is_linear
+from kdray.pools.base import Pool, is_paired
 from kdray.pools.permutation import sample_without
 from kdray.select.rad.mistakes import Estimate, estimate_share, foreign_classes
 from kdray.utils.lazy import torch
@@ -79,8 +79,8 @@ def judge(
     """
     if drawn.labels is not None:
         return estimate_share(labels != drawn.labels[rows], pool.num_groups, "validation")
-    if drawn.ids is None or not is_linear(pool):
-        raise ValueError("without labels, m can be estimated only for a pool of mixes")
+    if drawn.ids is None or not is_paired(pool):
+        raise ValueError("without labels, m can be estimated only for a pool of pairs")
     i, j = pool.pair(torch.from_numpy(drawn.ids[rows] // pool.group_size))
     classes = source_classes()
     return estimate_share(foreign_classes(labels, classes[i.numpy()], classes[j.numpy()]), pool.num_groups, "sources")

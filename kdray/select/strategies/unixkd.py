@@ -58,8 +58,10 @@ class Unixkd(Strategy):
 
     def check(self, pool: PoolSection, *, labelled: bool, validation: bool) -> None:
         """See `Strategy`."""
-        if not pool.mixes:
-            raise ValueError("select.strategy: unixkd buys mixes of images; set pool.kind to mixup")
+        if not pool.segments:
+            raise ValueError(
+                "select.strategy: unixkd buys mixes of images at every λ of a grid; set pool.kind to mixup"
+            )
         if not pool.complete:
             raise ValueError("select.strategy: unixkd mixes any image with any other; set pool.pairs to all")
         super().check(pool, labelled=labelled, validation=validation)

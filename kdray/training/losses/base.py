@@ -1,7 +1,7 @@
 """What a loss is, and the registry of losses."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdray.errors import ConfigError
 from kdray.sections.base import Section
@@ -16,6 +16,10 @@ class Loss(Section):
     """The training loss, between the student's logits and the answers."""
 
     # A subclass adds its own fields and `__call__`; it leaves `kind` alone, or narrows it to its name and registers.
+
+    labels_mixes: ClassVar[bool] = False
+    """Whether a mix of two images has a mix of hard labels as its target, not of answers. The loss is then called with
+    `distil`, bool [B]: the rows whose targets are answers; None: all."""
 
     kind: str
     """Kind of loss, or a class of your own as module:class."""
@@ -59,6 +63,8 @@ def check_loss(loss: Loss, classes: int, field: str = "loss") -> None:
     try:
         with torch.enable_grad():
             value = loss(logits, targets)
+    except ConfigError as error:  # which says itself what to do
+        raise ConfigError(f"{field}: {error}") from None
     except Exception as error:  # a user's loss may raise anything
         raise ConfigError(
             f"{field}: {loss.kind} failed on logits [2, {classes}] ({type(error).__name__}: {error})"

@@ -25,12 +25,17 @@ def kd_divergence(logits: "Tensor", targets: "Tensor", temperature: float = 1.0)
     Returns:
         A scalar, in nats.
     """
+    return temperature**2 * kd_rows(logits, targets, temperature).mean()
+
+
+def kd_rows(logits: "Tensor", targets: "Tensor", temperature: float = 1.0) -> "Tensor":
+    """KL(targets_T || softmax(logits / T)) of each row, float32 [B], without the factor T^2; see `kd_divergence`."""
     targets = targets.float()
     if temperature != 1.0:
         softened = targets.clamp_min(0).pow(1.0 / temperature)
         targets = softened / softened.sum(dim=1, keepdim=True)
     student = torch.nn.functional.log_softmax(logits.float() / temperature, dim=1)
-    return temperature**2 * (torch.xlogy(targets, targets) - targets * student).sum(dim=1).mean()
+    return (torch.xlogy(targets, targets) - targets * student).sum(dim=1)
 
 
 @losses.register

@@ -1,0 +1,124 @@
+"""What the student's training is worth: the defaults of before and those of now, on the same images, part by part.
+
+    python benchmarks/student.py budgets            # MNIST, 200 images, 500 to 4,000 queries
+    python benchmarks/student.py parts              # 1,000 queries, one part of the recipe left out at a time
+    python benchmarks/student.py table1             # MNIST, 2,000 images, 24,000 queries (Active Mixup, Table 1)
+    python benchmarks/student.py answers            # soft, top-1 and two-decimal answers
+
+Each seed draws its own images, and all recipes of a seed share them. Accuracy is that on the 10,000 test images; every
+decision about recipes was made on others. Two runs at a time, each on one thread and without Ray. Each finished run is
+kept, and one that is started again goes on with those that are missing. Needs ../shared/data.
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from machine import ROOT, all_runs, keep
+
+from kdray.config.load import load_config
+from kdray.runs.directory import RunDirectory
+from kdray.runs.run import run
+
+BUDGETS = (500, 1000, 2000, 4000)
+BEFORE = (  # the defaults until then
+    "pool={kind: mixup}",
+    "select={strategy: cluster-margin}",
+    "student={model: lenet5, epochs: 40, batch_size: 64, augment: none}",
+)
+NOW = (
+    "pool={kind: pairs, blend: cutmix, pre: affine}",
+    "select={strategy: margin, rounds: 4}",
+    "student={model: lenet5, augment: affine, early: 0.5, unpaid: {students: 2, model: small-cnn}}",
+)
+PARTS = {  # what is left out of the recipe of now
+    "all of it": (),
+    "longer training": ("student.epochs=40",),
+    "augmentation": ("student.augment=none",),
+    "unpaid candidates": ("student.unpaid=null",),
+    "another network that labels them": ("student.unpaid={students: 2}",),
+    "pairs other than mixup": ("pool={kind: mixup}",),
+    "choice": ("select={strategy: random}",),
+    "rounds": ("select.rounds=1",),
+}
+ANSWERS = {"soft": (), "top-1": ("teacher.answers=hard",), "two decimals": ("teacher.decimals=2",)}
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("budgets", "parts", "table1", "answers"))
+    parser.add_argument("--seeds", type=int, help="10 of budgets and parts, 5 of the others")
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--only", nargs="*", help="these recipes or budgets alone; keeps no table")
+    options = parser.parse_args()
+    seeds = range(options.seeds or (10 if options.what in ("budgets", "parts") else 5))
+    rows = [
+        (name, count, queries, changes)
+        for name, count, queries, changes in cells(options.what)
+        if not options.only or name in options.only or str(queries) in options.only
+    ]
+    tasks = [(count, queries, seed, changes) for seed in seeds for _, count, queries, changes in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        found = all_runs("student_runs", one_run, tasks, options.at_once, folder)
+    figures = {
+        f"{name}; {queries:,} queries": summary([found[count, queries, seed, changes] for seed in seeds])
+        for name, count, queries, changes in rows
+    }
+    if options.only:
+        print(json.dumps(figures, indent=2))
+    else:
+        keep(f"student_{options.what}", {"runs_each": len(seeds), "before": BEFORE, "now": NOW, "students": figures})
+    print(table(figures))
+
+
+def cells(what: str) -> list[tuple[str, int, int, tuple[str, ...]]]:
+    """Name, images, queries and changes of the config, of each recipe to measure."""
+    if what == "budgets":
+        return [(name, 200, q, how) for q in BUDGETS for name, how in (("before", BEFORE), ("now", NOW))]
+    if what == "table1":
+        return [("before", 2000, 24_000, BEFORE), ("now", 2000, 24_000, NOW)]
+    some = PARTS if what == "parts" else ANSWERS
+    return [(name, 200, 1000, (*NOW, *change)) for name, change in some.items()]
+
+
+def one_run(images: int, queries: int, seed: int, changes: Sequence[str], folder: str) -> dict[str, float]:
+    """One run of examples/mnist.yaml with changes."""
+    fixed = [f"images.count={images}", f"budget.queries={queries}", f"seed={seed}", "resources.trainer.threads=1"]
+    config = load_config(ROOT / "examples" / "mnist.yaml", [*changes, *fixed])
+    name = hashlib.blake2b(json.dumps((images, queries, seed, changes)).encode(), digest_size=8).hexdigest()
+    out = Path(folder) / name
+    result = run(config, RunDirectory(out), local=True)
+    last = result.history[-1]
+    return {
+        "accuracy": last.student_accuracy,
+        "agreement": last.agreement,
+        "training_s": round(sum(metrics.seconds["train"] for metrics in result.history), 1),
+        "choosing_s": round(sum(metrics.seconds["choose"] for metrics in result.history), 1),
+    }
+
+
+def summary(results: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean and standard error of the accuracy, means of the rest, and all accuracies."""
+    accuracies = [result["accuracy"] for result in results]
+    error = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else 0.0
+    means = {name: round(statistics.mean(result[name] for result in results), 5) for name in results[0]}
+    return {**means, "standard_error": round(error, 5), "accuracies": accuracies}
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """The figures as a table, accuracies in percent."""
+    lines = ["| | accuracy | seconds of training |", "|---|---|---|"]
+    for name, one in figures.items():
+        shown = f"{100 * one['accuracy']:.2f} ± {100 * one['standard_error']:.2f}"
+        lines.append(f"| {name} | {shown} | {one['training_s']:,.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

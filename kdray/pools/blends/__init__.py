@@ -1,0 +1,1 @@
+"""How a pair pool makes a candidate of two images."""

@@ -1,0 +1,1 @@
+"""What is done to each image of a pair before the two are blended."""

@@ -1,0 +1,211 @@
+"""Makes one student: chooses its recipe where that is asked for, trains those that label, and trains it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdray.models.checkpoint import ModelCard, model_bytes
+from kdray.models.classifier import ImageClassifier, build_model
+from kdray.models.start import load_start
+from kdray.pools.base import Pool, placed
+from kdray.training.augment.auto import Auto
+from kdray.training.choice import SHARE, Choice, choose, networks
+from kdray.training.length import early, length, shortened
+from kdray.training.loop import TrainResult, train
+from kdray.training.recipe import Recipe, StudentSection
+from kdray.training.saved import Saved, training_key
+from kdray.training.shard import Shard
+from kdray.training.unpaid import Labeller, Unpaid
+from kdray.utils.devices import resolve_device
+from kdray.utils.seeds import torch_seed
+
+OnEpoch = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec:
+    """All that a student depends on, apart from the images and the answers.
+
+    Attributes:
+        card: model, shape and classes.
+        mean, std: input normalisation, in units of pixel / 255.
+        recipe: how it is trained.
+        seed: the run's seed.
+        threads: CPU threads of training.
+        pool: candidates for a recipe with `unpaid`.
+        start: weights to start from, see `kdray.models.start`; None: fresh ones.
+    """
+
+    card: ModelCard
+    mean: list[float]
+    std: list[float]
+    recipe: Recipe
+    seed: int
+    threads: int
+    pool: Pool | None = None
+    start: bytes | None = None
+
+
+def fit(
+    spec: StudentSpec,
+    images: Tensor,
+    targets: Tensor,
+    round: int,
+    on_epoch: OnEpoch | None = None,
+    shard: Shard | None = None,
+    *,
+    final: bool = True,
+    last: bytes | None = None,
+    on_state: Callable[[bytes], None] | None = None,
+) -> tuple[bytes, TrainResult]:
+    """Train a student from fresh weights, or from those of `spec.start`; see `kdray.training.base.Trainer.fit`.
+
+    Args:
+        shard: this process's share of the work; None: all of it.
+
+    Raises:
+        ModelError: the network cannot be built for these images.
+        ConfigError, TrainingError: see `kdray.training.loop.train`.
+    """
+    saved = None
+    if last or on_state is not None:
+        facts = spec.card.model, spec.mean, spec.std, spec.seed, round, final
+        saved = Saved(training_key(spec.recipe, images, targets, *facts), last, on_state or (lambda state: None))
+    making = _Making(spec, images, targets, round, on_epoch, shard, saved)
+    if not final:
+        return making.one(early(spec.recipe, len(images)))
+    return making.kept(spec.recipe)
+
+
+class _Making:
+    """The networks that are trained for one student, one after another; those that are done are part of the state."""
+
+    def __init__(
+        self,
+        spec: StudentSpec,
+        images: Tensor,
+        targets: Tensor,
+        round: int,
+        on_epoch: OnEpoch | None,
+        shard: Shard | None,
+        saved: Saved | None,
+    ) -> None:
+        self._spec, self._data, self._round, self._shard, self._saved = spec, (images, targets), round, shard, saved
+        self._tell = on_epoch or (lambda done, of, loss: None)
+        self._behind, self._epochs, self._networks = 0, 0, 0  # epochs of networks done, of all; networks done
+        self._choices: dict[str, Choice] = {}
+
+    def one(self, recipe: Recipe) -> tuple[bytes, TrainResult]:
+        """The student, trained alone."""
+        self._epochs = length(recipe, len(self._data[0])).epochs
+        model = self._fresh(self._spec.seed)
+        result = self._trained(model, recipe, *self._data, self._spec.seed)
+        return model_bytes(model, self._spec.card), result
+
+    def kept(self, recipe: Recipe) -> tuple[bytes, TrainResult]:
+        """The student that is kept, with all that its recipe asks for."""
+        count, unpaid = len(self._data[0]), recipe.unpaid if isinstance(recipe, StudentSection) else None
+        networks = 1 + (0 if unpaid is None else unpaid.students)
+        self._epochs = self._epochs_of_choices(recipe) + networks * length(recipe, count).epochs
+        recipe = self._chosen(recipe)
+        labeller = None if unpaid is None else self._labeller(recipe, unpaid)
+        model = self._fresh(self._spec.seed)
+        result = self._trained(model, recipe, *self._data, self._spec.seed, labeller)
+        return model_bytes(model, self._spec.card), replace(result, choices=self._choices)
+
+    def _fresh(self, seed: int, name: str | None = None) -> ImageClassifier:
+        """A network before training: the student's, or the one of that name."""
+        card, mean, std, start = self._spec.card, self._spec.mean, self._spec.std, self._spec.start
+        name = name or card.model
+        model = build_model(name, card.image_shape, card.num_classes, seed=seed, mean=mean, std=std)
+        if start is not None and name == card.model:
+            load_start(model.network, start)
+        return model
+
+    def _trained(
+        self,
+        model: ImageClassifier,
+        recipe: Recipe,
+        images: Tensor,
+        targets: Tensor,
+        seed: int,
+        labeller: Labeller | None = None,
+    ) -> TrainResult:
+        """Train `model`, which ends in eval mode on the CPU."""
+        behind = self._behind
+        result = train(
+            model,
+            images,
+            targets,
+            recipe,
+            seed=seed,
+            round=self._round,
+            threads=self._spec.threads,
+            on_epoch=lambda done, of, loss: self._tell(behind + done, self._epochs, loss),
+            shard=self._shard,
+            unpaid=labeller,
+            saved=self._saved,
+        )
+        self._behind += length(recipe, len(images)).epochs
+        return result
+
+    def _helper(
+        self, recipe: Recipe, images: Tensor, targets: Tensor, seed: int, name: str | None = None
+    ) -> ImageClassifier:
+        """A network beside the student; one that was done when the training was broken off is not trained again."""
+        number, self._networks = self._networks, self._networks + 1
+        model = self._fresh(seed, name)
+        if self._saved is not None and number < len(self._saved.done):
+            model.load_state_dict(self._saved.done[number])
+            self._behind += length(recipe, len(images)).epochs
+            return model.eval()
+        self._trained(model, recipe, images, targets, seed)
+        if self._saved is not None:
+            self._saved.finish(model.state_dict())
+        return model
+
+    def _labeller(self, recipe: Recipe, unpaid: Unpaid) -> Labeller:
+        assert self._spec.pool is not None, "see `StudentSpec.pool`"
+        device, seed = resolve_device(recipe.device), self._spec.seed
+        students = [
+            self._helper(recipe, *self._data, torch_seed(seed, f"student {number} that labels"), unpaid.model)
+            for number in range(unpaid.students)
+        ]
+        ready = [student.to(device).to(memory_format=torch.channels_last) for student in students]
+        return Labeller(unpaid, placed(self._spec.pool, device), ready, recipe.augment, device)
+
+    # What is chosen by cross-validation
+
+    def _open(self, recipe: Recipe) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+        """Fields that are to be chosen, and for each the changes of the recipe to choose from, by name."""
+        if isinstance(recipe.augment, Auto):
+            kinds = recipe.augment.candidates(self._spec.card.image_shape)
+            yield "augment", {name: {"augment": one} for name, one in kinds.items()}
+        if isinstance(recipe, StudentSection) and recipe.recipe == "auto":
+            yield "recipe", recipe.variants()
+
+    def _epochs_of_choices(self, recipe: Recipe) -> int:
+        count, short = len(self._data[0]), shortened(recipe, len(self._data[0]), SHARE)
+        return sum(
+            number * length(short, count - held).epochs
+            for _, changes in self._open(recipe)
+            for number, held in networks(len(changes), count)
+        )
+
+    def _chosen(self, recipe: Recipe) -> Recipe:
+        """The recipe without anything that is still to be chosen."""
+        for field, changes in self._open(recipe):
+            recipes = {name: recipe.model_copy(update=change) for name, change in changes.items()}
+            self._choices[field] = self._choice(recipes)
+            recipe = recipes[self._choices[field].name]
+        return recipe
+
+    def _choice(self, recipes: dict[str, Recipe]) -> Choice:
+        def fitted(name: str, images: Tensor, targets: Tensor, fold: int) -> ImageClassifier:
+            short = shortened(recipes[name], len(self._data[0]), SHARE)
+            return self._helper(short, images, targets, torch_seed(self._spec.seed, f"cross-validation {fold}"))
+
+        return choose(list(recipes), *self._data, fit=fitted, seed=self._spec.seed, round=self._round)
