@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy
-import ray
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +32,17 @@ def describe() -> dict[str, str | int]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "ray": ray.__version__,
+        "ray": _version("ray"),
         "numpy": numpy.__version__,
         "commit": commit,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def keep(name: str, figures: object) -> None:

@@ -11,6 +11,7 @@ pixels.
 import argparse
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 from machine import keep
@@ -21,7 +22,6 @@ from kdray.pools.blends.base import blends
 from kdray.pools.transforms.base import transforms
 from kdray.runs.bench import Setting, bare
 from kdray.search import SearchRequest
-from kdray.search.forward import ForwardOptions
 from kdray.search.local import LocalSearcher
 from kdray.sections.search import SearchSettings
 
@@ -57,13 +57,14 @@ def measured(setting: Setting, section: PoolSection, seconds: float, repeats: in
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (setting.images, *setting.shape), generator=generator, dtype=torch.uint8)
     model = build_model(setting.model, setting.shape, 10, seed=0)
+    device, how = setting.device, replace(setting.options, mixing="pixels")
     wanted = bare(setting, 0.5) * seconds  # candidates
 
     def built(pairs: int) -> Pool:
         return section.model_copy(update={"pairs": pairs}).build(images, 0)
 
     pool = built(max(1, round(wanted / built(1).group_size)))
-    searcher = LocalSearcher(settings=SearchSettings(search="exhaustive"), options=ForwardOptions(mixing="pixels"))
+    searcher = LocalSearcher(device=device, settings=SearchSettings(search="exhaustive"), options=how)
     rates = []
     for _ in range(1 + repeats):
         before = bare(setting, seconds / 2)

@@ -3,6 +3,7 @@
     python benchmarks/student.py budgets            # MNIST, 200 images, 500 to 4,000 queries
     python benchmarks/student.py parts              # 1,000 queries, one part of the recipe left out at a time
     python benchmarks/student.py table1             # MNIST, 2,000 images, 24,000 queries (Active Mixup, Table 1)
+    python benchmarks/student.py cifar10            # 2,000 images, 8,000 queries, a network of 114,000 weights
     python benchmarks/student.py answers            # soft, top-1 and two-decimal answers
 
 Each seed draws its own images, and all recipes of a seed share them. Accuracy is that on the 10,000 test images; every
@@ -25,6 +26,7 @@ from kdray.config.load import load_config
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 
+MNIST = "examples/mnist.yaml"
 BUDGETS = (500, 1000, 2000, 4000)
 BEFORE = (  # the defaults until then
     "pool={kind: mixup}",
@@ -46,29 +48,36 @@ PARTS = {  # what is left out of the recipe of now
     "choice": ("select={strategy: random}",),
     "rounds": ("select.rounds=1",),
 }
+CIFAR10 = {
+    "before": ("student={model: 'benchmarks.networks:cnn', epochs: 40, batch_size: 64, augment: none}",),
+    "now": (
+        "select={strategy: cluster-margin, rounds: 2}",
+        "student={model: 'benchmarks.networks:cnn', augment: {shift: 4, flip: true}, early: 0.5}",
+    ),
+}
 ANSWERS = {"soft": (), "top-1": ("teacher.answers=hard",), "two decimals": ("teacher.decimals=2",)}
 
 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "parts", "table1", "answers"))
+    parser.add_argument("what", choices=("budgets", "parts", "table1", "cifar10", "answers"))
     parser.add_argument("--seeds", type=int, help="10 of budgets and parts, 5 of the others")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these recipes or budgets alone; keeps no table")
     options = parser.parse_args()
     seeds = range(options.seeds or (10 if options.what in ("budgets", "parts") else 5))
     rows = [
-        (name, count, queries, changes)
-        for name, count, queries, changes in cells(options.what)
+        (name, config, count, queries, changes)
+        for name, config, count, queries, changes in cells(options.what)
         if not options.only or name in options.only or str(queries) in options.only
     ]
-    tasks = [(count, queries, seed, changes) for seed in seeds for _, count, queries, changes in rows]
+    tasks = [(*how, seed, changes) for seed in seeds for _, *how, changes in rows]
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs("student_runs", one_run, tasks, options.at_once, folder)
     figures = {
-        f"{name}; {queries:,} queries": summary([found[count, queries, seed, changes] for seed in seeds])
-        for name, count, queries, changes in rows
+        f"{name}; {queries:,} queries": summary([found[config, count, queries, seed, changes] for seed in seeds])
+        for name, config, count, queries, changes in rows
     }
     if options.only:
         print(json.dumps(figures, indent=2))
@@ -77,21 +86,30 @@ def main() -> None:
     print(table(figures))
 
 
-def cells(what: str) -> list[tuple[str, int, int, tuple[str, ...]]]:
-    """Name, images, queries and changes of the config, of each recipe to measure."""
+def cells(what: str) -> list[tuple[str, str, int, int, tuple[str, ...]]]:
+    """Name, config, images, queries and changes of the config, of each recipe to measure."""
+    both = {"before": BEFORE, "now": NOW}
     if what == "budgets":
-        return [(name, 200, q, how) for q in BUDGETS for name, how in (("before", BEFORE), ("now", NOW))]
+        return [(name, MNIST, 200, queries, how) for queries in BUDGETS for name, how in both.items()]
     if what == "table1":
-        return [("before", 2000, 24_000, BEFORE), ("now", 2000, 24_000, NOW)]
+        return [(name, MNIST, 2000, 24_000, how) for name, how in both.items()]
+    if what == "cifar10":
+        return [(name, "benchmarks/cifar10-small.yaml", 2000, 8000, how) for name, how in CIFAR10.items()]
     some = PARTS if what == "parts" else ANSWERS
-    return [(name, 200, 1000, (*NOW, *change)) for name, change in some.items()]
+    return [(name, MNIST, 200, 1000, with_changes(NOW, change)) for name, change in some.items()]
 
 
-def one_run(images: int, queries: int, seed: int, changes: Sequence[str], folder: str) -> dict[str, float]:
-    """One run of examples/mnist.yaml with changes."""
+def with_changes(how: tuple[str, ...], changes: tuple[str, ...]) -> tuple[str, ...]:
+    """A recipe with changes, which replace what they name; a field below a section follows it."""
+    changed = [change.partition("=")[0] for change in changes]
+    return (*(one for one in how if one.partition("=")[0] not in changed), *changes)
+
+
+def one_run(file: str, images: int, queries: int, seed: int, changes: Sequence[str], folder: str) -> dict[str, float]:
+    """One run of a config with changes."""
     fixed = [f"images.count={images}", f"budget.queries={queries}", f"seed={seed}", "resources.trainer.threads=1"]
-    config = load_config(ROOT / "examples" / "mnist.yaml", [*changes, *fixed])
-    name = hashlib.blake2b(json.dumps((images, queries, seed, changes)).encode(), digest_size=8).hexdigest()
+    config = load_config(ROOT / file, [*changes, *fixed])
+    name = hashlib.blake2b(json.dumps((file, images, queries, seed, changes)).encode(), digest_size=8).hexdigest()
     out = Path(folder) / name
     result = run(config, RunDirectory(out), local=True)
     last = result.history[-1]

@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 _HEAD = """# The config
 
 One YAML file describes an experiment. Any field can be set on the command line as `key.sub=value`, the value read as
-YAML: `kdray run examples/digits.yaml select.rounds=5 'pool.lambdas=[0.4, 0.5, 0.6]'`. Unknown keys are refused, and
+YAML: `kdray run examples/digits-mixup.yaml select.rounds=5 'pool.lambdas=[0.4, 0.6]'`. Unknown keys are refused, and
 so is what is given twice. Paths are relative to the folder kdray is started in; `~` is the home folder. A part may
 also be a class of your own, named `module:object`: [extending.md](extending.md). How classes are matched:
 [teachers.md](teachers.md#classes).

@@ -22,6 +22,7 @@ from kdray.training.choice import FOLDS, SHARE, Choice, choose, networks
 from kdray.training.fitting import StudentSpec, fit
 from kdray.training.length import early, shortened
 from kdray.training.recipe import StudentSection
+from kdray.training.workload import seconds_of, workload
 from kdray.utils.seeds import torch_seed
 
 
@@ -200,3 +201,26 @@ def test_a_run_says_what_was_chosen_in_its_log_metrics_and_report(teacher_weight
     assert f"auto chose {chosen['chosen']}" in page
     assert f"Round 2: trained for {told['steps']} steps on 160 images." in page
     assert read_result(directory).history == found.history
+
+
+def test_the_workload_of_a_plan_is_what_a_run_trains():
+    """Three rounds; in the last one six kinds are tried, of which two go on, and two students label."""
+    how = section(augment="auto", early=0.5, unpaid={"students": 2, "share": 0.75, "model": "lenet5"}, epochs=4)
+    some = workload(how, [10, 20, 30], (1, 8, 8))
+    own = "small-cnn"
+    assert some == [
+        (own, 1, 4, 5), (own, 1, 6, 7), (own, 6, 5, 7), (own, 2, 5, 7), (own, 2, 5, 7), ("lenet5", 2, 16, 8),
+        (own, 1, 16, 32),
+    ]  # fmt: skip
+
+
+def section(**changes) -> StudentSection:
+    return StudentSection(**{"batch_size": 8, "device": "cpu", "model": "small-cnn", **changes})
+
+
+def test_a_plan_measures_how_long_training_takes():
+    how = section(steps=50)
+    some = workload(how, [16], (1, 8, 8))
+    took = seconds_of(some, how, (1, 8, 8), 3, probe_s=0.05, threads=1)
+    more = seconds_of([some[0]._replace(number=100)], how, (1, 8, 8), 3, probe_s=0.05, threads=1)
+    assert 0 < took < more

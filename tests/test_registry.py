@@ -390,7 +390,7 @@ def test_reading_a_config_imports_nothing_heavy():
 import kdray.config.load as load
 from kdray.sections.registry import sections_of
 from kdray.config.root import Config
-assert load.load_config("examples/digits.yaml").select.strategy == "cluster-margin"
+assert load.load_config("examples/digits.yaml").select.strategy == "margin"
 for field in Config.model_fields.values():
     sections_of(field.annotation, field.metadata)
 """

@@ -35,6 +35,7 @@ from kdray.runs.inputs import InMemoryInputs
 from kdray.runs.plan import Plan, make_plan, plan_lines
 from kdray.runs.result import read_result
 from kdray.runs.run import choose_directory, resume, run
+from kdray.training.workload import Training
 
 
 @pytest.fixture(scope="module")
@@ -835,6 +836,7 @@ def test_plan_counts_what_the_run_does_and_leaves_no_trace(config_file, tmp_path
         "160 = 40 for the images + 2 x 60",
         "1.60 EUR",
         "candidates/s, from a 2-second probe of one here)",
+        "the last student for 12 steps of 80 images",
         "MiB a worker",
     ):
         assert part in done.stdout
@@ -850,7 +852,7 @@ def a_plan(**changes) -> Plan:
         "cost": None, "currency": "USD", "requests": 750, "batch": 32, "asking_s": None,
         "asking_days": 1, "scored": 21_989_000, "exhaustive": 21_989_000, "group_size": 11, "rate_per_s": 2000.0,
         "workers": 2, "worker_bytes": 500 << 20, "driver_bytes": 0, "held": "", "note": None,
-        "pairs": None,
+        "pairs": None, "trainings": (Training("lenet5", 1, 480, 125),), "training_s": 7.4,
     }  # fmt: skip
     return Plan(**(values | changes))
 
@@ -865,6 +867,15 @@ def test_a_plan_says_how_long_scoring_takes_and_how_it_knows():
         "2-second probe of one here)"
     )
     assert scoring(scored=0, rate_per_s=0.0) == "none: this strategy does not look at the student"
+
+
+def test_a_plan_says_how_long_training_takes():
+    def training(**changes) -> str:
+        return dict(plan_lines(a_plan(**changes)))["training"]
+
+    assert training(schedule=[1000]) == "about 7 s here: the last student for 480 steps of 125 images"
+    some = (Training("lenet5", 1, 240, 63), Training("small-cnn", 5, 480, 125), Training("lenet5", 1, 480, 250))
+    assert training(trainings=some).endswith("the last student for 480 steps of 250 images and 5 networks beside it")
 
 
 def test_a_plan_whose_scoring_is_long_says_what_takes_the_time_and_how_to_take_less():

@@ -182,7 +182,7 @@ def test_optuna_goes_on_after_a_kill_in_a_folder_that_was_moved(tmp_path, teache
     assert json.loads(json.dumps(result.best.values)) == result.best.values
 
 
-SMALL = ["change.student.epochs=1", "change.images.count=60", "sweep.seeds=1", "sweep.resources.trials=1"]
+SMALL = ["change.student.steps=20", "change.images.count=60", "sweep.seeds=1", "sweep.resources.trials=1"]
 SMALLER = {
     "budgets": ["space.budget.queries={grid: [100, 200]}", "change.select.schedule=[100, 200]"],
     "lambda_range": ["space.pool.lambdas.min={grid: [0.3, 0.5]}", "space.pool.lambdas.max={grid: [0.5, 0.7]}"],
@@ -214,6 +214,6 @@ def test_each_sweep_that_comes_with_kdray_runs_in_small(name, demo_teacher):
         largest = max(trial.asked for trial in result.trials)
         assert result.bought <= largest  # the smaller budgets cost nothing more
     if name == "rad_w":
-        again = ["student.epochs=1", "--local", "--out", "best"]
+        again = ["student.steps=20", "--local", "--out", "best"]
         done = kdray("run", result.directory / "best.yaml", *again, cwd=demo_teacher)
         assert done.returncode == 0, done.stderr

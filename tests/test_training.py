@@ -84,7 +84,7 @@ def test_steps_or_epochs(given, steps, epochs):
 
 
 def test_steps_and_epochs_at_once_are_refused():
-    with pytest.raises(ValidationError, match="steps is 9 and epochs 2; give one of them"):
+    with pytest.raises(ValidationError, match="steps is 9 and epochs 2; set steps to auto or epochs to null"):
         StudentSection.model_validate({"steps": 9, "epochs": 2})
 
 

@@ -6,6 +6,7 @@ import resource
 import time
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 
 from kdray.config.root import Config
 from kdray.models.classifier import build_model, pixel_statistics
@@ -15,6 +16,7 @@ from kdray.runs.inputs import Data, read_data, resolve
 from kdray.runs.pool_schedule import PoolSchedule
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
+from kdray.training.workload import Training, seconds_of, workload
 from kdray.utils.text import counted
 
 PROBE_S = 2.0
@@ -56,6 +58,8 @@ class Plan:
         note: what could not be known.
         notes: how the images were read, see `kdray.images.ImageSet`.
         grid: whether the candidates of a group are at the λ of a grid.
+        trainings: of all rounds.
+        training_s: seconds they take here, from a probe.
     """
 
     images: int
@@ -85,6 +89,8 @@ class Plan:
     driver_bytes: int
     held: str
     note: str | None
+    trainings: tuple[Training, ...]
+    training_s: float
     notes: tuple[str, ...] = ()
     grid: bool = True
 
@@ -119,6 +125,8 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     test = data.test
     free = config.teacher.local or getattr(config.teacher, "metered", True) is False
     evaluation = queries_allowed(config.budget.evaluation, len(test) if test else 0, metered=not free)
+    given = 0 if data.labelled is None else len(data.labelled)
+    trainings = workload(config.student, [given + bought for bought in accumulate(schedule)], images.image_shape)
     return Plan(
         images=len(images),
         groups=pool.num_groups,
@@ -149,6 +157,15 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         note=note,
         notes=tuple(data.notes()),
         grid=pool.linear,
+        trainings=tuple(trainings),
+        training_s=seconds_of(
+            trainings,
+            config.student,
+            images.image_shape,
+            classes,
+            probe_s=probe_s,
+            threads=config.resources.trainer.thread_count,
+        ),
     )
 
 
@@ -196,6 +213,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("cost", "unknown: set budget.price_per_query" if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}"),
         ("asking", _asking(plan)),
         ("scoring", _duration(plan)),
+        ("training", _training(plan)),
         ("memory", _memory(plan)),
     ]
     return rows + [("note", note) for note in (*plan.notes, plan.note) if note]
@@ -263,6 +281,15 @@ def _duration(plan: Plan) -> str:
         else:
             text += f"; one candidate of each of the {plan.groups:,} groups takes {one}, and each has {plan.group_size}"
     return text + (f"; pool.pairs={plan.pairs} would take about {_time(_LONG_S)}" if plan.pairs else "")
+
+
+def _training(plan: Plan) -> str:
+    last = plan.trainings[-1]
+    beside = sum(training.number for training in plan.trainings[len(plan.schedule) - 1 :]) - 1
+    others = f" and {counted(beside, 'network')} beside it" if beside else ""
+    return (
+        f"about {_time(plan.training_s)} here: the last student for {last.steps:,} steps of {last.batch} images{others}"
+    )
 
 
 def _time(seconds: float) -> str:

@@ -68,7 +68,8 @@ class Recipe(Section):
         """Steps that are given replace epochs that are not."""
         if isinstance(data, Mapping) and data.get("steps", "auto") != "auto":
             if data.get("epochs") is not None:
-                raise ValueError(f"steps is {data['steps']} and epochs {data['epochs']}; give one of them")
+                steps, epochs = data["steps"], data["epochs"]
+                raise ValueError(f"steps is {steps} and epochs {epochs}; set steps to auto or epochs to null")
             return {**data, "epochs": None}
         return data
 

@@ -1,0 +1,100 @@
+"""What a run's trainings amount to, and how long they take here: for a plan."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from kdray.models.classifier import build_model
+from kdray.training.augment.auto import Auto
+from kdray.training.choice import SHARE, networks
+from kdray.training.length import early, length, shortened
+from kdray.training.loop import train
+from kdray.training.recipe import Recipe, StudentSection
+
+_WARM = 2  # steps before the clock is started
+
+
+class Training(NamedTuple):
+    """Networks that are trained alike.
+
+    Attributes:
+        model: their name.
+        number: how many.
+        steps: of each.
+        batch: images a step.
+    """
+
+    model: str
+    number: int
+    steps: int
+    batch: int
+
+
+def workload(section: StudentSection, answers: Sequence[int], image_shape: tuple[int, int, int]) -> list[Training]:
+    """All trainings of a run.
+
+    Args:
+        answers: images that have been bought by the end of each round.
+        image_shape: (C, H, W).
+    """
+    some = [_training(section.model, 1, early(section, count), count) for count in answers[:-1]]
+    count = answers[-1]
+    short = shortened(section, count, SHARE)
+    choices = [len(section.augment.candidates(image_shape))] if isinstance(section.augment, Auto) else []
+    choices += [len(section.variants())] if section.recipe == "auto" else []
+    for recipes in choices:
+        some += [_training(section.model, number, short, count - held) for number, held in networks(recipes, count)]
+    own = _training(section.model, 1, section, count)
+    if (unpaid := section.unpaid) is not None:
+        some.append(own._replace(model=unpaid.model or section.model, number=unpaid.students))
+        own = own._replace(batch=round(own.batch / (1.0 - unpaid.share)))
+    return [*some, own]
+
+
+def _training(model: str, number: int, recipe: Recipe, count: int) -> Training:
+    planned = length(recipe, count)
+    return Training(model, number, planned.steps, -(-count // (len(planned.edges) - 1)))
+
+
+def seconds_of(
+    trainings: Sequence[Training],
+    section: StudentSection,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    probe_s: float,
+    threads: int,
+) -> float:
+    """Seconds that the trainings take here, from a probe of each network; without the labels of unpaid candidates.
+
+    Args:
+        probe_s: of each probe, about.
+        threads: CPU threads of training.
+    """
+    names = {training.model for training in trainings}
+    each = {
+        name: _seconds_an_image(name, section, image_shape, classes, probe_s / len(names), threads) for name in names
+    }
+    return sum(one.number * one.steps * one.batch * each[one.model] for one in trainings)
+
+
+def _seconds_an_image(
+    name: str, section: StudentSection, shape: tuple[int, int, int], classes: int, probe_s: float, threads: int
+) -> float:
+    augment = section.augment.plain() if isinstance(section.augment, Auto) else section.augment
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (section.batch_size, *shape), generator=generator, dtype=torch.uint8)
+    targets = torch.full((len(images), classes), 1.0 / classes)
+    model = build_model(name, shape, classes, seed=0)
+
+    def seconds(steps: int) -> float:
+        recipe = section.model_copy(update={"augment": augment, "steps": steps, "epochs": None})
+        begin = time.perf_counter()
+        train(model, images, targets, recipe, seed=0, threads=threads)
+        return time.perf_counter() - begin
+
+    seconds(_WARM)
+    steps = max(1, int(probe_s * _WARM / seconds(_WARM)))
+    return seconds(steps) / (steps * len(images))
