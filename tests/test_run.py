@@ -81,7 +81,7 @@ def test_the_figures_are_what_the_student_and_the_teacher_do(finished):
     assert last.teacher_accuracy == pytest.approx(float((teacher == inputs.test.labels).double().mean()))
     assert last.agreement == pytest.approx(float((student == teacher).double().mean()))
     assert last.success_rate == pytest.approx(last.student_accuracy / last.teacher_accuracy)
-    assert last.teacher_accuracy > 0.9 and last.student_accuracy > 0.4
+    assert last.teacher_accuracy > 0.9 and last.student_accuracy > 0.2  # of ten classes, after 18 steps
 
 
 def test_chosen_pairs_leave_the_pool_and_images_are_what_the_ids_say(finished):
@@ -836,7 +836,7 @@ def test_plan_counts_what_the_run_does_and_leaves_no_trace(config_file, tmp_path
         "160 = 40 for the images + 2 x 60",
         "1.60 EUR",
         "candidates/s, from a 2-second probe of one here)",
-        "the last student for 12 steps of 80 images",
+        "the last student for 18 steps of 54 images",
         "MiB a worker",
     ):
         assert part in done.stdout

@@ -34,6 +34,7 @@ def broken(images):
 """
 
 
+@pytest.mark.storm
 def test_a_failed_trial_loses_only_itself_and_goes_on_when_its_cause_is_mended(ray_local, base, tmp_path):
     (tmp_path / "flaky.py").write_text(FLAKY)
     base |= {

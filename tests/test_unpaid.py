@@ -149,7 +149,7 @@ def test_a_run_trains_its_last_student_alone_on_unpaid_candidates(teacher_weight
     found = run(parse_config(digits_config(teacher_weights, **changes)), RunDirectory(tmp_path / "run"), local=True)
     run_directory = RunDirectory(tmp_path / "run")
     steps = [run_directory.phases(number)["train"]["training"]["steps"] for number in range(3)]
-    batches = [-(-count // 128) for count in (40, 100, 160)]
+    batches = [-(-count // 64) for count in (40, 100, 160)]
     assert steps == [batches[0], batches[1], 2 * batches[2]]
     assert found.receipt.queries == 160, "labels of students cost nothing"
     curve = learn(run_directory, parse_config(read_config(run_directory)), out=tmp_path / "students")

@@ -19,7 +19,8 @@ from kdray.search.local import probe
 from kdray.training.workload import Training, seconds_of, workload
 from kdray.utils.text import counted
 
-PROBE_S = 2.0
+PROBE_S = 2.0  # of scoring
+_TRAINING_PROBE_S = 0.4
 _UNKNOWN_CLASSES = 10
 _LONG_S = 600.0  # of scoring: above it the plan says what takes the time, and how to take less
 
@@ -163,7 +164,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
             config.student,
             images.image_shape,
             classes,
-            probe_s=probe_s,
+            probe_s=_TRAINING_PROBE_S,
             threads=config.resources.trainer.thread_count,
         ),
     )
