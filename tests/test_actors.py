@@ -170,6 +170,7 @@ def test_a_worker_killed_in_mid_search_changes_nothing(searcher_of, pool, model,
     assert len(victims) == 0 and searcher.requeued >= 1
 
 
+@pytest.mark.storm
 def test_cpus_that_become_free_in_mid_search_are_put_to_work(ray_local, pool, model, reference):
     """As when a node joins."""
 
@@ -200,6 +201,7 @@ def test_cpus_that_become_free_in_mid_search_are_put_to_work(ray_local, pool, mo
     assert searcher.requeued == 0
 
 
+@pytest.mark.storm
 def test_more_workers_than_cpus_do_not_block_a_search(ray_local, pool, model, reference):
     searcher = RaySearcher(5, chunk=512, settings=EXHAUSTIVE)
     try:

@@ -175,6 +175,7 @@ def value_of(found: dict[tuple[str, str], float], name: str, **labels: str) -> f
     return values[0] if values else None
 
 
+@pytest.mark.storm
 def test_a_run_shows_what_it_spends_and_who_scores(ray_local, make_config, tmp_path):
     directory = RunDirectory(tmp_path / "run")
     changes = {"budget__price_per_query": 0.25, "budget__currency": "EUR", "resources__scoring_workers": 2}

@@ -170,6 +170,7 @@ class Dangerous:
         return brightness(images)
 
 
+@pytest.mark.storm
 def test_two_runs_buy_each_image_once_while_the_actor_is_killed_again_and_again(open_ledger, tmp_path):
     """It dies right after it has written a grant or a settlement, before anybody hears of it; and at any moment."""
     teacher, images, results = Dangerous(tmp_path), grey(*range(150)), {}

@@ -340,6 +340,7 @@ def test_a_strategy_over_the_limit_chooses_as_below_it(strategy, settings, mixes
     assert not set((more.ids // each).tolist()) & set((chosen.ids // each).tolist())
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=(pytest.mark.storm, pytest.mark.long)), 2])
 def test_workers_of_ray_draw_the_same(workers: int, ray_local, mixes, listed_up_to) -> None:
     from actors.scoring import RaySearcher

@@ -127,7 +127,7 @@ def test_what_is_at_the_address_is_the_run(machine, address, config_file, tmp_pa
 @pytest.mark.parametrize(
     ("line", "address"),
     [
-        ("round 1/2 asking", "file"),
+        pytest.param("round 1/2 asking", "file", marks=STORM),
         pytest.param("round 1/2 asking", "s3", marks=STORM),
         pytest.param("round 2/2 training", "file", marks=STORM),
     ],
