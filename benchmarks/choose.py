@@ -147,7 +147,7 @@ def one_run(name: str, images: int, queries: int, seed: int, search: str, folder
             f"budget.queries={queries}",
             f"select.strategy={name}",
             f"seed={seed}",
-            "student={model: lenet5}",
+            "student={model: lenet5, epochs: 40, batch_size: 64}",
             "resources.trainer.threads=1",
             f"pool.search={search}",
         ],
@@ -255,7 +255,13 @@ def trial(data: str, seed: int, folder: str) -> dict[str, Any]:
         "budget": {"queries": size["b"] * size["rounds"]},
         "pool": {"kind": "images"},
         "select": {"rounds": size["rounds"]},
-        "student": {"model": size["student"], "epochs": size["student_epochs"], "loss": "kl", "augment": augment},
+        "student": {
+            "model": size["student"],
+            "epochs": size["student_epochs"],
+            "batch_size": 64,
+            "loss": "kl",
+            "augment": augment,
+        },
         "resources": {"trainer": {"threads": 1}},
     }
 

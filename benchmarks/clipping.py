@@ -47,7 +47,7 @@ def one(queries: int, norm: float | None, seed: int) -> float:
         f"budget.queries={queries}",
         "select.strategy=random",
         f"seed={seed}",
-        f"student={{model: lenet5, clip_norm: {'null' if norm is None else norm}}}",
+        f"student={{model: lenet5, epochs: 40, batch_size: 64, clip_norm: {'null' if norm is None else norm}}}",
         "resources.trainer.threads=1",
     ]
     config = load_config(ROOT / "examples" / "mnist.yaml", changes)

@@ -43,7 +43,7 @@ def config_of(images: int, queries: int, seed: int, *more: str) -> Any:
         f"images.count={images}",
         f"budget.queries={queries}",
         f"seed={seed}",
-        "student={model: lenet5}",
+        "student={model: lenet5, epochs: 40, batch_size: 64}",
         "resources.trainer.threads=1",
         "pool.search=exhaustive",
         *more,

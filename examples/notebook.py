@@ -32,7 +32,7 @@ if __name__ == "__main__":
         classes=10,
         teacher_options={"answers": "hard"},
         select={"rounds": 3},
-        student={"model": "small-cnn", "epochs": 60, "augment": {"shift": 1}},
+        student={"model": "small-cnn", "epochs": 60, "batch_size": 64, "augment": {"shift": 1}},
     )
     teacher, student = (ask(pixels[1400:]) == labels[1400:]).mean(), result.history[-1].student_accuracy
     print(f"teacher {teacher:.2%}, student {student:.2%}, {result.receipt.queries} queries")
