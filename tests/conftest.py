@@ -56,7 +56,7 @@ def digits_config(weights: Path, **changes) -> dict:
         "budget": {"queries": 160},
         "pool": {"lambdas": [0.3, 0.5, 0.7]},
         "select": {"strategy": "active-mixup", "rounds": 2},
-        "student": {"model": "small-cnn", "epochs": 6, "batch_size": 64, "lr": 0.02, "augment": {"shift": 1}},
+        "student": {"model": "small-cnn", "epochs": 6, "batch_size": 64, "lr": 0.05, "augment": {"shift": 1}},
         "resources": {"chunk": 256, "trainer": {"threads": 1}},
     }
     for key, value in changes.items():

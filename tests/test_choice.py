@@ -224,3 +224,21 @@ def test_a_plan_measures_how_long_training_takes():
     took = seconds_of(some, how, (1, 8, 8), 3, probe_s=0.05, threads=1)
     more = seconds_of([some[0]._replace(number=100)], how, (1, 8, 8), 3, probe_s=0.05, threads=1)
     assert 0 < took < more
+
+
+class Wild(StudentSection):
+    """One of its variants diverges at once."""
+
+    def variants(self) -> dict:
+        """See `StudentSection`."""
+        return {"wild": {"lr": 1e38, "clip_norm": None}, "as given": {}}
+
+
+def test_a_recipe_that_diverges_is_not_chosen_and_stops_nothing():
+    data, labels = torch.zeros(48, 1, 8, 8, dtype=torch.uint8), torch.arange(48) % 3
+    for n, k in enumerate(labels.tolist()):
+        data[n, 0, 2 * k : 2 * k + 2] = 200
+    how = Wild(recipe="auto", steps=100, batch_size=16, device="cpu", model="small-cnn")
+    result = fit(StudentSpec(**{**vars(spec()), "recipe": how}), data, torch.eye(3)[labels], 0)[1]
+    assert result.choices["recipe"].name == "as given"
+    assert result.diverged is None

@@ -84,6 +84,14 @@ def there(ray_local, ledger: RayLedger) -> bool:
     return True
 
 
+def wait_until_gone(ray, ledger: RayLedger) -> None:
+    """Ray ends an actor some time after it was told to."""
+    deadline = time.monotonic() + 60
+    while there(ray, ledger):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def ledgers(ray_local) -> set[str]:
     """Names of the ledger actors of this Ray."""
     names = [actor["name"] for actor in ray_local.util.list_named_actors(all_namespaces=True)]
@@ -212,7 +220,7 @@ def test_all_who_name_the_file_share_an_actor_and_the_last_to_leave_ends_it(open
     first.close()
     assert there(ray_local, second) and second.remaining("training", "me") == 7
     second.close()
-    assert not there(ray_local, second)
+    wait_until_gone(ray_local, second)
     assert there(ray_local, elsewhere)
     late = open_ledger(100)
     assert late._actor != first._actor and late.remaining("training", "me") == 7

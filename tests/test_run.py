@@ -81,7 +81,7 @@ def test_the_figures_are_what_the_student_and_the_teacher_do(finished):
     assert last.teacher_accuracy == pytest.approx(float((teacher == inputs.test.labels).double().mean()))
     assert last.agreement == pytest.approx(float((student == teacher).double().mean()))
     assert last.success_rate == pytest.approx(last.student_accuracy / last.teacher_accuracy)
-    assert last.teacher_accuracy > 0.9 and last.student_accuracy > 0.2  # of ten classes, after 18 steps
+    assert last.teacher_accuracy > 0.9 and last.student_accuracy > 0.4
 
 
 def test_chosen_pairs_leave_the_pool_and_images_are_what_the_ids_say(finished):

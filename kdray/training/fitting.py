@@ -1,5 +1,6 @@
 """Makes one student: chooses its recipe where that is asked for, trains those that label, and trains it."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdray.errors import TrainingError
 from kdray.models.checkpoint import ModelCard, model_bytes
 from kdray.models.classifier import ImageClassifier, build_model
 from kdray.models.start import load_start
@@ -72,7 +74,8 @@ def fit(
     """
     saved = None
     if last or on_state is not None:
-        facts = spec.card.model, spec.mean, spec.std, spec.seed, round, final
+        start = hashlib.blake2b(spec.start or b"").hexdigest()
+        facts = spec.card.model, spec.mean, spec.std, spec.seed, round, final, start
         saved = Saved(training_key(spec.recipe, images, targets, *facts), last, on_state or (lambda state: None))
     making = _Making(spec, images, targets, round, on_epoch, shard, saved)
     if not final:
@@ -206,6 +209,14 @@ class _Making:
     def _choice(self, recipes: dict[str, Recipe]) -> Choice:
         def fitted(name: str, images: Tensor, targets: Tensor, fold: int) -> ImageClassifier:
             short = shortened(recipes[name], len(self._data[0]), SHARE)
-            return self._helper(short, images, targets, torch_seed(self._spec.seed, f"cross-validation {fold}"))
+            seed = torch_seed(self._spec.seed, f"cross-validation {fold}")
+            try:
+                return self._helper(short, images, targets, seed)
+            except TrainingError:  # this recipe is no choice, and the others still are: it is judged as untrained
+                model = self._fresh(seed)
+                self._behind += length(short, len(images)).epochs
+                if self._saved is not None:
+                    self._saved.finish(model.state_dict())
+                return model.eval()
 
         return choose(list(recipes), *self._data, fit=fitted, seed=self._spec.seed, round=self._round)
