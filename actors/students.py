@@ -13,8 +13,9 @@ from actors.cluster import LONG_WAIT_S, unwrap
 from actors.parcels import pack, pack_images, unpack
 from actors.training_group import TrainingGroup
 from kdray.errors import ScoringError
+from kdray.pools.base import Pool
 from kdray.sections.search import PATIENCE_S
-from kdray.training.fitting import StudentSpec, fit
+from kdray.training.fitting import StudentSpec, fit, with_candidates
 from kdray.training.loop import TrainResult
 
 _MAX_TRIES = 3
@@ -125,6 +126,10 @@ class RayTrainer:
         if self._worker is not None:
             ray.kill(self._worker)
         self._worker = None
+
+    def take_candidates(self, pool: Pool) -> None:
+        """See `kdray.training.base.Trainer.take_candidates`."""
+        self._spec = with_candidates(self._spec, pool)
 
     def fit(
         self,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -43,15 +43,20 @@ def config_page() -> str:
     return "\n".join([_HEAD, *_section(Config, "", Config.model_fields, set()), _CHANGES, changes]) + "\n"
 
 
-def _resumable(model: type[Section], prefix: str) -> list[str]:
-    """Paths of the fields below a section that may change when a run goes on."""
+def _resumable(model: type[Section], prefix: str, within: tuple[str, ...] = ()) -> list[str]:
+    """Paths of the fields below a section that may change when a run goes on.
+
+    Args:
+        within: fields of the registries that it is a part of: parts of its own kind in it say nothing new.
+    """
     paths = [f"{prefix}{name}" for name in model.resumable()]
     for name, field in model.model_fields.items():
         registry, path = registry_of(field.annotation, field.metadata), f"{prefix}{name}"
-        if path not in paths:
+        if path not in paths and (registry is None or registry.field not in within):
+            deeper = within if registry is None else (*within, registry.field)
             parts = sections_of(field.annotation, field.metadata) if registry is None else registry.parts().values()
             for part in parts:
-                paths += _resumable(part, f"{path}.")
+                paths += _resumable(part, f"{path}.", deeper)
     return paths
 
 
@@ -96,6 +101,8 @@ def _default(field: FieldInfo, registry: Registry[Any] | None) -> str:
     if field.default is None:
         return "null"
     if registry is not None and field.default_factory is not None:
+        if get_origin(field.annotation) is list:
+            return "see right"
         return f"`{getattr(registry.default(), registry.tag)}`"
     if isinstance(field.default, BaseModel):
         return "see below"

@@ -92,7 +92,9 @@ def refusal(*overrides: str, data: Any = MINIMAL) -> str:
 
 
 def models_in(field: FieldInfo) -> list[type[BaseModel]]:
-    """The sections a field may hold: of a registry, all its parts."""
+    """The sections a field may hold: of a registry, all its parts. Those of a list have no dotted path."""
+    if typing.get_origin(field.annotation) is list:
+        return []
     return sections_of(field.annotation, field.metadata)
 
 
@@ -277,7 +279,7 @@ def test_a_required_field_that_is_missing_is_named(path, data):
             "select={strategy: rad-pairs, m: -2}",
             "select.m: input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got -2",
         ),
-        ("pool.kind=cutmix", "pool.kind: 'cutmix' is not one of 'mixup', 'images', 'pairs', nor module:object"),
+        ("pool.kind=cutmix", "pool.kind: 'cutmix' is not one of 'mixup', 'auto', 'images', 'pairs', nor module:object"),
         (
             "pool={kind: images, lambdas: [0.5]}",
             "pool.lambdas belongs to kind mixup; with kind = images leave it out",

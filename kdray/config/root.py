@@ -174,6 +174,29 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_trial_of_kinds_has_rounds_after_it(self) -> "Config":
+        if len(self.pool.kinds) == 1:
+            return self
+        if self.select.schedule != "even" or self.select.rounds == 0:
+            raise ValueError(
+                f"pool.kind: {self.pool.kind} finds the kind of candidates for later rounds, and needs "
+                "select.schedule = even and select.rounds of at least 1; set these, or name one kind of pool"
+            )
+        if getattr(self.select, "m", None) == "estimate":
+            raise ValueError(
+                f"select.m: estimate asks about candidates of one kind, and pool.kind is {self.pool.kind}; set "
+                "select.m to a share such as 0.05, or name one kind of pool"
+            )
+        return self
+
+    @property
+    def last_round(self) -> int | None:
+        """T, the number of the last round, where it follows from the config alone."""
+        rounds = self.select.rounds
+        return None if rounds is None else rounds + (len(self.pool.kinds) > 1)
+
+    @model_validator(mode="after")
     def _the_choice_suits_the_pool(self) -> "Config":
-        self.select.check(self.pool, labelled=self.labelled is not None, validation=self.validation is not None)
+        for pool in self.pool.kinds:
+            self.select.check(pool, labelled=self.labelled is not None, validation=self.validation is not None)
         return self

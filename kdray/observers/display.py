@@ -14,12 +14,20 @@ from kdray.utils.text import counted, printable
 
 _PHASES = {
     "estimate": "estimating m",
+    "compare": "comparing kinds",
     "choose": "choosing",
     "query": "asking",
     "train": "training",
     "evaluate": "evaluating",
 }
-_UNITS = {"estimate": "images", "choose": "candidates", "query": "images", "train": "epochs", "evaluate": "images"}
+_UNITS = {
+    "estimate": "images",
+    "compare": "epochs",
+    "choose": "candidates",
+    "query": "images",
+    "train": "epochs",
+    "evaluate": "images",
+}
 _QUIET_S = 10.0  # least time between two plain lines within one phase
 
 

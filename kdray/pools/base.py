@@ -136,6 +136,19 @@ class PoolSection(Section):
         """Whether the pool holds every group, not a sample of groups."""
         return True
 
+    @property
+    def kinds(self) -> tuple[PoolSection, ...]:
+        """The pools that a round may choose from: this one, or those that it finds the best of."""
+        return (self,)
+
+    def trial(self, queries: int) -> int:
+        """How many of the queries after round 0 find out which of the kinds is best; 0 where there is but one.
+
+        Raises:
+            ConfigError: no query would be left for the rounds after it.
+        """
+        return 0
+
     def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
         """This section with its size as a number where it follows from the choice, and the reason in words.
 

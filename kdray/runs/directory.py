@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # `kdray ledger` needs a run's paths, and neither torch nor p
 PHASES = ("choose", "query", "train", "evaluate")
 _ARTEFACTS = {
     "estimate": "estimate.json",
+    "compare": "kind.json",
     "choose": "candidates.parquet",
     "query": "labelled.parquet",
     "train": "student.safetensors",
@@ -70,14 +72,14 @@ class RunDirectory:
         """The state of the training of a round, while it is under way."""
         return self.round(number) / "training.pt"
 
-    def next_phase(self, rounds: int, estimate: bool = False) -> tuple[int, str] | None:
+    def next_phase(self, rounds: int, before: Mapping[int, str] | None = None) -> tuple[int, str] | None:
         """The first (round, phase) without its artefact, of rounds 0..`rounds`; None when all are there.
 
         Args:
-            estimate: round 1 begins with an estimate.
+            before: the phase, an estimate or a comparison, with which the round of a number begins.
         """
         for number in range(rounds + 1):
-            for phase in (*(("estimate",) if estimate and number == 1 else ()), *PHASES):
+            for phase in (*((before[number],) if before and number in before else ()), *PHASES):
                 if not self.artefact(number, phase).exists():
                     return number, phase
         return None

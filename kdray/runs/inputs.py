@@ -42,6 +42,7 @@ class Inputs:
         config: with paths made absolute and `trainer.threads` a number.
         images, labelled, test: the image sets; `labelled` and `test` may be None.
         pool: the candidates.
+        kinds: the pools that a round may choose from, see `PoolSchedule`.
         schedule: queries of each round, without those for an estimate.
         estimation: how RAD's m is found out; None where the config says it.
         spec: the student.
@@ -55,6 +56,7 @@ class Inputs:
     labelled: ImageSet | None
     test: ImageSet | None
     pool: Pool
+    kinds: tuple[Pool, ...]
     schedule: list[int]
     estimation: Estimation | None
     spec: StudentSpec
@@ -256,6 +258,7 @@ def read_inputs(
         labelled=data.labelled,
         test=data.test,
         pool=pooled.pool,
+        kinds=pooled.kinds,
         schedule=pooled.schedule,
         estimation=estimation,
         spec=spec,

@@ -24,6 +24,8 @@ from kdray.pools.permutation import sample_without
 from kdray.runs.context import RunContext
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores, rows_to_ask, score
+from kdray.runs.kinds import TRIAL, Kinds
+from kdray.runs.metrics import round_metrics
 from kdray.runs.policy import Bought
 from kdray.runs.purchase import buy
 from kdray.runs.tables import Candidates, Labelled
@@ -42,6 +44,7 @@ class Rounds:
 
     def __init__(self, directory: RunDirectory, run: RunContext) -> None:
         self.directory, self._run, self._inputs, self._config = directory, run, run.inputs, run.inputs.config
+        self._kinds = Kinds(directory, run.inputs.pool)
         self._bought: dict[int, Labelled] = {}  # of rounds not yet gathered
         given = with_true_labels(run.inputs.labelled, self._num_classes)  # in every round (RAD, Algorithm 1)
         self._gathered: tuple[int, list[Tensor]] = (0, given)  # of so many rounds: images and targets
@@ -61,14 +64,37 @@ class Rounds:
         Returns:
             False when no phase was missing: the run is complete.
         """
-        due = self.directory.next_phase(self.last, estimate=self._inputs.estimation is not None)
+        due = self.directory.next_phase(self.last, self._before())
         if due is None:
             return False
         number, phase = due
         self._run.observer.phase(number, phase)
         work = {"choose": self._choose, "query": self._query, "train": self._train, "evaluate": self._evaluate}
-        (work | {"estimate": self._estimate})[phase](number)
+        (work | {"estimate": self._estimate, "compare": self._compare})[phase](number)
         return True
+
+    def _before(self) -> dict[int, str]:
+        """The phase with which some rounds begin."""
+        if self._kinds.several:
+            return {TRIAL + 1: "compare"}
+        return {} if self._inputs.estimation is None else {1: "estimate"}
+
+    def _compare(self, number: int) -> None:
+        """Find out which kind of candidates teaches most, and record it."""
+        begin, classes = time.monotonic(), self._num_classes
+        choice = self._kinds.compare(
+            self._run.trainer,
+            given=with_true_labels(self._inputs.labelled, classes),
+            num_classes=classes,
+            top=self._config.teacher.form.top,
+            seed=self._config.seed,
+            on_progress=self._run.observer.progress,
+        )
+        note = choice.note("pool")
+        self._run.observer.note(note)
+        facts = {"seconds": time.monotonic() - begin, "choice": choice.facts(), "note": note}
+        self.directory.add_phase(number, "compare", facts)
+        write_json(self.directory.artefact(number, "compare"), choice.facts())
 
     def note(self, text: str) -> None:
         """Tell the observers of the run."""
@@ -156,11 +182,15 @@ class Rounds:
         begin = time.monotonic()
         if number == 0:
             candidates = Candidates(ids=self._first(), scores=None, source="image", columns={})
+        elif self._kinds.on_trial(number):
+            generator = numpy_generator(self._config.seed, "selection", number)
+            candidates = self._kinds.drawn(self._inputs.schedule[number], generator)
         else:
+            pool = self._kinds.pool
             task = Task(
-                pool=self._inputs.pool,
+                pool=pool,
                 k=self._inputs.schedule[number],
-                taken=self._taken(number),
+                taken=self._kinds.inner(self._taken(number)),
                 generator=numpy_generator(self._config.seed, "selection", number),
                 ask=partial(self._ask, number - 1),
                 known=self._known(),
@@ -170,10 +200,10 @@ class Rounds:
             if chosen.search is not None:
                 self._run.observer.note(chosen.search.summary())
             candidates = Candidates(
-                ids=chosen.ids,
+                ids=self._kinds.outer(chosen.ids),
                 scores=chosen.scores,
-                source=self._inputs.pool.source,
-                columns=self._inputs.pool.describe(torch.from_numpy(chosen.ids)),
+                source=pool.source,
+                columns=pool.describe(torch.from_numpy(chosen.ids)),
                 search={} if chosen.search is None else chosen.search.facts(),
             )
         # It says how many rounds there are, see `RunDirectory.is_complete`.
@@ -201,7 +231,7 @@ class Rounds:
     def _ask(self, student_round: int, request: Request[R]) -> R:
         """Ask the student of an earlier round about the pool, always as it is on disk."""
         return self._run.searcher.search(
-            self._inputs.pool,
+            self._kinds.pool,
             load_student(self.directory.artefact(student_round, "train")),
             request,
             seed=torch_seed(self._config.seed, "search", student_round + 1),
@@ -238,11 +268,14 @@ class Rounds:
         rows = bought.positions.numpy()
         if len(rows) < len(images):  # positions ascend; a copy of all would double what is held
             images = taken(images, bought.positions)
+        sources = [candidates.source] * len(candidates.ids)
+        if self._kinds.on_trial(number):
+            sources = candidates.columns["kind"]
         labelled = Labelled(
             images=images,
             answers=bought.answers,
             ids=candidates.ids[rows],
-            source=(candidates.source,) * len(rows),
+            source=tuple(np.array(sources)[rows].tolist()),
         )
         facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
         facts |= {"short": bought.short, "set_aside": len(bought.set_aside)}
@@ -294,6 +327,7 @@ class Rounds:
         begin = time.monotonic()
         images, targets = self._training_set(number)
         unfinished = self.directory.training(number)
+        self._run.trainer.take_candidates(self._kinds.pool)
         data, result = self._run.trainer.fit(
             images,
             targets,
@@ -332,37 +366,12 @@ class Rounds:
         test = self._inputs.test
         scores = Scores() if test is None else self._measure(path, test, number)
         write_bytes(self.directory.student, path.read_bytes())
-        facts = self.directory.phases(number)
-        seconds = {phase: facts[phase]["seconds"] for phase in ("choose", "query", "train")}
-        earlier = [self.directory.phases(earlier) for earlier in range(number + 1)]
-        charged = sum(phases["query"]["charged"] for phases in earlier)
-        estimated = sum(phases.get("estimate", {}).get("charged", 0) for phases in earlier)
-        seconds["choose"] += facts.get("estimate", {}).get("seconds", 0.0)
-        estimate = self.directory.artefact(number, "estimate")
-        searched = self.directory.read_candidates(number).search
-        metrics = RoundMetrics(
-            round=number,
-            images=facts["train"]["images"],
-            queries=charged,
-            bought=facts["query"]["charged"],
-            reused=facts["query"]["reused"] + facts.get("estimate", {}).get("reused", 0),
-            short=facts["query"]["short"],
-            set_aside=facts["query"]["set_aside"],
-            evaluated=searched.get("passes", 0),
-            search=searched,
-            student_accuracy=scores.student,
-            teacher_accuracy=scores.teacher,
-            success_rate=scores.success,
-            agreement=scores.agreement,
-            agreement_low=scores.agreement_low,
-            agreement_high=scores.agreement_high,
-            compared=scores.compared,
+        metrics = round_metrics(
+            self.directory,
+            number,
+            scores,
             evaluation_queries=self._run.ledger.spent("evaluation", self._run.owner),
-            estimate_queries=estimated,
-            estimate=read_json(estimate) if estimate.exists() else {},
-            loss=facts["train"]["losses"][-1],
-            seconds=seconds | {"evaluate": time.monotonic() - begin},
-            training=facts["train"].get("training", {}),
+            evaluate_s=time.monotonic() - begin,
         )
         write_json(self.directory.artefact(number, "evaluate"), metrics.to_json())
         self._run.observer.round_done(metrics)

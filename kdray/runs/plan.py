@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
         images: real images.
-        groups, candidates: size of the pool.
+        groups, candidates: size of the pool, all kinds together.
         schedule: queries of each round, without those for an estimate.
         estimate: queries for an estimate of RAD's m, before round 1.
         seen: what the teacher sees of an image, in words, where the student sees another; else None.
@@ -57,6 +57,7 @@ class Plan:
         driver_bytes: held in the driver by the choice, at most, where that is much.
         held: the same in words.
         note: what could not be known.
+        kinds: of candidates, of which the best is found out.
         notes: how the images were read, see `kdray.images.ImageSet`.
         grid: whether the candidates of a group are at the λ of a grid.
         trainings: of all rounds.
@@ -93,6 +94,7 @@ class Plan:
     trainings: tuple[Training, ...]
     training_s: float
     notes: tuple[str, ...] = ()
+    kinds: int = 1
     grid: bool = True
 
     @property
@@ -110,11 +112,12 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     config = resolve(config)
     data = read_data(config)
     pooled = data.pooled
-    images, pool, schedule, strategy = pooled.images, pooled.pool, pooled.schedule, config.select
+    images, schedule, strategy = pooled.images, pooled.schedule, config.select
+    pool, trial = pooled.kinds[0], len(pooled.kinds) > 1  # of several kinds the first stands for that which is found
     classes, note = _classes(config, data)
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
-    later, paid = schedule[1:], sum(schedule) + pooled.estimate
+    later, paid = schedule[1 + trial :], sum(schedule) + pooled.estimate
     rate = _probe(config, pooled, classes, probe_s) if strategy.asks and later else 0.0
     settings = search_settings(config)
     scored = sum(strategy.passes(pool, queries, settings) for queries in later)
@@ -127,11 +130,14 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     free = config.teacher.local or getattr(config.teacher, "metered", True) is False
     evaluation = queries_allowed(config.budget.evaluation, len(test) if test else 0, metered=not free)
     given = 0 if data.labelled is None else len(data.labelled)
-    trainings = workload(config.student, [given + bought for bought in accumulate(schedule)], images.image_shape)
+    bought = [given + bought for bought in accumulate(schedule)]
+    tried = (len(pooled.kinds), given + schedule[0] * 2 // 3 + schedule[1] // len(pooled.kinds)) if trial else None
+    trainings = workload(config.student, bought, images.image_shape, tried)
     return Plan(
         images=len(images),
-        groups=pool.num_groups,
-        candidates=len(pool),
+        groups=sum(kind.num_groups for kind in pooled.kinds),
+        candidates=len(pooled.pool),
+        kinds=len(pooled.kinds),
         schedule=schedule,
         estimate=pooled.estimate,
         seen=_seen(config, images.image_shape),
@@ -201,15 +207,15 @@ def _probe(config: Config, pooled: PoolSchedule, classes: int, seconds: float) -
     shape = pooled.images.image_shape
     model = build_model(config.student.model, shape, classes, seed=config.seed, mean=mean, std=std)
     with one_thread():
-        return probe(pooled.pool, model, seconds, time.monotonic, options=forward_options(config))
+        return probe(pooled.kinds[0], model, seconds, time.monotonic, options=forward_options(config))
 
 
 def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, value) rows."""
     rows = [
         ("images", f"{plan.images:,}" + (f"; the teacher is asked about {plan.seen}" if plan.seen else "")),
-        ("pool", f"{plan.groups:,} groups, {plan.candidates:,} candidates (virtual: rendered when needed)"),
-        ("queries", f"{sum(plan.schedule) + plan.estimate:,} = " + _rounds(plan.schedule, plan.estimate)),
+        ("pool", _pool(plan)),
+        ("queries", f"{sum(plan.schedule) + plan.estimate:,} = " + _rounds(plan)),
         ("evaluation", _evaluation(plan)),
         ("cost", "unknown: set budget.price_per_query" if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}"),
         ("asking", _asking(plan)),
@@ -256,9 +262,16 @@ def _memory(plan: Plan) -> str:
     return f"{text}; in the driver up to {plan.driver_bytes / 2**20:,.0f} MiB for {plan.held}"
 
 
-def _rounds(schedule: list[int], estimate: int) -> str:
+def _pool(plan: Plan) -> str:
+    kinds = f"{plan.kinds} kinds of candidates: " if plan.kinds > 1 else ""
+    return f"{kinds}{plan.groups:,} groups, {plan.candidates:,} candidates (virtual: rendered when needed)"
+
+
+def _rounds(plan: Plan) -> str:
+    schedule, told = list(plan.schedule), f" + {plan.estimate:,} for the estimate of m" if plan.estimate else ""
+    if plan.kinds > 1:
+        told = f" + {schedule.pop(1):,} to try {plan.kinds} kinds of candidates"
     later = schedule[1:]
-    told = f" + {estimate:,} for the estimate of m" if estimate else ""
     if len(set(later)) == 1:
         return f"{schedule[0]:,} for the images{told} + {len(later)} x {later[0]:,}"
     return f"{schedule[0]:,}{told} + " + " + ".join(f"{count:,}" for count in later) if later else f"{schedule[0]:,}"
@@ -286,7 +299,7 @@ def _duration(plan: Plan) -> str:
 
 def _training(plan: Plan) -> str:
     last = plan.trainings[-1]
-    beside = sum(training.number for training in plan.trainings[len(plan.schedule) - 1 :]) - 1
+    beside = sum(training.number for training in plan.trainings[len(plan.schedule) - 1 + (plan.kinds > 1) :]) - 1
     others = f" and {counted(beside, 'network')} beside it" if beside else ""
     return (
         f"about {_time(plan.training_s)} here: the last student for {last.steps:,} steps of {last.batch} images{others}"

@@ -6,6 +6,7 @@ from kdray.config.root import Config
 from kdray.errors import ConfigError
 from kdray.images import ImageSet, read_images
 from kdray.pools.base import Pool
+from kdray.pools.kinds import KindsPool
 from kdray.utils.seeds import numpy_generator
 
 
@@ -17,12 +18,14 @@ class PoolSchedule:
         images: the user's images.
         pool: over them.
         schedule: queries of each round, without those for an estimate.
+        kinds: the pools that a round may choose from: `pool`, or those that it consists of, and round 1 is their trial.
         estimate: queries for the estimate of m, before round 1.
         note: why the pool has the size it has, where it follows from the choice.
     """
 
     images: ImageSet
     pool: Pool
+    kinds: tuple[Pool, ...]
     schedule: list[int]
     estimate: int
     note: str | None = None
@@ -38,18 +41,21 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     images = in_memory or read_images(config.images, generator=numpy_generator(config.seed, "images"))
     pool, strategy = config.pool.build(images.images, config.seed), config.select
     start = _first_images(config, pool)
-    queries = strategy.queries(config.budget.queries, start)
+    trial = config.pool.trial(config.budget.queries - start)
+    queries = strategy.queries(config.budget.queries - trial, start)
     section, note = config.pool.sized(len(images), sum(queries[1:]))
     if section is not config.pool:
         pool = section.build(images.images, config.seed)
-    room = strategy.capacity(pool) - (start if pool.real else 0)
+    kinds = pool.kinds if isinstance(pool, KindsPool) else (pool,)
+    room = min(strategy.capacity(kind) for kind in kinds) - (start if pool.real else -(-trial // len(kinds)))
     if sum(queries[1:]) > room:
         raise ConfigError(
             f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} "
             f"images give only {room:,} for {strategy.strategy}; "
-            f"lower budget.queries to {queries[0] + room:,} or raise images.count"
+            f"lower budget.queries to {queries[0] + trial + room:,} or raise images.count"
         )
-    strategy.check_size(pool, queries, room - sum(queries[1:-1]))
+    for kind in kinds:
+        strategy.check_size(kind, queries, room - sum(queries[1:-1]))
     count = strategy.queries_for_estimate(queries[1]) if len(queries) > 1 else 0
     if count > pool.num_groups and config.validation is None:
         raise ConfigError(
@@ -58,7 +64,9 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         )
     if count:
         queries[1] -= count
-    return PoolSchedule(images=images, pool=pool, schedule=queries, estimate=count, note=note)
+    if trial:
+        queries.insert(1, trial)
+    return PoolSchedule(images=images, pool=pool, kinds=kinds, schedule=queries, estimate=count, note=note)
 
 
 def _first_images(config: Config, pool: Pool) -> int:

@@ -80,7 +80,7 @@ def is_complete(config: Config, directory: RunDirectory) -> bool:
     recorded = load_config(directory.config) if directory.is_run() else None
     config = resolve(config, recorded)
     check_directory(directory, recorded, config)
-    return recorded is not None and directory.is_complete(config.select.rounds)
+    return recorded is not None and directory.is_complete(config.last_round)
 
 
 def check(config: Config, directory: RunDirectory, *, in_memory: InMemoryInputs | None = None) -> Data:

@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kdray.pools.base import Pool
     from kdray.training.loop import TrainResult
 
 
 class Trainer(Protocol):
     """Trains students, in this process or elsewhere."""
+
+    def take_candidates(self, pool: "Pool") -> None:
+        """Students to come learn from unpaid candidates of this pool, if their recipe has any."""
+        ...
 
     def fit(
         self,

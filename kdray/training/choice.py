@@ -51,15 +51,17 @@ class Choice:
         return f"{field}: auto chose {self.name}, which agrees with {shares[self.name]} held-out answers; {rest}"
 
 
-def networks(recipes: int, count: int) -> list[tuple[int, int]]:
+def networks(recipes: int, count: int, *, halving: bool = True) -> list[tuple[int, int]]:
     """What `choose` trains: for each fold, how many networks, and how many of `count` images are held out from them.
     Of a single image none can be held out."""
     folds = min(FOLDS, count) if count > 1 else 0
-    kept = max(2, recipes // 3)
+    kept = max(2, recipes // 3) if halving else recipes
     return [(min(recipes, kept) if fold else recipes, -(-(count - fold) // folds)) for fold in range(folds)]
 
 
-def choose(names: Sequence[str], images: Tensor, targets: Tensor, *, fit: Fit, seed: int, round: int) -> Choice:
+def choose(
+    names: Sequence[str], images: Tensor, targets: Tensor, *, fit: Fit, seed: int, round: int, halving: bool = True
+) -> Choice:
     """The recipe whose students agree best with answers that were held out from them.
 
     Args:
@@ -68,8 +70,9 @@ def choose(names: Sequence[str], images: Tensor, targets: Tensor, *, fit: Fit, s
         targets: float32 [N, K].
         fit: trains one student.
         seed, round: name the random numbers that divide the images.
+        halving: try only the better ones with all parts.
     """
-    plan = networks(len(names), len(images))
+    plan = networks(len(names), len(images), halving=halving)
     order = torch.randperm(len(images), generator=torch_generator(seed, "cross-validation", round))
     part = order % max(1, len(plan))
     found: dict[str, list[tuple[int, int, float]]] = {name: [] for name in names}  # agreeing, of, loss of each fold

@@ -51,6 +51,11 @@ class StudentSpec:
     start: bytes | None = None
 
 
+def with_candidates(spec: StudentSpec, pool: Pool) -> StudentSpec:
+    """The same student, with candidates of this pool if its recipe has `unpaid`."""
+    return spec if spec.pool is None else replace(spec, pool=pool)
+
+
 def fit(
     spec: StudentSpec,
     images: Tensor,

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from kdray.training.fitting import OnEpoch, StudentSpec, fit
+from kdray.pools.base import Pool
+from kdray.training.fitting import OnEpoch, StudentSpec, fit, with_candidates
 from kdray.training.loop import TrainResult
 
 
@@ -13,6 +14,10 @@ class LocalTrainer:
 
     def __init__(self, spec: StudentSpec) -> None:
         self._spec = spec
+
+    def take_candidates(self, pool: Pool) -> None:
+        """See `kdray.training.base.Trainer.take_candidates`."""
+        self._spec = with_candidates(self._spec, pool)
 
     def fit(
         self,

@@ -8,7 +8,7 @@ import torch
 
 from kdray.models.classifier import build_model
 from kdray.training.augment.auto import Auto
-from kdray.training.choice import SHARE, networks
+from kdray.training.choice import FOLDS, SHARE, networks
 from kdray.training.length import early, length, shortened
 from kdray.training.loop import train
 from kdray.training.recipe import Recipe, StudentSection
@@ -32,14 +32,23 @@ class Training(NamedTuple):
     batch: int
 
 
-def workload(section: StudentSection, answers: Sequence[int], image_shape: tuple[int, int, int]) -> list[Training]:
+def workload(
+    section: StudentSection,
+    answers: Sequence[int],
+    image_shape: tuple[int, int, int],
+    tried: tuple[int, int] | None = None,
+) -> list[Training]:
     """All trainings of a run.
 
     Args:
         answers: images that have been bought by the end of each round.
         image_shape: (C, H, W).
+        tried: kinds of candidates that are compared, and images that a student of the comparison learns from.
     """
     some = [_training(section.model, 1, early(section, count), count) for count in answers[:-1]]
+    if tried is not None:
+        kinds, count = tried
+        some.append(_training(section.model, FOLDS * kinds, early(section, count), count))
     count = answers[-1]
     short = shortened(section, count, SHARE)
     choices = [len(section.augment.candidates(image_shape))] if isinstance(section.augment, Auto) else []
