@@ -114,6 +114,12 @@ def test_a_budget_without_rounds_after_the_trial_is_refused(make_config):
         read_inputs(make_config(pool=POOL, budget__queries=42))
 
 
+def test_a_trial_that_is_too_large_is_refused_before_anything_is_paid(make_config):
+    config = make_config(pool=POOL, images__count=5, budget__queries=60, select={"strategy": "uniform"})
+    with pytest.raises(ConfigError, match=r"pool\.of\.0: 14 candidates wanted .* it has 10 groups"):
+        read_inputs(config)
+
+
 def test_the_schedule_has_the_trial_and_the_budget(make_config):
     inputs = read_inputs(make_config(pool={**POOL, "share": 0.25}))
     assert inputs.schedule == [40, 30, 45, 45] and len(inputs.kinds) == 2

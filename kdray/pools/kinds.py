@@ -127,21 +127,33 @@ class KindsPool:
         """See `Pool`."""
         return KindsPool([kind.to(device) for kind in self.kinds])
 
-    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Ids of `count` random candidates, int64: equally many of each kind (the first have one more where that does
-        not go up), at most one of a group, in turn, so that any first part of them is even too.
+    def check_trial(self, count: int) -> None:
+        """Refuse a trial of `count` candidates that `draw` could not draw.
 
         Raises:
             ConfigError: a kind has too few groups.
         """
-        drawn = []
         for number, kind in enumerate(self.kinds):
-            wanted = len(range(number, count, len(self.kinds)))
-            if wanted > kind.num_groups:
+            if (wanted := self._share(number, count)) > kind.num_groups:
                 raise ConfigError(
                     f"pool.of.{number}: {wanted:,} candidates wanted for the trial of this kind, and it has "
                     f"{kind.num_groups:,} groups; lower pool.share, or raise images.count"
                 )
+
+    def _share(self, number: int, count: int) -> int:
+        return len(range(number, count, len(self.kinds)))
+
+    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Ids of `count` random candidates, int64: equally many of each kind (the first kinds have one more where they
+        do not divide evenly), at most one of a group. The kinds take turns, so any first part of them is even too.
+
+        Raises:
+            ConfigError: see `check_trial`.
+        """
+        self.check_trial(count)
+        drawn = []
+        for number, kind in enumerate(self.kinds):
+            wanted = self._share(number, count)
             groups = sample_without(kind.num_groups, wanted, np.empty(0, np.int64), generator)
             drawn.append(self.outer(number, groups * kind.group_size + kind.middle()))
         ids = np.empty(count, np.int64)

@@ -46,7 +46,10 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     section, note = config.pool.sized(len(images), sum(queries[1:]))
     if section is not config.pool:
         pool = section.build(images.images, config.seed)
-    kinds = pool.kinds if isinstance(pool, KindsPool) else (pool,)
+    kinds: tuple[Pool, ...] = (pool,)
+    if isinstance(pool, KindsPool):
+        kinds = pool.kinds
+        pool.check_trial(trial)
     room = min(strategy.capacity(kind) for kind in kinds) - (start if pool.real else -(-trial // len(kinds)))
     if sum(queries[1:]) > room:
         raise ConfigError(
