@@ -40,6 +40,7 @@ VICTIMS = {
     "of_two": ("train", "RayTrainWorker"),
 }
 BUDGET = 800
+_MAX_TRIES = 5
 
 
 def answer(images: np.ndarray) -> np.ndarray:
@@ -84,7 +85,8 @@ def at_work() -> list[tuple[str, str]]:
 
 
 def measure(case: str) -> dict[str, Any]:
-    """One run; its seconds, and what it ended with."""
+    """One run; its seconds, and what it ended with. Nothing where no node was killed: Ray puts actors that reserve no
+    CPU on any node, so all teachers may be on the head's."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -107,7 +109,8 @@ def measure(case: str) -> dict[str, Any]:
         student = (directory.path / "student.safetensors").read_bytes()
     ray.shutdown()
     cluster.shutdown()
-    assert killer is None or killer.killed, "no node was killed"
+    if killer is not None and not killer.killed:
+        return {}
     return {
         "case": case,
         "seconds": round(seconds, 2),
@@ -125,8 +128,11 @@ def digest(data: bytes) -> str:
 
 
 def run(case: str) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    return in_a_process(__file__, "--one", case)
+    """`measure` in a process of its own, until a node was killed."""
+    for _ in range(_MAX_TRIES):
+        if found := in_a_process(__file__, "--one", case):
+            return found
+    raise RuntimeError(f"{case}: no node was killed in {_MAX_TRIES} runs")
 
 
 def config(case: str) -> dict[str, Any]:

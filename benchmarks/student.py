@@ -5,6 +5,7 @@
     python benchmarks/student.py table1             # MNIST, 2,000 images, 24,000 queries (Active Mixup, Table 1)
     python benchmarks/student.py cifar10            # 2,000 images, 8,000 queries, a network of 114,000 weights
     python benchmarks/student.py answers            # soft, top-1 and two-decimal answers
+    python benchmarks/student.py labels             # answers kept for augmented images, or asked again
 
 Each seed draws its own images, and all recipes of a seed share them. Accuracy is that on the 10,000 test images; every
 decision about recipes was made on others. Two runs at a time, each on one thread and without Ray. Each finished run is
@@ -55,13 +56,18 @@ CIFAR10 = {
         "student={model: 'benchmarks.networks:cnn', augment: {shift: 4, flip: true}, early: 0.5}",
     ),
 }
+LABELS = {
+    "kept": ("student.unpaid=null",),
+    "a quarter for copies": ("student.unpaid=null", "student.labels=requery", "student.requery_share=0.25"),
+    "half for copies": ("student.unpaid=null", "student.labels=requery"),
+}
 ANSWERS = {"soft": (), "top-1": ("teacher.answers=hard",), "two decimals": ("teacher.decimals=2",)}
 
 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "parts", "table1", "cifar10", "answers"))
+    parser.add_argument("what", choices=("budgets", "parts", "table1", "cifar10", "answers", "labels"))
     parser.add_argument("--seeds", type=int, help="10 of budgets and parts, 5 of the others")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these recipes or budgets alone; keeps no table")
@@ -95,7 +101,7 @@ def cells(what: str) -> list[tuple[str, str, int, int, tuple[str, ...]]]:
         return [(name, MNIST, 2000, 24_000, how) for name, how in both.items()]
     if what == "cifar10":
         return [(name, "benchmarks/cifar10-small.yaml", 2000, 8000, how) for name, how in CIFAR10.items()]
-    some = PARTS if what == "parts" else ANSWERS
+    some = {"parts": PARTS, "answers": ANSWERS, "labels": LABELS}[what]
     return [(name, MNIST, 200, 1000, with_changes(NOW, change)) for name, change in some.items()]
 
 

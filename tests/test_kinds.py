@@ -15,6 +15,7 @@ from kdray.pools.base import pools
 from kdray.pools.images import ImagePool
 from kdray.pools.kinds import KindsPool
 from kdray.pools.mixup import MixupPool
+from kdray.report.page import write_report
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.kinds import Kinds
@@ -157,6 +158,12 @@ def test_a_run_tries_all_kinds_and_goes_on_with_one(finished):
     assert finished.history[2].training["choices"]["pool"] == found
     (note,) = [note for note in finished.history[2].training["notes"] if note.startswith("pool: auto chose")]
     assert found["chosen"] in note
+
+
+def test_the_report_says_which_round_tried_the_kinds(finished):
+    page = write_report([RunDirectory(finished.directory)]).read_text()
+    assert "Round 1: all kinds, at random</h3>" in page and "<span>affine+cutmix</span>" in page
+    assert "Round 2: active-mixup</h3>" in page
 
 
 def test_ids_on_disk_are_those_of_the_whole_pool(finished):

@@ -193,7 +193,7 @@ class Config(Section):
     def last_round(self) -> int | None:
         """T, the number of the last round, where it follows from the config alone."""
         rounds = self.select.rounds
-        return None if rounds is None else rounds + (len(self.pool.kinds) > 1)
+        return None if rounds is None else rounds + (len(self.pool.kinds) > 1) + (self.student.labels == "requery")
 
     @model_validator(mode="after")
     def _the_choice_suits_the_pool(self) -> "Config":

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kdray.config.load import dump_config
 from kdray.errors import RunDirectoryError
@@ -11,7 +12,9 @@ from kdray.observers.base import RoundMetrics
 from kdray.pages.html import money, render
 from kdray.report.figures import accuracy_figure, agreement_figure, time_figure
 from kdray.runs.directory import RunDirectory
+from kdray.runs.kinds import TRIAL
 from kdray.runs.result import Result, read_result
+from kdray.runs.tables import Candidates
 from kdray.utils.files import check_writable, shown, write_bytes
 
 _SHOWN = 8  # images shown of each round
@@ -93,7 +96,18 @@ def _training(metrics: RoundMetrics) -> list[str]:
     return [length, *(f"Round {metrics.round}: {note}." for note in told["notes"])]
 
 
-def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[str, str]]:
+def _what(candidates: Candidates, result: Result, number: int) -> str:
+    """What a round asked about, in words."""
+    if number == 0:
+        return "real images"
+    if "copy_of" in candidates.columns:
+        return "augmented copies"
+    if number == TRIAL and len(result.config.pool.kinds) > 1:
+        return "all kinds, at random"
+    return result.config.select.strategy
+
+
+def _gallery(directory: RunDirectory, result: Result, number: int) -> dict[str, Any]:
     """The first few images that a round queried, as the student sees them, with the teacher's answers."""
     labelled = directory.read_labelled(number, result.num_classes, count=_SHOWN)
     candidates = directory.read_candidates(number)
@@ -108,14 +122,16 @@ def _gallery(directory: RunDirectory, result: Result, number: int) -> list[dict[
             top = labelled.answers.probs[k].topk(min(2, result.num_classes))
             said = ", ".join(f"{names[int(c)]} {100 * float(p):.0f} %" for p, c in zip(*top, strict=True) if p >= 0.005)
         columns = {name: values[row] for name, values in candidates.columns.items()}
-        about = f"#{columns['image']}" if "image" in columns else ""
+        about = f"#{columns['image']}" if "image" in columns else columns.get("kind", "")
+        if "copy_of" in columns:
+            about = f"copy of row {columns['copy_of']} of labelled"
         share = columns.get("lambda", columns.get("share"))
         if share is not None and {"i", "j"} <= columns.keys():
             about = f"{round(share, 4):g} · #{columns['i']} + {round(1 - share, 4):g} · #{columns['j']}"
         if candidates.scores is not None:
             about += f", {result.config.select.score_words()} {candidates.scores[row]:.2f}"
         shown.append({"png": image, "said": said, "about": about})
-    return shown
+    return {"number": number, "what": _what(candidates, result, number), "images": shown}
 
 
 def _class_names(result: Result) -> list[str]:

@@ -44,6 +44,7 @@ class Inputs:
         pool: the candidates.
         kinds: the pools that a round may choose from, see `PoolSchedule`.
         schedule: queries of each round, without those for an estimate.
+        copies: queries of the last round, if that asks about augmented copies; else 0.
         estimation: how RAD's m is found out; None where the config says it.
         spec: the student.
         build: makes the teacher, here or in a worker.
@@ -58,6 +59,7 @@ class Inputs:
     pool: Pool
     kinds: tuple[Pool, ...]
     schedule: list[int]
+    copies: int
     estimation: Estimation | None
     spec: StudentSpec
     build: Callable[[], Teacher]
@@ -260,6 +262,7 @@ def read_inputs(
         pool=pooled.pool,
         kinds=pooled.kinds,
         schedule=pooled.schedule,
+        copies=pooled.copies,
         estimation=estimation,
         spec=spec,
         build=build,

@@ -6,7 +6,6 @@ again continues to the same bits.
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,19 +20,18 @@ from kdray.models.predict import predict
 from kdray.observers import RoundMetrics
 from kdray.pools.base import rendered
 from kdray.pools.permutation import sample_without
+from kdray.runs.asking import Asking, namer
 from kdray.runs.context import RunContext
+from kdray.runs.copies import Copies
 from kdray.runs.directory import RunDirectory
+from kdray.runs.estimating import ROUND, Estimating
 from kdray.runs.evaluation import Scores, rows_to_ask, score
 from kdray.runs.kinds import TRIAL, Kinds
 from kdray.runs.metrics import round_metrics
-from kdray.runs.policy import Bought
-from kdray.runs.purchase import buy
 from kdray.runs.tables import Candidates, Labelled
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.search.requests import R, Request
 from kdray.select.base import Task, select
-from kdray.select.rad.estimate import draw_images, judge
-from kdray.select.rad.mistakes import Estimate, Mistakes
 from kdray.utils.files import read_json, write_bytes, write_json
 from kdray.utils.seeds import numpy_generator, torch_seed
 from kdray.utils.stored import joined, taken
@@ -45,6 +43,8 @@ class Rounds:
     def __init__(self, directory: RunDirectory, run: RunContext) -> None:
         self.directory, self._run, self._inputs, self._config = directory, run, run.inputs, run.inputs.config
         self._kinds = Kinds(directory, run.inputs.pool)
+        self._asking = Asking(run)
+        self._estimating = Estimating(directory, run, self._asking)
         self._bought: dict[int, Labelled] = {}  # of rounds not yet gathered
         given = with_true_labels(run.inputs.labelled, self._num_classes)  # in every round (RAD, Algorithm 1)
         self._gathered: tuple[int, list[Tensor]] = (0, given)  # of so many rounds: images and targets
@@ -77,7 +77,11 @@ class Rounds:
         """The phase with which some rounds begin."""
         if self._kinds.several:
             return {TRIAL + 1: "compare"}
-        return {} if self._inputs.estimation is None else {1: "estimate"}
+        return {} if self._inputs.estimation is None else {ROUND: "estimate"}
+
+    def _estimate(self, number: int) -> None:
+        """Estimate RAD's m, and record it."""
+        self._estimating.estimate(self._chosen(number))
 
     def _compare(self, number: int) -> None:
         """Find out which kind of candidates teaches most, and record it."""
@@ -117,59 +121,9 @@ class Rounds:
         self.directory.publish(number)
         return [*parts, labelled]
 
-    # RAD's m
-
-    def _estimate(self, number: int) -> None:
-        """Ask about a uniform sample, and record the estimate of m."""
-        begin = time.monotonic()
-        assert self._inputs.estimation is not None, "there is no such phase without one"
-        drawn = draw_images(self._inputs.pool, self._chosen(number), self._inputs.estimation, self._config.seed)
-        where = "image {} of the sample for m" if drawn.ids is None else f"candidate {{}} of {self._inputs.pool.source}"
-        bought = self._buy(drawn.images, number, "estimate", _namer(where, drawn.ids))
-        rows = bought.positions.numpy()
-        estimate = judge(drawn, rows, bought.answers.labels.numpy(), self._inputs.pool, self._source_classes)
-        self._run.observer.note(
-            f"m: the teacher errs on {estimate.share:.1%} ({estimate.low:.1%} to {estimate.high:.1%}) of the "
-            f"candidates, from {estimate.answered:,} answers"
-        )
-        facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
-        if drawn.ids is not None and len(rows):
-            labelled = self._kept(drawn.images, drawn.ids, bought)
-            self.directory.write_labelled(number, labelled, self._inputs.classes, sample=True)
-        self.directory.add_phase(number, "estimate", facts)
-        write_json(self.directory.artefact(number, "estimate"), estimate.to_json())
-
-    def _source_classes(self) -> np.ndarray:
-        """The teacher's class for each of the user's images, int64 [N]; -1 where it gave none."""
-        known = self.directory.read_labelled(0, self._num_classes)
-        classes = np.full(len(self._inputs.images), -1, dtype=np.int64)
-        classes[known.ids] = known.answers.labels.numpy()
-        return classes
-
-    def _kept(self, images: Tensor, ids: np.ndarray, bought: Bought) -> Labelled:
-        """The answered candidates of an estimate. They are paid for, so the student is trained on them."""
-        return Labelled(
-            images=images[bought.positions],
-            answers=bought.answers,
-            ids=ids[bought.positions.numpy()],
-            source=(self._inputs.pool.source,) * len(bought.positions),
-        )
-
-    def _mistakes(self) -> Mistakes | None:
-        """RAD's m as it was estimated; None where it was not."""
-        if self._inputs.estimation is None:
-            return None
-        return Mistakes(share=Estimate(**read_json(self.directory.artefact(1, "estimate"))).share)
-
-    # The phases of every round
-
     def _taken(self, number: int) -> np.ndarray:
         """Candidate ids that have left the pool before a round, int64."""
-        taken = self._chosen(number)
-        if self.directory.has_sample(1):
-            classes = self._num_classes
-            taken = np.concatenate([taken, self.directory.read_labelled(1, classes, sample=True).ids])
-        return taken
+        return np.concatenate([self._chosen(number), self._estimating.sampled()])
 
     def _chosen(self, number: int) -> np.ndarray:
         """Candidate ids that were chosen in earlier rounds, int64, without those of the estimate: an estimate that is
@@ -182,6 +136,11 @@ class Rounds:
         begin = time.monotonic()
         if number == 0:
             candidates = Candidates(ids=self._first(), scores=None, source="image", columns={})
+        elif self._asks_copies(number):
+            generator = numpy_generator(self._config.seed, "selection", number)
+            copies = self._copies(number)
+            ids = copies.drawn(self._inputs.schedule[number], generator)
+            candidates = Candidates(ids=ids, scores=None, source=copies.source, columns=copies.describe(ids))
         elif self._kinds.on_trial(number):
             generator = numpy_generator(self._config.seed, "selection", number)
             candidates = self._kinds.drawn(self._inputs.schedule[number], generator)
@@ -194,7 +153,7 @@ class Rounds:
                 generator=numpy_generator(self._config.seed, "selection", number),
                 ask=partial(self._ask, number - 1),
                 known=self._known(),
-                mistakes=self._mistakes(),
+                mistakes=self._estimating.mistakes(),
             )
             chosen = select(self._config.select, task)
             if chosen.search is not None:
@@ -243,17 +202,20 @@ class Rounds:
         begin = time.monotonic()
         candidates = self.directory.read_candidates(number)
         ids = torch.from_numpy(candidates.ids)
-        if number or self._inputs.pool.real:
+        if self._asks_copies(number):
+            images = self._copies(number).render(candidates.ids)
+        elif number or self._inputs.pool.real:
             images = rendered(self._inputs.pool, ids)
         else:  # the whole set needs no copy
             own = self._inputs.images.images
             images = own if len(ids) == len(own) else taken(own, ids)
         where = "image {} of images" if self._own(number) else f"candidate {{}} of round {number}"
-        name = _namer(where, candidates.ids)
-        bought = self._buy(images, number, "training", name)
+        name = namer(where, candidates.ids)
+        bought = self._asking.buy(images, number, "training", name)
         if len(bought.positions) == 0 and len(images):
             raise BudgetExceeded(
-                f"the budget is spent before round {number}: {self._lost():,} queries were charged and never answered"
+                f"the budget is spent before round {number}: {self._asking.lost():,} queries were charged and never "
+                "answered"
             )
         if bought.short:
             self._run.observer.note(
@@ -285,43 +247,16 @@ class Rounds:
 
     def _own(self, number: int) -> bool:
         """Whether the candidates of a round are the user's images, and their ids the rows of `images`."""
-        return number == 0 or self._inputs.pool.real
+        return number == 0 or (self._inputs.pool.real and not self._asks_copies(number))
 
-    def _buy(self, images: Tensor, number: int, purpose: str, name: Callable[[int], str]) -> Bought:
-        bought = buy(
-            images,
-            teachers=self._run.teachers,
-            ledger=self._run.ledger,
-            batch_size=self._config.teacher.batch_size,
-            purpose=purpose,
-            round=number,
-            owner=self._run.owner,
-            policy=self._run.policy,
-            on_progress=lambda done, total: self._tell(done, total, purpose),
-            on_note=self._run.observer.note,
-            name=name,
-        )
-        if self._run.whole_rounds and bought.short and purpose != "evaluation" and self._own_queries_left(purpose):
-            raise BudgetExceeded(
-                f"the budget of all runs that share the ledger is spent: {bought.short:,} of {len(images):,} images of "
-                f"round {number} were not asked; raise it to go on"
-            )
-        return bought
+    def _asks_copies(self, number: int) -> bool:
+        """Whether a round asks about augmented copies of what was bought before."""
+        return number == self.last and self._inputs.copies > 0
 
-    def _own_queries_left(self, purpose: str) -> bool:
-        """Whether the run could ask for more, were it not for the cap of all who share the ledger."""
-        estimate = self._inputs.estimation.queries if self._inputs.estimation else 0
-        cap = estimate if purpose == "estimate" else self._config.budget.queries - estimate
-        return bool(self._run.ledger.spent(purpose, self._run.owner) < cap)
-
-    def _tell(self, done: int, total: int, purpose: str) -> None:
-        spent = self._run.ledger.spent("training", self._run.owner) if purpose == "training" else None
-        self._run.observer.progress(done, total, spent=spent)
-
-    def _lost(self) -> int:
-        """Training queries that were charged and have no valid answer."""
-        ledger, owner = self._run.ledger, self._run.owner
-        return int(ledger.uncertain("training", owner) + ledger.rejected("training", owner))
+    def _copies(self, number: int) -> Copies:
+        """Copies of what was bought before a round."""
+        given = 0 if self._inputs.labelled is None else len(self._inputs.labelled)
+        return Copies(self._training_set(number - 1)[0][given:], self._config.student.augment, self._config.seed)
 
     def _train(self, number: int) -> None:
         begin = time.monotonic()
@@ -391,13 +326,8 @@ class Rounds:
             return score(predictions, test.labels, nothing, nothing)
         try:
             images = test.images if len(rows) == len(test) else taken(test.images, rows)
-            bought = self._buy(images, number, "evaluation", _namer("image {} of test", asked))
+            bought = self._asking.buy(images, number, "evaluation", namer("image {} of test", asked))
         except TeacherError as error:
             self._run.observer.note(f"the teacher could not be measured: {error}")
             return score(predictions, test.labels, nothing, nothing)
         return score(predictions, test.labels, rows[bought.positions], bought.answers.labels)
-
-
-def _namer(words: str, ids: np.ndarray | None) -> Callable[[int], str]:
-    """Names an image by its place in what was asked: its id where there are ids, else its position."""
-    return lambda position: words.format(position if ids is None else ids[position])

@@ -34,6 +34,7 @@ class Plan:
         groups, candidates: size of the pool, all kinds together.
         schedule: queries of each round, without those for an estimate.
         estimate: queries for an estimate of RAD's m, before round 1.
+        copies: of the queries those of the last round, if that asks about augmented copies; else 0.
         seen: what the teacher sees of an image, in words, where the student sees another; else None.
         test: test images; 0 without a test set.
         test_labels: whether they have labels.
@@ -95,6 +96,7 @@ class Plan:
     training_s: float
     notes: tuple[str, ...] = ()
     kinds: int = 1
+    copies: int = 0
     grid: bool = True
 
     @property
@@ -117,7 +119,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     classes, note = _classes(config, data)
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
-    later, paid = schedule[1 + trial :], sum(schedule) + pooled.estimate
+    later, paid = pooled.chosen, sum(schedule) + pooled.estimate
     rate = _probe(config, pooled, classes, probe_s) if strategy.asks and later else 0.0
     settings = search_settings(config)
     scored = sum(strategy.passes(pool, queries, settings) for queries in later)
@@ -140,6 +142,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         kinds=len(pooled.kinds),
         schedule=schedule,
         estimate=pooled.estimate,
+        copies=pooled.copies,
         seen=_seen(config, images.image_shape),
         test=len(test) if test else 0,
         test_labels=test is not None and test.labels is not None,
@@ -189,7 +192,7 @@ def _fewer_pairs(config: Config, pooled: PoolSchedule, passes: float) -> int | N
     """The largest sample of pairs whose scoring takes so many forward passes at most, in whole thousands."""
     if "pairs" not in type(config.pool).model_fields:
         return None
-    later, settings = pooled.schedule[1:], search_settings(config)
+    later, settings = pooled.chosen, search_settings(config)
 
     def is_too_much(thousands: int) -> bool:
         section = config.pool.model_copy(update={"pairs": 1000 * thousands})
@@ -271,10 +274,11 @@ def _rounds(plan: Plan) -> str:
     schedule, told = list(plan.schedule), f" + {plan.estimate:,} for the estimate of m" if plan.estimate else ""
     if plan.kinds > 1:
         told = f" + {schedule.pop(1):,} to try {plan.kinds} kinds of candidates"
+    copies = f" + {schedule.pop():,} for augmented copies" if plan.copies else ""
     later = schedule[1:]
     if len(set(later)) == 1:
-        return f"{schedule[0]:,} for the images{told} + {len(later)} x {later[0]:,}"
-    return f"{schedule[0]:,}{told} + " + " + ".join(f"{count:,}" for count in later) if later else f"{schedule[0]:,}"
+        return f"{schedule[0]:,} for the images{told} + {len(later)} x {later[0]:,}{copies}"
+    return f"{schedule[0]:,}{told}" + "".join(f" + {count:,}" for count in later) + copies
 
 
 def _duration(plan: Plan) -> str:

@@ -20,6 +20,7 @@ class PoolSchedule:
         schedule: queries of each round, without those for an estimate.
         kinds: the pools that a round may choose from: `pool`, or those that it consists of, and round 1 is their trial.
         estimate: queries for the estimate of m, before round 1.
+        copies: queries of the last round, if that asks about augmented copies; else 0.
         note: why the pool has the size it has, where it follows from the choice.
     """
 
@@ -28,7 +29,14 @@ class PoolSchedule:
     kinds: tuple[Pool, ...]
     schedule: list[int]
     estimate: int
+    copies: int
     note: str | None = None
+
+    @property
+    def chosen(self) -> list[int]:
+        """Queries of the rounds that choose from the pool."""
+        trial = len(self.kinds) > 1
+        return self.schedule[1 + trial : len(self.schedule) - (self.copies > 0)]
 
 
 def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule:
@@ -42,7 +50,8 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     pool, strategy = config.pool.build(images.images, config.seed), config.select
     start = _first_images(config, pool)
     trial = config.pool.trial(config.budget.queries - start)
-    queries = strategy.queries(config.budget.queries - trial, start)
+    copies = _copies(config, config.budget.queries - start - trial)
+    queries = strategy.queries(config.budget.queries - trial - copies, start)
     section, note = config.pool.sized(len(images), sum(queries[1:]))
     if section is not config.pool:
         pool = section.build(images.images, config.seed)
@@ -55,7 +64,7 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         raise ConfigError(
             f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} "
             f"images give only {room:,} for {strategy.strategy}; "
-            f"lower budget.queries to {queries[0] + trial + room:,} or raise images.count"
+            f"lower budget.queries to {queries[0] + trial + room + copies:,} or raise images.count"
         )
     for kind in kinds:
         strategy.check_size(kind, queries, room - sum(queries[1:-1]))
@@ -69,7 +78,24 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         queries[1] -= count
     if trial:
         queries.insert(1, trial)
-    return PoolSchedule(images=images, pool=pool, kinds=kinds, schedule=queries, estimate=count, note=note)
+    if copies:
+        queries.append(copies)
+    return PoolSchedule(
+        images=images, pool=pool, kinds=kinds, schedule=queries, estimate=count, copies=copies, note=note
+    )
+
+
+def _copies(config: Config, queries: int) -> int:
+    """Of the queries after round 0, those for augmented copies of what was bought with the others."""
+    if config.student.labels == "reuse":
+        return 0
+    share = config.student.requery_share
+    if (copies := round(share * queries)) < 1:
+        raise ConfigError(
+            f"budget.queries: {queries:,} queries are left after round 0, and student.requery_share = {share:g} of "
+            "them leaves none for augmented copies; raise budget.queries, or set student.labels to reuse"
+        )
+    return copies
 
 
 def _first_images(config: Config, pool: Pool) -> int:

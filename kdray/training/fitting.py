@@ -14,6 +14,7 @@ from kdray.models.classifier import ImageClassifier, build_model
 from kdray.models.start import load_start
 from kdray.pools.base import Pool, placed
 from kdray.training.augment.auto import Auto
+from kdray.training.augment.none import Nothing
 from kdray.training.choice import SHARE, Choice, choose, networks
 from kdray.training.length import early, length, shortened
 from kdray.training.loop import TrainResult, train
@@ -119,6 +120,8 @@ class _Making:
         networks = 1 + (0 if unpaid is None else unpaid.students)
         self._epochs = self._epochs_of_choices(recipe) + networks * length(recipe, count).epochs
         recipe = self._chosen(recipe)
+        if isinstance(recipe, StudentSection) and recipe.labels == "requery":  # copies are among the images
+            recipe = recipe.model_copy(update={"augment": Nothing()})
         labeller = None if unpaid is None else self._labeller(recipe, unpaid)
         model = self._fresh(self._spec.seed)
         result = self._trained(model, recipe, *self._data, self._spec.seed, labeller)

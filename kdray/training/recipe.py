@@ -100,8 +100,23 @@ class StudentSection(Recipe):
     the fields here are one of the choices."""
     early: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the steps in rounds before the last, whose students only choose."""
+    labels: Literal["reuse", "requery"] = "reuse"
+    """What an augmented image is trained on. reuse: the answer to the image. requery: the last round asks about
+    augmented copies of what was bought, and its student sees images and copies as they were asked about."""
+    requery_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """With requery: share of the queries after round 0, and after a trial of kinds, that is for the copies."""
     unpaid: Unpaid | None = None
     """Train on candidates that students label, too; null: on bought answers alone."""
+
+    @model_validator(mode="after")
+    def _copies_differ(self) -> "StudentSection":
+        if self.labels == "requery" and (self.augment.kind == "auto" or not self.augment.changes):
+            raise ValueError(
+                f"labels is requery, which asks about augmented copies, but augment is {self.augment.kind}"
+                f"{'' if self.augment.changes else ', which changes nothing'}; name an augmentation such as affine, or "
+                "set labels to reuse"
+            )
+        return self
 
     def variants(self) -> dict[str, dict[str, Any]]:
         """Changes of the recipe that `recipe: auto` tries, by name; the first changes nothing."""

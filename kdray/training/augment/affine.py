@@ -29,6 +29,11 @@ class Affine(Augment):
     flip: bool = False
     """Mirror left-right half of the time. Leave off where left and right mean something, as in digits."""
 
+    @property
+    def changes(self) -> bool:
+        """See `Augment`."""
+        return any((self.degrees, self.scale, self.shear, self.shift, self.flip))
+
     def __call__(self, images: "Tensor", draw: Draw) -> "Tensor":
         """See `Augment`."""
         images = random_affine(images, self, draw)

@@ -50,13 +50,18 @@ class Draw:
 
 
 class Augment(Section):
-    """How an image is changed each time it is trained on. Its answer is kept: nothing is asked again."""
+    """How an image is changed each time it is trained on. Its answer is kept, if `student.labels` is reuse."""
 
     # A subclass adds its own fields, `__call__` and perhaps `check`; it leaves `kind` alone, or narrows it to its name
     # and registers.
 
     kind: str
     """Kind of augmentation, or a class of your own as module:class."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes any image."""
+        return True
 
     @abstractmethod
     def __call__(self, images: "Tensor", draw: Draw) -> "Tensor":

@@ -22,6 +22,11 @@ class Crop(Augment):
     flip: bool = False
     """Mirror left-right half of the time. Leave off where left and right mean something, as in digits."""
 
+    @property
+    def changes(self) -> bool:
+        """See `Augment`."""
+        return self.shift > 0 or self.flip
+
     def __call__(self, images: "Tensor", draw: Draw) -> "Tensor":
         """See `Augment`."""
         images = random_shift(images, self.shift, draw)

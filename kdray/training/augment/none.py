@@ -14,6 +14,11 @@ class Nothing(Augment):
 
     kind: Literal["none"] = "none"
 
+    @property
+    def changes(self) -> bool:
+        """See `Augment`."""
+        return False
+
     def __call__(self, images: "Tensor", draw: Draw) -> "Tensor":
         """See `Augment`."""
         return images

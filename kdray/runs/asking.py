@@ -1,0 +1,70 @@
+"""What a run asks the teacher about: purchases of its rounds, of its estimate and of its test images."""
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from kdray.errors import BudgetExceeded
+from kdray.runs.context import RunContext
+from kdray.runs.policy import Bought
+from kdray.runs.purchase import buy
+
+
+class Asking:
+    """Buys answers for one run, and tells its observers."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+
+    def buy(self, images: Tensor, number: int, purpose: str, name: Callable[[int], str]) -> Bought:
+        """Answers to `images`, see `kdray.runs.purchase.buy`.
+
+        Args:
+            number: of the round.
+            name: names an image by its position, for messages.
+
+        Raises:
+            BudgetExceeded: the cap of all who share the ledger leaves too little, and the run wants whole rounds.
+        """
+        run = self._run
+        bought = buy(
+            images,
+            teachers=run.teachers,
+            ledger=run.ledger,
+            batch_size=run.inputs.config.teacher.batch_size,
+            purpose=purpose,
+            round=number,
+            owner=run.owner,
+            policy=run.policy,
+            on_progress=lambda done, total: self._tell(done, total, purpose),
+            on_note=run.observer.note,
+            name=name,
+        )
+        if run.whole_rounds and bought.short and purpose != "evaluation" and self._own_queries_left(purpose):
+            raise BudgetExceeded(
+                f"the budget of all runs that share the ledger is spent: {bought.short:,} of {len(images):,} images of "
+                f"round {number} were not asked; raise it to go on"
+            )
+        return bought
+
+    def lost(self) -> int:
+        """Training queries that were charged and have no valid answer."""
+        ledger, owner = self._run.ledger, self._run.owner
+        return int(ledger.uncertain("training", owner) + ledger.rejected("training", owner))
+
+    def _own_queries_left(self, purpose: str) -> bool:
+        """Whether the run could ask for more, were it not for the cap of all who share the ledger."""
+        inputs = self._run.inputs
+        estimate = inputs.estimation.queries if inputs.estimation else 0
+        cap = estimate if purpose == "estimate" else inputs.config.budget.queries - estimate
+        return bool(self._run.ledger.spent(purpose, self._run.owner) < cap)
+
+    def _tell(self, done: int, total: int, purpose: str) -> None:
+        spent = self._run.ledger.spent("training", self._run.owner) if purpose == "training" else None
+        self._run.observer.progress(done, total, spent=spent)
+
+
+def namer(words: str, ids: np.ndarray | None) -> Callable[[int], str]:
+    """Names an image by its place in what was asked: its id where there are ids, else its position."""
+    return lambda position: words.format(position if ids is None else ids[position])

@@ -1,0 +1,78 @@
+"""RAD's m (section 3.3) in a run: what is asked for its estimate, and what was found."""
+
+import time
+
+import numpy as np
+from torch import Tensor
+
+from kdray.runs.asking import Asking, namer
+from kdray.runs.context import RunContext
+from kdray.runs.directory import RunDirectory
+from kdray.runs.policy import Bought
+from kdray.runs.tables import Labelled
+from kdray.select.rad.estimate import draw_images, judge
+from kdray.select.rad.mistakes import Estimate, Mistakes
+from kdray.utils.files import read_json, write_json
+
+ROUND = 1
+"""The round that begins with the estimate."""
+
+
+class Estimating:
+    """The estimate of m of one run, where its config asks for one."""
+
+    def __init__(self, directory: RunDirectory, run: RunContext, asking: Asking) -> None:
+        self._directory, self._run, self._inputs, self._asking = directory, run, run.inputs, asking
+
+    def estimate(self, chosen: np.ndarray) -> None:
+        """Ask about a uniform sample, and record the estimate of m.
+
+        Args:
+            chosen: int64, candidates that have left the pool.
+        """
+        begin = time.monotonic()
+        assert self._inputs.estimation is not None, "there is no such phase without one"
+        drawn = draw_images(self._inputs.pool, chosen, self._inputs.estimation, self._inputs.config.seed)
+        where = "image {} of the sample for m" if drawn.ids is None else f"candidate {{}} of {self._inputs.pool.source}"
+        bought = self._asking.buy(drawn.images, ROUND, "estimate", namer(where, drawn.ids))
+        rows = bought.positions.numpy()
+        estimate = judge(drawn, rows, bought.answers.labels.numpy(), self._inputs.pool, self._source_classes)
+        self._run.observer.note(
+            f"m: the teacher errs on {estimate.share:.1%} ({estimate.low:.1%} to {estimate.high:.1%}) of the "
+            f"candidates, from {estimate.answered:,} answers"
+        )
+        facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
+        if drawn.ids is not None and len(rows):
+            labelled = self._kept(drawn.images, drawn.ids, bought)
+            self._directory.write_labelled(ROUND, labelled, self._inputs.classes, sample=True)
+        self._directory.add_phase(ROUND, "estimate", facts)
+        write_json(self._directory.artefact(ROUND, "estimate"), estimate.to_json())
+
+    def mistakes(self) -> Mistakes | None:
+        """m as it was estimated; None where it was not."""
+        if self._inputs.estimation is None:
+            return None
+        return Mistakes(share=Estimate(**read_json(self._directory.artefact(ROUND, "estimate"))).share)
+
+    def sampled(self) -> np.ndarray:
+        """Candidates that were asked about for the estimate, int64."""
+        if not self._directory.has_sample(ROUND):
+            return np.empty(0, np.int64)
+        classes = self._run.teachers.teacher.num_classes
+        return self._directory.read_labelled(ROUND, classes, sample=True).ids
+
+    def _source_classes(self) -> np.ndarray:
+        """The teacher's class for each of the user's images, int64 [N]; -1 where it gave none."""
+        known = self._directory.read_labelled(0, self._run.teachers.teacher.num_classes)
+        classes = np.full(len(self._inputs.images), -1, dtype=np.int64)
+        classes[known.ids] = known.answers.labels.numpy()
+        return classes
+
+    def _kept(self, images: Tensor, ids: np.ndarray, bought: Bought) -> Labelled:
+        """The answered candidates of an estimate. They are paid for, so the student is trained on them."""
+        return Labelled(
+            images=images[bought.positions],
+            answers=bought.answers,
+            ids=ids[bought.positions.numpy()],
+            source=(self._inputs.pool.source,) * len(bought.positions),
+        )
