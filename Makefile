@@ -51,7 +51,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/draw.py
-	for part in budgets large "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
+	for part in "budgets mnist" "budgets mnist --pool pairs" "budgets cifar10" "budgets cifar10 --pool pairs" "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
 	for part in zeros students; do $(BIN)/python benchmarks/mixkd.py $$part || exit 1; done
 
 clean:

@@ -1,26 +1,27 @@
-"""Which choice is best: every strategy on MNIST from 200 images, a larger pool, and RAD's own setting.
+"""Which choice is best: every strategy with students that are trained out, and RAD's own setting.
 
-    python benchmarks/choose.py budgets             # 200 MNIST images, 500 to 4,000 queries, every strategy
-    python benchmarks/choose.py large               # 1,000 other images, 5.5 million candidates, as users get it
-    python benchmarks/choose.py rad mnist|cifar10   # few true labels, a weak teacher, real images (Figures 3 and 7)
+    python benchmarks/choose.py budgets mnist --pool mixup    # 200 images, 500 to 4,000 queries, every strategy
+    python benchmarks/choose.py budgets mnist --pool pairs    # the same, from affine pairs that are cut
+    python benchmarks/choose.py budgets cifar10 --pool pairs  # 1,000 images, 2,000 and 4,000 queries
+    python benchmarks/choose.py rad mnist|cifar10             # few true labels, a weak teacher (Figures 3 and 7)
 
 Not named select.py: that is a module of Python's own, which every script in this folder would then miss.
 
-Each seed draws its own images, and all choices share them. Two runs at a time, each on one thread and without Ray.
-Needs ../shared/data.
+A run goes from budget to budget: it chooses with the student of the budget before, so one run has the figures of all.
+Each seed draws its own images, and all choices share them. Two runs at a time, each on one thread and without Ray. Each
+finished run is kept, and a benchmark that is started again makes those that are missing. Needs ../shared/data.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import RESULTS, ROOT, in_parallel, keep
+from machine import RESULTS, ROOT, all_runs, in_parallel, keep
 from matplotlib.figure import Figure
 
 from kdray.config.load import load_config, parse_config
@@ -28,8 +29,24 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 from kdray.select.base import strategies
 
-BUDGETS = (500, 1000, 2000, 4000)
-LARGE = ("cluster-margin", "rad", "active-mixup", "random")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mnist": {
+        "file": "examples/mnist.yaml",
+        "images": 200,
+        "totals": (500, 1000, 2000, 4000),
+        "student": "{model: lenet5, augment: affine}",
+    },
+    "cifar10": {
+        "file": "benchmarks/cifar10-small.yaml",
+        "images": 1000,
+        "totals": (2000, 4000),
+        "student": "{model: small-cnn, augment: {shift: 4, flip: true}}",
+    },
+}
+POOLS = {
+    "mnist": {"mixup": "{kind: mixup}", "pairs": "{kind: pairs, blend: cutmix, pre: affine}"},
+    "cifar10": {"mixup": "{kind: mixup}", "pairs": "{kind: pairs, blend: cutmix, pre: flip-crop}"},
+}
 RIVALS = ("rad", "margin", "entropy", "uniform", "coreset", "cluster-margin", "unixkd")
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DATA = "../shared/data"
@@ -60,101 +77,88 @@ SIZES = {  # of RAD's setting: |A|, unlabelled images, b a round, rounds; teache
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "large", "rad"))
+    parser.add_argument("what", choices=("budgets", "rad"))
     parser.add_argument("data", nargs="?", choices=tuple(SIZES), default="mnist")
-    parser.add_argument("--seeds", type=int, help="10 of budgets, 5 of the others")
+    parser.add_argument("--pool", choices=("mixup", "pairs"), default="mixup", help="of budgets")
+    parser.add_argument("--seeds", type=int, help="10 of budgets, 5 of rad")
     parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument("--only", nargs="*", help="these strategies alone; of budgets the other figures are kept")
+    parser.add_argument("--only", nargs="*", help="these strategies alone; keeps no table")
     options = parser.parse_args()
     options.seeds = options.seeds or (10 if options.what == "budgets" else 5)
-    {"budgets": budgets, "large": large, "rad": rad}[options.what](options)
+    {"budgets": budgets, "rad": rad}[options.what](options)
 
 
 # Every strategy at every budget
 
 
 def budgets(options: argparse.Namespace) -> None:
-    """Every strategy at every budget, everything scored."""
-    figures = all_budgets(options.only or tuple(strategies.parts()), options)
-    if options.only:
-        figures = kept_budgets(options.seeds) | figures
-    figures = compared(figures, BUDGETS)
-    near = {name: [q for q in BUDGETS if at[q]["behind"] <= at[q]["standard_error"]] for name, at in figures.items()}
-    keep("select_budgets", {"runs_each": options.seeds, "within_one_standard_error_of_the_best": near, **figures})
-    draw_budgets(figures)
-
-
-def large(options: argparse.Namespace) -> None:
-    """Other images than the default was picked on, a larger pool, and the search that is the default."""
-    names, queries, seeds = options.only or LARGE, 4000, range(100, 100 + options.seeds)
-    tasks = [(name, 1000, queries, seed, "interpolated") for seed in seeds for name in names]
-    found = all_runs(tasks, options.at_once)
-    figures = {name: {queries: summary([found[task] for task in tasks if task[0] == name])} for name in names}
-    keep("select_large", {"runs_each": options.seeds, **compared(figures, (queries,))})
-
-
-def kept_budgets(seeds: int) -> dict[str, dict[int, dict[str, Any]]]:
-    """Figures of an earlier run with as many seeds, whose images are the same."""
-    kept = json.loads((RESULTS / "select_budgets.json").read_text())["figures"]
-    if kept["runs_each"] != seeds:
-        sys.exit(f"--only: the kept figures are of {kept['runs_each']} seeds, not {seeds}; give --seeds")
-    return {name: {int(q): at for q, at in kept[name].items()} for name in kept if name in strategies.parts()}
-
-
-def compared(
-    figures: dict[str, dict[int, dict[str, Any]]], budgets: Sequence[int]
-) -> dict[str, dict[int, dict[str, Any]]]:
-    """With how far each is behind the best, and the standard error of that over the seeds, whose images all share."""
-    result: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in figures}
-    for queries in budgets:
-        best = max((at[queries] for at in figures.values()), key=lambda figure: figure["accuracy"])
-        for name, at in figures.items():
-            behind = [b - a for a, b in zip(at[queries]["accuracies"], best["accuracies"], strict=True)]
-            result[name][queries] = at[queries] | {"behind": mean(behind), "behind_standard_error": error(behind)}
-    return result
-
-
-def all_budgets(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[int, dict[str, float]]]:
-    """Accuracy, agreement and seconds of choosing, for each strategy and budget."""
-
-    def task(name: str, queries: int, seed: int) -> tuple[str, int, int, int, str]:
-        return name, 200, queries, seed, "exhaustive"
-
-    # Longest first, so that both processes end together; seeds beside each other, so that what is noted while it runs
-    # compares like with like.
-    seeds = range(options.seeds)
-    tasks = [task(name, queries, seed) for queries in reversed(BUDGETS) for seed in seeds for name in names]
-    found = all_runs(tasks, options.at_once)
-    return {
-        name: {queries: summary([found[task(name, queries, seed)] for seed in seeds]) for queries in BUDGETS}
+    """Every strategy at every budget, on one pool."""
+    data, pool, seeds = options.data, options.pool, range(options.seeds)
+    names = options.only or [name for name in strategies.parts() if pool == "mixup" or name != "unixkd"]
+    tasks = [(data, pool, name, seed) for seed in seeds for name in names]  # all of a seed beside each other
+    with tempfile.TemporaryDirectory() as folder:
+        found = all_runs("choose_runs", one_run, tasks, options.at_once, folder)
+    totals = [str(total) for total in SETTINGS[data]["totals"]]
+    figures = {
+        name: {total: summary([found[data, pool, name, seed][total] for seed in seeds]) for total in totals}
         for name in names
+    }
+    figures = compared(figures, totals)
+    if options.only:
+        print(json.dumps(figures, indent=2))
+    else:
+        near = {name: [q for q in totals if at[q]["behind"] <= at[q]["standard_error"]] for name, at in figures.items()}
+        about = {"runs_each": len(seeds), "setting": SETTINGS[data], "pool": POOLS[data][pool]}
+        keep(f"select_{data}_{pool}", {**about, "within_one_standard_error_of_the_best": near, **figures})
+        draw_budgets(f"select_{data}_{pool}", figures)
+    print(table(figures))
+
+
+def one_run(data: str, pool: str, name: str, seed: int, folder: str) -> dict[str, dict[str, float]]:
+    """One run: accuracy, agreement and seconds of choosing at each total of queries."""
+    setting = SETTINGS[data]
+    config = load_config(
+        ROOT / setting["file"],
+        [
+            f"images.count={setting['images']}",
+            f"budget.queries={setting['totals'][-1]}",
+            f"pool={POOLS[data][pool]}",
+            f"select={{strategy: {name}, schedule: {list(setting['totals'])}}}",
+            f"student={setting['student']}",
+            f"seed={seed}",
+            "resources.trainer.threads=1",
+        ],
+    )
+    result = run(config, RunDirectory(Path(folder) / f"{data}-{pool}-{name}-{seed}"), local=True)
+    return {
+        str(total): {
+            "accuracy": metrics.student_accuracy,
+            "agreement": metrics.agreement,
+            "seconds": metrics.seconds["choose"],
+        }
+        for total, metrics in zip(setting["totals"], result.history[1:], strict=True)
     }
 
 
-def all_runs(tasks: list[tuple], at_once: int) -> dict[tuple, dict[str, float]]:
-    """What `one_run` gives of each."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = told(one_run, [(*task, folder) for task in tasks], at_once)
-    return dict(zip(tasks, results, strict=True))
+def compared(figures: dict[str, dict[str, Any]], totals: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """With how far each is behind the best, and the standard error of that over the seeds, whose images all share."""
+    result: dict[str, dict[str, Any]] = {name: {} for name in figures}
+    for total in totals:
+        best = max((at[total] for at in figures.values()), key=lambda figure: figure["accuracy"])
+        for name, at in figures.items():
+            behind = [b - a for a, b in zip(at[total]["accuracies"], best["accuracies"], strict=True)]
+            result[name][total] = at[total] | {"behind": mean(behind), "behind_standard_error": error(behind)}
+    return result
 
 
-def one_run(name: str, images: int, queries: int, seed: int, search: str, folder: str) -> dict[str, float]:
-    """One run: so many images, one selection round."""
-    config = load_config(
-        ROOT / "examples" / "mnist.yaml",
-        [
-            f"images.count={images}",
-            f"budget.queries={queries}",
-            f"select.strategy={name}",
-            f"seed={seed}",
-            "student={model: lenet5, epochs: 40, batch_size: 64}",
-            "resources.trainer.threads=1",
-            f"pool.search={search}",
-        ],
-    )
-    result = run(config, RunDirectory(Path(folder) / f"{name}-{queries}-{seed}"), local=True)
-    last = result.history[-1]
-    return {"accuracy": last.student_accuracy, "agreement": last.agreement, "seconds": last.seconds["choose"]}
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """The figures as a table, accuracies in percent."""
+    totals = list(next(iter(figures.values())))
+    lines = ["| | " + " | ".join(f"{int(total):,}" for total in totals) + " |", "|---" * (len(totals) + 1) + "|"]
+    for name, at in sorted(figures.items(), key=lambda item: -sum(one["accuracy"] for one in item[1].values())):
+        cells = [f"{100 * one['accuracy']:.2f} ± {100 * one['standard_error']:.2f}" for one in at.values()]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def summary(results: list[dict[str, float]]) -> dict[str, Any]:
@@ -179,13 +183,13 @@ def error(values: Sequence[float]) -> float:
     return round(statistics.stdev(values) / len(values) ** 0.5, 5) if len(values) > 1 else 0.0
 
 
-def draw_budgets(figures: dict[str, dict]) -> None:
+def draw_budgets(name_of_file: str, figures: dict[str, dict[str, Any]]) -> None:
     """Accuracy less that of random pairs, by budget."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
     base = figures["random"]
     for k, (name, at) in enumerate(figures.items()):
-        x = [queries * 1.012 ** (k - len(figures) / 2) for queries in at]  # side by side
+        x = [int(queries) * 1.012 ** (k - len(figures) / 2) for queries in at]  # side by side
         y = [100 * (at[queries]["accuracy"] - base[queries]["accuracy"]) for queries in at]
         off = [100 * at[queries]["standard_error"] for queries in at]
         bold = {"linewidth": 2.4, "zorder": 3} if name == "cluster-margin" else {"linewidth": 1.1}
@@ -193,13 +197,13 @@ def draw_budgets(figures: dict[str, dict]) -> None:
             x, y, off, label=name, marker="o", markersize=4, capsize=2, color=f"C{k}" if k < 10 else "k", **bold
         )
     axes.set_xscale("log")
-    axes.set_xticks(list(base), [f"{queries:,}" for queries in base])
+    axes.set_xticks([int(queries) for queries in base], [f"{int(queries):,}" for queries in base])
     axes.minorticks_off()
-    axes.set_xlabel("queries, 200 of them for the images")
-    axes.set_ylabel("accuracy less that of random pairs, points")
+    axes.set_xlabel("queries in all")
+    axes.set_ylabel("accuracy less that of random ones, points")
     axes.grid(axis="y", color="#d9dee4")
     axes.legend(frameon=False, fontsize=8, ncols=2)
-    figure.savefig(RESULTS / "select_budgets.svg")
+    figure.savefig(RESULTS / f"{name_of_file}.svg")
 
 
 # RAD's own setting

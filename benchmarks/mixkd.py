@@ -14,18 +14,19 @@ ways:
 Beside the accuracy stand agreement with the teacher, accuracy under FGSM and I-FGSM at the paper's ε (ten times that on
 MNIST), V-measure of the features, and entropy of the student's answers. "fgsm, plain" follows the gradient of the cross
 entropy itself, which float32 rounds to 0 where a student is very sure; `fgsm` does not depend on that. Each seed draws
-its own images, and all students of a seed share them. Two runs at a time, one thread each. Needs ../shared/data.
---images and --epochs try it in small, and keep no figures.
+its own images, and all students of a seed share them. Students are trained as long as `steps: auto` has it. Two runs at
+a time, one thread each. Each finished run is kept, and a benchmark that is started again makes those that are missing.
+Needs ../shared/data. --images and --epochs try it in small, and keep no figures.
 """
 
 import argparse
 import json
 import statistics
-import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
-from machine import ROOT, in_parallel, keep
+from machine import ROOT, all_runs, in_parallel, keep
 
 from kdray.images.base import ImageSet, read_images
 from kdray.images.parquet import ParquetImages
@@ -48,14 +49,14 @@ SIZES: dict[str, dict[str, Any]] = {  # student images are drawn from rows that 
     "cifar10": {
         "network": "small-cnn",
         "teacher": {"rows": "0:40000", "epochs": 20},
-        "student": {"rows": "40000:50000", "images": 5000, "epochs": 60},
+        "student": {"rows": "40000:50000", "images": 5000},
         "augment": {"shift": 2, "flip": True},
         "eps": EPSILONS,
     },
     "mnist": {
         "network": "lenet5",
         "teacher": {"rows": "0:30000", "epochs": 15},
-        "student": {"rows": "30000:60000", "images": 1000, "epochs": 100},
+        "student": {"rows": "30000:60000", "images": 1000},
         "augment": {"shift": 2},
         "eps": tuple(10 * eps for eps in EPSILONS),
     },
@@ -83,11 +84,11 @@ def main() -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--epochs", type=int)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        teacher = f"{folder}/teacher.safetensors"
-        [teacher_accuracy] = in_parallel(train_teacher, [(options.data, teacher, options.epochs)], 1)
-        figures = {"teacher_accuracy": round(teacher_accuracy, 4)}
-        figures |= (students if options.what == "students" else zeros)(options, teacher)
+    short = f"-{options.epochs}-epochs" if options.epochs else ""
+    teacher = ROOT / "runs" / "teachers" / f"mixkd-{options.data}{short}.safetensors"
+    [teacher_accuracy] = in_parallel(train_teacher, [(options.data, teacher, options.epochs)], 1)
+    figures = {"teacher_accuracy": round(teacher_accuracy, 4)}
+    figures |= (students if options.what == "students" else zeros)(options, teacher)
     if options.images or options.epochs:
         print(json.dumps(figures, indent=2))
     else:
@@ -101,16 +102,19 @@ def main() -> None:
 # Students
 
 
-def students(options: argparse.Namespace, teacher: str) -> dict[str, Any]:
+def students(options: argparse.Namespace, teacher: Path) -> dict[str, Any]:
     """Each loss with each share of mixes: means and standard errors over the seeds."""
     ways = [("none", 0.0), *((mixes, share) for mixes in ("bought", "free") for share in SHARES)]
     seeds = range(options.seeds)
     cells = [(loss, mixes, share, seed) for seed in seeds for loss in LOSSES for mixes, share in ways]
-    tasks = [(options.data, teacher, options.answers, options.images, options.epochs, *cell) for cell in cells]
-    found = {}
-    for cell, figure in zip(cells, in_parallel(one_student, tasks, options.at_once), strict=True):
-        found[cell] = figure
-        print(*cell, {name: round(value, 4) for name, value in figure.items()}, flush=True)
+    tasks = [(options.data, options.answers, *cell) for cell in cells]
+    small = options.images, options.epochs
+    if any(small):
+        made = in_parallel(one_student, [(*task, teacher, *small) for task in tasks], options.at_once)
+        kept = dict(zip(tasks, made, strict=True))
+    else:
+        kept = all_runs("mixkd_runs", one_student, tasks, options.at_once, teacher)
+    found = dict(zip(cells, [kept[task] for task in tasks], strict=True))
     figures = {}
     for loss in LOSSES:
         for mixes, share in ways:
@@ -120,8 +124,8 @@ def students(options: argparse.Namespace, teacher: str) -> dict[str, Any]:
 
 
 def one_student(
-    data: str, teacher: str, answers: str, count: int | None, epochs: int | None,
-    loss: str, mixes: str, share: float, seed: int,
+    data: str, answers: str, loss: str, mixes: str, share: float, seed: int,
+    teacher: Path, count: int | None = None, epochs: int | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """All that is measured of one student."""
     size, test = SIZES[data], read(data, "test")
@@ -133,7 +137,7 @@ def one_student(
     form = AnswerFormat(kind="hard" if answers == "hard" else "soft", decimals=2 if answers == "2" else None)
     targets = training_targets(form.apply(predict(asked, images)))
     in_batches = share if mixes == "free" else 0.0
-    model = train_student(data, images, targets, LOSSES[loss], in_batches, epochs or size["student"]["epochs"], seed)
+    model = train_student(data, images, targets, LOSSES[loss], in_batches, epochs, seed)
 
     truth = torch.as_tensor(test.labels)
     attacked = min(ATTACKED, count or ATTACKED)
@@ -160,7 +164,13 @@ def plain_fgsm(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tenso
 
 
 def train_student(
-    data: str, images: torch.Tensor, targets: torch.Tensor, loss: dict[str, Any], share: float, epochs: int, seed: int
+    data: str,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    loss: dict[str, Any],
+    share: float,
+    epochs: int | None,
+    seed: int,
 ) -> ImageClassifier:
     """A student of the answers; `share` of each batch is mixed anew. The one place that knows the student's recipe."""
     size = SIZES[data]
@@ -175,7 +185,7 @@ def train_student(
 # What a probability that reads 0 is
 
 
-def zeros(options: argparse.Namespace, teacher: str) -> dict[str, Any]:
+def zeros(options: argparse.Namespace, teacher: Path) -> dict[str, Any]:
     """How far the rescaled answers in two to four decimals lie from those in full, by what a zero counts as.
 
     The distance is the Kullback-Leibler divergence of one from the other, in nats; beside it stand the labels alone.
@@ -206,9 +216,12 @@ def apart(full: torch.Tensor, shown: torch.Tensor, zero: float) -> float:
 # Data, teacher, summaries
 
 
-def train_teacher(data: str, path: str, epochs: int | None) -> float:
-    """Train the teacher on true labels and write it; its accuracy."""
+def train_teacher(data: str, path: Path, epochs: int | None) -> float:
+    """Train the teacher on true labels and write it, unless it is there; its accuracy."""
     size, test = SIZES[data], read(data, "test")
+    if path.exists():
+        return accuracy(predict(load_student(path), test.images).argmax(dim=1), torch.as_tensor(test.labels))
+    path.parent.mkdir(parents=True, exist_ok=True)
     own = read(data, "train", size["teacher"]["rows"])
     mean, std = pixel_statistics(own.images)
     model = build_model(size["network"], own.image_shape, 10, seed=0, mean=mean, std=std)
