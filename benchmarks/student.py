@@ -6,6 +6,8 @@
     python benchmarks/student.py cifar10            # 2,000 images, 8,000 queries, a network of 114,000 weights
     python benchmarks/student.py answers            # soft, top-1 and two-decimal answers
     python benchmarks/student.py labels             # answers kept for augmented images, or asked again
+    python benchmarks/student.py early              # shorter trainings in rounds before the last
+    python benchmarks/student.py augment            # each augmentation, and auto, on MNIST, digits and CIFAR-10
 
 Each seed draws its own images, and all recipes of a seed share them. Accuracy is that on the 10,000 test images; every
 decision about recipes was made on others. Two runs at a time, each on one thread and without Ray. Each finished run is
@@ -21,11 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from machine import ROOT, all_runs, keep
 
 from kdray.config.load import load_config
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
+from kdray.training.augment.auto import Auto
 
 MNIST = "examples/mnist.yaml"
 BUDGETS = (500, 1000, 2000, 4000)
@@ -61,13 +65,26 @@ LABELS = {
     "a quarter for copies": ("student.unpaid=null", "student.labels=requery", "student.requery_share=0.25"),
     "half for copies": ("student.unpaid=null", "student.labels=requery"),
 }
+EARLY = {f"early {share:g}": ("student.unpaid=null", f"student.early={share:g}") for share in (1.0, 0.5, 0.25, 0.1)}
+AUGMENTED: dict[str, tuple[str, int, int, tuple[str, ...]]] = {  # config, images, queries, changes, with random choice
+    "MNIST": (MNIST, 200, 1000, ("pool={kind: pairs, pre: affine}", "student={model: lenet5, early: 0.1}")),
+    "digits": (
+        "examples/digits.yaml",
+        100,
+        1000,
+        ("pool={kind: pairs, pre: affine}", "student={model: lenet5, early: 0.1}"),
+    ),
+    "CIFAR-10": ("benchmarks/cifar10-small.yaml", 1000, 3000, ("student={model: small-cnn, early: 0.1}",)),
+}
 ANSWERS = {"soft": (), "top-1": ("teacher.answers=hard",), "two decimals": ("teacher.decimals=2",)}
+
+VARIANTS = {"parts": PARTS, "labels": LABELS, "early": EARLY, "answers": ANSWERS}
 
 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "parts", "table1", "cifar10", "answers", "labels"))
+    parser.add_argument("what", choices=("budgets", "table1", "cifar10", "augment", *VARIANTS))
     parser.add_argument("--seeds", type=int, help="10 of budgets and parts, 5 of the others")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these recipes or budgets alone; keeps no table")
@@ -101,14 +118,31 @@ def cells(what: str) -> list[tuple[str, str, int, int, tuple[str, ...]]]:
         return [(name, MNIST, 2000, 24_000, how) for name, how in both.items()]
     if what == "cifar10":
         return [(name, "benchmarks/cifar10-small.yaml", 2000, 8000, how) for name, how in CIFAR10.items()]
-    some = {"parts": PARTS, "answers": ANSWERS, "labels": LABELS}[what]
-    return [(name, MNIST, 200, 1000, with_changes(NOW, change)) for name, change in some.items()]
+    if what == "augment":
+        return [
+            (f"{data}; {name}", config, count, queries, (*how, "select={strategy: random}", f"student.augment={kind}"))
+            for data, (config, count, queries, how) in AUGMENTED.items()
+            for name, kind in augmentations(32 if data == "CIFAR-10" else 28).items()
+        ]
+    return [(name, MNIST, 200, 1000, with_changes(NOW, change)) for name, change in VARIANTS[what].items()]
+
+
+def augmentations(side: int) -> dict[str, str]:
+    """`auto`, and each kind that it tries on images of that side, as the config has it."""
+    kinds = Auto().candidates((1, side, side)).items()
+    return {"auto": "auto"} | {name: json.dumps(kind.model_dump(mode="json")) for name, kind in kinds}
 
 
 def with_changes(how: tuple[str, ...], changes: tuple[str, ...]) -> tuple[str, ...]:
-    """A recipe with changes, which replace what they name; a field below a section follows it."""
-    changed = [change.partition("=")[0] for change in changes]
-    return (*(one for one in how if one.partition("=")[0] not in changed), *changes)
+    """A recipe with changes, which replace the sections and fields that they name."""
+    sections = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in how)}
+    for name, _, value in (change.partition("=") for change in changes):
+        section, _, field = name.partition(".")
+        if field and section in sections:
+            sections[section] = {**sections[section], field: yaml.safe_load(value)}
+        else:
+            sections[name] = yaml.safe_load(value)
+    return tuple(f"{name}={json.dumps(section)}" for name, section in sections.items()) if changes else how
 
 
 def one_run(file: str, images: int, queries: int, seed: int, changes: Sequence[str], folder: str) -> dict[str, float]:
