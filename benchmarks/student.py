@@ -7,6 +7,7 @@
     python benchmarks/student.py answers            # soft, top-1 and two-decimal answers
     python benchmarks/student.py labels             # answers kept for augmented images, or asked again
     python benchmarks/student.py early              # shorter trainings in rounds before the last
+    python benchmarks/student.py kinds              # each kind of candidates, and auto
     python benchmarks/student.py augment            # each augmentation, and auto, on MNIST, digits and CIFAR-10
 
 Each seed draws its own images, and all recipes of a seed share them. Accuracy is that on the 10,000 test images; every
@@ -76,9 +77,16 @@ AUGMENTED: dict[str, tuple[str, int, int, tuple[str, ...]]] = {  # config, image
     ),
     "CIFAR-10": ("benchmarks/cifar10-small.yaml", 1000, 3000, ("student={model: small-cnn, early: 0.1}",)),
 }
+KINDS = {
+    "mixup": ("student.unpaid=null", "pool={kind: mixup}"),
+    "cutmix": ("student.unpaid=null", "pool={kind: pairs, blend: cutmix}"),
+    "affine, cutmix": ("student.unpaid=null",),
+    "flip-crop, cutmix": ("student.unpaid=null", "pool={kind: pairs, blend: cutmix, pre: flip-crop}"),
+    "auto": ("student.unpaid=null", "pool={kind: auto}"),
+}
 ANSWERS = {"soft": (), "top-1": ("teacher.answers=hard",), "two decimals": ("teacher.decimals=2",)}
 
-VARIANTS = {"parts": PARTS, "labels": LABELS, "early": EARLY, "answers": ANSWERS}
+VARIANTS = {"parts": PARTS, "labels": LABELS, "early": EARLY, "kinds": KINDS, "answers": ANSWERS}
 
 
 def main() -> None:
