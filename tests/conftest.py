@@ -107,6 +107,13 @@ def make_config(teacher_weights):
     return lambda **changes: parse_config(digits_config(teacher_weights, **changes))
 
 
+def on_workers(config):
+    """The config with two scoring workers, and training in a worker, on Ray."""
+    trainer = config.resources.trainer.model_copy(update={"where": "worker"})
+    resources = config.resources.model_copy(update={"scoring_workers": 2, "trainer": trainer})
+    return config.model_copy(update={"resources": resources})
+
+
 @pytest.fixture(scope="session")
 def ray_local():
     """A Ray of four CPUs for all tests that need one in this process."""

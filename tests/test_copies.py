@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import command, digits_config
+from conftest import command, digits_config, on_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,10 +194,8 @@ def test_the_report_says_what_each_round_asked_about(finished):
 
 @pytest.mark.xdist_group("ray")
 def test_ray_asks_and_trains_the_same(finished, ray_local, tmp_path):
-    config = load_config(RunDirectory(finished.directory).config)
-    trainer = config.resources.trainer.model_copy(update={"where": "worker"})
-    where = config.resources.model_copy(update={"scoring_workers": 2, "trainer": trainer})
-    done = run(config.model_copy(update={"resources": where}), RunDirectory(tmp_path / "run"))
+    config = on_workers(load_config(RunDirectory(finished.directory).config))
+    done = run(config, RunDirectory(tmp_path / "run"))
     for name in ("rounds/003/candidates.parquet", "student.safetensors"):
         assert (done.directory / name).read_bytes() == (finished.directory / name).read_bytes(), name
 

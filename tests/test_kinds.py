@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import command, on_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -209,14 +209,8 @@ def test_training_from_what_was_bought_takes_the_kind_that_was_found(finished, t
 def test_ray_finds_and_trains_the_same(finished, ray_local, tmp_path):
     from kdray.config.load import load_config
 
-    config = load_config(RunDirectory(finished.directory).config)
-    where = config.resources.model_copy(
-        update={
-            "scoring_workers": 2,
-            "trainer": config.resources.trainer.model_copy(update={"where": "worker"}),
-        }
-    )
-    done = run(config.model_copy(update={"resources": where}), RunDirectory(tmp_path / "run"))
+    config = on_workers(load_config(RunDirectory(finished.directory).config))
+    done = run(config, RunDirectory(tmp_path / "run"))
     for name in ("rounds/002/kind.json", "rounds/003/candidates.parquet", "student.safetensors"):
         assert (done.directory / name).read_bytes() == (finished.directory / name).read_bytes(), name
 
