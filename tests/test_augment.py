@@ -123,17 +123,13 @@ def naive_affine(image: np.ndarray, angle: float, scale: float, shear: float, sh
 def test_affine_maps_equal_the_naive_ones(seed, sides):
     how, data = Affine(kind="affine"), images(2, (1, *sides), seed)
     changed = random_affine(data, how, whole(2, seed))
-    draw = whole(2, seed)
-    radians, growth = math.radians(how.degrees), math.log1p(how.scale)
-    angle, scale = draw.uniform(-radians, radians), draw.uniform(-growth, growth).exp()
-    shear, shift = draw.uniform(-how.shear, how.shear), draw.uniform(-how.shift, how.shift, (2,))
-    for n in range(2):
+    for n, (turn, growth, shear, right, down) in enumerate(whole(2, seed).uniform(-1.0, 1.0, (5,)).tolist()):
         by_hand = naive_affine(
             data[n, 0].numpy().astype(float),
-            float(angle[n]),
-            float(scale[n]),
-            float(shear[n]),
-            tuple(shift[n].tolist()),
+            turn * math.radians(how.degrees),
+            (1.0 + how.scale) ** growth,
+            shear * how.shear,
+            (right * how.shift, down * how.shift),
         )
         np.testing.assert_allclose(changed[n, 0].numpy(), by_hand, atol=0.02)
 

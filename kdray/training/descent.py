@@ -35,7 +35,7 @@ class Descent:
     def step(self, rate: float) -> None:
         """One step along the gradients, at learning rate `rate`; the gradients are cleared."""
         if self._recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
+            cut([p.grad for p in self._parameters if p.grad is not None], self._recipe.clip_norm)
         for group in self._groups:
             gradients = [p.grad for p in group.parameters if p.grad is not None]  # `build_network` sees that all have
             self._step(group, gradients, rate)
@@ -44,6 +44,8 @@ class Descent:
         self.steps += 1
 
     def _sgd(self, group: "_Group", gradients: list[Tensor], rate: float) -> None:
+        # One kernel for all weights, which takes their numbers as they lie in memory.
+        fits = all(p.stride() == g.stride() for p, g in zip(group.parameters, gradients, strict=True))
         sgd(
             group.parameters,
             gradients,
@@ -54,7 +56,8 @@ class Descent:
             dampening=0.0,
             lr=rate,
             maximize=False,
-            foreach=True,
+            foreach=not fits,
+            fused=fits,
         )
 
     def _adamw(self, group: "_Group", gradients: list[Tensor], rate: float) -> None:
@@ -89,6 +92,13 @@ class Descent:
         self.steps = state["steps"]
         for group, kept in zip(self._groups, state["groups"], strict=True):
             group.load(kept)
+
+
+def cut(gradients: list[Tensor], length: float) -> None:
+    """Cut gradients that together are longer than `length` to it, in place. The same arithmetic as torch's
+    clip_grad_norm_, which takes half as long again for a small network."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (length / (norm + 1e-6)).clamp_(max=1.0))
 
 
 class _Group:

@@ -52,7 +52,8 @@ class Feed:
         """
         rows, count = self._shard.rows(len(numbers)), len(numbers)
         draw = Draw(vary, rows, count)
-        x, targets = self._recipe.augment(self._images[numbers[rows]], draw), self._targets[numbers[rows]]
+        own = numbers[rows]
+        x, targets = self._recipe.augment(self._images.index_select(0, own), draw), self._targets.index_select(0, own)
         answered = None
         if self._recipe.mix is not None:
             x, targets, answered = self._mixed(self._recipe.mix, x, targets, numbers, draw)
