@@ -495,8 +495,11 @@ def test_a_trainer_gives_the_file_of_the_student_it_trained(tmp_path):
 
 @pytest.mark.parametrize("clip", [None, 0.01, 1e6])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum, clip):
+@pytest.mark.parametrize("layouts", ["alike", "gradients lie another way"])
+def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum, clip, layouts):
     here, there = (build_model("small-cnn", (1, 16, 16), 3, seed=0) for _ in range(2))
+    here.to(memory_format=torch.channels_last)
+    there.to(memory_format=torch.channels_last)
     descent = Descent(here, recipe(momentum=momentum, weight_decay=1e-2, clip_norm=clip))
     groups = [
         {"params": [p for p in there.parameters() if p.ndim > 1], "weight_decay": 1e-2},
@@ -507,6 +510,10 @@ def test_a_step_of_descent_is_torchs_sgd_to_the_bit(momentum, clip):
         x, y = images(8, (1, 16, 16), seed=number), soft_targets(8)
         for model in (here, there):
             soft_cross_entropy(model(x), y).backward()
+        if layouts != "alike":
+            for parameter in here.parameters():
+                parameter.grad = parameter.grad.contiguous()
+            assert any(p.stride() != p.grad.stride() for p in here.parameters())
         descent.step(rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
