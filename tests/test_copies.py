@@ -91,8 +91,14 @@ def test_copies_need_an_augmentation_that_is_named(augment, make_config):
 
 
 def test_a_budget_without_copies_is_refused(make_config):
-    with pytest.raises(ConfigError, match=r"budget\.queries: 4 queries are left .*requery_share = 0\.1 .* reuse"):
+    with pytest.raises(ConfigError, match=r"budget\.queries: 4 left after round 0.*requery_share = 0\.1 .* reuse"):
         read_inputs(make_config(**REQUERY, student__requery_share=0.1, budget__queries=44))
+
+
+def test_copies_of_nothing_are_refused(make_config):
+    nothing = {"pool": "images", "labelled": {"source": "digits", "rows": "0:20", "size": 16}, "select__rounds": 0}
+    with pytest.raises(ConfigError, match=r"nothing is bought before the last round.* set student\.labels to reuse"):
+        read_inputs(make_config(**REQUERY, **nothing, select__strategy="margin"))
 
 
 @pytest.mark.parametrize(

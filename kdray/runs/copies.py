@@ -9,6 +9,7 @@ from torch import Tensor
 from kdray.pools.permutation import sample_without
 from kdray.training.augment.base import Augment, Draw
 from kdray.utils.seeds import torch_generator
+from kdray.utils.stored import gathered
 
 _MAX_TRIES = 16  # a flip leaves half of the images as they are, and what is known already is no use
 
@@ -37,16 +38,21 @@ class Copies:
         return np.concatenate([np.arange(whole * len(self._images)), whole * len(self._images) + np.sort(more)])
 
     def render(self, ids: np.ndarray) -> Tensor:
-        """The copies with these numbers, uint8 [B, C, H, W]."""
-        rendered = self._images.new_empty((len(ids), *self._images.shape[1:]))
-        for row, number in enumerate(ids.tolist()):
-            image = self._images[number % len(self._images)]
-            draw = Draw.whole(torch_generator(self._seed, "augmented copy", number), 1)
-            for _ in range(_MAX_TRIES):
-                rendered[row] = self._augment(image[None], draw).float().round().to(torch.uint8)[0]
-                if not torch.equal(rendered[row], image):
-                    break
-        return rendered
+        """The copies with these numbers, uint8 [B, C, H, W]; see `kdray.utils.stored`."""
+        if len(ids) == 0:
+            return self._images[:0]
+        return gathered((self._copy(number).numpy() for number in ids.tolist()), len(ids))
+
+    def _copy(self, number: int) -> Tensor:
+        """One copy, uint8 [1, C, H, W]."""
+        row = number % len(self._images)
+        image = self._images[row : row + 1]
+        draw = Draw.whole(torch_generator(self._seed, "augmented copy", number), 1)
+        for _ in range(_MAX_TRIES):
+            copy = self._augment(image, draw).float().round().to(torch.uint8)
+            if not torch.equal(copy, image):
+                break
+        return copy
 
     def describe(self, ids: np.ndarray) -> dict[str, list[Any]]:
         """Columns for the record: of which labelled image each is a copy, by its row in labelled/, and which copy."""

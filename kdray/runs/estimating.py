@@ -14,7 +14,7 @@ from kdray.select.rad.estimate import draw_images, judge
 from kdray.select.rad.mistakes import Estimate, Mistakes
 from kdray.utils.files import read_json, write_json
 
-ROUND = 1
+ESTIMATE_ROUND = 1
 """The round that begins with the estimate."""
 
 
@@ -34,7 +34,7 @@ class Estimating:
         assert self._inputs.estimation is not None, "there is no such phase without one"
         drawn = draw_images(self._inputs.pool, chosen, self._inputs.estimation, self._inputs.config.seed)
         where = "image {} of the sample for m" if drawn.ids is None else f"candidate {{}} of {self._inputs.pool.source}"
-        bought = self._asking.buy(drawn.images, ROUND, "estimate", namer(where, drawn.ids))
+        bought = self._asking.buy(drawn.images, ESTIMATE_ROUND, "estimate", namer(where, drawn.ids))
         rows = bought.positions.numpy()
         estimate = judge(drawn, rows, bought.answers.labels.numpy(), self._inputs.pool, self._source_classes)
         self._run.observer.note(
@@ -44,22 +44,22 @@ class Estimating:
         facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
         if drawn.ids is not None and len(rows):
             labelled = self._kept(drawn.images, drawn.ids, bought)
-            self._directory.write_labelled(ROUND, labelled, self._inputs.classes, sample=True)
-        self._directory.add_phase(ROUND, "estimate", facts)
-        write_json(self._directory.artefact(ROUND, "estimate"), estimate.to_json())
+            self._directory.write_labelled(ESTIMATE_ROUND, labelled, self._inputs.classes, sample=True)
+        self._directory.add_phase(ESTIMATE_ROUND, "estimate", facts)
+        write_json(self._directory.artefact(ESTIMATE_ROUND, "estimate"), estimate.to_json())
 
     def mistakes(self) -> Mistakes | None:
         """m as it was estimated; None where it was not."""
         if self._inputs.estimation is None:
             return None
-        return Mistakes(share=Estimate(**read_json(self._directory.artefact(ROUND, "estimate"))).share)
+        return Mistakes(share=Estimate(**read_json(self._directory.artefact(ESTIMATE_ROUND, "estimate"))).share)
 
     def sampled(self) -> np.ndarray:
         """Candidates that were asked about for the estimate, int64."""
-        if not self._directory.has_sample(ROUND):
+        if not self._directory.has_sample(ESTIMATE_ROUND):
             return np.empty(0, np.int64)
         classes = self._run.teachers.teacher.num_classes
-        return self._directory.read_labelled(ROUND, classes, sample=True).ids
+        return self._directory.read_labelled(ESTIMATE_ROUND, classes, sample=True).ids
 
     def _source_classes(self) -> np.ndarray:
         """The teacher's class for each of the user's images, int64 [N]; -1 where it gave none."""

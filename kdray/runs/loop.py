@@ -1,8 +1,9 @@
 """Algorithm 1 of Active Mixup as a state machine over the run directory.
 
 One `step()` does the first phase whose artefact is missing: choose, query, train, evaluate, round after round. Where
-RAD's m is to be estimated, round 1 begins with the estimate. All state is on disk, so a run that is killed and started
-again continues to the same bits.
+RAD's m is to be estimated, round 1 begins with the estimate; where several kinds of candidates are tried, round 2 with
+their comparison. The last round may ask about augmented copies. All state is on disk, so a run that is killed and
+started again continues to the same bits.
 """
 
 import time
@@ -24,7 +25,7 @@ from kdray.runs.asking import Asking, namer
 from kdray.runs.context import RunContext
 from kdray.runs.copies import Copies
 from kdray.runs.directory import RunDirectory
-from kdray.runs.estimating import ROUND, Estimating
+from kdray.runs.estimating import ESTIMATE_ROUND, Estimating
 from kdray.runs.evaluation import Scores, rows_to_ask, score
 from kdray.runs.kinds import TRIAL, Kinds
 from kdray.runs.metrics import round_metrics
@@ -77,7 +78,7 @@ class Rounds:
         """The phase with which some rounds begin."""
         if self._kinds.several:
             return {TRIAL + 1: "compare"}
-        return {} if self._inputs.estimation is None else {ROUND: "estimate"}
+        return {} if self._inputs.estimation is None else {ESTIMATE_ROUND: "estimate"}
 
     def _estimate(self, number: int) -> None:
         """Estimate RAD's m, and record it."""

@@ -79,6 +79,12 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     if trial:
         queries.insert(1, trial)
     if copies:
+        if not sum(queries):
+            raise ConfigError(
+                "student.labels: requery asks about copies of what was bought, and nothing is bought before the last "
+                f"round: select.first is {config.select.first} and select.rounds {config.select.rounds}; raise one of "
+                "them, or set student.labels to reuse"
+            )
         queries.append(copies)
     return PoolSchedule(
         images=images, pool=pool, kinds=kinds, schedule=queries, estimate=count, copies=copies, note=note
@@ -92,7 +98,7 @@ def _copies(config: Config, queries: int) -> int:
     share = config.student.requery_share
     if (copies := round(share * queries)) < 1:
         raise ConfigError(
-            f"budget.queries: {queries:,} queries are left after round 0, and student.requery_share = {share:g} of "
+            f"budget.queries: {queries:,} left after round 0, and student.requery_share = {share:g} of "
             "them leaves none for augmented copies; raise budget.queries, or set student.labels to reuse"
         )
     return copies
