@@ -1,6 +1,7 @@
 """How a budget is divided among rounds, and that runs with several budgets share what they buy."""
 
 import itertools
+import re
 import shutil
 
 import pytest
@@ -151,6 +152,57 @@ def test_what_the_images_show_to_be_impossible_is_refused_before_anything_is_pai
     with pytest.raises(ConfigError) as error:
         read_pool(parse_config(data))
     assert str(error.value).startswith(message)
+
+
+AUTO, IMAGES = {"pool": {"kind": "auto"}}, {"pool": {"kind": "images"}}
+REQUERY = {"student": {"labels": "requery", "augment": "affine"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 820),  # 40 images, and one candidate of each of their 780 pairs
+        (REQUERY, 1_600),  # as many copies besides
+        (AUTO, 1_046),  # 302 for the trial, 76 of each kind at most, and the 704 that are left
+        (AUTO | REQUERY, 1_874),  # 550 for the trial, 138 of a kind at most; half of the other 1,284 for copies
+        (IMAGES | {"select": {"strategy": "margin", "rounds": 2}}, 40),
+        (IMAGES | REQUERY | {"select": {"strategy": "margin", "rounds": 1}}, 54),  # 27 + 13, and 14 copies
+        ({"select": {"strategy": "random", "rounds": 2, "per_round": 500}}, None),  # 1,000 in any budget
+    ],
+)
+def test_the_largest_budget_is_named_where_candidates_are_too_few(changes, most, tmp_path):
+    def read(queries: int):
+        return read_pool(parse_config(data | {"budget": {"queries": queries}}))
+
+    data = digits_config(tmp_path / "teacher.safetensors") | changes
+    with pytest.raises(ConfigError, match="images give only") as error:
+        read(5_000)
+    named = re.search(r"lower budget\.queries to ([0-9,]+) or raise images\.count$", str(error.value))
+    assert (int(named[1].replace(",", "")) if named else None) == most
+    if most:
+        assert sum(read(most).schedule) == most
+        with pytest.raises(ConfigError, match="images give only"):
+            read(most + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "queries", "message"),
+    [
+        (AUTO, 39, "39 queries do not pay for round 0, which asks for all 40 images; raise budget.queries to at"),
+        (REQUERY, 39, "39 queries do not pay for round 0, which asks for all 40 images; raise budget.queries to at"),
+        (
+            AUTO | {"select": {"strategy": "random", "rounds": 3}},
+            46,
+            "after round 0 and 4 queries of other rounds 2 of 46 queries are left, too few for select.rounds = 3 "
+            "rounds of 1; raise budget.queries",
+        ),
+    ],
+)
+def test_a_budget_too_small_for_all_rounds_is_refused(changes, queries, message, tmp_path):
+    data = digits_config(tmp_path / "teacher.safetensors") | changes | {"budget": {"queries": queries}}
+    with pytest.raises(ConfigError) as error:
+        read_pool(parse_config(data))
+    assert str(error.value).startswith(f"budget.queries: {message}")
 
 
 @pytest.mark.parametrize("select", [{}, {"rounds": 0}, {"rounds": 3}, {"schedule": "nested"}, {"schedule": [50, 90]}])

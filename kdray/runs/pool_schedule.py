@@ -1,5 +1,6 @@
 """What there is to choose from, and how many candidates each round chooses."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from kdray.config.root import Config
@@ -48,10 +49,7 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     """
     images = in_memory or read_images(config.images, generator=numpy_generator(config.seed, "images"))
     pool, strategy = config.pool.build(images.images, config.seed), config.select
-    start = _first_images(config, pool)
-    trial = config.pool.trial(config.budget.queries - start)
-    copies = _copies(config, config.budget.queries - start - trial)
-    queries = strategy.queries(config.budget.queries - trial - copies, start)
+    queries, trial, copies = _divided(config, pool, config.budget.queries)
     section, note = config.pool.sized(len(images), sum(queries[1:]))
     if section is not config.pool:
         pool = section.build(images.images, config.seed)
@@ -59,12 +57,13 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     if isinstance(pool, KindsPool):
         kinds = pool.kinds
         pool.check_trial(trial)
-    room = min(strategy.capacity(kind) for kind in kinds) - (start if pool.real else -(-trial // len(kinds)))
+    room = _room(config, kinds, queries[0], trial)
     if sum(queries[1:]) > room:
+        most = _most_queries(config, pool, kinds)
+        lower = f"lower budget.queries to {most:,} or " if most else ""
         raise ConfigError(
             f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} "
-            f"images give only {room:,} for {strategy.strategy}; "
-            f"lower budget.queries to {queries[0] + trial + room + copies:,} or raise images.count"
+            f"images give only {max(0, room):,} for {strategy.strategy}; {lower}raise images.count"
         )
     for kind in kinds:
         strategy.check_size(kind, queries, room - sum(queries[1:-1]))
@@ -91,6 +90,43 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     )
 
 
+def _divided(config: Config, pool: Pool, budget: int) -> tuple[list[int], int, int]:
+    """Queries of round 0 and of each round that chooses, those of the trial of kinds, and those for copies.
+
+    Raises:
+        ConfigError: too few for one of them.
+    """
+    start = _first_images(config, pool, budget)
+    config.select.queries(budget, start)  # says what is wrong with a budget too small even without the other rounds
+    trial = config.pool.trial(budget - start)
+    copies = _copies(config, budget - start - trial)
+    return config.select.queries(budget, start, trial + copies), trial, copies
+
+
+def _room(config: Config, kinds: tuple[Pool, ...], start: int, trial: int) -> int:
+    """Candidates that each of the kinds has for the rounds that choose."""
+    taken = start if kinds[0].real else -(-trial // len(kinds))
+    return min(config.select.capacity(kind) for kind in kinds) - taken
+
+
+def _most_queries(config: Config, pool: Pool, kinds: tuple[Pool, ...]) -> int | None:
+    """The largest budget below the config's for which there are enough candidates; None if no budget will do."""
+
+    def too_large(budget: int) -> bool:
+        try:
+            queries, trial, _ = _divided(config, pool, budget)
+        except ConfigError:  # too few queries
+            return False
+        return sum(queries[1:]) > _room(config, kinds, queries[0], trial)
+
+    most = bisect_left(range(config.budget.queries), True, key=too_large) - 1
+    try:
+        _divided(config, pool, most)
+    except ConfigError:
+        return None
+    return most
+
+
 def _copies(config: Config, queries: int) -> int:
     """Of the queries after round 0, those for augmented copies of what was bought with the others."""
     if config.student.labels == "reuse":
@@ -104,7 +140,7 @@ def _copies(config: Config, queries: int) -> int:
     return copies
 
 
-def _first_images(config: Config, pool: Pool) -> int:
+def _first_images(config: Config, pool: Pool, budget: int) -> int:
     """Images asked about in round 0, see `kdray.select.base.Strategy.first`."""
     first, count = config.select.first, len(pool.images)
     if first != "auto":
@@ -120,4 +156,4 @@ def _first_images(config: Config, pool: Pool) -> int:
             f"select.first: auto takes as many real images as the rounds divide the budget into, and select.schedule "
             f"is {config.select.schedule}; set select.first to a number of images"
         )
-    return config.select.per_round or max(1, config.budget.queries // (rounds + 1))
+    return config.select.per_round or max(1, budget // (rounds + 1))

@@ -174,22 +174,23 @@ class Strategy(Section):
                 )
         return list(value)
 
-    def queries(self, budget: int, images: int) -> list[int]:
-        """Number of queries in each round, round 0 first.
+    def queries(self, budget: int, images: int, others: int = 0) -> list[int]:
+        """Number of queries in each round that chooses, after that of round 0.
 
         Args:
             budget: training queries in all.
             images: queries in round 0.
+            others: queries of the budget for rounds that do not choose.
 
         Raises:
             ConfigError: see `kdray.select.schedule`.
         """
         if self.schedule == "nested":
-            return schedules.nested(budget, images)
+            return schedules.nested(budget - others, images)
         if isinstance(self.schedule, list):
-            return schedules.until(budget, images, self.schedule)
+            return schedules.until(budget - others, images, self.schedule)
         assert self.rounds is not None, "see `_one_round_unless_another_schedule_is_given`"
-        return schedules.evenly(budget, images, self.rounds, self.per_round)
+        return schedules.evenly(budget, images, self.rounds, self.per_round, others)
 
     @abstractmethod
     def choose(self, task: Task) -> Selection:

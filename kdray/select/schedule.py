@@ -6,7 +6,7 @@ from itertools import pairwise
 from kdray.errors import ConfigError
 
 
-def evenly(budget: int, images: int, rounds: int, per_round: int | None) -> list[int]:
+def evenly(budget: int, images: int, rounds: int, per_round: int | None, others: int = 0) -> list[int]:
     """Number of queries in each round, round 0 first, where the queries that round 0 leaves are divided evenly.
 
     If there is a remainder, the first rounds get one more each.
@@ -15,17 +15,20 @@ def evenly(budget: int, images: int, rounds: int, per_round: int | None) -> list
         budget: training queries in all.
         images: queries in round 0.
         rounds, per_round: see `kdray.select.base.Strategy`.
+        others: queries of rounds that do not choose, which are part of the budget and not of the result.
 
     Raises:
         ConfigError: the budget does not pay for round 0, or for at least one candidate in every later round.
     """
-    _check_round_0(budget, images, images + rounds * (per_round or 1))
-    left = budget - images
+    enough = images + rounds * (per_round or 1)
+    _check_round_0(budget, images, enough)
+    left = budget - images - others
     if rounds and left < rounds * (per_round or 1):
+        # How many the other rounds have may depend on the budget, so nobody here knows which budget is enough.
+        taken, least = (f" and {others:,} queries of other rounds", "") if others else ("", f" to at least {enough:,}")
         raise ConfigError(
-            f"budget.queries: after round 0 {left:,} of {budget:,} queries are left, too few for "
-            f"select.rounds = {rounds} rounds of {per_round or 1:,}; "
-            f"raise budget.queries to at least {images + rounds * (per_round or 1):,}"
+            f"budget.queries: after round 0{taken} {left:,} of {budget:,} queries are left, too few for "
+            f"select.rounds = {rounds} rounds of {per_round or 1:,}; raise budget.queries{least}"
         )
     if per_round is not None:
         return [images] + [per_round] * rounds
