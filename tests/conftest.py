@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdray.observers.base import Observer
+
 # Set before Ray is imported anywhere: what surrounds the tests is no business of theirs, and a cluster that a test
 # starts is a throw-away, and dies quickly.
 for name in [name for name in os.environ if name.startswith(("RAY_", "KDRAY_"))]:
@@ -105,6 +107,16 @@ def make_config(teacher_weights):
     from kdray.config.load import parse_config
 
     return lambda **changes: parse_config(digits_config(teacher_weights, **changes))
+
+
+class Notes(Observer):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def on_workers(config):

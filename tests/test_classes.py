@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Notes
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -137,14 +138,6 @@ def test_labels_of_an_image_set_are_renumbered_and_its_images_stay():
 # The sets of a config
 
 WORDS = ["zero", "one", "two", "three"]
-
-
-class Notes(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def write_folder(folder: Path, classes: dict[str, int], each: int = 2) -> dict[str, str]:

@@ -170,8 +170,8 @@ MATERIAL = [
     ("images={source: torchvision, name: MNISTT, root: .}", "images.name: torchvision.datasets has no 'MNISTT'"),
     (
         "budget.queries=39",
-        "budget.queries: 39 queries do not pay for round 0, which asks for all 40 images; "
-        "raise budget.queries to at least 42, or lower images.count",
+        "budget.queries: 39 queries do not pay for round 0, which asks for 40 images; "
+        "raise budget.queries to at least 42, or lower select.first or images.count",
     ),
     (
         "budget.queries=41",

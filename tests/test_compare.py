@@ -17,7 +17,7 @@ from kdray.search import FeaturesRequest, SourceLogitsRequest
 from kdray.search.acquisition import entropy
 from kdray.search.local import LocalSearcher
 from kdray.select.base import Task, select, strategies
-from kdray.select.strategies.cluster_margin import cluster, clustered, round_robin
+from kdray.select.strategies.cluster_margin import cluster, clustered, looked_at, round_robin
 from kdray.select.strategies.coreset import k_center_greedy
 
 
@@ -156,7 +156,7 @@ def test_unixkd_takes_uncertain_images_pure_and_mixes_the_next():
 def test_unixkd_gives_every_image_its_turn_before_any_has_two():
     pool = MixupPool(pictures(10), [0.0, 0.5, 1.0])
     model, searcher = build_model("lenet5", (1, 28, 28), 10, seed=1), LocalSearcher(64)
-    taken, turns = np.empty(0, np.int64), np.zeros(10, np.int64)
+    taken, whole = np.empty(0, np.int64), []
     for number in range(4):
         task = Task(
             pool=pool,
@@ -168,12 +168,31 @@ def test_unixkd_gives_every_image_its_turn_before_any_has_two():
         ids = select(strategies.parse("unixkd"), task).ids
         taken = np.concatenate([taken, ids])
         about = pool.describe(torch.from_numpy(ids))
-        larger = [i if share >= 0.5 else j for i, j, share in zip(*about.values(), strict=True)]
-        turns += np.bincount(larger, minlength=10)
-        if number < 2:  # the first four of five are bought as they are: no image twice
-            assert sum(share in (0.0, 1.0) for share in about["lambda"]) >= 4
-            assert turns.max() <= 2
-    assert turns.sum() == 20
+        if number < 2:  # the first four of five are bought as they are
+            alone = [i if share == 1 else j for i, j, share in zip(*about.values(), strict=True) if share in (0, 1)]
+            whole += alone[:4]
+    assert len(set(whole)) == 8, "no image twice"
+
+
+def test_unixkd_does_not_choose_the_images_of_round_0_again():
+    pool = MixupPool(pictures(10), [0.0, 0.5, 1.0])
+    model, searcher = build_model("lenet5", (1, 28, 28), 10, seed=1), LocalSearcher(64)
+    task = Task(
+        pool=pool,
+        k=6,
+        taken=np.empty(0, np.int64),
+        generator=np.random.default_rng(0),
+        ask=lambda request: searcher.search(pool, model, request),
+        asked=np.array([0, 2, 4, 6, 8]),
+    )
+    about = pool.describe(torch.from_numpy(select(strategies.parse("unixkd"), task).ids))
+    alone = [i if share == 1 else j for i, j, share in zip(*about.values(), strict=True) if share in (0, 1)]
+    assert len(set(alone[:4])) == 4 and set(alone[:4]) < {1, 3, 5, 7, 9}
+
+
+@pytest.mark.parametrize(("pool", "seen"), [(ImagePool(pictures(400)), 400), (MixupPool(pictures(400), [0.5]), 50_000)])
+def test_cluster_margin_looks_at_all_images_and_at_a_sample_of_pairs(pool, seen):
+    assert looked_at(pool, pool.num_groups, 100) == seen
 
 
 # Features

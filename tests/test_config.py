@@ -297,6 +297,14 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         ("pool.lambdas=[]", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
         ("pool.lambdas={min: 1, max: 0, step: 0.1}", "pool.lambdas: the grid is empty; give at least one λ in [0, 1]"),
+        (
+            "pool.lambdas={min: 0.3, max: 0.7, step: 1e-320}",
+            "pool.lambdas: too many values of λ; give a step that makes 10,000 at most",
+        ),
+        (
+            "pool.lambdas={min: 0.3, max: 0.7, step: 1e-6}",
+            "pool.lambdas: 400,001 values of λ; give a step that makes 10,000 at most",
+        ),
         ("pool.lambdas=[0.5, 1.5]", "pool.lambdas: λ = 1.5 lies outside [0, 1]; every λ must lie in [0, 1]"),
         ("pool.lambdas=[-0.1]", "pool.lambdas: λ = -0.1 lies outside [0, 1]; every λ must lie in [0, 1]"),
         ("pool.lambdas=[.nan]", "pool.lambdas.0: input should be a finite number, got nan"),
@@ -980,8 +988,8 @@ def test_a_budget_that_is_too_small_is_told_the_one_that_is_enough():
     with pytest.raises(ConfigError) as error:
         evenly(1_999, 2_000, 3, None)
     assert str(error.value) == (
-        "budget.queries: 1,999 queries do not pay for round 0, which asks for all 2,000 images; "
-        "raise budget.queries to at least 2,003, or lower images.count"
+        "budget.queries: 1,999 queries do not pay for round 0, which asks for 2,000 images; "
+        "raise budget.queries to at least 2,003, or lower select.first or images.count"
     )
     with pytest.raises(ConfigError) as error:
         evenly(2_029, 2_000, 3, 10)

@@ -174,6 +174,19 @@ def test_training_from_what_was_bought_sees_it_the_same_way(finished, tmp_path):
     assert curve.points[-1].student.read_bytes() == directory.student.read_bytes()
 
 
+def test_students_of_fewer_images_are_augmented_as_long_as_no_copies_are_among_them(finished, tmp_path):
+    directory = RunDirectory(finished.directory)
+    config = load_config(directory.config)
+    curve = learn(directory, config, first=[70, 100, 101], out=tmp_path / "students")
+    spec = read_inputs(config).spec
+    images = torch.cat([directory.read_labelled(number, 10).images for number in range(4)])
+    targets = torch.cat([training_targets(directory.read_labelled(number, 10).answers, None) for number in range(4)])
+    for point, round, augment in zip(curve.points, (1, 2, 3), (Crop(shift=1), Crop(shift=1), Nothing()), strict=True):
+        recipe = spec.recipe.model_copy(update={"augment": augment, "labels": "reuse"})
+        first = images[: point.first], targets[: point.first]
+        assert point.student.read_bytes() == fit(replace(spec, recipe=recipe), *first, round)[0], point.first
+
+
 @pytest.mark.parametrize(
     "changes",
     [

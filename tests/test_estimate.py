@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import command, digits_config
+from conftest import Notes, command, digits_config
 
 from kdray.config.load import load_config, parse_config
 from kdray.errors import ConfigError, ImageSetError
@@ -18,6 +18,7 @@ from kdray.ledger.store import Ledger
 from kdray.models.checkpoint import load_student
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
+from kdray.runs.plan import make_plan
 from kdray.runs.pool_schedule import read_pool
 from kdray.runs.result import read_result
 from kdray.runs.run import resume, run
@@ -135,6 +136,23 @@ def test_the_estimate_is_what_the_answers_say(robust):
         assert search["rad_n"] == left and search["rad_m"] == pytest.approx(told["share"] * left)
         assert search["rad_w"] == pytest.approx(1 - told["share"])
     assert robust.history[1].estimate == told and robust.history[2].estimate == {}
+
+
+@pytest.mark.parametrize("first", [12, 4])
+def test_only_mixes_of_known_images_are_asked_about_for_an_estimate(first, make_config, tmp_path):
+    rad = {"strategy": "rad-pairs", "m": "estimate", "estimate_queries": 20, "first": first, "rounds": 2}
+    heard = Notes()
+    result = run(make_config(select=rad), RunDirectory(tmp_path / "r"), local=True, observer=heard)
+    known = min(20, first * (first - 1) // 2)  # of four images there are six pairs
+    assert result.history[1].estimate["answered"] == known == result.receipt.estimate_queries
+    told = [text for text in heard.texts if "queries are spent" in text]
+    more = "no more pairs were found of whose two images both classes are known"
+    assert told == ([] if first == 12 else [f"m: 6 of 20 queries are spent, as {more}"])
+
+
+def test_a_plan_trains_on_what_the_estimate_buys(robust):
+    plan = make_plan(robust.config, probe_s=0.01)
+    assert [training.steps for training in plan.trainings] == [m.training["steps"] for m in robust.history]
 
 
 def test_the_page_says_what_rad_went_by(robust):
@@ -329,7 +347,7 @@ def test_teacher_train_takes_a_count(tmp_path):
         ({"select__m": 600, "select__estimate_queries": "auto"}, "select.m: the teacher cannot err on 600 of 540"),
         ({"select__estimate_queries": 60}, "select.estimate_queries: 60 queries for the estimate of m leave nothing"),
         ({"validation__count": 10}, "select.estimate_queries: 25 labelled images wanted .* validation has 10"),
-        ({"budget__queries": 700}, "budget.queries: 700 candidates are to be chosen"),
+        ({"budget__queries": 700}, "budget.queries: 675 candidates are to be chosen"),
         ({"select__strategy": "unixkd"}, "select.strategy: unixkd buys mixes of images"),
         ({"select__first": 0, "labelled": None}, "select.first: 0 leaves nothing to train on in round 0"),
         (
@@ -342,6 +360,7 @@ def test_teacher_train_takes_a_count(tmp_path):
             },
             "select.estimate_queries: 25 pairs wanted for the estimate of m, but there are 20",
         ),
+        ({"budget__queries": 626}, "601 candidates are to be chosen after round 0, but 600 images give only 600"),
         ({"select__first": 601}, "select.first: 601 images wanted in round 0, but there are 600"),
         (
             {"select__first": 0, "pool": {"kind": "mixup"}, "validation": None, "select__strategy": "rad-pairs"},

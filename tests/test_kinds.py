@@ -10,7 +10,7 @@ from conftest import command, on_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdray.errors import ConfigError
+from kdray.errors import ConfigError, TrainingError
 from kdray.pools.base import pools
 from kdray.pools.images import ImagePool
 from kdray.pools.kinds import KindsPool
@@ -21,6 +21,8 @@ from kdray.runs.inputs import read_inputs
 from kdray.runs.kinds import Kinds
 from kdray.runs.learning import learn
 from kdray.runs.run import resume, run
+from kdray.select.base import select
+from kdray.training.trainer import LocalTrainer
 
 KINDS = [{"kind": "mixup", "lambdas": [0.3, 0.5, 0.7]}, {"kind": "pairs", "blend": "cutmix", "pre": "affine"}]
 POOL = {"kind": "auto", "of": KINDS, "share": 0.5}
@@ -103,6 +105,10 @@ def test_equal_names_are_told_apart():
         ({"pool": {**POOL, "of": [KINDS[0], {"kind": "auto"}]}}, r"1: a pool of kind auto cannot be"),
         ({"pool": {**POOL, "of": [KINDS[0], {"kind": "pears"}]}}, r"pool\.of\.1.*'pears'"),
         ({"pool": {**POOL, "share": 1.0}}, r"pool\.share"),
+        (
+            {"pool": {**POOL, "of": [{**KINDS[0], "keep": 9}, "mixup", KINDS[1]]}},
+            r"pool\.of: keep is 9\.0 of one kind and 5\.0 of another",
+        ),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(changes, words, make_config):
@@ -124,6 +130,21 @@ def test_a_trial_that_is_too_large_is_refused_before_anything_is_paid(make_confi
 def test_the_schedule_has_the_trial_and_the_budget(make_config):
     inputs = read_inputs(make_config(pool={**POOL, "share": 0.25}))
     assert inputs.schedule == [40, 30, 45, 45] and len(inputs.kinds) == 2
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_trial_that_nothing_could_judge_is_refused_before_anything_is_paid(first, make_config):
+    config = make_config(pool=POOL, select__first=first, labelled={"source": "digits", "rows": "0:20", "size": 16})
+    with pytest.raises(ConfigError, match=rf"images of round 0, and that asks about {first}; set select\.first to 3"):
+        read_inputs(config)
+
+
+def test_the_pool_is_searched_as_its_kinds_say(make_config):
+    kinds = [KINDS[1], {**KINDS[0], "search": "exhaustive", "keep": 9, "mixing": "first-layer"}]
+    config = make_config(pool={**POOL, "of": kinds})
+    assert (config.search.search, config.search.keep, config.search.mixing) == ("exhaustive", 9, "first-layer")
+    with pytest.raises(ConfigError, match=r"pool\.mixing: the first layer of resnet18 cannot be taken apart"):
+        read_inputs(make_config(pool={**POOL, "of": kinds}, student__model="resnet18"))
 
 
 def test_pairs_auto_is_a_number_for_each_kind(make_config):
@@ -158,6 +179,67 @@ def test_a_run_tries_all_kinds_and_goes_on_with_one(finished):
     assert finished.history[2].training["choices"]["pool"] == found
     (note,) = [note for note in finished.history[2].training["notes"] if note.startswith("pool: auto chose")]
     assert found["chosen"] in note
+
+
+class _Breaks:
+    """A trainer that ends a run before its fourth student, once, and cannot train some kind."""
+
+    def __init__(self, trainer, diverges: int | None = None) -> None:
+        self._trainer, self._diverges, self.trained = trainer, diverges, 0
+
+    def fit(self, images, targets, number, on_epoch, *, final):
+        if self.trained == 3:
+            self.trained = 100
+            raise KeyboardInterrupt
+        self.trained += 1
+        if self._diverges is not None and self.trained % 2 == self._diverges:
+            raise TrainingError("the loss is not finite")
+        return self._trainer.fit(images, targets, number, on_epoch, final=final)
+
+
+@pytest.fixture
+def compare(finished, tmp_path):
+    """Compares the kinds of the finished run again, in a copy of it: trainer -> choice."""
+    copy = RunDirectory(tmp_path / "copy")
+    shutil.copytree(finished.directory, copy.path)
+    shutil.rmtree(copy.round(2))
+    inputs = read_inputs(finished.config)
+    kinds = Kinds(copy, inputs.pool)
+    return lambda trainer: kinds.compare(
+        trainer, given=[], num_classes=10, top=None, seed=3, on_progress=lambda done, of: None
+    )
+
+
+def test_a_comparison_that_is_broken_off_does_not_train_again_what_it_had(finished, compare, tmp_path):
+    trainer = _Breaks(LocalTrainer(read_inputs(finished.config).spec))
+    with pytest.raises(KeyboardInterrupt):
+        compare(trainer)
+    assert compare(trainer).facts() == json.loads(RunDirectory(finished.directory).artefact(2, "compare").read_text())
+    assert trainer.trained == 100 + 3, "six students in all: two kinds, three parts"
+    assert not (tmp_path / "copy/rounds/002/compared").exists()
+
+
+@pytest.mark.parametrize(("diverges", "chosen"), [(1, "affine+cutmix"), (0, "mixup")])
+def test_a_kind_that_cannot_be_trained_with_is_no_choice(diverges, chosen, finished, compare):
+    trainer = _Breaks(LocalTrainer(read_inputs(finished.config).spec), diverges)
+    trainer.trained = 4  # it does not break off
+    choice = compare(trainer)
+    assert choice.name == chosen and sorted(choice.agreement.values())[0] == 0
+
+
+def test_a_strategy_that_compares_features_knows_the_images_of_every_kind(make_config, monkeypatch, tmp_path):
+    tasks = []
+    monkeypatch.setattr("kdray.runs.loop.select", lambda strategy, task: tasks.append(task) or select(strategy, task))
+    run(make_config(pool=POOL, select={"strategy": "coreset", "rounds": 2}), RunDirectory(tmp_path / "run"), local=True)
+    assert [(len(task.known), len(task.taken)) for task in tasks] == [(70, 30), (70, 60)], "40 and 30 of the other kind"
+
+
+def test_kinds_of_equal_names_have_the_same_name_in_every_round(make_config, tmp_path):
+    kinds = [KINDS[1], {**KINDS[1], "draws": 2}]
+    result = run(make_config(pool={**POOL, "of": kinds}), RunDirectory(tmp_path / "run"), local=True)
+    tried, *later = (set(part.source) for part in result.labelled[1:])
+    assert tried == {"affine+cutmix (0)", "affine+cutmix (1)"}
+    assert len(set.union(*later)) == 1 and set.union(*later) < tried
 
 
 def test_the_report_says_which_round_tried_the_kinds(finished):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import command, digits_config
+from conftest import Notes, command, digits_config
 from processes import Program
 
 from kdray.errors import ConfigError, RunDirectoryError
@@ -32,14 +32,6 @@ pytestmark = pytest.mark.xdist_group("remote")  # one S3 server
 
 HOST = socket.gethostname()
 QUICK = Pace(push=0.0, beat=0.05, patience=0.3)
-
-
-class Notes(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from aiohttp import web
-from conftest import command, copy_run, served
+from conftest import Notes, command, copy_run, served
 from processes import Program, kdray
 
 import kdray as package
@@ -691,16 +691,6 @@ def test_a_replaced_teacher_is_found_out_also_by_a_run_that_has_paid_nothing(fin
 # ---- a teacher that is not always to be believed
 
 
-class Notes(Observer):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text):
-        self.texts.append(text)
-
-
 def test_images_that_are_set_aside_do_not_stop_a_run(tmp_path):
     """The teacher answers NaN to one of the user's images, and to nothing else."""
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
@@ -767,6 +757,34 @@ def test_a_run_says_which_images_it_set_aside_and_stops_where_they_are_many(tmp_
         "(for example image 17 of images: the teacher answered a negative probability (-2); does it give logits? "
         "let the function return their softmax)"
     ]
+
+
+def test_a_run_goes_on_after_a_round_without_a_single_answer(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    own, bad = {image.tobytes() for image in images}, set()
+
+    def teacher(batch):
+        """Does not take the first twenty mixes."""
+        new = {bytes(image) for image in batch} - own
+        bad.update(list(new)[: 20 - len(bad)])
+        if bad & new:
+            raise package.ImageDeclined("too dark")
+        p = batch.mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - p, p], axis=1).astype(np.float32)
+
+    result = package.distil(
+        teacher=teacher,
+        images=images,
+        budget=80,
+        classes=2,
+        out=tmp_path / "run",
+        local=True,
+        progress=False,
+        student={"model": "small-cnn", "epochs": 1},
+        select={"rounds": 2},
+        teacher_options={"batch_size": 16, "retry": {"max_bad_share": 1}},
+    )
+    assert [(m.images, m.bought, m.set_aside) for m in result.history] == [(40, 40, 0), (40, 0, 20), (60, 20, 0)]
 
 
 def test_distil_from_python(tmp_path):
@@ -869,6 +887,8 @@ def test_a_plan_says_how_long_scoring_takes_and_how_it_knows():
         "2-second probe of one here)"
     )
     assert scoring(scored=0, rate_per_s=0.0) == "none: this strategy does not look at the student"
+    for none in ({"schedule": [100]}, {"schedule": [100, 60], "copies": 60}):
+        assert scoring(scored=0, rate_per_s=0.0, **none) == "none: no round chooses candidates"
 
 
 def test_a_plan_says_how_long_training_takes():

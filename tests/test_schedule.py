@@ -91,8 +91,8 @@ def test_a_smaller_budget_has_the_first_rounds_of_a_larger_one(images, more, giv
     [
         (
             lambda: nested(30, 40),
-            "budget.queries: 30 queries do not pay for round 0, which asks for all 40 images; raise budget.queries to "
-            "at least 40, or lower images.count",
+            "budget.queries: 30 queries do not pay for round 0, which asks for 40 images; raise budget.queries to "
+            "at least 40, or lower select.first or images.count",
         ),
         (
             lambda: nested(30, 0),
@@ -143,7 +143,7 @@ def test_a_schedule_that_makes_no_sense_is_refused(select, message, tmp_path):
             {"pool": {"kind": "images"}, "labelled": {"source": "digits", "rows": "0:20", "size": 16}},
             "select.schedule: nested doubles the queries of round 0, and round 0 has none; set select.first",
         ),
-        ({"budget": {"queries": 30}}, "budget.queries: 30 queries do not pay for round 0, which asks for all 40"),
+        ({"budget": {"queries": 30}}, "budget.queries: 30 queries do not pay for round 0, which asks for 40"),
         ({"budget": {"queries": 900}}, "budget.queries: 860 candidates are to be chosen after round 0, but 40"),
     ],
 )
@@ -186,10 +186,31 @@ def test_the_largest_budget_is_named_where_candidates_are_too_few(changes, most,
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pool": {"kind": "mixup", "pairs": 300}}, "; lower budget.queries to 340 or raise pool.pairs"),
+        ({"pool": {"kind": "mixup", "pairs": 780}}, "; lower budget.queries to 820 or raise images.count"),
+        ({"pool": {"kind": "auto", "of": ["mixup", {"kind": "pairs", "pairs": 300}]}}, " or raise pool.pairs"),
+    ],
+)
+def test_what_limits_the_candidates_is_named(changes, message, tmp_path):
+    data = digits_config(tmp_path / "teacher.safetensors") | changes | {"budget": {"queries": 900}}
+    with pytest.raises(ConfigError) as error:
+        read_pool(parse_config(data))
+    assert str(error.value).endswith(message)
+
+
+def test_real_images_without_rounds_are_all_bought_and_the_rest_is_left(tmp_path):
+    changes = {"pool": {"kind": "images"}, "select": {"strategy": "random", "rounds": 0}}
+    data = digits_config(tmp_path / "teacher.safetensors") | changes
+    assert [read_pool(parse_config(data | {"budget": {"queries": q}})).schedule for q in (30, 160)] == [[30], [40]]
+
+
+@pytest.mark.parametrize(
     ("changes", "queries", "message"),
     [
-        (AUTO, 39, "39 queries do not pay for round 0, which asks for all 40 images; raise budget.queries to at"),
-        (REQUERY, 39, "39 queries do not pay for round 0, which asks for all 40 images; raise budget.queries to at"),
+        (AUTO, 39, "39 queries do not pay for round 0, which asks for 40 images; raise budget.queries to at"),
+        (REQUERY, 39, "39 queries do not pay for round 0, which asks for 40 images; raise budget.queries to at"),
         (
             AUTO | {"select": {"strategy": "random", "rounds": 3}},
             46,

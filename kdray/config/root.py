@@ -12,7 +12,7 @@ from kdray.errors import ConfigError
 from kdray.images.base import ImageSource, sources
 from kdray.pools.base import PoolSection, pools
 from kdray.sections.base import Section, Threads
-from kdray.sections.search import PATIENCE_S
+from kdray.sections.search import PATIENCE_S, SearchSettings
 from kdray.select.base import Strategy, strategies
 from kdray.teachers.base import TeacherSection, teachers
 from kdray.training.recipe import StudentSection
@@ -188,6 +188,11 @@ class Config(Section):
                 "select.m to a share such as 0.05, or name one kind of pool"
             )
         return self
+
+    @property
+    def search(self) -> SearchSettings:
+        """How the pool is searched. Of several kinds those that have settings have the same ones."""
+        return next((kind for kind in self.pool.kinds if isinstance(kind, SearchSettings)), SearchSettings())
 
     @property
     def last_round(self) -> int | None:

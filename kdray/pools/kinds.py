@@ -8,12 +8,13 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import ConfigError
 from kdray.pools.base import Pool, PoolSection, pools
 from kdray.pools.pairs import check_range
 from kdray.pools.permutation import sample_without
+from kdray.sections.search import SearchSettings
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -48,6 +49,22 @@ class AutoSection(PoolSection):
             if one in value[:number]:
                 raise ValueError(f"{number}: this pool is named twice; every one must differ")
         return value
+
+    @model_validator(mode="after")
+    def _one_search_for_all(self) -> AutoSection:
+        settings = [
+            {name: getattr(one, name) for name in SearchSettings.model_fields}
+            for one in self.of
+            if isinstance(one, SearchSettings)
+        ]
+        for one in settings:
+            if one != settings[0]:
+                name = next(name for name in one if one[name] != settings[0][name])
+                raise ValueError(
+                    f"pool.of: {name} is {settings[0][name]} of one kind and {one[name]} of another, but a run "
+                    "searches in one way; give both the same"
+                )
+        return self
 
     @property
     def kinds(self) -> tuple[PoolSection, ...]:
@@ -137,7 +154,7 @@ class KindsPool:
             if (wanted := self._share(number, count)) > kind.num_groups:
                 raise ConfigError(
                     f"pool.of.{number}: {wanted:,} candidates wanted for the trial of this kind, and it has "
-                    f"{kind.num_groups:,} groups; lower pool.share, or raise images.count"
+                    f"{kind.num_groups:,} groups; lower pool.share, or raise images.count or the pairs of this kind"
                 )
 
     def _share(self, number: int, count: int) -> int:

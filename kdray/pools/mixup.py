@@ -7,6 +7,7 @@ images are stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -45,12 +46,11 @@ class LambdaGrid(Section):
 
     def values(self) -> tuple[float, ...]:
         """The grid, each value rounded to ten decimals so that 0.3 + 5 * 0.04 is 0.5."""
-        steps = int((self.max - self.min) / self.step + 1e-9)
-        if steps >= _MAX_LAMBDAS:
-            raise ConfigError(
-                f"pool.lambdas: {steps + 1:,} values of λ; give a step that makes {_MAX_LAMBDAS:,} at most"
-            )
-        return tuple(round(self.min + k * self.step, 10) for k in range(steps + 1)) if self.max >= self.min else ()
+        steps = (self.max - self.min) / self.step + 1e-9
+        if not steps < _MAX_LAMBDAS:
+            values = f"{int(steps) + 1:,}" if math.isfinite(steps) else "too many"
+            raise ConfigError(f"pool.lambdas: {values} values of λ; give a step that makes {_MAX_LAMBDAS:,} at most")
+        return tuple(round(self.min + k * self.step, 10) for k in range(int(steps) + 1)) if self.max >= self.min else ()
 
 
 @pools.register

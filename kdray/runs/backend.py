@@ -16,7 +16,6 @@ from kdray.runs.inputs import Inputs
 from kdray.search.forward import ForwardOptions
 from kdray.search.local import LocalSearcher
 from kdray.search.requests import Searcher
-from kdray.sections.search import SearchSettings
 from kdray.teachers.pool import TeacherPool, make_pool
 from kdray.training.base import Trainer
 from kdray.training.trainer import LocalTrainer
@@ -59,7 +58,7 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
     """The parts that work: all in this process where `local`, else on Ray actors."""
     config, resources = inputs.config, inputs.config.resources
     chunk = None if resources.chunk == "auto" else resources.chunk
-    settings, options = search_settings(config), forward_options(config)
+    settings, options = config.search, forward_options(config)
     teachers: TeacherPool = make_pool(inputs.teacher, config.teacher.limits.in_flight)
     if local:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,15 +136,10 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
         )
 
 
-def search_settings(config: Config) -> SearchSettings:
-    """How a config's pool is searched."""
-    return config.pool if isinstance(config.pool, SearchSettings) else SearchSettings()
-
-
 def forward_options(config: Config) -> ForwardOptions:
     """How a config's student is run to score candidates."""
     return ForwardOptions(
         precision=config.resources.scoring_precision,
         compile=config.resources.scoring_compile,
-        mixing=search_settings(config).mixing,
+        mixing=config.search.mixing,
     )

@@ -32,7 +32,13 @@ class Estimating:
         """
         begin = time.monotonic()
         assert self._inputs.estimation is not None, "there is no such phase without one"
-        drawn = draw_images(self._inputs.pool, chosen, self._inputs.estimation, self._inputs.config.seed)
+        estimation, seed = self._inputs.estimation, self._inputs.config.seed
+        drawn = draw_images(self._inputs.pool, chosen, estimation, seed, self._source_classes)
+        if len(drawn.images) < estimation.queries:
+            self._run.observer.note(
+                f"m: {len(drawn.images):,} of {estimation.queries:,} queries are spent, as no more pairs were found of "
+                "whose two images both classes are known"
+            )
         where = "image {} of the sample for m" if drawn.ids is None else f"candidate {{}} of {self._inputs.pool.source}"
         bought = self._asking.buy(drawn.images, ESTIMATE_ROUND, "estimate", namer(where, drawn.ids))
         rows = bought.positions.numpy()

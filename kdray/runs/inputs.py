@@ -341,7 +341,7 @@ def _check_student(config: Config, image_shape: tuple[int, int, int]) -> None:
             head(student)
         except ModelError as error:
             raise ConfigError(f"select.strategy: {config.select.strategy} compares features, but {error}") from None
-    if getattr(config.pool, "mixing", "auto") == "first-layer" and split(student) is None:
+    if config.search.mixing == "first-layer" and split(student) is None:
         raise ConfigError(
             f"pool.mixing: the first layer of {config.student.model} cannot be taken apart from the rest; "
             "set it to auto or pixels"

@@ -1,11 +1,13 @@
 """Which of several kinds of candidates teaches most, by what their trial has bought; later rounds choose from it."""
 
+import shutil
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdray.errors import TrainingError
 from kdray.models.checkpoint import load_student
 from kdray.models.classifier import ImageClassifier
 from kdray.pools.base import Pool
@@ -16,7 +18,7 @@ from kdray.runs.training_set import with_bought
 from kdray.training.base import Trainer
 from kdray.training.choice import Choice, choose
 from kdray.utils.files import read_json, write_bytes
-from kdray.utils.stored import joined
+from kdray.utils.stored import joined, taken
 
 TRIAL = 1
 """The round whose candidates are of all kinds; the next one begins with the comparison."""
@@ -57,6 +59,19 @@ class Kinds:
         number = self._found()
         return self._whole if self._several is None or number is None else self._several.kinds[number]
 
+    @property
+    def source(self) -> str:
+        """Where the candidates of `pool` come from, in words: as the trial named them."""
+        number = self._found()
+        return self._whole.source if self._several is None or number is None else self._several.names[number]
+
+    def others(self, labelled: Labelled) -> Tensor:
+        """Of what the trial bought the images of other kinds than `pool`'s, uint8 [B, C, H, W]."""
+        assert self._several is not None, "see `several`"
+        numbers = self._several.numbers(torch.from_numpy(labelled.ids))
+        others = torch.tensor([number != self._found() for number in numbers.tolist()]).nonzero().flatten()
+        return taken(labelled.images, others)
+
     def inner(self, ids: np.ndarray) -> np.ndarray:
         """Of candidates int64 those of `pool`, by the ids that they have there."""
         number = self._found()
@@ -85,6 +100,7 @@ class Kinds:
     ) -> Choice:
         """The kind whose candidates, with a part of the user's images, make the students that agree best with the
         teacher on the rest of these images. All parts are held out from all kinds: kinds differ less than recipes do.
+        Students that were done when a comparison was broken off are not trained again.
 
         Args:
             given: images with true labels and their targets, which every student learns; or nothing.
@@ -97,25 +113,31 @@ class Kinds:
         kind_of = self._several.numbers(torch.from_numpy(trial.ids))
         images, targets = with_bought([], first, top) or _none_of(trial)
         tried_images, tried_targets = with_bought([], trial, top) or _none_of(trial)
-        scratch = self._directory.round(TRIAL + 1) / "compared.safetensors"
+        scratch = self._directory.round(TRIAL + 1) / "compared"
 
-        def fit(name: str, learnt: Tensor, answers: Tensor, fold: int) -> ImageClassifier:
+        def fit(name: str, learnt: Tensor, answers: Tensor, fold: int) -> ImageClassifier | None:
+            done = scratch / f"{names.index(name)}-{fold}.safetensors"
+            if done.exists():
+                return load_student(done)
             mine = kind_of == names.index(name)
             parts = [given] if given else []
             parts += [[learnt, answers], [tried_images[mine], tried_targets[mine]]]
-            data, _ = trainer.fit(
-                joined([part[0] for part in parts]),
-                torch.cat([part[1] for part in parts]),
-                TRIAL,
-                lambda done, of, loss: on_progress(done, of),
-                final=False,
-            )
-            write_bytes(scratch, data)
-            student = load_student(scratch)
-            scratch.unlink()
-            return student
+            try:
+                data, _ = trainer.fit(
+                    joined([part[0] for part in parts]),
+                    torch.cat([part[1] for part in parts]),
+                    TRIAL,
+                    lambda done, of, loss: on_progress(done, of),
+                    final=False,
+                )
+            except TrainingError:  # such as a loss that is not finite: this kind is no choice, and the others still are
+                return None
+            write_bytes(done, data)
+            return load_student(done)
 
-        return choose(names, images, targets, fit=fit, seed=seed, round=TRIAL, halving=False)
+        choice = choose(names, images, targets, fit=fit, seed=seed, round=TRIAL, halving=False)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return choice
 
 
 def _none_of(labelled: Labelled) -> list[Tensor]:

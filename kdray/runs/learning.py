@@ -21,6 +21,7 @@ from kdray.models.checkpoint import load_student, read_own_card, read_tensors
 from kdray.models.predict import predict
 from kdray.observers import Observer
 from kdray.pools.base import Pool
+from kdray.runs.copies import Copies
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores, score
 from kdray.runs.inputs import check_student, read_labelled, read_start, read_test, resolve
@@ -125,6 +126,7 @@ def learn(
     counts = bought.counts(first)
     spec = _student_spec(run, config)
     card = spec.card
+    without_copies = replace(spec, recipe=config.student.model_copy(update={"labels": "reuse"}))
 
     def of_teacher(data: ImageSet | None, field: str) -> ImageSet | None:
         if data is None or data.labels is None:
@@ -143,7 +145,11 @@ def learn(
         begin, rows, number = time.monotonic(), free + count, bought.round_of(count)
         observer.phase(number, "train")
         data, result = fit(
-            spec, images[:rows], targets[:rows], number, lambda done, of, loss: observer.progress(done, of)
+            spec if bought.has_copies(count) else without_copies,
+            images[:rows],
+            targets[:rows],
+            number,
+            lambda done, of, loss: observer.progress(done, of),
         )
         seconds, path = time.monotonic() - begin, curve.directory / str(count) / "student.safetensors"
         write_bytes(path, data)
@@ -198,6 +204,11 @@ class _Bought:
         ends = dict(zip((number for number, _, _ in self._parts), sizes, strict=True))  # images after each round
         whole = [number for number, end in ends.items() if end == count]
         return whole[-1] if whole else min(number for number, end in ends.items() if end > count)
+
+    def has_copies(self, count: int) -> bool:
+        """Whether augmented copies, about which a last round asks, are among the first `count` images."""
+        last, _, size = self._parts[-1]
+        return count > self.total - size and self._run.read_candidates(last).source == Copies.source
 
     def read(self, held: list[Tensor], count: int, config: Config, num_classes: int) -> list[Tensor]:
         """Images and targets: `held`, and behind them the first `count` that were bought."""

@@ -155,6 +155,7 @@ class Rounds:
                 ask=partial(self._ask, number - 1),
                 known=self._known(),
                 mistakes=self._estimating.mistakes(),
+                asked=self._asked(),
             )
             chosen = select(self._config.select, task)
             if chosen.search is not None:
@@ -162,7 +163,7 @@ class Rounds:
             candidates = Candidates(
                 ids=self._kinds.outer(chosen.ids),
                 scores=chosen.scores,
-                source=pool.source,
+                source=self._kinds.source,
                 columns=pool.describe(torch.from_numpy(chosen.ids)),
                 search={} if chosen.search is None else chosen.search.facts(),
             )
@@ -186,7 +187,13 @@ class Rounds:
         parts = [self._inputs.labelled.images] if self._inputs.labelled is not None else []
         if not self._inputs.pool.real:
             parts.append(taken(self._inputs.images.images, torch.from_numpy(self.directory.read_candidates(0).ids)))
+        if self._kinds.several:
+            parts.append(self._kinds.others(self.directory.read_labelled(TRIAL, self._num_classes)))
         return joined(parts) if parts else None
+
+    def _asked(self) -> np.ndarray:
+        """Numbers of the images of the pool that were asked about as such, int64."""
+        return np.empty(0, np.int64) if self._inputs.pool.real else self.directory.read_candidates(0).ids
 
     def _ask(self, student_round: int, request: Request[R]) -> R:
         """Ask the student of an earlier round about the pool, always as it is on disk."""
@@ -213,7 +220,7 @@ class Rounds:
         where = "image {} of images" if self._own(number) else f"candidate {{}} of round {number}"
         name = namer(where, candidates.ids)
         bought = self._asking.buy(images, number, "training", name)
-        if len(bought.positions) == 0 and len(images):
+        if len(bought.positions) == 0 and bought.short:
             raise BudgetExceeded(
                 f"the budget is spent before round {number}: {self._asking.lost():,} queries were charged and never "
                 "answered"

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from kdray.config.root import Config
 from kdray.models.classifier import build_model, pixel_statistics
-from kdray.runs.backend import forward_options, search_settings
+from kdray.runs.backend import forward_options
 from kdray.runs.evaluation import queries_allowed, unlabelled_note
 from kdray.runs.inputs import Data, read_data, resolve
 from kdray.runs.pool_schedule import PoolSchedule
@@ -121,8 +121,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
     later, paid = pooled.chosen, sum(schedule) + pooled.estimate
     rate = _probe(config, pooled, classes, probe_s) if strategy.asks and later else 0.0
-    settings = search_settings(config)
-    scored = sum(strategy.passes(pool, queries, settings) for queries in later)
+    scored = max(sum(strategy.passes(kind, queries, config.search) for queries in later) for kind in pooled.kinds)
     long = rate > 0 and scored / (rate * workers) > _LONG_S
     limits = config.teacher.limits
     rates = [bucket.rate_per_s for bucket in limits.buckets().values()]
@@ -132,7 +131,8 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     free = config.teacher.local or getattr(config.teacher, "metered", True) is False
     evaluation = queries_allowed(config.budget.evaluation, len(test) if test else 0, metered=not free)
     given = 0 if data.labelled is None else len(data.labelled)
-    bought = [given + bought for bought in accumulate(schedule)]
+    sampled = pooled.estimate if config.validation is None else 0  # these the student learns as well
+    bought = [given + bought + sampled * (number > 0) for number, bought in enumerate(accumulate(schedule))]
     tried = (len(pooled.kinds), given + schedule[0] * 2 // 3 + schedule[1] // len(pooled.kinds)) if trial else None
     trainings = workload(config.student, bought, images.image_shape, tried)
     return Plan(
@@ -162,7 +162,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         pairs=_fewer_pairs(config, pooled, _LONG_S * rate * workers) if long else None,
         workers=workers,
         worker_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        driver_bytes=strategy.driver_bytes(pool, max(later, default=0)),
+        driver_bytes=max(strategy.driver_bytes(kind, max(later, default=0)) for kind in pooled.kinds),
         held=strategy.held,
         note=note,
         notes=tuple(data.notes()),
@@ -192,7 +192,7 @@ def _fewer_pairs(config: Config, pooled: PoolSchedule, passes: float) -> int | N
     """The largest sample of pairs whose scoring takes so many forward passes at most, in whole thousands."""
     if "pairs" not in type(config.pool).model_fields:
         return None
-    later, settings = pooled.chosen, search_settings(config)
+    later, settings = pooled.chosen, config.search
 
     def is_too_much(thousands: int) -> bool:
         section = config.pool.model_copy(update={"pairs": 1000 * thousands})
@@ -283,7 +283,8 @@ def _rounds(plan: Plan) -> str:
 
 def _duration(plan: Plan) -> str:
     if not plan.scored:
-        return "none: this strategy does not look at the student"
+        choosing = len(plan.schedule) - 1 - (plan.kinds > 1) - (plan.copies > 0)
+        return f"none: {'this strategy does not look at the student' if choosing else 'no round chooses candidates'}"
     seconds = plan.scoring_s
     fewer = f", {plan.exhaustive / plan.scored:.1f} times fewer than all" if plan.scored < plan.exhaustive else ""
     text = (

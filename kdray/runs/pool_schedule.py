@@ -1,5 +1,6 @@
 """What there is to choose from, and how many candidates each round chooses."""
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from kdray.errors import ConfigError
 from kdray.images import ImageSet, read_images
 from kdray.pools.base import Pool
 from kdray.pools.kinds import KindsPool
+from kdray.training.choice import FOLDS
 from kdray.utils.seeds import numpy_generator
 
 
@@ -50,6 +52,11 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     images = in_memory or read_images(config.images, generator=numpy_generator(config.seed, "images"))
     pool, strategy = config.pool.build(images.images, config.seed), config.select
     queries, trial, copies = _divided(config, pool, config.budget.queries)
+    if trial and queries[0] < FOLDS:
+        raise ConfigError(
+            f"pool.kind: auto compares kinds of candidates by answers about the images of round 0, and that asks about "
+            f"{queries[0]:,}; set select.first to {FOLDS} or more, or name one kind of pool"
+        )
     section, note = config.pool.sized(len(images), sum(queries[1:]))
     if section is not config.pool:
         pool = section.build(images.images, config.seed)
@@ -57,13 +64,15 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     if isinstance(pool, KindsPool):
         kinds = pool.kinds
         pool.check_trial(trial)
-    room = _room(config, kinds, queries[0], trial)
-    if sum(queries[1:]) > room:
-        most = _most_queries(config, pool, kinds)
-        lower = f"lower budget.queries to {most:,} or " if most else ""
+    wanted, room = _wanted(config, queries), _room(config, kinds, queries[0], trial)
+    if wanted > room:
+        most, samples = _most_queries(config, pool, kinds), [getattr(kind, "pairs", None) for kind in config.pool.kinds]
+        few = min((pairs for pairs in samples if isinstance(pairs, int)), default=math.inf)
+        limit = "pool.pairs" if few < math.comb(len(images), 2) else "images.count"
         raise ConfigError(
-            f"budget.queries: {sum(queries[1:]):,} candidates are to be chosen after round 0, but {len(images):,} "
-            f"images give only {max(0, room):,} for {strategy.strategy}; {lower}raise images.count"
+            f"budget.queries: {wanted:,} candidates are to be chosen after round 0, but {len(images):,} images give "
+            f"only {max(0, room):,} for {strategy.strategy}; "
+            + (f"lower budget.queries to {most:,} or raise {limit}" if most else f"raise {limit}")
         )
     for kind in kinds:
         strategy.check_size(kind, queries, room - sum(queries[1:-1]))
@@ -103,6 +112,12 @@ def _divided(config: Config, pool: Pool, budget: int) -> tuple[list[int], int, i
     return config.select.queries(budget, start, trial + copies), trial, copies
 
 
+def _wanted(config: Config, queries: list[int]) -> int:
+    """Candidates that the rounds that choose take from the pool: not what an estimate asks about other images."""
+    others = config.select.queries_for_estimate(queries[1]) if len(queries) > 1 and config.validation else 0
+    return sum(queries[1:]) - others
+
+
 def _room(config: Config, kinds: tuple[Pool, ...], start: int, trial: int) -> int:
     """Candidates that each of the kinds has for the rounds that choose."""
     taken = start if kinds[0].real else -(-trial // len(kinds))
@@ -115,9 +130,9 @@ def _most_queries(config: Config, pool: Pool, kinds: tuple[Pool, ...]) -> int | 
     def too_large(budget: int) -> bool:
         try:
             queries, trial, _ = _divided(config, pool, budget)
+            return _wanted(config, queries) > _room(config, kinds, queries[0], trial)
         except ConfigError:  # too few queries
             return False
-        return sum(queries[1:]) > _room(config, kinds, queries[0], trial)
 
     most = bisect_left(range(config.budget.queries), True, key=too_large) - 1
     try:
@@ -156,4 +171,4 @@ def _first_images(config: Config, pool: Pool, budget: int) -> int:
             f"select.first: auto takes as many real images as the rounds divide the budget into, and select.schedule "
             f"is {config.select.schedule}; set select.first to a number of images"
         )
-    return config.select.per_round or max(1, budget // (rounds + 1))
+    return config.select.per_round or min(count, max(1, budget // (rounds + 1)))

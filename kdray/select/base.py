@@ -79,6 +79,7 @@ class Task:
         ask: performs requests with the current student.
         known: uint8 [M, C, H, W], labelled images that are not candidates of the pool; for strategies with `features`.
         mistakes: the estimate of RAD's m; None if there is none.
+        asked: int64, numbers of the images of the pool that were asked about as such, in round 0.
     """
 
     pool: Pool
@@ -88,6 +89,7 @@ class Task:
     ask: Ask
     known: Tensor | None = None
     mistakes: Mistakes | None = None
+    asked: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def taken_groups(self) -> np.ndarray:

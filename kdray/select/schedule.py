@@ -88,6 +88,6 @@ def until(budget: int, images: int, totals: Iterable[int]) -> list[int]:
 def _check_round_0(budget: int, images: int, enough: int) -> None:
     if budget < images:
         raise ConfigError(
-            f"budget.queries: {budget:,} queries do not pay for round 0, which asks for all {images:,} images; "
-            f"raise budget.queries to at least {enough:,}, or lower images.count"
+            f"budget.queries: {budget:,} queries do not pay for round 0, which asks for {images:,} images; "
+            f"raise budget.queries to at least {enough:,}, or lower select.first or images.count"
         )

@@ -4,6 +4,7 @@ Halving saves time: all recipes are tried with the first part held out, and the 
 the other parts. Test labels are never looked at.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ from kdray.utils.stored import taken
 _BATCH = 512
 FOLDS, SHARE = 3, 0.3
 """Parts of the labelled set, and the share of the student's steps for which a network is trained that is compared."""
-Fit = Callable[[str, Tensor, Tensor, int], ImageClassifier]
-"""Trains a fresh network by the recipe of this name on images and targets; the number of the fold seeds it."""
+Fit = Callable[[str, Tensor, Tensor, int], ImageClassifier | None]
+"""Trains a fresh network by the recipe of this name on images and targets; the number of the fold seeds it. None: the
+training failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,9 @@ def choose(
     )
 
 
-def _judge(student: ImageClassifier, images: Tensor, targets: Tensor) -> tuple[int, int, float]:
+def _judge(student: ImageClassifier | None, images: Tensor, targets: Tensor) -> tuple[int, int, float]:
+    if student is None:
+        return 0, len(images), math.inf
     with torch.inference_mode():
         step = images_at_a_time(_BATCH, images.shape[1:], images.device)
         logits = torch.cat([student(some) for some in images.split(step)])

@@ -119,9 +119,9 @@ class _Making:
         count, unpaid = len(self._data[0]), recipe.unpaid if isinstance(recipe, StudentSection) else None
         networks = 1 + (0 if unpaid is None else unpaid.students)
         self._epochs = self._epochs_of_choices(recipe) + networks * length(recipe, count).epochs
-        recipe = self._chosen(recipe)
         if isinstance(recipe, StudentSection) and recipe.labels == "requery":  # copies are among the images
             recipe = recipe.model_copy(update={"augment": Nothing()})
+        recipe = self._chosen(recipe)
         labeller = None if unpaid is None else self._labeller(recipe, unpaid)
         model = self._fresh(self._spec.seed)
         result = self._trained(model, recipe, *self._data, self._spec.seed, labeller)

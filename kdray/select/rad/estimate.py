@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdray.images import ImageSet
-from kdray.pools.base import Pool, is_paired
+from kdray.pools.base import PairPool, Pool, is_paired
 from kdray.pools.permutation import sample_without
 from kdray.select.rad.mistakes import Estimate, estimate_share, foreign_classes
 from kdray.utils.lazy import torch
@@ -17,6 +17,9 @@ from kdray.utils.seeds import numpy_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_MOST_LOOKED_AT = 4_000_000  # pairs, where few of them tell anything: some seconds and 100 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +50,45 @@ class EstimateImages:
     labels: np.ndarray | None = None
 
 
-def draw_images(pool: Pool, taken: np.ndarray, estimation: Estimation, seed: int) -> EstimateImages:
+def draw_images(
+    pool: Pool, taken: np.ndarray, estimation: Estimation, seed: int, source_classes: Callable[[], np.ndarray]
+) -> EstimateImages:
     """Draw images uniformly from the labelled images, or from the pool with at most one candidate per group.
+
+    Of a pool only pairs are drawn of whose images both classes are known, as nothing can be told from others. There may
+    be fewer of these than are wanted.
 
     Args:
         taken: int64, ids of the candidates that have left the pool.
+        source_classes: see `judge`.
     """
     generator, count, validation = numpy_generator(seed, "estimate"), estimation.queries, estimation.validation
     if validation is not None:
         rows = np.sort(generator.choice(len(validation), count, replace=False))
         chosen = torch.from_numpy(rows)
         return EstimateImages(images=validation.images[chosen], labels=validation.true_labels[chosen].numpy())
-    groups = np.sort(sample_without(pool.num_groups, count, np.unique(taken // pool.group_size), generator))
-    ids = groups * pool.group_size + generator.integers(pool.group_size, size=count)
+    if not is_paired(pool):
+        raise ValueError("without labels, m can be estimated only for a pool of pairs")
+    gone = np.unique(taken // pool.group_size)
+    groups = np.sort(_telling(pool, count, gone, source_classes() >= 0, generator))
+    ids = groups * pool.group_size + generator.integers(pool.group_size, size=len(groups))
     return EstimateImages(images=pool.render(torch.from_numpy(ids)), ids=ids)
+
+
+def _telling(
+    pool: PairPool, count: int, gone: np.ndarray, known: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Up to `count` random groups, int64, of pairs of images that are `known`, bool [N]; none of those in `gone`."""
+    free, state = pool.num_groups - len(gone), generator.bit_generator.state
+    wanted = count
+    while True:
+        generator.bit_generator.state = state  # so a larger sample begins with the smaller one
+        groups = sample_without(pool.num_groups, wanted, gone, generator)
+        i, j = (part.cpu().numpy() for part in pool.pair(torch.from_numpy(groups)))
+        telling: np.ndarray = groups[known[i] & known[j]][:count]
+        if len(telling) == count or wanted >= min(free, _MOST_LOOKED_AT):
+            return telling
+        wanted = min(free, 4 * wanted)
 
 
 def judge(
@@ -79,8 +107,8 @@ def judge(
     """
     if drawn.labels is not None:
         return estimate_share(labels != drawn.labels[rows], pool.num_groups, "validation")
-    if drawn.ids is None or not is_paired(pool):
-        raise ValueError("without labels, m can be estimated only for a pool of pairs")
+    assert drawn.ids is not None, "see `draw_images`"
+    assert is_paired(pool), "see `draw_images`"
     i, j = pool.pair(torch.from_numpy(drawn.ids[rows] // pool.group_size))
     classes = source_classes()
     return estimate_share(foreign_classes(labels, classes[i.numpy()], classes[j.numpy()]), pool.num_groups, "sources")

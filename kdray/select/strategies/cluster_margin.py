@@ -66,7 +66,7 @@ def looked_at(pool: Pool, free: int, k: int) -> int:
     Of millions of pairs, some hundred thousand have a λ at which two classes are nearly equally probable. Which of
     them the grid hits best carries no information, and finding out takes a forward pass for every candidate.
     """
-    return max(k, free) if pool.group_size == 1 else sampled(free, k)
+    return max(k, free) if pool.real else sampled(free, k)
 
 
 def clustered(seen: int, k: int) -> int:

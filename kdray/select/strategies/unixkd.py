@@ -24,7 +24,8 @@ class Unixkd(Strategy):
     mixes the next ones with random images by a weight drawn from [0, 1], and does not query the rest. Here the pool's
     images take the place of the mini-batch. A candidate is a pair of images at a λ of the grid, so a pure image is a
     candidate at the λ nearest 1 (it is exactly pure if the grid contains 1). Images that were chosen before, in this
-    round or an earlier one, come last. They are always mixed, with other partners.
+    round or an earlier one, come last. They are always mixed, with other partners. So do the images of round 0 if the
+    grid contains 0 or 1.
     """
 
     per: ClassVar[Literal["group", "candidate"]] = "candidate"
@@ -40,6 +41,8 @@ class Unixkd(Strategy):
         logits = task.ask(SourceLogitsRequest())
         uncertain = entropy(torch.from_numpy(logits.rows).softmax(dim=1)).numpy()
         turns = _turns(pool, task.taken, len(uncertain))
+        if {0.0, 1.0} & set(pool.lambdas):  # candidates are images then, and some of these have their answers
+            turns[task.asked] += 1
         order = np.lexsort((-uncertain, turns))
         pure = min(ceil(_PURE * k), int(np.count_nonzero(turns == 0)))
         gone: set[int] = set(task.taken.tolist())
