@@ -9,8 +9,7 @@ import ray
 
 from actors.parcels import pack, unpack
 from kdray.errors import KdrayError, ScoringError
-from kdray.training.fitting import StudentSpec, fit
-from kdray.training.length import length
+from kdray.training.fitting import StudentSpec, fit, smallest_batch
 from kdray.training.loop import TrainResult
 
 _MAX_TRIES = 3
@@ -82,11 +81,12 @@ class TrainingGroup:
         on_gpu = self._gpus and student.recipe.device != "cpu"
         recipe = student.recipe.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
         # A worker that gets no image of a batch would have nothing to compute, so a tiny labelled set takes fewer.
-        workers = min(self._count, length(recipe, len(ray.get(targets[0]))).smallest_batch)
+        own = replace(student, recipe=recipe)
+        workers = min(self._count, smallest_batch(own, len(ray.get(targets[0])), final=final))
         arguments = {
             "group": ray.get_runtime_context().current_actor,
             "call": call,
-            "spec": pack(replace(student, recipe=recipe)),
+            "spec": pack(own),
             "images": images,
             "targets": targets,
             "round": round,

@@ -216,7 +216,7 @@ def test_half_of_the_images_are_inverted():
     assert 150 < int(same.sum()) < 250
 
 
-def test_erased_rectangles_have_the_areas_and_ratios_of_the_paper():
+def test_erased_rectangles_have_the_areas_and_ratios_that_torchvision_draws():
     data = torch.full((600, 1, 40, 30), 9, dtype=torch.uint8)
     gone = random_erase(data, whole(600)) == 0
     touched = gone.flatten(1).any(dim=1)

@@ -1,5 +1,7 @@
 """`auto`: what is chosen by agreement with answers that were held out, and how a student is made of the choice."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import digits_config
@@ -8,9 +10,12 @@ from hypothesis import strategies as st
 from test_students import card, images, soft_targets
 from torch import nn
 
+import kdray.training.fitting
+import kdray.training.workload
 from kdray.config.load import parse_config
 from kdray.errors import ConfigError
 from kdray.observers import Observer
+from kdray.pools.mixup import MixupPool
 from kdray.report.page import write_report
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import read_result
@@ -19,7 +24,7 @@ from kdray.training.augment import Draw, augments
 from kdray.training.augment.affine import Affine
 from kdray.training.augment.auto import Auto
 from kdray.training.choice import FOLDS, SHARE, Choice, choose, networks
-from kdray.training.fitting import StudentSpec, fit
+from kdray.training.fitting import StudentSpec, fit, smallest_batch
 from kdray.training.length import early, shortened
 from kdray.training.recipe import StudentSection
 from kdray.training.workload import seconds_of, workload
@@ -226,6 +231,20 @@ def test_a_plan_measures_how_long_training_takes():
     assert 0 < took < more
 
 
+@pytest.mark.parametrize("changes", [{"lr": 1e38, "clip_norm": None}, {"early_stop": {"holdout": 0.5, "patience": 1}}])
+def test_a_probe_of_a_training_does_all_its_steps(changes, monkeypatch):
+    real, results = kdray.training.workload.train, []
+
+    def train(*arguments, **named):
+        results.append(real(*arguments, **named))
+        return results[-1]
+
+    monkeypatch.setattr("kdray.training.workload.train", train)
+    how = section(steps=50, **changes)
+    assert seconds_of(workload(how, [16], (1, 8, 8)), how, (1, 8, 8), 3, probe_s=0.2, threads=1) > 0
+    assert [len(result.losses) for result in results] == [result.steps for result in results]  # of one batch an epoch
+
+
 class Wild(StudentSection):
     """One of its variants diverges at once."""
 
@@ -240,5 +259,45 @@ def test_a_recipe_that_diverges_is_not_chosen_and_stops_nothing():
         data[n, 0, 2 * k : 2 * k + 2] = 200
     how = Wild(recipe="auto", steps=100, batch_size=16, device="cpu", model="small-cnn")
     result = fit(StudentSpec(**{**vars(spec()), "recipe": how}), data, torch.eye(3)[labels], 0)[1]
-    assert result.choices["recipe"].name == "as given"
+    assert result.choices["recipe"].name == "as given" and result.choices["recipe"].agreement["wild"] == 0
     assert result.diverged is None
+
+
+def test_a_training_that_goes_on_knows_which_recipes_could_not_be_trained(monkeypatch):
+    how = Wild(recipe="auto", steps=20, batch_size=16, device="cpu", model="small-cnn")
+    some, states = StudentSpec(**{**vars(spec()), "recipe": how}), []
+    data, targets = images(48), soft_targets(48)
+    whole = fit(some, data, targets, 0, on_state=lambda state: None)
+
+    def keep_one(state: bytes) -> None:
+        states.append(state)
+        if len(states) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdray.training.saved.EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(some, data, targets, 0, on_state=keep_one)
+    assert fit(some, data, targets, 0, last=states[-1], on_state=lambda state: None) == whole
+
+
+def test_the_smallest_batch_is_that_of_the_smallest_training():
+    some = spec(batch_size=8, augment="auto")
+    assert [smallest_batch(some, count) for count in (16, 200)] == [5, 7]
+    assert [smallest_batch(some, count, final=False) for count in (16, 200)] == [8, 8]
+
+
+def test_students_that_label_say_so_where_their_loss_was_not_finite(monkeypatch):
+    pool = MixupPool(images(12), [0.5])
+    some = replace(spec(unpaid={"students": 2, "share": 0.5}, epochs=3), pool=pool)
+    real, count = kdray.training.fitting.train, iter(range(9))
+
+    def train(*arguments, **named):
+        result = real(*arguments, **named)
+        if next(count) == 1:
+            result.diverged, result.kept = 5, 4
+        return result
+
+    monkeypatch.setattr("kdray.training.fitting.train", train)
+    _, result = fit(some, images(12), soft_targets(12), 0)
+    (note,) = result.notes()
+    assert note.startswith("student 1 that labels: training stopped at step 5 of")

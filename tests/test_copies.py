@@ -63,6 +63,21 @@ def test_a_copy_is_another_image_where_there_is_one():
     assert torch.equal(made, torch.cat([images().flip(-1), even]).repeat(2, 1, 1, 1))
 
 
+class InPlace(Augment):
+    """One of a user's that changes the images it is given."""
+
+    kind: str = "in place"
+
+    def __call__(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
+        return images.add_(1)
+
+
+def test_the_images_stay_as_they_are_whatever_makes_the_copies():
+    data = images()
+    assert torch.equal(Copies(data, InPlace(), 0).render(np.arange(2 * len(data))), (images() + 1).repeat(2, 1, 1, 1))
+    assert torch.equal(data, images())
+
+
 @pytest.mark.parametrize(
     ("augment", "changes"),
     [

@@ -368,6 +368,14 @@ def test_weights_that_do_not_fit_are_refused_by_name(change, message, tmp_path):
         started(changed(tmp_path, change))
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    path = changed(tmp_path, lambda t: t.update({"1.bias": torch.tensor([0.0, float("nan"), 0.0])}))
+    with pytest.raises(
+        ModelError, match=r"^student.init: .*w\.safetensors has NaN or infinity in 1\.bias; give finite"
+    ):
+        started(path)
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [

@@ -13,10 +13,11 @@ from kdray.images.base import read_images, sources
 from kdray.models.base import find_model
 from kdray.models.checkpoint import ModelCard, load_student, model_bytes, save_model
 from kdray.models.classifier import build_model
+from kdray.runs.inputs import check_student
 from kdray.training.fitting import StudentSpec, fit
 from kdray.training.loop import train
 from kdray.training.losses.base import check_loss, losses
-from kdray.training.recipe import Recipe
+from kdray.training.recipe import Recipe, StudentSection
 from kdray.utils.seeds import numpy_generator
 
 SHAPE = (1, 6, 5)
@@ -84,6 +85,9 @@ class Broken(Loss):
     def __call__(self, logits, targets):
         return logits @ targets
 
+class Mixes(Brier):
+    labels_mixes = True
+
 class SoftOnly(Loss):
     def __call__(self, logits, targets):
         return (targets * (targets.log() - logits.log_softmax(dim=1))).sum(dim=1).mean()
@@ -136,6 +140,7 @@ def test_a_wrong_field_of_a_users_own_loss_is_named_by_its_path(own):
         ("Number", "gave a float; it must give a scalar tensor"),
         ("SoftOnly", "gave nan for logits of 0 and targets of which one is a hard label; it must give a finite number"),
         ("Broken", r"failed on logits \[2, 3\] \(RuntimeError: "),
+        ("Mixes", r"failed on logits \[2, 3\] \(TypeError: .*'distil'"),
     ],
 )
 def test_a_loss_that_gives_something_else_is_refused_before_training(own, kind, message):
@@ -226,6 +231,31 @@ class Wrong(Linear):
     def __init__(self, num_classes, image_shape):
         super().__init__(num_classes + 1, image_shape=image_shape)
 
+class Tied(nn.Sequential):
+    def __init__(self, image_shape, num_classes):
+        first, second = nn.Linear(30, 30), nn.Linear(30, 30)
+        second.weight = first.weight
+        super().__init__(nn.Flatten(), first, nn.ReLU(), second, nn.Linear(30, num_classes))
+
+class Lazy(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(num_classes))
+
+class Skips(nn.Module):
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.first, self.some, self.last = nn.Linear(30, 8), nn.Linear(8, 8), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        if not self.training or torch.rand(()) < 0.5:
+            x = x + self.some(x)
+        return self.last(x)
+
+class Normalised(nn.Sequential):
+    def __init__(self, image_shape, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(30, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+
 network = Convolution(3)
 number = 3
 """
@@ -255,6 +285,30 @@ def test_a_model_of_the_users_own_is_built_trained_saved_and_loaded(own, tmp_pat
     (tmp_path / "student.safetensors").write_bytes(content)
     student = load_student(tmp_path)
     assert student(images).shape == (2, 3) and model_bytes(student, card) == content
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["Tied", "Lazy", "Skips"])
+def test_unusual_networks_are_trained_saved_and_loaded(name, optimizer, own, tmp_path):
+    """Layers that share weights, that learn their shape from an image, and that are left out at random."""
+    name = f"{own(MODEL)}:{name}"
+    card = ModelCard(model=name, image_shape=SHAPE, num_classes=3)
+    images = torch.arange(240, dtype=torch.uint8).view(8, *SHAPE)
+    how = Recipe(steps=20, batch_size=4, optimizer=optimizer, device="cpu")
+    for seed in range(3):
+        spec = StudentSpec(card=card, mean=[0.5], std=[0.25], recipe=how, seed=seed, threads=1)
+        content, _ = fit(spec, images, torch.full((8, 3), 1 / 3), 0)
+        (tmp_path / "student.safetensors").write_bytes(content)
+        student = load_student(tmp_path)
+        assert model_bytes(student, card) == content == fit(spec, images, torch.full((8, 3), 1 / 3), 0)[0]
+        assert student(images).isfinite().all()
+
+
+def test_a_network_that_normalises_over_a_batch_needs_more_than_single_images(own):
+    name = f"{own(MODEL)}:Normalised"
+    check_student(StudentSection(model=name), SHAPE)
+    with pytest.raises(ConfigError, match=r"student\.batch_size: .*Normalised cannot be trained on single images"):
+        check_student(StudentSection(model=name, batch_size=1), SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from test_students import TINY, images, recipe, same, soft_targets, weights
 from torch import nn
 
 from kdray.errors import TrainingError
-from kdray.models.classifier import build_model
+from kdray.models.classifier import ImageClassifier, build_model
 from kdray.training.augment import Crop
 from kdray.training.descent import Descent, MovingAverage
 from kdray.training.fitting import StudentSpec
@@ -243,21 +243,48 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_the_last_good_weights_
         model, data, targets, short(steps=200, batch_size=4, schedule="constant", loss=loss), seed=0, threads=1,
         on_epoch=lambda done, of, loss: told.append(done),
     )  # fmt: skip
-    assert (result.diverged, result.kept, result.steps) == (132, 100, 200)
+    assert (result.diverged, result.kept, result.steps) == (132, 102, 200)  # after 2, 52 and 102 steps
     assert told == list(range(1, 66))
     expected = fresh()
-    train(expected, data, targets, short(steps=100, batch_size=4, schedule="constant"), seed=0, threads=1)
+    train(expected, data, targets, short(steps=102, batch_size=4, schedule="constant"), seed=0, threads=1)
     assert same(weights(model), weights(expected))
     assert result.notes() == [
-        "training stopped at step 132 of 200: the loss is not finite. The student has the weights of step 100; set "
+        "training stopped at step 132 of 200: the loss is not finite. The student has the weights of step 102; set "
         "student.lr lower"
     ]
     assert TrainResult().notes() == []
 
 
 def test_a_loss_that_is_never_finite_is_an_error_with_the_step():
-    with pytest.raises(TrainingError, match=r"the loss is not finite at step 3 of 200; set lr, which is 0.05, lower"):
-        train(fresh(), images(8), soft_targets(8), short(steps=200, loss=Breaking(at=3, calls=[])), seed=0, threads=1)
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step 2 of 200; set lr, which is 0.05, lower"):
+        train(fresh(), images(8), soft_targets(8), short(steps=200, loss=Breaking(at=2, calls=[])), seed=0, threads=1)
+
+
+def test_with_early_stopping_the_best_weights_before_are_kept_and_it_is_told():
+    data, targets, model = images(8), soft_targets(8), fresh()
+    how = {"batch_size": 4, "schedule": "constant", "early_stop": EarlyStop(holdout=0.25, patience=100)}
+    # One call tries the loss; each epoch is two steps and a look at what is held out.
+    result = train(model, data, targets, short(steps=200, loss=Breaking(at=1 + 31, calls=[]), **how), seed=0, threads=1)
+    assert result.diverged == 22 and result.kept == 2 * result.best_epoch <= 20
+    lowest = min(result.holdout_losses)
+    assert result.holdout_losses[result.best_epoch - 1] == lowest
+    assert "stopped at step 22 of 200: the loss is not finite" in result.notes()[0]
+    expected = fresh()
+    train(expected, data, targets, short(steps=result.kept, **how), seed=0, threads=1)
+    assert same(weights(model), weights(expected))
+
+
+def test_early_stopping_keeps_no_weights_that_are_not_finite():
+    how = {"steps": 1, "lr": 1e38, "clip_norm": None, "weight_decay": 1e30, "early_stop": EarlyStop(holdout=0.25)}
+    with pytest.raises(TrainingError, match="the loss is not finite at step"):
+        train(fresh(), images(8), soft_targets(8), short(**how), seed=0, threads=1)
+
+
+def test_a_batch_of_one_image_that_is_normalised_is_told():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model = ImageClassifier(network, (1, 8, 8), [0.5], [0.25])
+    with pytest.raises(TrainingError, match="this batch is a single image"):
+        train(model, images(1), soft_targets(1), short(steps=2), seed=0, threads=1)
 
 
 def test_weights_that_the_last_step_breaks_are_found_out():

@@ -35,7 +35,8 @@ class ModelCard:
 
 def model_bytes(model: ImageClassifier, card: ModelCard) -> bytes:
     """The bytes of a model file; the same model and card give the same bytes."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(model.state_dict().items())}
+    # Copies, as safetensors takes no two tensors that share memory: layers may share their weights.
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in sorted(model.state_dict().items())}
     metadata = {
         # One entry: safetensors writes several in an order that changes from call to call.
         "kdray": json.dumps(

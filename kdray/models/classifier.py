@@ -2,16 +2,20 @@
 
 import copy
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kdray.errors import ModelError
 from kdray.models.base import Architecture, find_model
 from kdray.utils.seeds import torch_seed
 from kdray.utils.stored import rows_in_a_part
+
+_TRIES = 16  # of a network that leaves layers out at random: each of them has its turn
 
 
 class ImageClassifier(nn.Module):
@@ -84,14 +88,21 @@ def _build_users_own(architecture: Architecture, image_shape: tuple[int, int, in
         raise ModelError(f"{name}({call}) failed ({type(error).__name__}: {error})") from None
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
+    if any(is_lazy(tensor) for tensor in itertools.chain(network.parameters(), network.buffers())):
+        _try(network.eval(), name, image_shape, num_classes)  # now their shapes are known
+        network.train()
     trial = copy.deepcopy(network)
     _try(trial.eval(), name, image_shape, num_classes)
-    logits = _try(trial.train(), name, image_shape, num_classes)
-    if not logits.requires_grad:
-        raise ModelError(f"{name} made a network that has no parameters to train")
-    logits.sum().backward()
-    idle = [key for key, value in trial.named_parameters() if value.requires_grad and value.grad is None]
-    if idle:
+    trial.train()
+    for _ in range(_TRIES):
+        logits = _try(trial, name, image_shape, num_classes)
+        if not logits.requires_grad:
+            raise ModelError(f"{name} made a network that has no parameters to train")
+        logits.sum().backward()
+        idle = [key for key, value in trial.named_parameters() if value.requires_grad and value.grad is None]
+        if not idle:
+            break
+    else:
         raise ModelError(f"{name} made a network whose logits do not depend on its parameter {idle[0]}; remove it")
     return network
 
@@ -156,6 +167,7 @@ def build_model(
         ModelError: see `build_network`.
     """
     shape = _as_shape(image_shape)
+    find_model(name)  # imports a user's module, which may draw random numbers, before these are seeded
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(seed, f"weights of {name}"))
         network = build_network(name, shape, num_classes)

@@ -71,6 +71,9 @@ def start_weights(init: str, network: nn.Module, name: str) -> bytes:
         given = {key: value for key, value in given.items() if key not in head}
         own = {key: value for key, value in own.items() if key not in head}
     check_weights(own, given, f"student.init: {shown(path)}", name)
+    for key in own:
+        if not given[key].isfinite().all():
+            raise ModelError(f"student.init: {shown(path)} has NaN or infinity in {key}; give finite weights")
     return save({key: given[key].to(value.dtype).clone().contiguous() for key, value in own.items()})
 
 

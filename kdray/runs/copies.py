@@ -49,7 +49,7 @@ class Copies:
         image = self._images[row : row + 1]
         draw = Draw.whole(torch_generator(self._seed, "augmented copy", number), 1)
         for _ in range(_MAX_TRIES):
-            copy = self._augment(image, draw).float().round().to(torch.uint8)
+            copy = self._augment(image.clone(), draw).float().round().to(torch.uint8)  # a user's may work in place
             if not torch.equal(copy, image):
                 break
         return copy

@@ -1,5 +1,6 @@
 """From a config to what it names: images, pool, teacher and student, read and checked before anything is paid."""
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from kdray.training.fitting import StudentSpec
 from kdray.training.losses.base import check_loss
 from kdray.training.recipe import StudentSection
 from kdray.utils.devices import auto_threads, resolve_device
+from kdray.utils.lazy import torch
 from kdray.utils.seeds import numpy_generator
 
 
@@ -360,9 +362,20 @@ def check_student(section: StudentSection, image_shape: tuple[int, int, int]) ->
         build_model(section.unpaid.model, image_shape, 2, seed=0)
     resolve_device(section.device, "student.device")
     student = build_model(section.model, image_shape, 2, seed=0)
+    if section.batch_size == 1:
+        _check_single(student, section, image_shape)
     if section.init is not None:
         start_weights(section.init, student.network, section.model)
     return student
+
+
+def _check_single(student: ImageClassifier, section: StudentSection, image_shape: tuple[int, int, int]) -> None:
+    try:
+        copy.deepcopy(student).train()(torch.zeros(1, *image_shape))
+    except ValueError as error:  # of batch normalisation
+        raise ConfigError(
+            f"student.batch_size: {section.model} cannot be trained on single images ({error}); raise it"
+        ) from None
 
 
 def read_start(section: StudentSection, card: ModelCard) -> bytes | None:

@@ -37,7 +37,8 @@ class Descent:
         if self._recipe.clip_norm is not None:
             cut([p.grad for p in self._parameters if p.grad is not None], self._recipe.clip_norm)
         for group in self._groups:
-            gradients = [p.grad for p in group.parameters if p.grad is not None]  # `build_network` sees that all have
+            # A layer that is left out at random has none in this step.
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group.parameters]
             self._step(group, gradients, rate)
         for parameter in self._parameters:
             parameter.grad = None

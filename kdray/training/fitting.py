@@ -57,6 +57,15 @@ def with_candidates(spec: StudentSpec, pool: Pool) -> StudentSpec:
     return spec if spec.pool is None else replace(spec, pool=pool)
 
 
+def smallest_batch(spec: StudentSpec, count: int, *, final: bool = True) -> int:
+    """Images in the smallest batch of all trainings of one student on `count` answers."""
+    trained = {count}
+    if final:
+        for _, changes in _open(spec.recipe, spec.card.image_shape):
+            trained |= {count - held for _, held in networks(len(changes), count)}
+    return min(length(spec.recipe, number).smallest_batch for number in trained)
+
+
 def fit(
     spec: StudentSpec,
     images: Tensor,
@@ -106,6 +115,7 @@ class _Making:
         self._tell = on_epoch or (lambda done, of, loss: None)
         self._behind, self._epochs, self._networks = 0, 0, 0  # epochs of networks done, of all; networks done
         self._choices: dict[str, Choice] = {}
+        self._beside: list[str] = []  # what is to be told of networks beside the student
 
     def one(self, recipe: Recipe) -> tuple[bytes, TrainResult]:
         """The student, trained alone."""
@@ -125,7 +135,7 @@ class _Making:
         labeller = None if unpaid is None else self._labeller(recipe, unpaid)
         model = self._fresh(self._spec.seed)
         result = self._trained(model, recipe, *self._data, self._spec.seed, labeller)
-        return model_bytes(model, self._spec.card), replace(result, choices=self._choices)
+        return model_bytes(model, self._spec.card), replace(result, choices=self._choices, beside=self._beside)
 
     def _fresh(self, seed: int, name: str | None = None) -> ImageClassifier:
         """A network before training: the student's, or the one of that name."""
@@ -164,16 +174,20 @@ class _Making:
         return result
 
     def _helper(
-        self, recipe: Recipe, images: Tensor, targets: Tensor, seed: int, name: str | None = None
+        self, recipe: Recipe, images: Tensor, targets: Tensor, seed: int, name: str | None = None, called: str = ""
     ) -> ImageClassifier:
-        """A network beside the student; one that was done when the training was broken off is not trained again."""
+        """A network beside the student; one that was done when the training was broken off is not trained again. Where
+        it is `called` something, the user hears of a loss that was not finite."""
         number, self._networks = self._networks, self._networks + 1
         model = self._fresh(seed, name)
         if self._saved is not None and number < len(self._saved.done):
+            if not self._saved.done[number]:
+                raise TrainingError("it could not be trained before the training was broken off either")
             model.load_state_dict(self._saved.done[number])
             self._behind += length(recipe, len(images)).epochs
             return model.eval()
-        self._trained(model, recipe, images, targets, seed)
+        result = self._trained(model, recipe, images, targets, seed)
+        self._beside += [f"{called}: {note}" for note in result.notes() if called]
         if self._saved is not None:
             self._saved.finish(model.state_dict())
         return model
@@ -181,50 +195,49 @@ class _Making:
     def _labeller(self, recipe: Recipe, unpaid: Unpaid) -> Labeller:
         assert self._spec.pool is not None, "see `StudentSpec.pool`"
         device, seed = resolve_device(recipe.device), self._spec.seed
-        students = [
-            self._helper(recipe, *self._data, torch_seed(seed, f"student {number} that labels"), unpaid.model)
-            for number in range(unpaid.students)
-        ]
+        students = []
+        for number in range(unpaid.students):
+            one = torch_seed(seed, f"student {number} that labels")
+            students.append(self._helper(recipe, *self._data, one, unpaid.model, f"student {number} that labels"))
         ready = [student.to(device).to(memory_format=torch.channels_last) for student in students]
         return Labeller(unpaid, placed(self._spec.pool, device), ready, recipe.augment, device)
 
     # What is chosen by cross-validation
 
-    def _open(self, recipe: Recipe) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-        """Fields that are to be chosen, and for each the changes of the recipe to choose from, by name."""
-        if isinstance(recipe.augment, Auto):
-            kinds = recipe.augment.candidates(self._spec.card.image_shape)
-            yield "augment", {name: {"augment": one} for name, one in kinds.items()}
-        if isinstance(recipe, StudentSection) and recipe.recipe == "auto":
-            yield "recipe", recipe.variants()
-
     def _epochs_of_choices(self, recipe: Recipe) -> int:
         count, short = len(self._data[0]), shortened(recipe, len(self._data[0]), SHARE)
         return sum(
             number * length(short, count - held).epochs
-            for _, changes in self._open(recipe)
+            for _, changes in _open(recipe, self._spec.card.image_shape)
             for number, held in networks(len(changes), count)
         )
 
     def _chosen(self, recipe: Recipe) -> Recipe:
         """The recipe without anything that is still to be chosen."""
-        for field, changes in self._open(recipe):
+        for field, changes in _open(recipe, self._spec.card.image_shape):
             recipes = {name: recipe.model_copy(update=change) for name, change in changes.items()}
             self._choices[field] = self._choice(recipes)
             recipe = recipes[self._choices[field].name]
         return recipe
 
     def _choice(self, recipes: dict[str, Recipe]) -> Choice:
-        def fitted(name: str, images: Tensor, targets: Tensor, fold: int) -> ImageClassifier:
+        def fitted(name: str, images: Tensor, targets: Tensor, fold: int) -> ImageClassifier | None:
             short = shortened(recipes[name], len(self._data[0]), SHARE)
-            seed = torch_seed(self._spec.seed, f"cross-validation {fold}")
             try:
-                return self._helper(short, images, targets, seed)
-            except TrainingError:  # this recipe is no choice, and the others still are: it is judged as untrained
-                model = self._fresh(seed)
+                return self._helper(short, images, targets, torch_seed(self._spec.seed, f"cross-validation {fold}"))
+            except TrainingError:  # this recipe is no choice, and the others still are
                 self._behind += length(short, len(images)).epochs
-                if self._saved is not None:
-                    self._saved.finish(model.state_dict())
-                return model.eval()
+                if self._saved is not None and len(self._saved.done) < self._networks:
+                    self._saved.finish({})
+                return None
 
         return choose(list(recipes), *self._data, fit=fitted, seed=self._spec.seed, round=self._round)
+
+
+def _open(recipe: Recipe, image_shape: tuple[int, int, int]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """Fields that are to be chosen, and for each the changes of the recipe to choose from, by name."""
+    if isinstance(recipe.augment, Auto):
+        kinds = recipe.augment.candidates(image_shape)
+        yield "augment", {name: {"augment": one} for name, one in kinds.items()}
+    if isinstance(recipe, StudentSection) and recipe.recipe == "auto":
+        yield "recipe", recipe.variants()

@@ -40,6 +40,7 @@ class TrainResult:
         diverged: the step whose loss was not finite, counted from 1; None where all were finite.
         kept: where it diverged, the number of steps that the kept weights have seen.
         choices: what was chosen by cross-validation, by the field of the recipe.
+        beside: notes about networks that were trained for this one.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -49,10 +50,11 @@ class TrainResult:
     diverged: int | None = None
     kept: int | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
+    beside: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What the user should know of it."""
-        notes = [choice.note(f"student.{name}") for name, choice in self.choices.items()]
+        notes = [choice.note(f"student.{name}") for name, choice in self.choices.items()] + self.beside
         if self.diverged is not None and self.kept is not None:
             notes.append(
                 f"training stopped at step {self.diverged:,} of {self.steps:,}: the loss is not finite. The student "
@@ -140,7 +142,7 @@ class _Training:
         network = shard.wrap(model)
         self._network = torch.compile(network) if recipe.compile else network
         self._descent = Descent(model, recipe)
-        self._best: dict[str, Tensor] = {}
+        self._best: tuple[int, dict[str, Tensor]] = (0, {})  # the same, of the lowest held-out loss
         self._good: tuple[int, dict[str, Tensor]] = (0, {})  # steps, and the weights after them
         self._waited = False
         self.result = TrainResult(steps=self._length.steps)
@@ -176,10 +178,12 @@ class _Training:
             self.result.diverged = begin + int(wrong[0]) + 1
             return
         self.result.losses.append(float((means * sizes).sum() / sizes.sum()))
-        self.result.best_epoch = len(self.result.losses)
-        if self._recipe.early_stop is not None:
+        if self._recipe.early_stop is None:
+            self.result.best_epoch = len(self.result.losses)
+        else:
             self._judge(self._recipe.early_stop.patience)
-        if self._descent.steps >= self._good[0] + _GOOD_EVERY and not self.finished:
+        due = self._descent.steps >= self._good[0] + _GOOD_EVERY or not self._good[1]
+        if due and not self.finished:
             weights = self._weights()
             if _finite(weights):
                 self._good = self._descent.steps, weights
@@ -189,7 +193,7 @@ class _Training:
         recipe, shard = self._recipe, self._shard
         own = self._feed.batch(batch, vary)
         with precision_of(recipe, own.images.device):
-            logits = self._network(own.images.contiguous(memory_format=torch.channels_last))
+            logits = self._logits(own.images)
             how = {"distil": own.answered} if recipe.loss.labels_mixes else {}
             loss = recipe.loss(logits, own.targets, **how)
         (loss * shard.weight(len(logits), own.of)).backward()
@@ -197,6 +201,18 @@ class _Training:
         if self._average is not None:
             self._average.update()
         return loss.detach() * shard.weight(len(logits), own.of) * len(batch) / shard.size
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self._network(images.contiguous(memory_format=torch.channels_last))
+        except ValueError as error:
+            if len(images) > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                "the network normalises over a batch, and this batch is a single image; set student.batch_size higher, "
+                "or buy more images"
+            ) from None
+        return logits
 
     def _judge(self, patience: int) -> None:
         """Compare the held-out loss with the best one."""
@@ -215,11 +231,9 @@ class _Training:
         self._model.eval()
         with torch.inference_mode(), self._averaged():
             losses.append(self._shard.mean(held_loss, len(images)))
-        # Of equal losses the last; a loss that is not finite is the worst.
-        best = min(range(len(losses)), key=lambda n: (losses[n] if isfinite(losses[n]) else inf, -n))
-        self.result.best_epoch = best + 1
-        if self.result.best_epoch == len(losses):
-            self._best = self._weights()
+        lowest = min((loss for loss in losses[:-1] if isfinite(loss)), default=inf)
+        if isfinite(losses[-1]) and losses[-1] <= lowest and _finite(weights := self._weights()):
+            self._best, self.result.best_epoch = (self._descent.steps, weights), len(losses)
         self._waited = len(losses) - self.result.best_epoch >= patience
 
     @contextmanager
@@ -240,8 +254,9 @@ class _Training:
             TrainingError: the loss was not finite before there were any.
         """
         result = self.result
-        if self._best:
-            self._model.load_state_dict(self._best)
+        step, kept = self._best if self._best[1] else self._good
+        if result.diverged is None and self._best[1]:
+            self._model.load_state_dict(kept)
             return
         if result.diverged is None:
             if self._average is not None:
@@ -249,7 +264,6 @@ class _Training:
             if _finite(self._model.state_dict()):
                 return
             result.diverged = self._descent.steps
-        step, kept = self._good
         if not kept:
             raise TrainingError(
                 f"the loss is not finite at step {result.diverged:,} of {result.steps:,}; set lr, which is "

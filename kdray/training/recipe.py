@@ -27,7 +27,7 @@ class Recipe(Section):
     """How a network is trained."""
 
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Optimisation steps. auto: by the number of answers and the network, see docs/training.md."""
+    """Optimisation steps. auto: by the number of answers, see docs/training.md."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Passes over the labelled set, instead of steps."""
     batch_size: Annotated[int, Field(ge=1)] = 128

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kdray.training.augment.base import Draw
 
 _ALPHA, _SIGMA = 50.0, 5.0  # torchvision's defaults: strength of the displacement, width of its blur in pixels
-_AREA, _RATIO, _TRIES = (0.02, 0.33), (0.3, 3.3), 10  # Zhong et al., 2020, section 4
+_AREA, _RATIO, _TRIES = (0.02, 0.33), (0.3, 3.3), 10  # torchvision's defaults for `RandomErasing`
 
 
 def random_elastic(images: Tensor, draw: Draw, alpha: float = _ALPHA, sigma: float = _SIGMA) -> Tensor:
@@ -50,7 +50,7 @@ def random_invert(images: Tensor, draw: Draw, share: float = 0.5) -> Tensor:
 
 
 def random_erase(images: Tensor, draw: Draw, share: float = 0.5) -> Tensor:
-    """Blacken a random rectangle in a `share` of the images (Zhong et al., 2020, algorithm 1).
+    """Blacken a random rectangle in a `share` of the images, as torchvision's `RandomErasing` (Zhong et al., 2020).
 
     The rectangle has 2 to 33 % of the area and an aspect ratio of 0.3 to 3.3. One that does not fit is drawn again, ten
     times at most.

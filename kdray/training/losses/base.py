@@ -19,7 +19,7 @@ class Loss(Section):
 
     labels_mixes: ClassVar[bool] = False
     """Whether a mix of two images has a mix of hard labels as its target, not of answers. The loss is then called with
-    `distil`, bool [B]: the rows whose targets are answers; None: all."""
+    `distil` by name, bool [B]: the rows whose targets are answers; None: all."""
 
     kind: str
     """Kind of loss, or a class of your own as module:class."""
@@ -63,6 +63,9 @@ def check_loss(loss: Loss, classes: int, field: str = "loss") -> None:
     try:
         with torch.enable_grad():
             value = loss(logits, targets)
+            if loss.labels_mixes:
+                for distil in (None, torch.tensor([True, False])):
+                    value = loss(logits, targets, distil=distil)  # type: ignore[call-arg]  # see `labels_mixes`
     except ConfigError as error:  # which says itself what to do
         raise ConfigError(f"{field}: {error}") from None
     except Exception as error:  # a user's loss may raise anything
