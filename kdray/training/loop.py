@@ -178,7 +178,7 @@ class _Training:
             self.result.diverged = begin + int(wrong[0]) + 1
             return
         self.result.losses.append(float((means * sizes).sum() / sizes.sum()))
-        if self._recipe.early_stop is None:
+        if self._recipe.early_stop is None or len(self._held[0]) == 0:
             self.result.best_epoch = len(self.result.losses)
         else:
             self._judge(self._recipe.early_stop.patience)
