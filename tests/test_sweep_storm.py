@@ -88,6 +88,7 @@ def best_of(folder: Path, out: str):
     return write_results(sweep.read_config(), sweep)
 
 
+@pytest.mark.timeout(900)  # it starts Ray eight times or so, and waits 300 s for a single sweep itself
 def test_ten_kills_of_driver_trials_and_ledger_buy_nothing_twice_and_change_no_best_trial(slow_sweep):
     program = start(slow_sweep, "whole")
     assert program.wait(300) == 0, (slow_sweep / "whole.log").read_text()
