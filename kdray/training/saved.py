@@ -58,6 +58,9 @@ class Saved:
         self._state = None
 
 
+_FORMAT = 2  # of a state; one of another format is another training's
+
+
 def _read(data: bytes | None, key: str) -> dict[str, Any]:
     nothing: dict[str, Any] = {"done": [], "state": None}
     if not data:
@@ -78,7 +81,7 @@ def training_key(recipe: Recipe, images: Tensor, targets: Tensor, *facts: object
         facts: network, seed, round and the like; text or numbers.
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([recipe.model_dump(mode="json"), torch.__version__, *map(str, facts)]).encode())
+    digest.update(json.dumps([_FORMAT, recipe.model_dump(mode="json"), torch.__version__, *map(str, facts)]).encode())
     for tensor in (images, targets):
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()

@@ -88,7 +88,7 @@ def _telling(
         telling: np.ndarray = groups[known[i] & known[j]][:count]
         if len(telling) == count or wanted >= min(free, _MOST_LOOKED_AT):
             return telling
-        wanted = min(free, 4 * wanted)
+        wanted = min(free, _MOST_LOOKED_AT, 4 * wanted)
 
 
 def judge(
