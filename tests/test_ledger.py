@@ -1095,7 +1095,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     if row not in outcome.bad:
                         probs = outcome.answers.probs[row].tobytes()
                         self.answers.setdefault((entry.teacher, item), (int(outcome.answers.labels[row]), probs))
-            if outcome.declined and entry.state == "reserved":
+            if outcome.declined:  # also of one that was released before
                 self.declined |= {(entry.teacher, item): outcome.reason for item in outcome.hashes}
             if entry.state == "reserved":
                 self.close(entry, outcome.state, outcome.reason)

@@ -12,10 +12,10 @@ from kdray.teachers.pool import TeacherReply
 HASHES = [b"a", b"b"]
 
 
-def told(*, answers=None, fault=None, hashes=HASHES, classes=3, metered=True, believed=True):
+def told(*, answers=None, fault=None, hashes=HASHES, classes=3, metered=True):
     reservation = Reservation(id="r", queries=len(hashes), teacher="t", purpose="training")
     reply = TeacherReply(key=1, answers=answers, fault=fault)
-    return outcome_of(reply, reservation, hashes, classes=classes, metered=metered, believed=believed)
+    return outcome_of(reply, reservation, hashes, classes=classes, metered=metered)
 
 
 def soft(*rows: list[float]) -> Answers:
@@ -64,10 +64,7 @@ def test_a_fault_is_charged_where_it_may_have_been_billed(kind, metered, state):
 
 
 @pytest.mark.parametrize("kind", ["declined", "oversized"])
-@pytest.mark.parametrize(
-    ("hashes", "believed", "declined"), [([b"a"], True, True), ([b"a"], False, False), (HASHES, True, False)]
-)
-def test_an_image_is_declined_once_it_is_alone_and_others_were_answered(kind, hashes, believed, declined):
-    outcome = told(fault=Fault(kind=kind, message="no"), hashes=hashes, believed=believed)
-    assert (outcome.state, outcome.declined) == ("released", declined)
-    assert list(outcome.hashes) == (hashes if declined else [])
+@pytest.mark.parametrize("hashes", [[b"a"], HASHES])
+def test_what_is_declined_is_free_and_not_remembered_before_another_image_was_answered(kind, hashes):
+    outcome = told(fault=Fault(kind=kind, message="no"), hashes=hashes)
+    assert (outcome.state, outcome.declined, list(outcome.hashes)) == ("released", False, [])

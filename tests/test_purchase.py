@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -1078,7 +1078,7 @@ def test_declined_images_are_remembered_and_prove_nothing_against_a_teacher_that
     turns = iter(range(1, 100))
 
     def stop(done: int, total: int) -> None:
-        if next(turns) == 8:
+        if next(turns) == 9:
             raise KeyboardInterrupt
 
     def start(line: Line, **more) -> Bought:
@@ -1089,6 +1089,7 @@ def test_declined_images_are_remembered_and_prove_nothing_against_a_teacher_that
     with pytest.raises(KeyboardInterrupt):
         start(first, on_progress=stop)
     assert first.asked[13] == 4, "among 8, 4 and 2, and alone"
+    assert first.batches[-1] == [14, 15], "another image was answered after it"
     line = Line(clock, declines)
     bought = start(line)
     assert bought.set_aside == {13: "it was declined"} and facts(bought) == (31, 0, 0)
@@ -1125,6 +1126,82 @@ def test_a_teacher_that_declines_all_it_is_asked_stops_the_run_soon_and_names_th
     assert str(error.value) == f"it was declined; the teacher has answered no image yet, and did not take {names}"
     assert len(line.batches) <= 3 and money(ledger) == (0, 0, 0, 0)
     assert refusals(ledger, line.teacher, *range(count)) == {}, "it may be the setting: nothing is held against them"
+
+
+def expires(after: int) -> Callable[[list[int], int], Fault | None]:
+    """The script of a teacher whose key expires after so many batches: it says no more than that it declines."""
+    return lambda asked, number: fault("declined") if number > after else None
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("after", [0, 1, 3, 11])
+def test_images_are_not_held_guilty_of_a_key_that_expires(after, slots, clock, make_ledger):
+    """The run stops soon, and says why. With a new key it goes on, and every image is answered once."""
+    ledger, images = make_ledger(1000), pictures(*range(100))
+    purchase(images[:4], CountingTeacher(), ledger)  # it has answered others before
+
+    def start(line: Line) -> Bought:
+        return buy(
+            images, teachers=line, ledger=ledger, batch_size=8, policy=PurchasePolicy(retry=patient(proven=after > 0))
+        )
+
+    line = Line(clock, expires(after), slots=slots)
+    with pytest.raises(TeacherError, match="has taken none of the last 10 images, though it answered others before"):
+        start(line)
+    assert len(line.batches) <= after + 45
+    assert refusals(ledger, line.teacher, *range(100)) == {}, "nothing is held against them"
+    bought = start(Line(clock, slots=slots))
+    assert len(bought.positions) == 100 and bought.set_aside == {} and money(ledger) == (100, 0, 0, 0)
+
+
+def test_images_declined_at_the_very_end_are_left_out_but_not_remembered(clock, make_ledger):
+    ledger, line, images = make_ledger(1000), Line(clock, expires(5)), pictures(*range(42))
+    bought = buy(images, teachers=line, ledger=ledger, batch_size=8, policy=PurchasePolicy(retry=patient()))
+    assert bought.set_aside == {40: "it was declined", 41: "it was declined"} and len(bought.positions) == 40
+    assert refusals(ledger, line.teacher, *range(42)) == {}
+    again = buy(images, teachers=Line(clock), ledger=ledger, batch_size=8, round=1)
+    assert again.set_aside == {} and money(ledger) == (42, 0, 0, 0)
+
+
+@given(
+    st.sets(st.integers(0, 59), max_size=30), st.integers(1, 16), st.integers(1, 3), st.booleans(),
+    st.sampled_from(["declined", "oversized"]),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(set(range(20, 50)), 16, 1, False, "declined")  # side by side, and half of all
+def test_whichever_images_a_teacher_declines_all_others_are_answered(clock, bad, size, slots, proven, kind):
+    ledger = Ledger(":memory:", 100, clock=clock.time)
+    line = Line(clock, lambda asked, number: fault(kind) if bad & set(asked) else None, slots=slots)
+    retry = patient(proven=True, max_bad_share=1)
+    retry.proven, retry.known = proven, True
+    bought = buy(
+        pictures(*range(60)), teachers=line, ledger=ledger, batch_size=size, policy=PurchasePolicy(retry=retry)
+    )
+    assert set(bought.set_aside) == bad and set(bought.positions.tolist()) == set(range(60)) - bad
+    assert money(ledger) == (60 - len(bad), 0, 0, 0)
+    assert refusals(ledger, line.teacher, *range(60)).keys() <= bad
+    ledger.close()
+
+
+def test_a_run_that_has_too_many_declined_images_says_how_to_forget_them(clock, make_ledger):
+    ledger, bad = make_ledger(1000), range(0, 40, 8)
+    line = Line(clock, lambda asked, number: fault("declined") if set(bad) & set(asked) else None)
+    for _ in range(2):  # and again, where it asks about none of them
+        with pytest.raises(TeacherError, match=r"more than teacher\.retry\.max_bad_share = 0\.05 allows") as error:
+            buy(
+                pictures(*range(40)), teachers=line, ledger=ledger, batch_size=8, policy=PurchasePolicy(retry=patient())
+            )
+    assert "kdray ledger RUN --forget-declined" in str(error.value)
+
+
+@pytest.mark.parametrize("images", [(0, 1), (1, 2)])
+def test_answers_of_another_number_of_classes_are_told_before_anything_is_paid(images, clock, make_ledger):
+    ledger, line = make_ledger(1000), Line(clock)
+    buy(pictures(1), teachers=line, ledger=ledger, batch_size=4)
+    line.teacher.num_classes = 5
+    with pytest.raises(TeacherError, match=r"holds an answer of 3 classes of this teacher, teacher\.classes says 5"):
+        buy(pictures(*images), teachers=line, ledger=ledger, batch_size=4)
+    assert money(ledger) == (1, 0, 0, 0)
 
 
 # ---- fewer images a request

@@ -177,6 +177,14 @@ def test_a_teacher_that_has_answered_nothing_may_decline_three_images():
     assert [patience.declined() for _ in range(3)] == [False, False, True]
 
 
+def test_a_teacher_that_has_answered_may_decline_ten_images_in_a_row():
+    patience = RetryState(RetryPolicy(), Longest())
+    patience.known = True
+    assert [patience.declined() for _ in range(9)] == [False] * 9
+    patience.succeeded()
+    assert [patience.declined() for _ in range(10)] == [False] * 9 + [True]
+
+
 @pytest.mark.parametrize("kind", ["throttled", "unsent"])
 def test_patience_is_counted_in_time_where_nothing_is_charged(kind):
     patience = proven(RetryPolicy(tries=1, give_up_after_s=300))

@@ -32,7 +32,8 @@ def check(outcome: Outcome) -> None:
 
 
 def settle(db: sqlite3.Connection, outcome: Outcome) -> None:
-    """Charge or give back queries, and store answers. Nothing happens where it was settled in this way before.
+    """Charge or give back queries, and store answers. Nothing happens where it was settled in this way before, except
+    that images are remembered as declined: that is known only later.
 
     Raises:
         LedgerError: it was settled in another way, or there is no such reservation.
@@ -41,7 +42,7 @@ def settle(db: sqlite3.Connection, outcome: Outcome) -> None:
     new = close(db, key, outcome.state, rejected=len(outcome.bad), reason=outcome.reason)
     if new and outcome.state == "answered" and outcome.answers is not None:
         _store(db, outcome, outcome.answers)
-    if new and outcome.declined:
+    if outcome.declined:
         db.executemany(
             "INSERT OR REPLACE INTO declined SELECT teacher, ?, id, ? FROM reservations WHERE id = ?",
             [(item, outcome.reason or "declined", key) for item in outcome.hashes],

@@ -2,10 +2,13 @@
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kdray.errors import TeacherError
 from kdray.ledger.records import Failures, GrantPart
+
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples, less their whole parts, are spread evenly
 
 
 @dataclass(kw_only=True)
@@ -66,6 +69,7 @@ class Backlog:
             for key, found in failures.items()
             if found.declined or (found.own and found.times >= tries)
         }
+        self._declined = {key for key, found in failures.items() if found.declined}
         # Cut by position, so that a run that goes on asks for the same batches, less the images that are answered.
         batches: dict[int, list[int]] = {}
         seen: set[bytes] = set()
@@ -101,11 +105,27 @@ class Backlog:
         """Send one image alone, ahead of all others: the first that has not failed, where there is one. Batches that
         were lost stay as they were, since a server may know them again and bill them once."""
         number = next((n for n, batch in enumerate(self._queue) if not self._failed_before(batch)), 0)
+        self._send_alone(number, self._queue[number].positions[0])
+
+    def single_out(self, number: int, but: Container[bytes]) -> None:
+        """Send one image alone, ahead of all others: from another place of the queue for each `number`. It is none of
+        `but`, where there are others."""
+        others = [
+            (place, positions)
+            for place, batch in enumerate(self._queue)
+            if (positions := [p for p in batch.positions if self._hashes[p] not in but])
+        ]
+        if others:
+            place, positions = others[int(number * _GOLDEN % 1.0 * len(others))]
+            self._send_alone(place, positions[len(positions) // 2])
+
+    def _send_alone(self, number: int, position: int) -> None:
         batch = self._queue[number]
         del self._queue[number]
         if len(batch.positions) > 1:
-            self._queue.insert(number, Batch(positions=batch.positions[1:], attempt=batch.attempt))
-        self._queue.appendleft(Batch(positions=batch.positions[:1], attempt=batch.attempt))
+            rest = [p for p in batch.positions if p != position]
+            self._queue.insert(number, Batch(positions=rest, attempt=batch.attempt))
+        self._queue.appendleft(Batch(positions=[position], attempt=batch.attempt))
 
     def _failed_before(self, batch: Batch) -> bool:
         return any(self._tries[self._hashes[p]] for p in batch.positions)
@@ -191,9 +211,35 @@ class Backlog:
         """Ask for a batch that cost nothing again, after all others."""
         self._queue.append(Batch(positions=batch.positions, attempt=batch.attempt + 1))
 
-    def decline(self, batch: Batch, reason: str) -> None:
-        """Set the images of a batch aside, which the teacher does not take."""
-        self.set_aside.update((self._hashes[position], reason) for position in batch.positions)
+    def decline(self, reasons: Mapping[bytes, str], *, known: bool = False) -> None:
+        """Set images aside that the teacher does not take: hash -> reason. `known`: the ledger remembers it."""
+        self.set_aside.update(reasons)
+        self.drop(reasons)
+        if known:
+            self._declined.update(reasons)
+
+    def check_share(self, share: float, images: int, name: Callable[[int], str]) -> None:
+        """Refuse more images set aside than a share of all.
+
+        Args:
+            share: of the `images`, each counted once.
+            name: of the image at a position, in words for the user.
+
+        Raises:
+            TeacherError: there are more; with the last of them.
+        """
+        if len(self.set_aside) <= share * images:
+            return
+        key, reason = list(self.set_aside.items())[-1]
+        remembered = (
+            f". The ledger remembers {len(self._declined):,} of them as declined: if that was not for the images' "
+            "sake, mend the cause and run `kdray ledger RUN --forget-declined`"
+        )
+        raise TeacherError(
+            f"{len(self.set_aside):,} of {images:,} images have no answer one can believe, more than "
+            f"teacher.retry.max_bad_share = {share:g} allows; the last is {name(self._hashes.index(key))}: "
+            f"{reason}{remembered if self._declined else ''}"
+        )
 
     def halve(self, batch: Batch) -> None:
         """Ask again in two parts: one image that the teacher does not take must not cost the others their answer."""

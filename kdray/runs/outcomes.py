@@ -1,6 +1,7 @@
 """From a teacher's reply to what the ledger is told of it: what is charged, and what is kept."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,9 +20,8 @@ def outcome_of(
     *,
     classes: int,
     metered: bool,
-    believed: bool,
 ) -> Outcome:
-    """How a request ended.
+    """How a request ended. That an image was declined is not told here: the next answers show whether it is the image.
 
     Args:
         reply: answers, or why there are none.
@@ -29,8 +29,6 @@ def outcome_of(
         hashes: of its images, in the order they were sent.
         classes: K, as the teacher says.
         metered: the teacher may bill; one that does not has charged nothing.
-        believed: the teacher has answered images. Then one that it does not take is remembered as declined: before, it
-            may be how all images are asked about.
     """
     answers, fault = reply.answers, reply.fault or _misfit(reply.answers, len(hashes), classes)
     if fault is None:
@@ -39,14 +37,8 @@ def outcome_of(
     if fault.kind in ("malformed", "doubtful"):
         nothing = AnswerRows(labels=np.zeros(len(hashes), dtype=np.int64))
         return _answered(reservation, hashes, nothing, dict.fromkeys(range(len(hashes)), fault.message))
-    declined = fault.kind in ("declined", "oversized") and len(hashes) == 1 and believed
-    return Outcome(
-        reservation=reservation,
-        state="uncertain" if fault.charged and metered else "released",
-        hashes=hashes if declined else (),
-        reason=fault.message,
-        declined=declined,
-    )
+    state: Literal["released", "uncertain"] = "uncertain" if fault.charged and metered else "released"
+    return Outcome(reservation=reservation, state=state, reason=fault.message)
 
 
 def _answered(reservation: Reservation, hashes: Sequence[bytes], rows: AnswerRows, bad: dict[int, str]) -> Outcome:

@@ -18,9 +18,10 @@ from torch import Tensor
 from kdray.errors import LedgerError, TeacherError
 from kdray.ledger.records import NEVER_SENT, STOPPED, Blocked, Order, Outcome, Reservation
 from kdray.runs.backlog import Backlog, Batch
+from kdray.runs.doubts import Doubts
 from kdray.runs.outcomes import outcome_of
 from kdray.runs.policy import Bought, LedgerLike, PurchasePolicy
-from kdray.teachers.answers import UnknownClass, to_answers
+from kdray.teachers.answers import UnknownClass, check_rows, to_answers
 from kdray.teachers.faults import Fault, FaultKind
 from kdray.teachers.pool import TeacherPool, TeacherReply
 from kdray.utils.text import counted
@@ -104,6 +105,7 @@ class _Purchase:
         self._hashes = policy.input.hashes(images)  # of what the teacher sees, as it is sent below
         self._distinct = len(set(self._hashes))
         self._known = ledger.lookup(self._teacher.identity, self._hashes)
+        check_rows(list(self._known.values()), self._teacher.num_classes)
         unknown = [key for key in dict.fromkeys(self._hashes) if key not in self._known]
         self._backlog = Backlog(
             self._hashes,
@@ -116,7 +118,7 @@ class _Purchase:
         self._limit(getattr(self._teacher, "batch_limit", None))
         self._waiting: dict[int, _Request] = {}
         self._open_grant: str | None = None
-        self._doubted: dict[bytes, int] = {}  # images that were declined before the teacher was believed
+        self._doubts = Doubts(self._name)
         self._failed_alone: bytes | None = None  # the one image of the last request that failed
         self._strange: dict[bytes, str] = {}  # images that got a class which the teacher should not have, and why
         self._told = False
@@ -188,10 +190,12 @@ class _Purchase:
 
     def _send(self) -> tuple[Blocked | None, float | None]:
         """Send what may go now; what blocks the rest, and the seconds until it may be otherwise."""
-        free = self._retry.slots(self._teachers.slots) - len(self._waiting)
+        free = (1 if self._doubts.many else self._retry.slots(self._teachers.slots)) - len(self._waiting)
         if free <= 0 or not self._backlog:
             return None, None
-        if self._policy.probe and not self._retry.proven:
+        if self._doubts.many:
+            self._backlog.single_out(len(self._doubts), self._doubts)
+        elif self._policy.probe and not self._retry.proven:
             self._backlog.split_first()
         self._open_grant = uuid.uuid4().hex
         grant = self._ledger.grant(
@@ -266,7 +270,6 @@ class _Purchase:
             [self._hashes[p] for p in request.batch.positions],
             classes=self._teacher.num_classes,
             metered=self._teacher.metered,
-            believed=self._retry.believed,
         )
 
     def _look_up(self, keys: Sequence[bytes]) -> None:
@@ -277,6 +280,7 @@ class _Purchase:
         batch, bad = request.batch, outcome.bad
         if outcome.state == "answered" and len(bad) < len(batch.positions):
             self._retry.succeeded()
+            self._dispel_doubts(request.sent_at)
             self._failed_alone = None
             self._limit(self._backlog.answered(batch))
             self._backlog.retry(batch, {batch.positions[row]: reason for row, reason in bad.items()})
@@ -321,18 +325,21 @@ class _Purchase:
                 self._backlog.halve(batch)
             return None
         (position,) = batch.positions
-        if outcome.declined:
-            self._backlog.decline(batch, fault.message)
-            return None
-        # It may be this image, or how all are asked: another image will show.
-        key = self._hashes[position]
-        if self._retry.declined() or key in self._doubted:
-            self._doubted[key] = position
-            names = ", ".join(self._name(p) for p in self._doubted.values())
-            return f"{fault.message}; the teacher has answered no image yet, and did not take {names}"
-        self._doubted[key] = position
-        self._backlog.defer(batch)
+        again, enough = (key := self._hashes[position]) in self._doubts, self._retry.declined()
+        self._doubts.add(key, position, outcome, time.monotonic(), first=not self._retry.believed)
+        if enough or (again and not self._retry.believed):
+            return self._doubts.verdict(fault.message, answered=self._retry.believed)
+        if again:  # no other image is left to show whether it is this one: it is left out, and not remembered
+            self._backlog.decline({key: fault.message})
+        else:
+            self._backlog.defer(batch)
         return None
+
+    def _dispel_doubts(self, sent_at: float | None) -> None:
+        """The teacher has answered: the images that it declined before are set aside, and remembered."""
+        if self._doubts and (declined := self._doubts.dispelled(sent_at or 0.0, set(self._backlog.hashes()))):
+            self._ledger.settle(list(declined.values()))
+            self._backlog.decline({key: one.reason or "declined" for key, one in declined.items()}, known=True)
 
     def _limit(self, size: int | None) -> None:
         """Keep to at most `size` images a request from now on, and in later purchases of the run."""
@@ -353,14 +360,7 @@ class _Purchase:
             self._note(note)
 
     def _check_share(self) -> None:
-        share, given_up = self._retry.policy.max_bad_share, self._backlog.set_aside
-        if len(given_up) > share * self._distinct:
-            key, reason = list(given_up.items())[-1]
-            raise TeacherError(
-                f"{len(given_up):,} of {self._distinct:,} images have no answer one can believe, more than "
-                f"teacher.retry.max_bad_share = {share:g} allows; the last is {self._name(self._hashes.index(key))}: "
-                f"{reason}"
-            )
+        self._backlog.check_share(share := self._retry.policy.max_bad_share, self._distinct, self._name)
         strange = [reason for key, reason in self._strange.items() if key not in self._known]
         answered = len(self._known) + len(strange)
         if len(strange) > max(_FEW_STRANGE, share * answered):

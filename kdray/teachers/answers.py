@@ -64,14 +64,31 @@ class Answers:
         return Answers(probs=probs, labels=self.labels[positions], num_classes=self.num_classes)
 
 
+def check_rows(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> None:
+    """Refuse rows of `kdray.ledger.Ledger.lookup` that a teacher of so many classes cannot have given.
+
+    Raises:
+        TeacherError: a label or the number of probabilities does not fit.
+    """
+    strange = next(
+        (
+            f"an answer with class {label}" if probs is None else f"an answer of {len(probs)} classes"
+            for label, probs in rows
+            if label >= num_classes or (probs is not None and len(probs) != num_classes)
+        ),
+        None,
+    )
+    if strange is not None:
+        raise TeacherError(
+            f"the ledger holds {strange} of this teacher, teacher.classes says {num_classes}: check teacher.classes, "
+            "or give teacher.name if this is another model"
+        )
+
+
 def to_answers(rows: Sequence[tuple[int, np.ndarray | None]], num_classes: int) -> Answers:
     """Rows of `kdray.ledger.Ledger.lookup` as one batch of answers."""
+    check_rows(rows, num_classes)
     labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
-    if len(labels) and int(labels.max()) >= num_classes:
-        raise TeacherError(
-            f"the ledger holds an answer with class {int(labels.max())} of this teacher, teacher.classes says "
-            f"{num_classes}: check teacher.classes, or give teacher.name if this is another model"
-        )
     shown = [probs for _, probs in rows if probs is not None]
     probs = torch.from_numpy(np.stack(shown)) if shown else None
     return Answers(probs=probs, labels=labels, num_classes=num_classes)

@@ -13,6 +13,7 @@ from kdray.sections.base import Section
 from kdray.teachers.faults import Fault
 
 _DOUBTS = 3  # images that a teacher may decline before it has answered any
+_MOST_DOUBTS = 10  # and one that has: from all over what is asked, so it is hardly the images
 _MOST_DOUBLINGS = 64  # beyond every cap, and below what a float holds
 
 
@@ -51,7 +52,7 @@ class RetryState:
         self.proven = False
         """The teacher has answered this process: what fails now is an accident, and not a wrong address."""
         self.known = False
-        """The ledger has answers of this teacher: it is the images that it declines, and not a wrong setting."""
+        """The ledger has answers of this teacher: some images it has taken."""
         self.batch_limit: int | None = None
         """Images a request that the teacher was found to take, where that is less than `teacher.batch_size`."""
         self._jitter = jitter or random.SystemRandom()
@@ -71,12 +72,12 @@ class RetryState:
 
     def succeeded(self) -> None:
         """Note that an answer came."""
-        self.proven, self._failures, self._charged = True, 0, 0
+        self.proven, self._failures, self._charged, self._declined = True, 0, 0, 0
 
     def declined(self) -> bool:
-        """Note that a teacher which has not answered yet declined an image; whether to give up."""
+        """Note that the teacher declined an image; whether to give up, since it has answered none in between."""
         self._declined += 1
-        return self._declined >= _DOUBTS
+        return self._declined >= (_MOST_DOUBTS if self.believed else _DOUBTS)
 
     def failed(self, fault: Fault, sent_at: float, now: float, *, same: bool = False) -> float:
         """Note `fault` of a request.
