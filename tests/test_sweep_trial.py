@@ -1,5 +1,7 @@
 """One trial of a sweep, without Ray: seeds in lock-step, the folder as its state, one ledger and one cap for all."""
 
+import csv
+import io
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -8,14 +10,15 @@ from pathlib import Path
 import pytest
 from conftest import digits_config
 
-from kdray.errors import BudgetExceeded, Halted, KdrayError, SweepError
+from kdray.errors import BudgetExceeded, ConfigError, Halted, KdrayError, SweepError
 from kdray.ledger.store import Ledger
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 from kdray.sweeps.config import dump_sweep, parse_sweep
+from kdray.sweeps.display import PlainSweepDisplay
 from kdray.sweeps.folder import SweepFolder
 from kdray.sweeps.outcome import write_results
-from kdray.sweeps.sweep import open_ledger
+from kdray.sweeps.sweep import _Watch, open_ledger
 from kdray.sweeps.trial import TrialPlan, TrialRuns
 from kdray.utils.files import write_bytes
 
@@ -197,6 +200,45 @@ def test_a_node_that_does_not_see_the_sweep_pays_nothing(plan_of, tmp_path):
         with pytest.raises(SweepError, match="does not see the sweep in"):
             TrialRuns(blind, {"budget.queries": 80}).step()
     assert not (elsewhere / "trials").exists()
+
+
+def test_a_trial_whose_values_give_no_config_stands_in_the_table_with_its_cause(plan_of):
+    """Optuna may propose such; the other trials are not asked about it."""
+    plan, values = plan_of(), {"student.batch_size": 0}
+    with pytest.raises(ConfigError, match="student.batch_size"):
+        TrialRuns(plan, values).step()
+    folder = SweepFolder(plan.folder).trial(values)
+    assert (folder.state, folder.cause[1]) == ("failed", "first") and "student.batch_size" in folder.cause[0]
+    with pytest.raises(SweepError, match="student.batch_size"):  # in the same session it is not tried again
+        TrialRuns(plan, values).step()
+    with pytest.raises(ConfigError):
+        TrialRuns(plan_of(session="second"), values).step()
+    all_reports(TrialRuns(plan, {"budget.queries": 60}))
+    result = write_results(plan.config, SweepFolder(plan.folder))
+    assert [trial.values for trial in result.failed] == [values]
+    assert result.best is not None and result.best.values == {"budget.queries": 60}
+    with open(plan.folder / "results.csv", newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["state"] == "failed"]
+    assert "student.batch_size" in row["cause"] and row["seeds"] == ""
+
+
+def test_a_trial_that_no_node_could_begin_stands_in_the_table_and_begins_when_it_is_resumed(plan_of):
+    plan, values, told = plan_of(seeds=2), {"budget.queries": 60}, io.StringIO()
+    sweep, display = SweepFolder(plan.folder), PlainSweepDisplay(told)
+    display.begin("s", 2, "student_accuracy")
+    watch = _Watch(sweep, "student_accuracy", None, display, "first")
+    reason = "node b does not see the sweep"
+    assert watch.failed(values, reason, final=False) is False
+    assert not sweep.trials() and "it is started again" in told.getvalue()
+    watch.failed(values, reason, final=True)
+    (trial,) = write_results(plan.config, sweep).failed
+    assert (trial.state, trial.cause, trial.values) == ("failed", f"{reason}, again and again", values)
+    assert told.getvalue().rstrip().endswith(f"{reason}, again and again")
+    all_reports(TrialRuns(plan_of(seeds=2, session="second"), values))
+    (trial,) = sweep.trials()
+    assert (trial.state, trial.seeds, trial.asked) == ("finished", [3, 4], 120)
+    watch.failed(values, reason, final=True)  # another trial of the same values: the first one's result stays
+    assert sweep.trials()[0].state == "finished"
 
 
 def test_a_moved_sweep_goes_on_and_its_best_config_is_ready_to_run(plan_of, tmp_path):

@@ -1,7 +1,8 @@
 """The sections that say what may be spent. A receipt needs them and nothing else of a config."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -58,3 +59,34 @@ def read_money(path: Path) -> tuple[BudgetSection, LedgerSection]:
         return BudgetSection.model_validate(data.get("budget")), LedgerSection.model_validate(data.get("ledger") or {})
     except (ValidationError, AttributeError):
         raise ConfigError(f"{path} is not the config of a run: its budget or ledger cannot be read") from None
+
+
+def price_of_sweep(base: Mapping[str, Any], space: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Price of a query and its currency, of all trials of a sweep; (None, "") where it has no price, or several.
+
+    Args:
+        base, space: as SWEEP/sweep.yaml holds them. What else they say is not looked at.
+    """
+    found = set()
+    for budget in _budgets(base.get("budget"), space):
+        try:
+            section = BudgetSection.model_validate({**budget, "queries": 1})
+        except ValidationError:  # a trial with it fails
+            continue
+        found.add((section.price_per_query, section.currency))
+    return found.pop() if len(found) == 1 else (None, "")
+
+
+def _budgets(budget: Any, space: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The sections `budget` that trials may have, as far as they say what a query costs."""
+    keys = [key for key in ("budget", "budget.price_per_query", "budget.currency") if key in space]
+    if not keys:
+        yield budget if isinstance(budget, Mapping) else {}
+        return
+    (given,) = space[keys[0]].values()
+    rest = {key: domain for key, domain in space.items() if key != keys[0]}
+    for value in given:  # of a range its ends, which differ
+        if keys[0] == "budget":
+            yield from _budgets(value, rest)
+        else:
+            yield from _budgets({**(budget or {}), keys[0].partition(".")[2]: value}, rest)

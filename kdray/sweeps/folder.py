@@ -46,8 +46,8 @@ class TrialFolder:
         self._about, self._state = path / "trial.json", path / "state.json"
 
     def begin(self, values: Mapping[str, Any], seeds: list[int]) -> None:
-        """Make the folder, if it is not there."""
-        if not self._about.exists():
+        """Make the folder, if it is not there. A trial that failed before its seeds were known gets them."""
+        if not self._about.exists() or (seeds and not read_json(self._about)["seeds"]):
             write_json(self._about, {"values": dict(values), "seeds": seeds})
 
     @property
@@ -89,6 +89,11 @@ class TrialFolder:
     def put_state(self, state: State, cause: str = "", session: str = "") -> None:
         """Record how far the trial is."""
         write_json(self._state, {"state": state} | ({"cause": cause, "session": session} if cause else {}))
+
+    def fail(self, values: Mapping[str, Any], cause: str, session: str) -> None:
+        """Record why the trial failed, also where it failed before it began; then it has no seeds yet."""
+        self.begin(values, [])
+        self.put_state("failed", cause, session)
 
     def read(self) -> Trial:
         """What the trial measured so far."""

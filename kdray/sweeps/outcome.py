@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdray.config.load import dump_config
+from kdray.config.money import price_of_sweep
 from kdray.ledger.store import Ledger
 from kdray.runs.inputs import resolve
 from kdray.sweeps.config import SweepConfig, dump_sweep
@@ -51,7 +52,7 @@ def write_results(config: SweepConfig, folder: SweepFolder) -> SweepResult:
     metric, mode = config.sweep.metric, config.sweep.best
     trials = folder.trials()
     best = best_trial(trials, metric, mode)
-    price, currency = _price(config, trials)
+    price, currency = price_of_sweep(config.base, config.space)
     command = ""
     if best is not None:
         write_bytes(folder.best, dump_config(resolve(config.config_of(best.values))).encode())
@@ -80,14 +81,6 @@ def write_results(config: SweepConfig, folder: SweepFolder) -> SweepResult:
         lead=lead(trials, metric, mode),
         bought=bought,
     )
-
-
-def _price(config: SweepConfig, trials: list[Trial]) -> tuple[float | None, str]:
-    """Price of a query and its currency, of the first trial's config."""
-    if not trials:
-        return None, ""
-    budget = config.config_of(trials[0].values).budget
-    return budget.price_per_query, budget.currency
 
 
 def _bought(folder: SweepFolder) -> int:

@@ -19,7 +19,7 @@ from kdray.runs.inputs import read_inputs, resolve
 from kdray.sweeps.checks import Outlook, look_ahead
 from kdray.sweeps.config import SweepConfig, dump_sweep, with_absolute_paths
 from kdray.sweeps.display import SweepDisplay
-from kdray.sweeps.folder import SweepFolder
+from kdray.sweeps.folder import SweepFolder, trial_name
 from kdray.sweeps.outcome import SweepResult, write_results
 from kdray.sweeps.results import Trial
 from kdray.sweeps.trial import TrialPlan, TrialRuns
@@ -99,7 +99,7 @@ def sweep(
         with _stop_signals(watch):
             run_trials(_job(config, folder, outlook, plan), watch, resume=not folder_is_new)
         result = write_results(config, folder)
-    _check_results(result, outlook)
+    _check_results(result, outlook, config.search)
     return result
 
 
@@ -238,9 +238,9 @@ class _Watch:
         """See `actors.tuning.Watch`."""
         folder = self._folder.trial(values)
         own = folder.cause[1] == self._session
-        if final and not own and folder.begun:
-            folder.put_state("failed", f"{reason}, again and again", self._session)
-        if folder.begun and (own or final):
+        if final and not own and folder.state not in ("finished", "stopped"):  # as a trial of the same values may be
+            folder.fail(values, f"{reason}, again and again", self._session)
+        if own or final:
             self._show(values)
         else:
             self._display.note(f"{folder.path.name}: {reason}; it is started again")
@@ -288,18 +288,19 @@ def _stop_signals(watch: _Watch) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_results(result: SweepResult, outlook: Outlook) -> None:
+def _check_results(result: SweepResult, outlook: Outlook, search: str) -> None:
     """Refuse to call a sweep done in which trials neither ended nor failed.
 
     Raises:
         SweepError: so it is.
     """
     lost = [trial.name for trial in result.trials if trial.state in ("waiting", "running")]
-    missing = outlook.trials - len(result.trials)
+    go_on = f"kdray sweep --resume {result.directory}"
     if lost:
-        raise SweepError(
-            f"{len(lost)} trials did not end ({', '.join(lost[:3])}); "
-            f"go on with: kdray sweep --resume {result.directory}"
-        )
-    if missing > 0 and not result.trials:
-        raise SweepError(f"no trial started; look at 'ray status', then: kdray sweep --resume {result.directory}")
+        raise SweepError(f"{len(lost)} trials did not end ({', '.join(lost[:3])}); go on with: {go_on}")
+    planned = [] if search == "optuna" else [trial_name(values) for values in outlook.points]
+    begun = {trial.name for trial in result.trials}
+    if not begun:
+        raise SweepError(f"no trial started; look at 'ray status', then: {go_on}")
+    if missing := [name for name in planned if name not in begun]:
+        raise SweepError(f"{len(missing)} trials did not start ({', '.join(missing[:3])}); go on with: {go_on}")

@@ -88,20 +88,13 @@ class TrialRuns:
         folder = self._open()
         if folder.state == "stopped":
             return {"round": self._reported, "done": True, "finished": False}
-        runs = self._runs
-        try:
-            if runs is None:
-                runs = self._runs = self._open_runs(folder)
-            for run in runs:
+        with self._failures_kept(folder):
+            if self._runs is None:
+                self._runs = self._open_runs(folder)
+            for run in self._runs:
                 run.reach(self._reported)
-            last = all(run.done(self._reported) for run in runs)
+            last = all(run.done(self._reported) for run in self._runs)
             report = self._report(folder, self._reported, done=last)
-        except Halted:
-            raise
-        except Exception as error:  # a part of the user's own may raise anything; to start again would not help it
-            reason = str(error) if isinstance(error, KdrayError) else f"{type(error).__name__}: {error}"
-            folder.put_state("failed", reason, self._plan.session)
-            raise
         self._reported += 1
         if last:
             folder.put_state("finished")
@@ -118,6 +111,7 @@ class TrialRuns:
 
         Raises:
             SweepError: this process does not see the sweep's folder, or the trial has failed in this session.
+            ConfigError: its values give no valid config, as those that Optuna proposes may not.
         """
         if self._folder is not None:
             return self._folder
@@ -131,15 +125,32 @@ class TrialRuns:
             os.chdir(self._plan.cwd)
         folder = sweep.trial(self._values)
         self._stack.callback(os.close, folder.lock())
-        folder.begin(self._values, self._plan.seeds(self._plan.config.config_of(self._values)))
         cause, session = folder.cause
         if session == self._plan.session:
             self._stack.close()
             raise SweepError(cause)
+        try:
+            with self._failures_kept(folder):
+                folder.begin(self._values, self._plan.seeds(self._plan.config.config_of(self._values)))
+        except BaseException:
+            self._stack.close()  # a trial of the same values may wait
+            raise
         if folder.state not in ("stopped", "finished"):
             folder.put_state("running")
         self._folder = folder
         return folder
+
+    @contextmanager
+    def _failures_kept(self, folder: TrialFolder) -> Iterator[None]:
+        """What leaves this block, but for a halt, is the cause of the trial's failure."""
+        try:
+            yield
+        except Halted:
+            raise
+        except Exception as error:  # a part of the user's own may raise anything; to start again would not help it
+            reason = str(error) if isinstance(error, KdrayError) else f"{type(error).__name__}: {error}"
+            folder.fail(self._values, reason, self._plan.session)
+            raise
 
     def _open_runs(self, folder: TrialFolder) -> list["_Run"]:
         configs = [
