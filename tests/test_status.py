@@ -18,6 +18,7 @@ from kdray.observers import Observer
 from kdray.observers.log import LogFile
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
+from kdray.sweeps.config import dump_sweep, parse_sweep
 from kdray.sweeps.folder import SweepFolder
 from kdray.utils.files import write_json
 from kdray.utils.text import printable
@@ -215,13 +216,29 @@ def test_the_trials_of_a_sweep_by_state(tmp_path):
     code, text = told(folder.path)
     assert code == 1 and "stopped or killed" in text and f"kdray sweep --resume {folder.path}" in text
     folder.trial({"seed": 3}).put_state("finished")
-    (folder.path / "report.html").touch()
-    assert told(folder.path)[0] == 1
     folder.trial({"seed": 4}).put_state("finished")
-    assert told(folder.path)[0] == 1, "the page is older than the trial"
-    os.utime(folder.path / "report.html", ns=(1, 2**62))
+    (folder.path / "report.html").touch()  # as `kdray report` writes it of a sweep that was killed
+    assert told(folder.path)[0] == 1, "there may be trials that have not begun"
+    folder.ended.touch()
+    folder.trial({"seed": 4}).put_state("failed")
+    code, text = told(folder.path)
+    assert code == 1 and "state     failed" in text
+    folder.trial({"seed": 4}).put_state("finished")
     code, text = told(folder.path)
     assert code == 0 and "4 finished, 1 stopped" in text
+
+
+def test_a_sweep_that_never_ran_a_trial_is_not_finished(make_config, tmp_path):
+    """It was killed before its first trial began, and somebody looked at its page."""
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.identity()
+    base = make_config(budget__queries=80).model_dump(mode="json")
+    config = parse_sweep({"base": base, "space": {"budget.queries": {"grid": [60, 80]}}})
+    folder.config.write_text(dump_sweep(config))
+    assert command("report", folder.path).returncode == 0 and (folder.path / "report.html").exists()
+    code, text = told(folder.path)
+    assert code == 1 and "stopped or killed" in text and "none has begun" in text
+    assert f"kdray sweep --resume {folder.path}" in text
 
 
 def test_control_characters_are_shown_as_their_codes(tmp_path):

@@ -58,20 +58,20 @@ def _of_run(status: "Status", where: str) -> list[tuple[str, str]]:
 
 
 def _of_sweep(where: str) -> tuple[str, list[tuple[str, str]]]:
-    """State of a sweep, and its trials by state. It is finished when its results are newer than all trials, of which
-    none failed."""
+    """State of a sweep, and its trials by state. It is finished when it has seen all its trials to their end, and none
+    failed; a page of it may be written at any time. Of a tuner of the user's own only the trials that began are known.
+    """
+    from kdray.config.files import read_yaml
     from kdray.runs.status import is_locked
     from kdray.sweeps.folder import SweepFolder, TrialFolder
 
     folder = SweepFolder(where)
     entries = [path.parent for path in folder.path.glob("trials/*/trial.json")]
     counts = Counter(TrialFolder(entry).state for entry in entries)
-    ended = [path.stat().st_mtime for path in folder.path.glob("trials/*/state.json")]
-    page = folder.path / "report.html"
     state = "stopped or killed"
     if is_locked(folder.path / ".lock"):
         state = "running"
-    elif page.exists() and page.stat().st_mtime >= max(ended, default=0) and not counts["running"]:
+    elif counts and not counts["running"] and (folder.ended.exists() or read_yaml(folder.config).get("space") == {}):
         state = "failed" if counts["failed"] else "finished"
     lines = [("state", state)]
     lines += [("trials", ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "none has begun")]

@@ -127,6 +127,8 @@ class SweepFolder:
         self.scheduler = self.path / "scheduler.pkl"
         self.tune = self.path / "tune"
         """The files of Ray Tune."""
+        self.ended = self.path / "ended"
+        """Is there once every trial has finished, was stopped or failed, until the sweep goes on."""
         self._lock: int | None = None
 
     def is_sweep(self) -> bool:

@@ -60,7 +60,9 @@ def sweep(
         folder_is_new = not folder.is_sweep()
         if not folder_is_new and _is_complete(config, folder, outlook):
             display.note("the sweep is complete; nothing is asked again")
-            return write_results(config, folder)
+            result = write_results(config, folder)
+            folder.ended.touch()
+            return result
 
         from actors import environment
 
@@ -76,6 +78,7 @@ def sweep(
         check_fits(config.sweep.resources.bundles(), "sweep.resources", wait=config.sweep.resources.wait)
         folder.lock()
         stack.callback(folder.unlock)
+        folder.ended.unlink(missing_ok=True)
         if folder_is_new and folder.is_sweep():  # between the look above and the lock
             raise RunDirectoryError(f"another process has just started a sweep in {folder.path}; choose another --out")
         secrets = _prepare_teacher(outlook, display)
@@ -99,7 +102,8 @@ def sweep(
         with _stop_signals(watch):
             run_trials(_job(config, folder, outlook, plan), watch, resume=not folder_is_new)
         result = write_results(config, folder)
-    _check_results(result, outlook, config.search)
+        _check_results(result, outlook, config.search)
+        folder.ended.touch()
     return result
 
 
