@@ -36,6 +36,7 @@ from kdray.runs.plan import Plan, make_plan, plan_lines
 from kdray.runs.result import read_result
 from kdray.runs.run import choose_directory, resume, run
 from kdray.training.workload import Training
+from kdray.utils.files import distinct_names
 
 
 @pytest.fixture(scope="module")
@@ -1060,6 +1061,20 @@ def test_the_report_is_one_page_that_stands_alone(finished, tmp_path):
         "http://creativecommons.org", ""
     )
     assert f"{100 * finished.history[-1].student_accuracy:.2f} %" in page
+
+
+def test_runs_of_the_same_folder_name_have_labels_that_tell_them_apart(finished, tmp_path):
+    runs = [copy_run(finished.directory, tmp_path / name) for name in ("a/x/seed-0", "b/x/seed-0", "b/x/seed-1")]
+    assert command("report", *runs).returncode == 0
+    page = (runs[0] / "report.html").read_text()
+    for label in ("a/x/seed-0", "b/x/seed-0", "seed-1"):
+        assert f"<td>{label}</td>" in page and f">{label}</text>" in page, "in the table, and in the figure's legend"
+
+
+def test_a_name_is_no_longer_than_it_takes():
+    paths = [Path(path) for path in ("/r/a", "/x/r/a", "/r/b/", "/r/c/../b", "/r/b/a", "/")]
+    assert distinct_names(paths) == ["/r/a", "x/r/a", "b", "b", "b/a", "/"]
+    assert distinct_names([]) == [] and distinct_names([Path("/r/a")]) == ["a"]
 
 
 def test_images_of_a_run_are_hashed_as_they_were_seen(finished):

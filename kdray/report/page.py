@@ -15,7 +15,7 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.kinds import TRIAL
 from kdray.runs.result import Result, read_result
 from kdray.runs.tables import Candidates
-from kdray.utils.files import check_writable, shown, write_bytes
+from kdray.utils.files import check_writable, distinct_names, shown, write_bytes
 
 _SHOWN = 8  # images shown of each round
 
@@ -38,14 +38,15 @@ def write_report(directories: Sequence[RunDirectory], out: Path | None = None) -
     check_writable(page_file, "--out")
     results = [read_result(directory) for directory in directories]
     first, directory = results[0], directories[0]
-    runs = [(shown(result.directory.name), result.history) for result in results]
+    names = [shown(name) for name in distinct_names([result.directory for result in results])]
+    runs = [(name, result.history) for name, result in zip(names, results, strict=True)]
     page = render(
         Path(__file__).with_name("page.html"),
         result=first,
         money=lambda cost: money(cost, first.receipt.currency),
         last=first.history[-1],
         found=_found,
-        others=results[1:],
+        compared=list(zip(names, results, strict=True)) if len(results) > 1 else [],
         remarks=[line for m in first.history for line in (*_robust(m), *_training(m))],
         accuracy=accuracy_figure(runs),
         agreement=agreement_figure(runs),

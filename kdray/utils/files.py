@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +36,18 @@ def openable(path: str | os.PathLike[str]) -> Iterator[str]:
     else:
         with open(path, "rb") as file:
             yield f"/proc/self/fd/{file.fileno()}"
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The end of each path, from its last part on as many as tell it apart from the other paths."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    names = []
+    for mine in parts:
+        others = {other for other in parts if other != mine}
+        lengths = range(1, len(mine) + 1)
+        length = next((n for n in lengths if all(mine[-n:] != other[-n:] for other in others)), len(mine))
+        names.append(os.path.join(*mine[-length:]))
+    return names
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
