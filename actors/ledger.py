@@ -25,6 +25,7 @@ from kdray.ledger.store import Ledger
 _CALLS = frozenset(
     {
         "answers_of",
+        "bought_by_others",
         "failures",
         "grant",
         "knows",

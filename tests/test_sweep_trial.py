@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import digits_config
 
@@ -87,6 +88,30 @@ def test_what_one_trial_bought_the_next_has_for_nothing(plan_of):
     assert trials[60].asked == 60 and trials[60].saved >= 40  # the images of round 0 at least
     ledger = plan.open_ledger()
     assert ledger.spent() == trials[80].bought + trials[60].bought
+    ledger.close()
+
+
+def test_images_that_a_run_has_twice_are_not_saved_by_others(plan_of, tmp_path):
+    """Ten of the forty images are there twice, and so are those that round 1 and 2 ask about again, with λ = 1."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16), dtype=np.uint8)
+    for k in range(40):
+        Image.fromarray(pixels[k % 30]).save(tmp_path / "images" / f"{k:02d}.png")
+    source = {"source": "folder", "path": str(tmp_path / "images"), "size": 16, "colour": "grey"}
+    plan = plan_of()
+    plan.config.base |= {"images": source, "pool": {"lambdas": [0.5, 1.0]}}
+    plan.config.base["select"] = {"strategy": "random", "rounds": 2}
+    for lr in (0.05, 0.06):  # the same images, in this order
+        all_reports(TrialRuns(plan, {"student.lr": lr}))
+    first, second = SweepFolder(plan.folder).trials()
+    assert 30 < first.bought < 70
+    assert (first.saved, first.asked) == (0, first.bought)
+    assert (second.bought, second.saved, second.asked) == (0, first.bought, first.bought)
+    assert [second.asked_after(number) for number in range(3)] == [first.asked_after(number) for number in range(3)]
+    ledger = plan.open_ledger()
+    assert ledger.spent() == first.bought
     ledger.close()
 
 

@@ -188,6 +188,12 @@ class Ledger:
             found[key] = (label, None if probs is None else np.frombuffer(probs, dtype="<f4"))
         return found
 
+    def bought_by_others(self, teacher: str, hashes: Iterable[bytes], owner: str) -> set[bytes]:
+        """Images with an answer that another run than `owner` has bought."""
+        buyer = "(SELECT owner FROM reservations WHERE id = reservation)"
+        found = self._by_hash(f"hash, {buyer}", "answers", teacher, hashes)
+        return {key for key, whose in found if whose != owner}
+
     def answers_of(self, teacher: str) -> bool:
         """Whether the file holds any answer of `teacher`, whoever bought it."""
         return bool(

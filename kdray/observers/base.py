@@ -17,6 +17,8 @@ class RoundMetrics:
         estimate: the estimate (`kdray.select.rad.mistakes.Estimate`) in the round that made it; empty in other rounds.
         bought: training queries charged in this round.
         reused: answers of this round that cost nothing, those for the estimate included.
+        repeated: of these, answers that cost nothing without other runs too: their images appear twice, or the run had
+            asked about them before.
         short: candidates that were chosen but not answered, because the budget ran out.
         set_aside: candidates for which the teacher gave no valid answer.
         evaluated: forward passes of the student that were made to choose this round's candidates.
@@ -56,12 +58,18 @@ class RoundMetrics:
     agreement_low: float | None = None
     agreement_high: float | None = None
     compared: int = 0
+    repeated: int = 0
     training: dict[str, Any] = field(default_factory=dict)
 
     @property
     def paid(self) -> int:
         """Queries charged to the budget so far: for training, and for the estimate of m."""
         return self.queries + self.estimate_queries
+
+    @property
+    def saved(self) -> int:
+        """Answers of this round that the run would have paid for alone: another run had bought them."""
+        return self.reused - self.repeated
 
     def measured(self) -> str:
         """How good the student is, in words: accuracy, or else agreement; "" where nothing was measured."""

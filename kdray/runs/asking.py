@@ -1,6 +1,6 @@
 """What a run asks the teacher about: purchases of its rounds, of its estimate and of its test images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from torch import Tensor
@@ -47,6 +47,25 @@ class Asking:
                 f"round {number} were not asked; raise it to go on"
             )
         return bought
+
+    def repeated(self, images: Tensor, bought: Bought, earlier: Iterable[Tensor]) -> int:
+        """Of the answers that cost nothing, those that would cost the run nothing if it were alone: their images appear
+        twice, or it had their answers before.
+
+        Args:
+            images: that were asked about.
+            bought: what came of it.
+            earlier: images that the run had answers to before; looked at only where others have bought some.
+        """
+        if not bought.reused:
+            return 0
+        keys = self._run.policy.input.hashes(images)
+        keys = [keys[position] for position in bought.positions.tolist()]
+        others = self._run.ledger.bought_by_others(self._run.teachers.teacher.identity, keys, self._run.owner)
+        if others:
+            for known in earlier:
+                others.difference_update(self._run.policy.input.hashes(known))
+        return bought.reused - len(others)
 
     def lost(self) -> int:
         """Training queries that were charged and have no valid answer."""

@@ -48,6 +48,8 @@ class Estimating:
             f"candidates, from {estimate.answered:,} answers"
         )
         facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
+        first = self._directory.read_labelled(0, self._run.teachers.teacher.num_classes)
+        facts["repeated"] = self._asking.repeated(drawn.images, bought, [first.images])
         if drawn.ids is not None and len(rows):
             labelled = self._kept(drawn.images, drawn.ids, bought)
             self._directory.write_labelled(ESTIMATE_ROUND, labelled, self._inputs.classes, sample=True)

@@ -7,6 +7,7 @@ started again continues to the same bits.
 """
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -235,6 +236,7 @@ class Rounds:
                 f"{len(bought.set_aside):,} of {len(images):,} images of round {number} were set aside: they have no "
                 f"valid answer (for example {name(position)}: {reason})"
             )
+        repeated = self._asking.repeated(images, bought, self._answered(number))
         rows = bought.positions.numpy()
         if len(rows) < len(images):  # positions ascend; a copy of all would double what is held
             images = taken(images, bought.positions)
@@ -248,10 +250,18 @@ class Rounds:
             source=tuple(np.array(sources)[rows].tolist()),
         )
         facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
-        facts |= {"short": bought.short, "set_aside": len(bought.set_aside)}
+        facts |= {"repeated": repeated, "short": bought.short, "set_aside": len(bought.set_aside)}
         self.directory.add_phase(number, "query", facts)
         self.directory.write_labelled(number, labelled, self._inputs.classes)
         self._bought[number] = labelled
+
+    def _answered(self, number: int) -> Iterator[Tensor]:
+        """Images that the run has answers to before a round asks, those of its estimate too."""
+        for earlier in range(number + 1):
+            if self.directory.has_sample(earlier):
+                yield self.directory.read_labelled(earlier, self._num_classes, sample=True).images
+            if earlier < number:
+                yield self.directory.read_labelled(earlier, self._num_classes).images
 
     def _own(self, number: int) -> bool:
         """Whether the candidates of a round are the user's images, and their ids the rows of `images`."""

@@ -33,6 +33,7 @@ def round_metrics(
         queries=sum(phases["query"]["charged"] for phases in earlier),
         bought=facts["query"]["charged"],
         reused=facts["query"]["reused"] + facts.get("estimate", {}).get("reused", 0),
+        repeated=facts["query"].get("repeated", 0) + facts.get("estimate", {}).get("repeated", 0),
         short=facts["query"]["short"],
         set_aside=facts["query"]["set_aside"],
         evaluated=searched.get("passes", 0),

@@ -76,8 +76,8 @@ class Trial:
 
     @property
     def saved(self) -> int:
-        """Answers that cost nothing: another run, trial or round had bought them."""
-        return sum(metrics.reused for history in self.histories for metrics in history)
+        """Answers that another run had bought, of this trial or of another, and that so cost nothing."""
+        return sum(metrics.saved for history in self.histories for metrics in history)
 
     @property
     def asked(self) -> int:
@@ -90,7 +90,7 @@ class Trial:
         Args:
             number: position of the round in the histories; all seeds have finished it.
         """
-        asked = [history[number].paid + sum(m.reused for m in history[: number + 1]) for history in self.histories]
+        asked = [history[number].paid + sum(m.saved for m in history[: number + 1]) for history in self.histories]
         return sum(asked) / len(asked)
 
     def measured(self, metric: str) -> list[Measured]:
