@@ -1,5 +1,6 @@
 """Sweeps on a real Ray: trials on Tune, one ledger actor, failures, stops, and going on."""
 
+import shutil
 import sys
 
 import pytest
@@ -75,18 +76,22 @@ def test_a_failed_trial_loses_only_itself_and_goes_on_when_its_cause_is_mended(r
 
 def test_a_proposal_of_optuna_that_is_no_config_is_a_failed_trial(ray_local, base, tmp_path):
     base |= {"budget": {"queries": 40}, "select": {"rounds": 0}}
+    shutil.copy(base["teacher"]["weights"], tmp_path / "own.safetensors")
     file = {
         "base": base,
-        "space": {"student.batch_size": {"choice": [0, 64]}},
+        "space": {"student.batch_size": {"choice": [0, 64]}, "teacher.weights": {"choice": ["own.safetensors"]}},
         "sweep": {"search": "optuna", "samples": 5, "resources": {"trials": 1}},
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(file))
     done = command("sweep", "sweep.yaml", "--out", "out", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "failed: batch_size=0: " in done.stdout and "best   batch_size=64: " in done.stdout
+    assert "failed: batch_size=0, " in done.stdout and "best   batch_size=64, " in done.stdout
     assert "1 of 2 trials failed" in done.stdout and "started again" not in done.stderr
-    states = {trial.values["student.batch_size"]: trial.state for trial in SweepFolder(tmp_path / "out").trials()}
-    assert states == {0: "failed", 64: "finished"}
+    trials = SweepFolder(tmp_path / "out").trials()
+    assert {trial.values["student.batch_size"]: trial.state for trial in trials} == {0: "failed", 64: "finished"}
+    assert all(trial.values["teacher.weights"] == str(tmp_path / "own.safetensors") for trial in trials)
+    done = command("status", "out", cwd=tmp_path)
+    assert done.returncode == 1 and "1 failed, 1 finished" in done.stdout
 
 
 def test_a_trial_that_cannot_fit_is_refused_at_once(ray_local, base, tmp_path):

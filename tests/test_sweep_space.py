@@ -1,6 +1,7 @@
 """The file of a sweep: its space, what it may change, and what is refused before anything starts."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -193,6 +194,54 @@ def test_paths_of_the_base_become_absolute_and_nothing_else_changes(base, tmp_pa
     assert whole.base == with_values(base, {"teacher.weights": str(teacher_weights)})
 
 
+def test_paths_of_the_space_become_absolute_and_leave_the_base_alone(base, tmp_path, monkeypatch, teacher_weights):
+    from kdray.sweeps.checks import located, look_ahead
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").write_bytes(teacher_weights.read_bytes())
+    (tmp_path / "own.safetensors").write_bytes(teacher_weights.read_bytes())
+    base["teacher"]["weights"] = "own.safetensors"
+    sections = [
+        {**base["teacher"], "weights": "a.safetensors"},
+        {"kind": "python", "function": "os:stat", "classes": 10},
+    ]
+    images = {"source": "folder", "path": "images", "size": 16, "colour": "grey"}
+    config = sweep_of(
+        base | {"images": images},
+        {
+            "teacher.weights": {"grid": ["a.safetensors", "./b.safetensors", "b.safetensors", str(tmp_path / "c")]},
+            "images.path": {"choice": ["~/images", "images"]},
+            "select.strategy": {"grid": ["random"]},
+            "budget.queries": {"randint": [80, 90]},
+        },
+    )
+    whole = located(config)
+    weights = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "c")]
+    home = [os.path.expanduser("~/images"), str(tmp_path / "images")]
+    assert whole.space == config.space | {"teacher.weights": {"grid": weights}, "images.path": {"choice": home}}
+    assert whole.base == config.base
+    assert located(parse_sweep(yaml.safe_load(dump_sweep(whole)))) == whole
+    # A section as a value; `os:stat` is no path.
+    del base["teacher"]
+    whole = located(sweep_of(base, {"teacher": {"grid": sections}}))
+    assert whole.space == {"teacher": {"grid": [{**sections[0], "weights": weights[0]}, sections[1]]}}
+    points = look_ahead(located(sweep_of(base, {"teacher": {"grid": sections[:1]}}))).points
+    assert points == [{"teacher": {**sections[0], "weights": weights[0]}}]
+
+
+def test_paths_of_a_base_that_only_some_trials_use_become_absolute(base, tmp_path, monkeypatch):
+    from kdray.sweeps.checks import located
+
+    monkeypatch.chdir(tmp_path)
+    base["student"]["init"] = "start.safetensors"
+    whole = located(sweep_of(base, {"select.rounds": {"grid": [1, 2]}, "student.init": {"grid": [None, "b"]}}))
+    assert whole.base["student"]["init"] == "start.safetensors"
+    assert whole.space["student.init"] == {"grid": [None, str(tmp_path / "b")]}
+    whole = located(sweep_of(base, {"select.rounds": {"grid": [1, 2]}}))
+    assert whole.base["student"]["init"] == str(tmp_path / "start.safetensors")
+
+
 # What is found out before anything starts
 
 
@@ -258,6 +307,7 @@ def test_a_name_tells_values_apart_and_is_a_folder_anywhere():
     names = [trial_name({"a.b": value}) for value in (1, 1.0, "1", True, "x/y z" * 30, [0.3, 0.5])]
     assert len(set(names)) == len(names)
     assert all(name.isascii() and "/" not in name and len(name) < 60 for name in names)
+    assert trial_name({"teacher.weights": "/a/long/way/" + "x/" * 30 + "b.npz"}).startswith("weights=b.npz-")
     assert trial_name({"a.b": 1}) == trial_name({"a.b": 1})
 
 

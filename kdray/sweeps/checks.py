@@ -9,7 +9,7 @@ from kdray.errors import ConfigError, KdrayError, SweepError
 from kdray.images.base import ImageSet
 from kdray.runs.evaluation import queries_allowed
 from kdray.runs.inputs import Data, InMemoryInputs, read_data, resolve
-from kdray.sweeps.config import SweepConfig, in_words
+from kdray.sweeps.config import SweepConfig, in_words, with_absolute_paths
 from kdray.sweeps.folder import trial_name
 from kdray.sweeps.space import points
 from kdray.utils.seeds import numpy_generator
@@ -60,6 +60,15 @@ class _Reader:
             if name in keys and found is not None:
                 self._sets.setdefault(f"{name} {keys[name]}", found)
         return data
+
+
+def located(config: SweepConfig) -> SweepConfig:
+    """The sweep with absolute paths.
+
+    Raises:
+        ConfigError: a point of it is no valid config.
+    """
+    return with_absolute_paths(config, *(config.config_of(values) for values in _draw(config)))
 
 
 def look_ahead(config: SweepConfig) -> Outlook:

@@ -14,7 +14,7 @@ from kdray.config.root import Config
 from kdray.errors import ConfigError
 from kdray.sections.base import Section, did_you_mean
 from kdray.sweeps.results import METRICS, Mode
-from kdray.sweeps.space import Domain, flatten, nested, parse_space
+from kdray.sweeps.space import Domain, flatten, nested, parse_space, same_type
 
 FIXED = {
     "seed": "every trial has the seeds that sweep.seeds says",
@@ -226,15 +226,65 @@ def dump_sweep(config: SweepConfig) -> str:
     return text
 
 
-def with_absolute_paths(config: SweepConfig, example: Config) -> SweepConfig:
-    """The sweep with absolute paths in its base, so that trials read the same files wherever they run.
+def with_absolute_paths(config: SweepConfig, *examples: Config) -> SweepConfig:
+    """The sweep with absolute paths in its base and its space, so that trials read the same files wherever they run.
 
     Args:
-        example: the config of any trial, which says which fields hold paths.
+        examples: configs of trials, which say which fields hold paths.
     """
-    paths = {key: os.path.abspath(value) for key, value in _paths(example).items()}
-    known = {key: value for key, value in paths.items() if key in flatten(config.base)}
-    return config.model_copy(update={"base": with_values(config.base, known)})
+    fixed = {
+        key: path for example in examples for key, path in _paths(example).items() if not _swept(key, config.space)
+    }
+    known = {key: os.path.abspath(fixed[key]) for key in flatten(config.base) if key in fixed}
+    space = {}
+    for key, domain in config.domains.items():
+        space[key] = dict(config.space[key])
+        if domain.values is not None:
+            values: list[Any] = []
+            for value in (_absolute(key, value, examples) for value in domain.values):
+                if not same_type(value, values):  # two spellings of one path
+                    values.append(value)
+            space[key] = {domain.kind: values}
+    return config.model_copy(update={"base": with_values(config.base, known), "space": space})
+
+
+def with_absolute_values(config: SweepConfig, values: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The values of a trial with absolute paths; as they are if they give no valid config.
+
+    Args:
+        folder: that relative paths start from.
+    """
+    try:
+        paths = _paths(config.config_of(values))
+    except ConfigError:
+        return dict(values)
+    return {key: _located(key, value, paths, folder) for key, value in values.items()}
+
+
+def _swept(key: str, space: Mapping[str, Any]) -> bool:
+    """Whether a space sets a key, or a section that it is in."""
+    return any(key == swept or key.startswith(f"{swept}.") for swept in space)
+
+
+def _absolute(key: str, value: Any, examples: Iterable[Config]) -> Any:
+    """A value of a key with the paths in it absolute, if any of these configs is valid with it."""
+    if any(isinstance(part, str) for part in (flatten(value) if isinstance(value, Mapping) else {key: value}).values()):
+        for example in examples:
+            try:
+                with_it = parse_config(with_values(example.model_dump(mode="json"), {key: value}))
+            except ConfigError:
+                continue
+            return _located(key, value, _paths(with_it), os.curdir)
+    return value
+
+
+def _located(key: str, value: Any, paths: Mapping[str, str], folder: str) -> Any:
+    """A value with those of `paths` in it that are relative to `folder` absolute."""
+    if isinstance(value, Mapping):
+        inner = {name: f"{key}.{name}" for name in flatten(value)}
+        known = {name: paths[whole] for name, whole in inner.items() if whole in paths}
+        return with_values(value, {name: os.path.abspath(os.path.join(folder, path)) for name, path in known.items()})
+    return os.path.abspath(os.path.join(folder, paths[key])) if key in paths else value
 
 
 def _paths(section: Section, prefix: str = "") -> dict[str, str]:

@@ -35,6 +35,8 @@ def _order(value: Any) -> tuple[bool, float, str]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str) and os.path.isabs(value):
+        return os.path.basename(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -53,11 +53,14 @@ _scalar_text = lru_cache(maxsize=4096, typed=True)(_text)  # the YAML library ta
 
 
 def short_text(value: Any, most: int = 32) -> str:
-    """A value as `value_text` has it, but a number with four significant digits, and cut after `most` letters."""
+    """A value as `value_text` has it, but a number with four significant digits, and of at most `most` letters: the
+    first ones, or the last ones of a path."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.4g}"
     text = value_text(value)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    if len(text) <= most:
+        return text
+    return "…" + text[1 - most :] if text.startswith("/") else text[: most - 1] + "…"
 
 
 def trial_words(values: Mapping[str, Any]) -> str:

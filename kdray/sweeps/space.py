@@ -63,7 +63,7 @@ def _domain(name: str, value: Any) -> Domain:
     if kind in ("grid", "choice"):
         if not given:
             raise ValueError(f"{name}: {kind} lists no value; give at least one")
-        if twice := [item for k, item in enumerate(given) if item in given[:k] and _same_type(item, given[:k])]:
+        if twice := [item for k, item in enumerate(given) if item in given[:k] and same_type(item, given[:k])]:
             raise ValueError(f"{name}: {twice[0]!r} is listed twice; keep one of the two")
         return Domain(kind=kind, values=tuple(given))
     if len(given) != 2 or any(isinstance(end, bool) or not isinstance(end, int | float) for end in given):
@@ -78,7 +78,7 @@ def _domain(name: str, value: Any) -> Domain:
     return Domain(kind=kind, low=low, high=high)
 
 
-def _same_type(item: Any, others: Any) -> bool:
+def same_type(item: Any, others: Any) -> bool:
     """Whether an equal item of the same type is among the others: True and 1 are two values."""
     return any(item == other and type(item) is type(other) for other in others)
 

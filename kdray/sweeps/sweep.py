@@ -16,8 +16,8 @@ from kdray.ledger.check import check_ledger
 from kdray.ledger.store import Ledger
 from kdray.observers import Observer
 from kdray.runs.inputs import read_inputs, resolve
-from kdray.sweeps.checks import Outlook, look_ahead
-from kdray.sweeps.config import SweepConfig, dump_sweep, with_absolute_paths
+from kdray.sweeps.checks import Outlook, located, look_ahead
+from kdray.sweeps.config import SweepConfig, dump_sweep
 from kdray.sweeps.display import SweepDisplay
 from kdray.sweeps.folder import SweepFolder, trial_name
 from kdray.sweeps.outcome import SweepResult, write_results
@@ -55,8 +55,8 @@ def sweep(
             config = _recorded(folder, config)
         else:
             folder.check_free()
+        config = located(config)  # now: Tune's processes work in other folders
         outlook = look_ahead(config)
-        config = with_absolute_paths(config, outlook.configs[0])
         folder_is_new = not folder.is_sweep()
         if not folder_is_new and _is_complete(config, folder, outlook):
             display.note("the sweep is complete; nothing is asked again")
@@ -116,7 +116,7 @@ def _recorded(folder: SweepFolder, config: SweepConfig | None) -> SweepConfig:
     recorded = folder.read_config()
     if config is None:
         return recorded
-    given = with_absolute_paths(config, look_ahead(config).configs[0])
+    given = located(config)
     may_change = recorded.resumable_paths()
     changed = [
         line

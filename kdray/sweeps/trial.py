@@ -16,7 +16,7 @@ from kdray.runs.inputs import Inputs
 from kdray.runs.loop import Rounds
 from kdray.runs.opening import Shared, open_run
 from kdray.runs.run import is_complete
-from kdray.sweeps.config import SweepConfig
+from kdray.sweeps.config import SweepConfig, with_absolute_values
 from kdray.sweeps.folder import SweepFolder, TrialFolder, read_history
 from kdray.sweeps.results import METRICS
 from kdray.teachers.http.secrets import Secrets
@@ -68,11 +68,13 @@ class TrialRuns:
 
     Args:
         plan: of the sweep.
-        values: of the trial, key with dots -> value.
+        values: of the trial, key with dots -> value. Relative paths start from the folder of the sweep's start.
     """
 
     def __init__(self, plan: TrialPlan, values: Mapping[str, Any]) -> None:
         self._plan, self._values = plan, dict(values)
+        if not plan.config.space:  # of a tuner of the user's own; a sweep's are absolute already
+            self._values = with_absolute_values(plan.config, values, plan.cwd)
         self._stack = ExitStack()
         self._backend: Backend | None = None
         self._runs: list[_Run] | None = None
