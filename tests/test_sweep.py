@@ -80,7 +80,7 @@ def test_a_proposal_of_optuna_that_is_no_config_is_a_failed_trial(ray_local, bas
     file = {
         "base": base,
         "space": {"student.batch_size": {"choice": [0, 64]}, "teacher.weights": {"choice": ["own.safetensors"]}},
-        "sweep": {"search": "optuna", "samples": 5, "resources": {"trials": 1}},
+        "sweep": {"search": "optuna", "samples": 2, "resources": {"trials": 1}},
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(file))
     done = command("sweep", "sweep.yaml", "--out", "out", cwd=tmp_path)

@@ -267,6 +267,29 @@ def test_draws_that_are_no_config_are_drawn_again_and_the_seed_decides(base):
 
 
 @pytest.mark.parametrize(
+    ("changes", "space", "least", "most"),
+    [
+        # Twenty examples of a thousand would miss the largest.
+        ({}, {"select.rounds": {"randint": [1, 90]}}, 90, 90),
+        ({}, {"select.rounds": {"choice": list(range(1, 90))}}, 89, 89),
+        ({"pool": {"kind": "auto"}}, {"select.rounds": {"randint": [1, 60]}}, 61, 61),
+        ({}, {"select": {"choice": [{"rounds": k} for k in range(60)]}}, 59, 59),
+        ({"select": {"schedule": "nested", "first": 5}}, {"budget.queries": {"randint": [6, 160]}}, 5, 8),
+        ({"select": {}}, {"select.schedule": {"choice": [[50 + k, 60 + k, 70 + k] for k in range(50)]}}, 4, 4),
+        ({"budget": {"queries": 60}}, {"select.rounds": {"randint": [1, 20]}}, 20, 20),
+        ({}, {"student.labels": {"choice": ["reuse", "requery"]}, "select.rounds": {"choice": [1, 2]}}, 3, 3),
+        ({}, {"student.lr": {"uniform": [0.01, 0.1]}}, 2, 2),
+    ],
+)  # fmt: skip
+def test_no_proposal_of_optuna_has_more_rounds_than_asha_knows(changes, space, least, most, base):
+    from kdray.sweeps.checks import look_ahead
+
+    base["student"]["epochs"] = 1
+    config = sweep_of(base | changes, space, search="optuna", samples=4, scheduler="asha")
+    assert least <= look_ahead(config).rounds <= most
+
+
+@pytest.mark.parametrize(
     ("changes", "space", "sweep", "message"),
     [
         ({}, {"budget.qeries": {"grid": [1]}}, {}, "unknown key 'budget.qeries'; did you mean 'queries'?"),

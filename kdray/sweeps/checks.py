@@ -11,6 +11,7 @@ from kdray.runs.evaluation import queries_allowed
 from kdray.runs.inputs import Data, InMemoryInputs, read_data, resolve
 from kdray.sweeps.config import SweepConfig, in_words, with_absolute_paths
 from kdray.sweeps.folder import trial_name
+from kdray.sweeps.rounds import most_rounds
 from kdray.sweeps.space import points
 from kdray.utils.seeds import numpy_generator
 from kdray.utils.text import counted
@@ -28,7 +29,7 @@ class Outlook:
         trials: how many there will be.
         configs: of the points.
         queries: of each run of a point, over all its rounds.
-        rounds: most rounds of any point, without round 0.
+        rounds: most rounds of any point, without round 0; of Optuna's, of any that it may propose.
         first: least queries of a round 0.
     """
 
@@ -96,6 +97,8 @@ def look_ahead(config: SweepConfig) -> Outlook:
         queries.append(sum(data.pooled.schedule) + data.pooled.estimate)
         first.append(data.pooled.schedule[0])
         rounds = max(rounds, len(data.pooled.schedule) - 1)
+    if config.search == "optuna":  # it may propose other values than these examples
+        rounds = most_rounds(config, found, rounds)
     cap = config.sweep.budget.queries
     if cap is not None and cap < min(first):
         raise SweepError(
