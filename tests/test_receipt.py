@@ -452,6 +452,30 @@ def test_a_book_is_found_for_a_run_and_for_a_file(a_run, filled, tmp_path):
     assert find_book(run, None) == Book(path=filled, owner=SECOND, price=None, currency="USD")
 
 
+@pytest.mark.parametrize(
+    ("budget", "space", "price", "currency"),
+    [
+        ({"price_per_query": 0.25, "currency": "EUR"}, {"budget.queries": {"grid": [60, 80]}}, 0.25, "EUR"),
+        ({"queries": 60}, {"student.lr": {"uniform": [0.1, 0.2]}}, None, "USD"),
+        ({}, {"budget": {"grid": [{"queries": n, "price_per_query": 2} for n in (60, 80)]}}, 2, "USD"),
+        ({"price_per_query": 1}, {"budget.price_per_query": {"grid": [1, 3]}}, None, ""),
+        ({"price_per_query": 1}, {"budget.price_per_query": {"uniform": [1, 3]}}, None, ""),
+    ],
+)
+def test_the_book_of_a_sweep_has_its_price(budget, space, price, currency, filled, tmp_path):
+    (tmp_path / "ledger.sqlite").write_bytes(filled.read_bytes())
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": {"budget": budget}, "space": space, "sweep": {}}))
+    found = find_book(tmp_path, None)
+    assert (found.price, found.currency, found.owner) == (price, currency, None)
+    assert find_book(tmp_path, 5).price == 5
+    done = command("ledger", tmp_path)
+    assert done.returncode == 0 and ("cost" in done.stdout) == (price is not None)
+    assert currency != "EUR" or " EUR" in done.stdout
+    (tmp_path / "sweep.yaml").write_text("[]")
+    done = command("ledger", tmp_path)
+    assert done.returncode == 2 and "is not the file of a sweep" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["[bold]", "[/]", "a[/red]b", "[link=x]", "a:bug:b"])
 def test_brackets_and_colons_in_names_are_shown_as_they_are(name, tmp_path):
     folder = tmp_path / name.replace("/", "-")

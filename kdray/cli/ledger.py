@@ -29,7 +29,9 @@ def ledger_command(
     forget_declined: Annotated[
         bool, typer.Option("--forget-declined", help="Ask about images again that their teacher declined.")
     ] = False,
-    price: Annotated[float | None, typer.Option(min=0, help="Price of a query; default: the run's.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of a query; default: that of the run or the sweep.")
+    ] = None,
 ) -> None:
     """The receipt: what was bought, for what, from whom, what it cost, what it saved, and what is left."""
     with exit_on_error():
@@ -73,7 +75,7 @@ def find_book(path: Path, price: float | None) -> Book:
     Raises:
         LedgerError: neither is there.
     """
-    from kdray.config.money import read_money
+    from kdray.config.money import read_money, read_price_of_sweep
     from kdray.runs.directory import RunDirectory
 
     if path.is_file():
@@ -82,7 +84,8 @@ def find_book(path: Path, price: float | None) -> Book:
         return Book(path=path, owner=None, price=price, currency="")
     run = RunDirectory(path)
     if (path / "sweep.yaml").is_file() and run.ledger.is_file():
-        return Book(path=run.ledger, owner=None, price=price, currency="")
+        known, currency = read_price_of_sweep(path / "sweep.yaml")
+        return Book(path=run.ledger, owner=None, price=known if price is None else price, currency=currency)
     if not run.is_run():
         raise LedgerError(f"{path} is neither a run directory nor a ledger file")
     budget, ledger = read_money(run.config)

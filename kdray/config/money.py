@@ -61,6 +61,19 @@ def read_money(path: Path) -> tuple[BudgetSection, LedgerSection]:
         raise ConfigError(f"{path} is not the config of a run: its budget or ledger cannot be read") from None
 
 
+def read_price_of_sweep(path: Path) -> tuple[float | None, str]:
+    """Price and currency of a sweep, of its sweep.yaml; see `price_of_sweep`.
+
+    Raises:
+        ConfigError: the file is not readable, or is not that of a sweep.
+    """
+    data = read_yaml(path)
+    try:
+        return price_of_sweep(data["base"], data["space"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"{path} is not the file of a sweep: its base or space cannot be read") from None
+
+
 def price_of_sweep(base: Mapping[str, Any], space: Mapping[str, Any]) -> tuple[float | None, str]:
     """Price of a query and its currency, of all trials of a sweep; (None, "") where it has no price, or several.
 
