@@ -11,6 +11,7 @@ import torch
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from kdray.errors import TeacherError
+from kdray.sections.search import PATIENCE_S
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import AsyncTeacher, Teacher
 from kdray.teachers.faults import Fault, fault_of
@@ -80,6 +81,7 @@ class RayTeacherPool:
         workers: how many actors.
         slots: batches on their way at once, over all actors, where the teacher can answer several; else one an actor.
         gpus: of each actor.
+        patience_s: longest time to wait while no worker is ready.
     """
 
     def __init__(
@@ -90,17 +92,26 @@ class RayTeacherPool:
         *,
         slots: int | None = None,
         gpus: float = 0.0,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.teacher = teacher
-        self._build, self._count, self._gpus = build, workers, gpus
+        self._build, self._count, self._gpus, self._patience_s = build, workers, gpus, patience_s
         self._many = isinstance(teacher, AsyncTeacher)
-        self.slots = (slots or workers) if self._many else workers
-        self._each = -(-self.slots // workers)
+        self._slots = (slots or workers) if self._many else workers
+        self._each = -(-self._slots // workers)
         self._actors: list[ray.actor.ActorHandle[Any]] = []
         self._load: Counter[int] = Counter()
         self._awake: set[int] = set()
         self._waking: dict[ray.ObjectRef[Any], int] = {}
         self._running: dict[ray.ObjectRef[Any], tuple[Any, int]] = {}
+
+    @property
+    def slots(self) -> int:
+        """Batches that can be on their way at once. Workers that are being restarted can have none: a batch for them
+        would wait while the replies of the others are not taken."""
+        if self._waking and self._awake:
+            self._wait_for_workers(0)
+        return min(self._slots, self._each * len(self._awake)) if self._awake else self._slots
 
     def start(self) -> None:
         """Start the actors. They reserve no CPU: they work while the scoring workers, which do, stand still."""
@@ -127,14 +138,21 @@ class RayTeacherPool:
         spent by a worker that cannot make it.
 
         Raises:
-            TeacherError: a worker cannot make its teacher; nothing was sent to it.
+            TeacherError: a worker cannot make its teacher, or none is ready for `patience_s`; nothing was sent.
         """
         if not self._actors:
             self.start()
         if self._waking:
             self._wait_for_workers(0)
+        deadline = time.monotonic() + self._patience_s
         while not (free := [n for n in self._awake if self._load[n] < self._each]):
-            self._wait_for_workers(None)
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TeacherError(
+                    f"no teacher worker was ready for {self._patience_s:,.0f} s; look at 'ray status', then go on. A "
+                    "cluster that starts nodes, or a teacher that is slow to load, may need more: set "
+                    "resources.patience_s, or resources.teacher_workers to 0"
+                )
+            self._wait_for_workers(left)
         number = min(free, key=lambda n: (self._load[n], n))
         self._load[number] += 1
         self._running[self._actors[number].answer.remote(images.numpy())] = (key, number)
@@ -152,9 +170,11 @@ class RayTeacherPool:
         self._awake.discard(number)
         self._waking[self._actors[number].ready.remote()] = number
 
-    def _wait_for_workers(self, timeout_s: float | None) -> None:
+    def _wait_for_workers(self, timeout_s: float) -> None:
         """Note the workers that have become ready."""
         ready, _ = ray.wait(list(self._waking), num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(list(self._waking), num_returns=len(self._waking), timeout=0)
         for call in ready:
             number = self._waking.pop(call)
             try:

@@ -1,6 +1,7 @@
 """Real Ray actors in this process's cluster: the same results as without them, also when they are killed."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -445,6 +446,55 @@ def test_a_worker_that_cannot_make_its_teacher_costs_nothing(ray_local, ledger, 
         pool.close()
     assert (ledger.spent(), ledger.remaining()) == (0, 100)
     assert ledger.read("SELECT state, reason FROM reservations") == [("released", "never sent")]
+
+
+def test_a_run_whose_teacher_workers_find_no_place_stops_after_its_patience(ray_local, ledger, tmp_path):
+    """As after the loss of the one node that had a GPU."""
+    ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    build = partial(Playful, str(tmp_path))
+    pool = RayTeacherPool(build(), build, 1, gpus=1, patience_s=1)
+    try:
+        with pytest.raises(TeacherError, match=r"no teacher worker was ready for 1 s; .* set resources\.patience_s"):
+            buy(grey(*range(1, 21)), teachers=pool, ledger=ledger, batch_size=5)
+    finally:
+        pool.close()
+    assert (ledger.spent(), ledger.reserved()) == (0, 0)
+    assert set(ledger.read("SELECT state, reason FROM reservations")) == {("released", "never sent")}
+
+
+class Slow(Playful):
+    """A teacher that is not made while the file `stuck` is there, but for the first one of `alone`."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, metered=False)
+        with contextlib.suppress(OSError):
+            (self.folder / "alone").rename(self.folder / "taken")
+            return
+        while (self.folder / "stuck").exists():
+            time.sleep(0.05)
+
+
+def test_what_was_bought_is_kept_when_workers_do_not_come_back_and_the_living_go_on(ray_local, ledger, tmp_path):
+    ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    teacher = Slow(str(tmp_path))
+    for name in ("alone", "stuck"):
+        (tmp_path / name).touch()
+    pool, before = RayTeacherPool(teacher, partial(Slow, str(tmp_path)), 2, patience_s=20), actor_pids("TeacherWorker")
+    try:
+        # The second worker never starts; the first one answers everything.
+        assert facts(buy(grey(*range(1, 21)), teachers=pool, ledger=ledger, batch_size=5)) == (20, 0, 0)
+        assert pool.slots == 1
+        pool._patience_s = 1
+        (pid,) = set(actor_pids("TeacherWorker")) - set(before)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(TeacherError, match="no teacher worker was ready for 1 s"):
+            buy(grey(*range(21, 41)), teachers=pool, ledger=ledger, batch_size=5, round=1)
+        assert (ledger.spent(), ledger.reserved()) == (20, 0)
+        (tmp_path / "stuck").unlink()
+        pool._patience_s = 60
+        assert facts(buy(grey(*range(1, 41)), teachers=pool, ledger=ledger, batch_size=5, round=2)) == (20, 20, 0)
+    finally:
+        pool.close()
 
 
 # ---- a teacher behind HTTP

@@ -91,8 +91,8 @@ class ResourcesSection(Section):
     """Approximate number of images in a scoring task. A worker that dies loses its tasks. auto: about one second's
     work."""
     patience_s: Annotated[float, Field(gt=0)] = PATIENCE_S
-    """Seconds that a run waits while it has no scoring worker at all, or while its training worker has no GPU, such as
-    while a cluster starts nodes. Then it stops, and can be resumed."""
+    """Seconds that a run waits while it has no scoring worker or no teacher worker at all, or while its training worker
+    has no GPU, such as while a cluster starts nodes. Then it stops, and can be resumed."""
 
 
 class Config(Section):

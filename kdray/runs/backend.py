@@ -102,7 +102,9 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
             asking = workers if config.teacher.local else 1
         if asking:
             slots = config.teacher.limits.in_flight
-            teachers = RayTeacherPool(inputs.teacher, inputs.build, min(asking, slots), slots=slots)
+            teachers = RayTeacherPool(
+                inputs.teacher, inputs.build, min(asking, slots), slots=slots, patience_s=resources.patience_s
+            )
             teachers.start()
         stack.callback(teachers.close)
         where = resources.trainer.where
