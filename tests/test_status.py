@@ -1,7 +1,6 @@
 """status.json and log.txt of a run, and `kdray status`: what remains true where the log of a job breaks."""
 
 import json
-import os
 import re
 import socket
 import subprocess
