@@ -101,8 +101,8 @@ def test_images_that_a_run_has_twice_are_not_saved_by_others(plan_of, tmp_path):
         Image.fromarray(pixels[k % 30]).save(tmp_path / "images" / f"{k:02d}.png")
     source = {"source": "folder", "path": str(tmp_path / "images"), "size": 16, "colour": "grey"}
     plan = plan_of()
-    plan.config.base |= {"images": source, "pool": {"lambdas": [0.5, 1.0]}}
-    plan.config.base["select"] = {"strategy": "random", "rounds": 2}
+    select = {"strategy": "random", "rounds": 2}
+    plan.config.base.update(images=source, pool={"lambdas": [0.5, 1.0]}, select=select)
     for lr in (0.05, 0.06):  # the same images, in this order
         all_reports(TrialRuns(plan, {"student.lr": lr}))
     first, second = SweepFolder(plan.folder).trials()
