@@ -57,8 +57,8 @@ def test_a_variable_that_is_missing_or_empty_is_named(environ):
     with pytest.raises(TeacherError) as error:
         Secrets.read(["${KEY}"], environ)
     assert str(error.value) == (
-        "teacher.headers or teacher.url needs the environment variable KEY, which is not set; export KEY=... and start "
-        "again"
+        "teacher.url, teacher.headers or teacher.request needs the environment variable KEY, which is not set; export "
+        "KEY=... and start again"
     )
 
 
@@ -67,7 +67,7 @@ def test_a_variable_that_no_header_can_carry_is_named_and_not_shown(value):
     with pytest.raises(TeacherError) as error:
         Secrets.read(["${KEY}"], {"KEY": f"{value}!"})
     assert str(error.value).startswith(
-        "the environment variable KEY, which teacher.headers or teacher.url needs, holds"
+        "the environment variable KEY, which teacher.url, teacher.headers or teacher.request needs, holds"
     )
     assert "s3c" not in str(error.value)
 
@@ -81,6 +81,68 @@ def test_the_server_gets_the_key_in_header_and_address(secret):
         ((_, path, headers, _),) = server.requests
         assert headers["Authorization"].encode("utf-8", "surrogateescape").decode() == f"Bearer {secret}"
         assert parse_qs(urlsplit(path).query) == {"a": ["b"], "key": [secret]}
+
+
+@pytest.mark.parametrize("secret", [PLAIN, AWKWARD, "${KEY}", "$images", '"}, {"'])
+def test_the_server_gets_the_key_in_the_body(secret):
+    with serving(answering(200, {"probabilities": [GOOD, GOOD]})) as server:
+        request = {
+            "images": "$images",
+            "auth": {"user": "${KEY}"},
+            "${KEY}": "kdray",
+            "list": ["${KEY}", "$KEY", "${}"],
+        }
+        assert ask(teacher(server.url, {"KEY": secret}, request=request)).bad == {}
+        (body,) = [json.loads(body) for *_, body in server.requests]
+        assert body.pop("images") == images().permute(0, 2, 3, 1).tolist()
+        assert body == {"auth": {"user": secret}, secret: "kdray", "list": [secret, "$KEY", "${}"]}
+
+
+def test_a_variable_of_any_alphabet_is_put_into_the_body():
+    with serving(answering(200, {"probabilities": [GOOD, GOOD]})) as server:
+        request = {"images": "$images", "api_key": "Schlüssel ${SCHLÜSSEL}"}
+        ask(teacher(server.url, {"SCHLÜSSEL": "süß"}, request=request))
+        assert json.loads(server.requests[0][3])["api_key"] == "Schlüssel süß"
+
+
+def test_a_variable_of_the_body_that_is_missing_is_named_before_anything_is_sent():
+    with pytest.raises(TeacherError, match=r"teacher.request needs the environment variable KEY, which is not set"):
+        teacher("http://127.0.0.1:1", {}, request={"images": "$images", "deep": [{"key": "${KEY}"}]})
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"api_key": PLAIN}, "api_key"),
+        ({"apiKey": PLAIN}, "apiKey"),
+        ({"key": 4711_0815}, "key"),
+        ({"a": [{"access_token": PLAIN}]}, "access_token"),
+        ({"auth": {"user": "me", "n": 3}}, "auth"),
+        ({"credentials": ["${USER}", PLAIN]}, "credentials"),
+        ({"$each": {"i": "$image", "Authorization": f"Bearer {PLAIN}"}}, "Authorization"),
+        ({"password": "hunter2"}, "password"),
+    ],
+)
+def test_a_key_in_clear_in_the_body_is_refused_and_not_shown(body, named, tmp_path):
+    config = http_config("http://127.0.0.1:1", protocol="json", model=None)
+    config["teacher"]["request"] = body if "$each" in body else {"images": "$images", **body}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    code, text = said("run", path, "--local", "--out", tmp_path / "out")
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert f"teacher.request: {named!r} is written in clear" in text and "${VARIABLE}" in text
+    assert leaks(text, PLAIN) == [] and "hunter2" not in text and "47110815" not in text
+
+
+def test_what_only_looks_like_a_key_is_taken():
+    harmless = {
+        "max_tokens": 1_000_000, "stop_tokens": ["x"], "tokenizer": "bert", "keywords": ["cat"], "keypoints": "none",
+        "author": "me", "code": "python", "key": "$id", "token": "", "auth": None, "return_key": True, "key_id": 3,
+        "api_key": "${KEY}",
+    }  # fmt: skip
+    request = {"rows": {"$each": {"image_key": "$image", **harmless}}}
+    asked = teacher("http://127.0.0.1:1", {"KEY": PLAIN}, request=request)
+    assert asked.identity == teacher("http://127.0.0.1:1", {"KEY": PLAIN[::-1]}, request=request).identity
 
 
 # ---- keeping

@@ -49,7 +49,7 @@ class HttpTeacher:
         section: its section of the config.
         wire: the format of requests and replies.
         identity: names the model behind the server and the form of the answers.
-        secrets: the values for the variables in the section's url and headers.
+        secrets: the values for the variables in the section's url, headers and request.
     """
 
     def __init__(self, section: HttpTeacherConfig, wire: Wire, *, identity: str, secrets: Secrets) -> None:
@@ -82,7 +82,8 @@ class HttpTeacher:
         """
         if (fault := await self._learn(session)) is not None:
             return replace(fault, kind="unsent") if fault.kind in ("lost", "malformed") else fault
-        body = json.dumps(self._wire.request(images)).encode()
+        text = json.dumps(self._wire.request(images))
+        body = (text if self._section.request is None else self._secrets.fill_json(text)).encode()
         # The key is the same for every try of these images: a server that knows the header bills them once.
         key = hashlib.blake2b(b"".join([self.identity.encode(), *hash_images(images)]), digest_size=16).hexdigest()
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}

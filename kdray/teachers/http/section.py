@@ -19,7 +19,7 @@ from kdray.sections.base import Classes
 from kdray.teachers.base import Teacher, TeacherSection, count_in, names_in, teachers
 from kdray.teachers.http.input import HttpInput
 from kdray.teachers.http.reply import HttpPoll, HttpReply
-from kdray.teachers.http.secrets import Secrets
+from kdray.teachers.http.secrets import Secrets, in_clear, is_secret, key_in_clear, texts_in
 from kdray.teachers.http.wire import wires
 
 if TYPE_CHECKING:
@@ -29,14 +29,12 @@ _LEASE_GRACE_S = 30.0  # after a request has timed out, for the worker that sent
 
 
 _REPLY = HttpReply(rows="probabilities", probabilities="")
-_SECRET = re.compile(r"auth|key|token|secret|cookie|passw|pwd|credential|signature|^sig$|^code$", re.IGNORECASE)
-_VARIABLE = re.compile(r"\$\{\w+\}")
 
 
 @teachers.register
 class HttpTeacherConfig(TeacherSection):
-    """A server. `${NAME}` in `url` and `headers` is replaced by that environment variable when a request is sent: the
-    value itself is never written anywhere."""
+    """A server. `${NAME}` in `url`, `headers` and `request` is replaced by that environment variable when a request is
+    sent: the value itself is never written anywhere."""
 
     servable: ClassVar[bool] = False
     path_fields: ClassVar[tuple[str, ...]] = ("ca",)
@@ -129,7 +127,7 @@ class HttpTeacherConfig(TeacherSection):
         if parts.fragment:
             raise ValueError("the address holds a '#'; what follows it is never sent, so leave it out")
         for name, text in parse_qsl(parts.query, keep_blank_values=True):
-            if _SECRET.search(name) and not _VARIABLE.search(text):
+            if is_secret(name) and in_clear(text):
                 raise ValueError(f"the address holds {name!r} in clear; write {name}=${{VARIABLE}} and export VARIABLE")
         return value
 
@@ -152,11 +150,21 @@ class HttpTeacherConfig(TeacherSection):
                 raise ValueError(f"{other} and {name} are one header to a server; keep one of them")
             if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or not text.isprintable():
                 raise ValueError(f"{name!r} is not a header: a name of letters, digits and '-', a value in one line")
-            if _SECRET.search(name) and not _VARIABLE.search(text):
+            if is_secret(name) and in_clear(text):
                 raise ValueError(
                     f"{name} is written in clear, and the config goes into the run directory; "
                     f'write {name}: "${{VARIABLE}}" and export VARIABLE'
                 )
+        return value
+
+    @field_validator("request")
+    @classmethod
+    def _no_key_in_clear(cls, value: Any) -> Any:
+        if (name := key_in_clear(value)) is not None:
+            raise ValueError(
+                f"{name!r} is written in clear, and the config goes into the run directory; "
+                f'write {name}: "${{VARIABLE}}" and export VARIABLE'
+            )
         return value
 
     @model_validator(mode="after")
@@ -181,12 +189,12 @@ class HttpTeacherConfig(TeacherSection):
         return names_in(self.classes)
 
     def read_secrets(self, environ: Mapping[str, str] = os.environ) -> Secrets:
-        """Values of the environment variables in `url` and `headers`.
+        """Values of the environment variables in `url`, `headers` and `request`.
 
         Raises:
             TeacherError: a variable is not set.
         """
-        return Secrets.read([self.url, *self.headers.values()], environ)
+        return Secrets.read([self.url, *self.headers.values(), *texts_in(self.request)], environ)
 
     def check(self, teacher: Teacher) -> None:
         """Ask the server about the model, where its protocol has that.
