@@ -16,6 +16,7 @@ from kdray.teachers.answers import AnswerFormat, check_probabilities
 from kdray.teachers.function import FunctionTeacher
 from kdray.teachers.http import HttpTeacherConfig
 from kdray.teachers.http.malformed import AmbiguousReply, MalformedReply
+from kdray.teachers.http.parse import Reader
 from kdray.teachers.http.paths import follow
 from kdray.teachers.http.wires.json_wire import image_ids
 from kdray.teachers.suspicion import no_logits, suspect
@@ -467,6 +468,26 @@ def test_classification_strings_that_make_no_sense_are_a_bad_row():
         assert reason in found
     hard = wire("v2", "{answers: hard, classification: 1, output: c}")
     assert values(hard.answers({"outputs": [output(["0.7:1:180", "0.9:2:other"], "BYTES", [2, 1], "c")]}, 2)) == [1, 2]
+
+
+@pytest.mark.parametrize("answers", ["top2", "soft", "hard"])
+@pytest.mark.parametrize("data", [[1, 2], [[1], [2]], ["1", "2"]])
+def test_labels_of_a_server_that_does_not_classify_are_no_probabilities(answers, data):
+    """A server that does not know the extension sends the output as it is."""
+    asked = wire("v2", f"{{answers: {answers}, classification: 3, output: c}}", classes=["cat", "dog", "ray"])
+    reply = {"outputs": [output(data, "INT64", [2], "c")]}
+    if answers == "hard":
+        assert asked.answers(reply, 2).probs is None and values(asked.answers(reply, 2)) == [1, 2]
+        return
+    with pytest.raises(MalformedReply, match=r"does not give the texts of teacher.classification; leave that out, and"):
+        asked.answers(reply, 2)
+
+
+def test_what_reads_labels_never_takes_them_for_probabilities():
+    """Whatever a wire thinks that it has found."""
+    reader = Reader(HttpTeacherConfig(kind="http", url="http://host:1", model="m", classes=3, answers="top2"))
+    with pytest.raises(MalformedReply, match=r"gives labels, teacher.answers is top2: set it to hard"):
+        reader.labels([0, 1])
 
 
 # ---- the input's datatype

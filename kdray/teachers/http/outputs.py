@@ -62,7 +62,8 @@ class OutputChoice:
             named = [entry for entry in outputs if entry.get("name") == self.name]
             if not named:
                 raise MalformedReply(f"the teacher's reply has no output {self.name!r}: check teacher.output")
-            if not (self._hard or self._classified or self.holds_numbers(named[0])):
+            classified = self._classified and datatype(named[0]) == "BYTES"
+            if not (self._hard or classified or self.holds_numbers(named[0])):
                 raise MalformedReply(self._no_numbers(named))
             return named[0]
         fitting = self._fitting(outputs, lambda entry: _widths_of_data(entry, batch))
@@ -102,6 +103,11 @@ class OutputChoice:
     def _no_numbers(self, outputs: list[dict[str, Any]]) -> str:
         which = "the teacher" if self.name is None else f"output {self.name!r} of the teacher"
         message = f"{which} gives no probabilities; set teacher.answers to hard for labels"
+        if self._classified:
+            message = (
+                f"{which} does not give the texts of teacher.classification; leave that out, and set teacher.answers "
+            )
+            message += "to hard for labels"
         if any(datatype(entry) in ("UINT8", "INT8") for entry in outputs):
             message += ", or teacher.scale if its whole numbers are probabilities"
         return message

@@ -74,7 +74,9 @@ class Reader:
         return self._scores(rows, lambda row: self._top(find(row)))
 
     def labels(self, rows: Sequence[Any], find: Find = _itself) -> Answers:
-        """Answers from a class name or number for each image."""
+        """Answers from a class name or number for each image. Where probabilities are kept, a label is none."""
+        if self.form.kind != "hard":
+            raise MalformedReply(f"the teacher gives labels, teacher.answers is {self.form.kind}: set it to hard")
         values, bad = _read_each(rows, lambda row: self._classes.index(find(row)), 0)
         return Answers(
             probs=None, labels=torch.tensor(values, dtype=torch.int64), num_classes=self.num_classes, bad=bad
