@@ -31,6 +31,7 @@ from kdray.teachers.async_pool import AsyncTeacherPool, as_reply
 from kdray.teachers.faults import Fault
 from kdray.teachers.function import FunctionTeacher
 from kdray.teachers.http import HttpTeacherConfig as HttpConfig
+from kdray.teachers.http.addresses import bare, bare_in
 from kdray.teachers.http.client import HttpTeacher
 from kdray.teachers.http.raw import retry_after
 
@@ -547,6 +548,55 @@ def test_a_result_that_is_refused_is_charged_and_not_asked_for_again(status):
     with serving(handler) as server:
         fault = ask(teacher(server.url))
     assert fault.kind == "failed" and f"({status}" in fault.message and "/jobs/1" in fault.message
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 500, 503])
+def test_an_error_is_an_error_whatever_its_body_says_of_a_result(status):
+    """A failed job may be shown as it was when it began."""
+    body = {"status": "starting", "urls": {"get": "/p/1"}, "error": "no"}
+    poll = {"url": "urls.get", "status": "status"}
+    with serving(answering(status, body)) as server:
+        fault, without = ask(teacher(server.url, poll=poll)), ask(teacher(server.url))
+        assert fault == without and fault.kind != "failed" and "no" in fault.message
+        assert [method for method, *_ in server.requests] == ["POST", "POST"]
+
+
+SIGNED = "/r/1?X-Amz-Signature=5f2ab9c3&sv=1#part"
+
+
+@pytest.mark.parametrize("status", [401, 404, 302])
+def test_a_message_shows_an_address_without_what_may_be_a_key(status):
+    def at(url: str) -> str:
+        return url.replace("//", "//me:pa55word@") + SIGNED
+
+    for look in (
+        web.json_response({}, status=404),
+        web.json_response({"error": f"no {at('https://store')}, and not //me:pa55word@other{SIGNED}."}, status=401),
+        web.Response(status=200, text=f"<a href='{at('https://store')}'>"),
+        web.json_response({"result": at("https://store")}),
+        web.json_response({"error": {"at": at("https://store")}}),
+        web.json_response({"probabilities": [GOOD, at("https://s")]}),
+        web.json_response({}, status=303, headers={"Location": at("https://store")}),
+    ):
+        handler, seen = working(look, first={"Location": SIGNED, "Retry-After": "0.01"})
+        with serving(handler) as server:
+            found = ask(teacher(server.url))
+        assert seen == [SIGNED.partition("#")[0]]
+        for message in [found.message] if isinstance(found, Fault) else found.bad.values():
+            assert "/r/1" in message or "//s" in message
+            assert not any(secret in message for secret in ("5f2ab9c3", "pa55word", "Signature")), message
+    with serving(answering(status, {"error": f"it went to {at('https://store')}"}, Location=at("/a"))) as server:
+        address = f"{server.url}/p?key=${{KEY}}"
+        message = ask(teacher(address, {"KEY": "s3cret-key"})).message
+    assert address in message and not any(secret in message for secret in ("5f2ab9c3", "pa55word"))
+
+
+def test_only_the_address_of_the_config_keeps_its_query():
+    text = r"at https://a:b@h/p?k=${KEY}: not https:\/\/u:p@h\/q?s=1, is it https://? https://h/p?k=${KEY}&s=1 //h?#x"
+    known = ["https://h/p?k=${KEY}", "https://h/p"]
+    assert bare_in(text, known) == (r"at https://h/p not https:\/\/h\/q is it https://? https://h/p //h")
+    assert bare_in("https://h/p?k=${KEY}: no", known) == "https://h/p?k=${KEY}: no"
+    assert bare("/r?sig=1") == bare("/r#sig") == "/r" and bare("//u:p@h/r?x") == "//h/r"
 
 
 # ---- accidents of the network

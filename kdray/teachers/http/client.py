@@ -22,6 +22,7 @@ from kdray.ledger.records import hash_images
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import count_in
 from kdray.teachers.faults import Fault, FaultKind
+from kdray.teachers.http.addresses import bare, bare_in
 from kdray.teachers.http.later import is_pending, result_address, same_host
 from kdray.teachers.http.malformed import AmbiguousReply, MalformedReply
 from kdray.teachers.http.raw import RawReply, error_in
@@ -221,7 +222,7 @@ class HttpTeacher:
         while True:
             if not same_host(address, base):
                 message = f"{first.url} accepted the request, but its result is at another host, which gets no keys: "
-                return self.fault("failed", message + self._cut(address))
+                return self.fault("failed", message + self._cut(bare(address)))
             left = self._section.timeout_s - (time.monotonic() - began)
             unsaid = 0.0 if 300 <= reply.status < 400 and address != asked else _POLL_S
             wait = max(_LEAST_POLL_S, unsaid if reply.retry_after is None else reply.retry_after)
@@ -230,7 +231,7 @@ class HttpTeacher:
                     "lost", f"no result from {first.url} within {self._section.timeout_s:g} s (teacher.timeout_s)"
                 )
             await asyncio.sleep(wait)
-            asked, shown = address, self._cut(address)
+            asked, shown = address, self._cut(bare(address))
             found = await self._fetch(session, "GET", address, shown, timeout_s=left - wait)
             if isinstance(found, Fault):
                 if found.final:
@@ -292,7 +293,7 @@ class HttpTeacher:
         elif status == 413:
             kind, words = "oversized", f"{url}: the request is too large ({said})"
         elif status < 400:
-            target = self._cut(raw.headers.get("Location", "elsewhere"))
+            target = self._cut(bare(raw.headers.get("Location", "elsewhere")))
             words = f"{url} answers {status}, not 200 (it points to {target}); set teacher.url to where the model is"
         return self.fault(kind, words, wait)
 
@@ -302,7 +303,8 @@ class HttpTeacher:
 
     def _clean(self, text: str) -> str:
         """Words of a server or a library as one line without secrets and control codes, to be shown and stored."""
-        line = " ".join(self._secrets.redact(text).split())
+        known = [self._section.url, self._wire.url, self._wire.about or ""]
+        line = " ".join(bare_in(self._secrets.redact(text), known).split())
         return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
     def _cut(self, text: str) -> str:

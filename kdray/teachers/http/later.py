@@ -44,7 +44,7 @@ def same_host(address: str, base: str) -> bool:
 
 def is_pending(reply: RawReply, poll: HttpPoll) -> bool:
     """Whether a reply of success says that the result is not there yet."""
-    if poll.status is None:
+    if poll.status is None or not 200 <= reply.status < 300:
         return False
     try:
         word = follow(reply.json(), poll.status)
