@@ -1,5 +1,6 @@
 """The teacher pool on Ray: actors that ask. The purchase decides when a batch goes and what follows a failure."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from kdray.errors import TeacherError
 from kdray.sections.search import PATIENCE_S
 from kdray.teachers.answers import Answers
-from kdray.teachers.base import AsyncTeacher, Teacher
+from kdray.teachers.base import AsyncTeacher, CountsReplies, Teacher
 from kdray.teachers.faults import Fault, fault_of
 from kdray.teachers.pool import TeacherReply, as_reply, ask
 
@@ -55,15 +56,22 @@ class AsyncTeacherWorker:
         """Returns once the teacher is made."""
         return True
 
-    async def answer(self, images: np.ndarray) -> Wired | Fault:
-        """One request; as `TeacherWorker.answer`."""
+    async def answer(self, images: np.ndarray, replies: int = 0) -> Wired | Fault:
+        """One request; as `TeacherWorker.answer`.
+
+        Args:
+            replies: how often one came to a request with these images, and had no answers; see `CountsReplies`.
+        """
         if self._session is None:  # here and not in `ready`, which a worker that Ray restarts may never be asked
             try:
                 self._session = self._teacher.session()
             except Exception as error:  # before anything was sent
                 return self._fault(fault_of(error, sent=False))
         try:
-            return _wired(as_reply(None, await self._teacher.ask(self._session, torch.from_numpy(images.copy()))))
+            batch = torch.from_numpy(images.copy())
+            if replies and isinstance(self._teacher, CountsReplies):
+                self._teacher.note_replies(batch, replies)
+            return _wired(as_reply(None, await self._teacher.ask(self._session, batch)))
         except BaseException as error:
             return self._fault(fault_of(error))
 
@@ -103,7 +111,8 @@ class RayTeacherPool:
         self._load: Counter[int] = Counter()
         self._awake: set[int] = set()
         self._waking: dict[ray.ObjectRef[Any], int] = {}
-        self._running: dict[ray.ObjectRef[Any], tuple[Any, int]] = {}
+        self._running: dict[ray.ObjectRef[Any], tuple[Any, int, bytes]] = {}
+        self._replies: Counter[bytes] = Counter()  # without answers, by the images' digest, over all workers
 
     @property
     def slots(self) -> int:
@@ -155,7 +164,10 @@ class RayTeacherPool:
             self._wait_for_workers(left)
         number = min(free, key=lambda n: (self._load[n], n))
         self._load[number] += 1
-        self._running[self._actors[number].answer.remote(images.numpy())] = (key, number)
+        pixels = images.numpy()
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() if self._many else b""
+        more = (self._replies[digest],) if digest in self._replies else ()
+        self._running[self._actors[number].answer.remote(pixels, *more)] = (key, number, digest)
 
     def collect(self, timeout_s: float | None) -> list[TeacherReply]:
         """See `kdray.teachers.pool.TeacherPool`."""
@@ -189,7 +201,7 @@ class RayTeacherPool:
                 raise TeacherError(f"a teacher worker cannot start: {reason}") from None
 
     def _reply(self, reference: ray.ObjectRef[Any]) -> TeacherReply:
-        key, number = self._running.pop(reference)
+        key, number, digest = self._running.pop(reference)
         self._load[number] = max(0, self._load[number] - 1)
         try:
             result = ray.get(reference)
@@ -203,8 +215,12 @@ class RayTeacherPool:
             reason = f"{type(error.cause).__name__}: {error.cause}"
             return TeacherReply(key=key, fault=Fault(kind="failed", message=f"a teacher worker failed: {reason}"))
         if isinstance(result, Fault):
+            if result.replied:
+                self._replies[digest] += 1
             return TeacherReply(key=key, fault=result)
         probs, labels, bad = result
+        if bad and self._many:
+            self._replies[digest] += 1
         answers = Answers(
             probs=None if probs is None else torch.from_numpy(probs.copy()),
             labels=torch.from_numpy(labels.copy()),

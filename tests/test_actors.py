@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -18,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import actor_pids, digits_config, served
+from conftest import actor_pids, digits_config, running, served
 from safetensors.torch import save
 
 from actors.cluster import Cluster, connect, count_workers
@@ -602,6 +603,52 @@ def test_an_http_worker_killed_with_requests_on_their_way_loses_those_and_serves
     assert (ledger.spent(), ledger.uncertain()) == (61, 20)
     assert set(counting.asked) == set(range(1, 42)) and max(counting.asked.values()) <= 2
     assert counting.asked.total() <= ledger.spent(), "never more than the ledger knows of"
+
+
+def test_a_reply_that_one_worker_got_makes_a_new_request_of_the_try_of_another(ray_local):
+    """The server replies once to an Idempotency-Key; it fails at the first two that it gets for a picture."""
+    from aiohttp import web
+
+    keys: dict[int, list[str]] = {1: [], 2: []}
+    held = threading.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        ((((shade,),),),) = [(await request.json())["inputs"]]
+        mine, key = keys[shade], request.headers["Idempotency-Key"]
+        if key not in mine:
+            mine.append(key)
+        while shade == 1 and not held.is_set():
+            await asyncio.sleep(0.01)
+        failed = shade == 2 and mine.index(key) < 2
+        return web.json_response({"p": [[0.25, 0.75]]}, status=500 if failed else 200)
+
+    app = web.Application()
+    app.router.add_post("/", handler)
+    with running(app) as url:
+        section = HttpConfig(
+            kind="http", protocol="json", url=url, classes=2, batch_size=1, timeout_s=60,
+            request={"inputs": "$images"}, reply={"rows": "p", "probabilities": ""},
+            input={"layout": "nhw"},
+        )  # fmt: skip
+        build = partial(section.build, (1, 1, 1))
+        pool = RayTeacherPool(build(), build, 2, slots=2)
+        try:
+            pool.send("held", torch.full((1, 1, 1, 1), 1, dtype=torch.uint8))
+            until(lambda: keys[1])
+            replies = []
+            for turn in range(3):
+                if turn == 2:  # the other worker is idle, and is taken
+                    held.set()
+                    replies += pool.collect(30)
+                pool.send(turn, torch.full((1, 1, 1, 1), 2, dtype=torch.uint8))
+                replies += pool.collect(30)
+        finally:
+            held.set()
+            pool.close()
+    assert [(reply.key, reply.fault and reply.fault.kind) for reply in replies] == [
+        (0, "lost"), (1, "lost"), ("held", None), (2, None)
+    ]  # fmt: skip
+    assert len(keys[2]) == 3
 
 
 @pytest.mark.storm

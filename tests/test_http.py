@@ -38,6 +38,7 @@ from kdray.teachers.http.raw import retry_after
 SHAPE = (1, 4, 3)
 CLASSES = ["cat", "dog", "ray"]
 GOOD = [0.25, 0.5, 0.25]
+SAID = {"error": "so it is"}
 
 
 def images(n: int = 2, seed: int = 0) -> torch.Tensor:
@@ -301,6 +302,76 @@ def test_the_same_images_have_the_same_idempotency_key_and_others_another():
         assert first == again and len({first, *others}) == 6
 
 
+class Remembering:
+    """A server that replies once to an Idempotency-Key, and repeats that reply.
+
+    Args:
+        broken: status and body of the reply to the first keys.
+        times: to so many keys.
+        lose: requests, counted from 0, that get no reply: it works, and the connection breaks off.
+
+    Attributes:
+        worked: keys that it has worked at, each of which it bills.
+    """
+
+    def __init__(self, broken: tuple[int, dict], *, times: int = 1, lose: tuple[int, ...] = ()) -> None:
+        self.worked: list[str] = []
+        self.asked: list[str] = []
+        self._broken, self._times, self._lose = broken, times, lose
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        key = request.headers["Idempotency-Key"]
+        if key not in self.worked:
+            self.worked.append(key)
+        self.asked.append(key)
+        if len(self.asked) - 1 in self._lose:
+            request.transport.abort()
+        status, body = self._broken if self.worked.index(key) < self._times else (200, DONE)
+        return web.json_response(body, status=status)
+
+
+def kinds(results: list[Answers | Fault]) -> list[str]:
+    return [result.kind if isinstance(result, Fault) else "bad" if result.bad else "answered" for result in results]
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ((500, SAID), "lost"),
+        ((503, SAID), "throttled"),
+        ((422, SAID), "declined"),
+        ((200, {"error": "no"}), "malformed"),
+        ((200, {"probabilities": [[0.25, 0.5, 0.25], [9, 9, 9]]}), "bad"),
+    ],
+)
+def test_a_try_after_a_reply_has_a_key_of_its_own(reply, kind):
+    server_side = Remembering(reply, times=2)
+    with serving(server_side) as server:
+        asked = teacher(server.url)
+        assert kinds([ask(asked) for _ in range(3)]) == [kind, kind, "answered"]
+        ask(asked, images(seed=1))
+    assert len(set(server_side.worked)) == 4
+    again = teacher(server.url)  # another process begins with the first key
+    assert again._key(images()) == server_side.worked[0]
+
+
+def test_a_try_after_no_reply_has_the_key_of_the_one_before():
+    server_side = Remembering((500, SAID), lose=(0, 1, 3))
+    with serving(server_side) as server:
+        asked = teacher(server.url)
+        assert kinds([ask(asked) for _ in range(5)]) == ["lost"] * 4 + ["answered"]
+    first, second = server_side.worked
+    assert server_side.asked == [first, first, first, second, second]  # billed twice: for the failure and the answer
+
+
+def test_a_try_of_what_is_still_worked_on_keeps_its_key():
+    for handler in (answering(409, SAID), working(*[not_yet() for _ in range(99)])[0]):
+        with serving(handler) as server:
+            asked = teacher(server.url, timeout_s=0.3)
+            assert {ask(asked).kind for _ in range(2)} <= {"throttled", "lost"}
+            assert len({headers["Idempotency-Key"] for _, _, headers, _ in server.posts}) == 1
+
+
 def test_answer_and_check_work_inside_a_running_event_loop():
     """As in a notebook."""
     with serving(answering(200, {"outputs": [{"name": "p", "datatype": "FP32", "data": [GOOD, GOOD]}]})) as server:
@@ -314,8 +385,6 @@ def test_answer_and_check_work_inside_a_running_event_loop():
 
 
 # ---- replies that are no success
-
-SAID = {"error": "so it is"}
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,15 @@ class AsyncTeacher(Teacher, Protocol):
         ...
 
 
+@runtime_checkable
+class CountsReplies(Protocol):
+    """A teacher that sends a request under another key once a reply without answers has come to it."""
+
+    def note_replies(self, images: Tensor, replies: int) -> None:
+        """Take into account how many such replies to a request with these images have come, to whichever worker."""
+        ...
+
+
 class TeacherSection(Section):
     """What all teachers have in common. A subclass is a kind of teacher: it adds fields and builds the teacher."""
 

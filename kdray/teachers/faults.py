@@ -27,11 +27,13 @@ class Fault:
             failed: the request was sent and failed for good; may be charged, asking again is useless.
         message: what happened, in words for the user.
         wait_s: seconds the teacher asks to be left alone, or None where it does not say.
+        replied: the server gave a reply, which holds no answers: another try must not be taken for the same request.
     """
 
     kind: FaultKind
     message: str
     wait_s: float | None = None
+    replied: bool = False
 
     @property
     def charged(self) -> bool:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import ssl
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,7 +36,8 @@ _IDLE_S = 3.0  # servers drop idle connections after 5 s and more; a request sen
 _MOST_CHARACTERS = 200  # of a server's own words in a message
 _POLL_S = 1.0  # between looks for a result, where the server does not say
 _LEAST_POLL_S = 0.05
-_THROTTLED = (429, 503, 409)  # 409: the first try of these images, with the same Idempotency-Key, is still worked on
+_SAME = 409  # the first try of these images, with the same Idempotency-Key, is still worked on
+_THROTTLED = (429, 503, _SAME)
 _NO_METADATA = (404, 405, 501)
 _DECLINED = (400, 415, 422)
 _UNREAD = (408, 425)  # the server gave up before it had the request
@@ -57,6 +59,7 @@ class HttpTeacher:
         self.identity, self.num_classes, self.metered = identity, count_in(section.classes), section.metered
         self._section, self._wire, self._secrets = section, wire, secrets
         self._looked = wire.about is None
+        self._replies: Counter[str] = Counter()  # without answers, by the key of the images
 
     @property
     def batch_limit(self) -> int | None:
@@ -83,10 +86,25 @@ class HttpTeacher:
         """
         if (fault := await self._learn(session)) is not None:
             return replace(fault, kind="unsent") if fault.kind in ("lost", "malformed") else fault
+        key = self._key(images)
+        result = await self._exchange(session, images, _after(key, self._replies[key]))
+        if result.replied if isinstance(result, Fault) else result.bad:
+            self._replies[key] += 1
+        return result
+
+    def _key(self, images: Tensor) -> str:
+        """Of a request: for all tries of these images the same, also in another process."""
+        return hashlib.blake2b(b"".join([self.identity.encode(), *hash_images(images)]), digest_size=16).hexdigest()
+
+    def note_replies(self, images: Tensor, replies: int) -> None:
+        """See `kdray.teachers.base.CountsReplies`."""
+        key = self._key(images)
+        self._replies[key] = max(self._replies[key], replies)
+
+    async def _exchange(self, session: aiohttp.ClientSession, images: Tensor, key: str) -> Answers | Fault:
+        """One request, and what its reply says."""
         text = json.dumps(self._wire.request(images))
         body = (text if self._section.request is None else self._secrets.fill_json(text)).encode()
-        # The key is the same for every try of these images: a server that knows the header bills them once.
-        key = hashlib.blake2b(b"".join([self.identity.encode(), *hash_images(images)]), digest_size=16).hexdigest()
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         began = time.monotonic()
         raw = await self._send(session, "POST", self._wire.url, body, headers)
@@ -94,11 +112,16 @@ class HttpTeacher:
             raw = await self._later(session, raw, began)
         if isinstance(raw, Fault):
             return raw
+        result = self._read(raw, len(images))
+        return replace(result, replied=raw.status != _SAME) if isinstance(result, Fault) else result
+
+    def _read(self, raw: RawReply, batch: int) -> Answers | Fault:
+        """The answers to `batch` images in a reply, or the fault that it stands for."""
         reply = self._json(raw)
         if isinstance(reply, Fault):
             return reply
         try:
-            answers = self._wire.answers(reply, len(images))
+            answers = self._wire.answers(reply, batch)
         except AmbiguousReply as reason:
             return self.fault("failed", str(reason))
         except MalformedReply as reason:
@@ -241,7 +264,7 @@ class HttpTeacher:
                 reply = found
                 address = result_address(found, address, None) or address
             elif found.status >= 400:
-                return replace(self._status(found), kind="failed")
+                return replace(self._status(found), kind="failed", replied=True)
             elif is_pending(found, poll):
                 reply = found
             else:
@@ -311,6 +334,13 @@ class HttpTeacher:
         """The beginning of such words. They are cleaned before they are cut: a piece of a secret is not recognised."""
         clean = self._clean(self._secrets.redact(text)[: 50 * _MOST_CHARACTERS])
         return clean if len(clean) <= _MOST_CHARACTERS else f"{clean[:_MOST_CHARACTERS]}..."
+
+
+def _after(key: str, replies: int) -> str:
+    """The Idempotency-Key of a request to whose earlier tries so many replies without answers have come. A try after
+    none has the key of the one before it, and a server that knows the header bills both once. After a reply it is new:
+    such a server would give that reply again."""
+    return hashlib.blake2b(f"{key}:{replies}".encode(), digest_size=16).hexdigest() if replies else key
 
 
 def _run(coroutine: Coroutine[Any, Any, _T]) -> _T:
