@@ -1,5 +1,6 @@
 """The v2 server: every address, every refusal, exact answers, and being slow as asked."""
 
+import asyncio
 import gzip
 import http.client
 import json
@@ -24,10 +25,13 @@ from conftest import served
 from torch import nn
 
 from kdray import __version__
-from kdray.errors import TeacherError
+from kdray.errors import ImageDeclined, TeacherBusy, TeacherError
 from kdray.teachers import AnswerFormat
 from kdray.teachers.answers import Answers
+from kdray.teachers.faults import Fault
 from kdray.teachers.function import FunctionTeacher
+from kdray.teachers.http import HttpTeacherConfig
+from kdray.teachers.http.client import HttpTeacher
 from kdray.teachers.local import LocalTeacher
 from kdray.teachers.server import ServeOptions, decode_request, encode_reply, serve
 
@@ -361,9 +365,114 @@ def test_nonsense_is_passed_on_but_never_as_something_that_is_no_json(caplog):
             [7] * 2,
         )
         status, _, reply = client.infer(images(3))
-        assert (status, list(reply)) == (500, ["error"])
-        assert client.counts() == (2, 1)
-    assert len(caplog.records) == 1
+        assert (status, output(reply, "probabilities")["data"], output(reply, "label")["data"]) == (
+            200,
+            [None] * 9,
+            [None] * 3,
+        )
+        assert client.counts() == (5, 2)
+    assert len(caplog.records) == 0
+
+
+class Moody:
+    """A teacher that does to an image what its first pixel says, and answers the others as `form` has it."""
+
+    identity, num_classes, metered = "moody", 3, True
+
+    def __init__(self, form: str = "soft", error: Exception | None = None) -> None:
+        self._form, self._error = AnswerFormat(form), error
+
+    def answer(self, batch: torch.Tensor) -> Answers:
+        first = batch[:, 0, 0, 0]
+        if self._error is not None and (first == 1).any():
+            raise self._error
+        probs = torch.tensor([[0.25, 0.5, 0.25]]).repeat(len(batch), 1)
+        probs[first == 2, 1] = math.nan
+        probs[first == 3] = math.inf
+        probs[first == 4] = 9.0
+        bad = {row: "no answer" for row in range(len(batch)) if first[row] > 1}
+        return self._form.apply(probs, bad)
+
+
+def moody(*first: int) -> torch.Tensor:
+    batch = torch.zeros(len(first), *SHAPE, dtype=torch.uint8)
+    batch[:, 0, 0, 0] = torch.tensor(first)
+    return batch
+
+
+def asking(url: str, **changes) -> HttpTeacher:
+    """kdray's own client of a server."""
+    section = HttpTeacherConfig(kind="http", url=url, model="teacher", classes=3, timeout_s=30, **changes)
+    return section.build(SHAPE)
+
+
+def ask(asked: HttpTeacher, batch: torch.Tensor) -> Answers | Fault:
+    async def once() -> Answers | Fault:
+        async with asked.session() as session:
+            return await asked.ask(session, batch)
+
+    return asyncio.run(once())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "after", "kind", "wait_s"),
+    [
+        (TeacherBusy("the quota is spent", wait_s=19.2), 503, "20", "throttled", 20.0),
+        (TeacherBusy("the quota is spent", wait_s=0), 503, "0", "throttled", 0.0),
+        (TeacherBusy("the quota is spent"), 503, "1", "throttled", 1.0),
+        (TeacherBusy("the quota is spent", wait_s=math.inf), 503, "1", "throttled", 1.0),
+        (ImageDeclined("the quota is spent"), 422, None, "declined", None),
+        (TeacherError("the quota is spent"), 500, None, "lost", None),
+    ],
+)
+def test_what_a_teacher_says_is_free_is_free_over_http(error, status, after, kind, wait_s):
+    with served(Moody(error=error), SHAPE) as url:
+        client = Client(urlsplit(url).hostname, urlsplit(url).port)
+        found, headers, reply = client.infer(moody(0, 1))
+        assert (found, headers["Retry-After"]) == (status, after)
+        assert reply["error"].endswith("the quota is spent")
+        assert client.counts() == (0, 0)
+        asked = asking(url)
+        fault = ask(asked, moody(0, 1))
+        assert (fault.kind, fault.wait_s, fault.charged) == (kind, wait_s, status == 500)
+        assert "the quota is spent" in fault.message
+        assert ask(asked, moody(0, 0)).bad == {}
+
+
+def test_a_teacher_that_declines_without_a_word_is_understood():
+    with served(Moody(error=ImageDeclined()), SHAPE) as url:
+        fault = ask(asking(url), moody(1))
+    assert fault.kind == "declined" and "the teacher does not take the image" in fault.message
+
+
+def test_a_teacher_that_declines_a_black_image_is_served():
+    class Picky(Moody):
+        def answer(self, batch: torch.Tensor) -> Answers:
+            if (batch == 0).all():
+                raise ImageDeclined("too dark")
+            return super().answer(batch)
+
+    with served(Picky(), SHAPE) as url:
+        assert ask(asking(url), images(2)).bad == {}
+        assert ask(asking(url), moody(0)).message.endswith("does not take the request (422: too dark)")
+
+
+@pytest.mark.parametrize("form", ["soft", "hard"])
+def test_rows_without_an_answer_are_null_and_their_neighbours_are_not(form):
+    batch = moody(0, 2, 3, 4, 0)
+    with served(Moody(form), SHAPE) as url:
+        client = Client(urlsplit(url).hostname, urlsplit(url).port)
+        status, _, reply = client.infer(batch)
+        assert status == 200 and output(reply, "label")["data"] == [1, None, None, None, 1]
+        if form != "hard":
+            numbers = np.array(output(reply, "probabilities")["data"], object).reshape(5, 3)
+            assert (numbers[1:3] == None).all() and (numbers[[0, 3, 4]] != None).all()  # noqa: E711
+        for answers in {form, "hard"}:
+            found = ask(asking(url, answers=answers, output="label" if answers == "hard" else None), batch)
+            assert isinstance(found, Answers) and set(found.bad) == {1, 2, 3}
+            assert found.labels[[0, 4]].tolist() == [1, 1]
+            alone = ask(asking(url, answers=answers, output="label" if answers == "hard" else None), batch[1:2])
+            assert set(alone.bad) == {0}
 
 
 # ---- slow

@@ -539,7 +539,7 @@ def test_a_row_that_makes_no_sense_is_bad_and_its_neighbours_are_not(row, reason
 
 @pytest.mark.parametrize(
     "label",
-    ["cow", "", 3, -1, "3", "-1", 1.5, None, True, [1, 2], {"a": 1}, 10**30, 1e300, "٢", "1.0", math.nan],
+    ["cow", "", 3, -1, "3", "-1", 1.5, True, [1, 2], {"a": 1}, 10**30, 1e300, "٢", "1.0", math.nan],
 )
 def test_a_label_that_names_no_class_is_bad_and_its_neighbours_are_not(label):
     wire = v2(answers="hard")
@@ -548,6 +548,13 @@ def test_a_label_that_names_no_class_is_bad_and_its_neighbours_are_not(label):
     assert isinstance(answers.bad[1], UnknownClass)
     with pytest.raises(MalformedReply, match=r"which teacher\.classes does not name"):
         wire.answers(through_json(infer(tensor([label, label], "BYTES"))), 2)
+
+
+@pytest.mark.parametrize("labels", [[None, "dog"], [None]])
+def test_a_label_that_is_null_is_no_unknown_class(labels):
+    answers = plain(answers="hard", rows="", label="").answers(labels, len(labels))
+    assert answers.bad == {0: "the teacher answered null, not a class"}
+    assert not isinstance(answers.bad[0], UnknownClass) and rows(answers)[1:] == [1, 1][: len(labels) - 1]
 
 
 def test_names_go_before_numbers():

@@ -20,12 +20,14 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 from torch import Tensor
 
-from kdray.errors import TeacherError
+from kdray.errors import ImageDeclined, TeacherBusy, TeacherError
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import Teacher
+from kdray.teachers.faults import Fault, fault_of
 
 _VERSION = "1"
 _MAX_BODY = 256 * 2**20
+_WAIT_S = 1  # where a busy teacher does not say how long it wants to be left alone
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -121,13 +123,25 @@ def _require(condition: bool, message: str) -> None:
 
 
 def encode_reply(answers: Answers, request: InferRequest, name: str) -> dict[str, Any]:
-    """The body of the reply to `request`. A float32 probability is written as the double it equals: none is rounded."""
+    """The body of the reply to `request`. A float32 probability is written as the double it equals: none is rounded.
+
+    What is no answer is null, as JSON has no NaN: all numbers of a row with one that is not finite, and the label of
+    such a row and of one that the teacher calls invalid. Other nonsense, and labels that name no class, stay as they
+    are.
+    """
     count = len(answers)
-    tensors: dict[str, dict[str, Any]] = {
-        "label": {"datatype": "INT64", "shape": [count], "data": answers.labels.tolist()}
-    }
+    labels: list[int | None] = answers.labels.tolist()
+    broken = (
+        set() if answers.probs is None else set((~answers.probs.isfinite()).any(dim=1).nonzero().flatten().tolist())
+    )
+    for row, label in enumerate(answers.labels.tolist()):
+        if row in broken or (row in answers.bad and 0 <= label < answers.num_classes):
+            labels[row] = None
+    tensors: dict[str, dict[str, Any]] = {"label": {"datatype": "INT64", "shape": [count], "data": labels}}
     if answers.probs is not None:
-        probs = answers.probs.to(torch.float32).flatten().tolist()
+        width = answers.num_classes
+        rows = answers.probs.to(torch.float32).tolist()
+        probs = [number for k, row in enumerate(rows) for number in ([None] * width if k in broken else row)]
         tensors["probabilities"] = {"datatype": "FP32", "shape": [count, answers.num_classes], "data": probs}
     reply: dict[str, Any] = {"model_name": name, "model_version": _VERSION}
     reply |= {} if request.id is None else {"id": request.id}
@@ -142,8 +156,9 @@ def make_app(
 ) -> web.Application:
     """The server of `teacher`, for images (C, H, W).
 
-    The teacher is asked about one black image now, to see that it can answer and whether it shows more than labels.
-    That query is not counted. Answers are passed on as they are, also invalid ones.
+    The teacher is asked about one black image now, or about one of noise where it declines that, to see that it can
+    answer and whether it shows more than labels. That query is not counted. Answers are passed on as they are, also
+    invalid ones; see `encode_reply`.
 
     Args:
         classes: their names, shown in the metadata of the output "label".
@@ -151,7 +166,12 @@ def make_app(
     Raises:
         TeacherError: the teacher cannot answer images of that shape.
     """
-    soft = teacher.answer(torch.zeros(1, *image_shape, dtype=torch.uint8)).probs is not None
+    try:
+        first = teacher.answer(torch.zeros(1, *image_shape, dtype=torch.uint8))
+    except ImageDeclined:
+        noise = torch.Generator().manual_seed(0)
+        first = teacher.answer(torch.randint(0, 256, (1, *image_shape), generator=noise, dtype=torch.uint8))
+    soft = first.probs is not None
     label: dict[str, Any] = {"name": "label", "datatype": "INT64", "shape": [-1]}
     if classes:
         label["parameters"] = {str(number): name for number, name in enumerate(classes)}
@@ -272,11 +292,22 @@ class _Service:
             raise web.HTTPRequestEntityTooLarge(_MAX_BODY, size)  # before the body is read
         asked = decode_request(await request.read(), self._shape, self._outputs)
         loop = asyncio.get_running_loop()
-        answers = await loop.run_in_executor(self._worker, self._teacher.answer, asked.images)
+        try:
+            answers = await loop.run_in_executor(self._worker, self._teacher.answer, asked.images)
+        except (TeacherBusy, ImageDeclined) as error:
+            raise _refusal(fault_of(error)) from None
         response = web.json_response(text=json.dumps(encode_reply(answers, asked, self._options.name), allow_nan=False))
         self._images, self._requests = self._images + len(asked.images), self._requests + 1
         await asyncio.sleep(self._options.latency_s)
         return response
+
+
+def _refusal(fault: Fault) -> web.HTTPException:
+    """What tells a client that a request was not worked on, and cost nothing."""
+    if fault.kind == "declined":
+        return web.HTTPUnprocessableEntity(text=fault.message)
+    wait_s = _WAIT_S if fault.wait_s is None or not math.isfinite(fault.wait_s) else max(0, math.ceil(fault.wait_s))
+    return web.HTTPServiceUnavailable(text=fault.message, headers={"Retry-After": str(wait_s)})
 
 
 def _saying(value: dict[str, Any]) -> _Handler:

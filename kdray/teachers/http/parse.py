@@ -77,10 +77,15 @@ class Reader:
         """Answers from a class name or number for each image. Where probabilities are kept, a label is none."""
         if self.form.kind != "hard":
             raise MalformedReply(f"the teacher gives labels, teacher.answers is {self.form.kind}: set it to hard")
-        values, bad = _read_each(rows, lambda row: self._classes.index(find(row)), 0)
-        return Answers(
-            probs=None, labels=torch.tensor(values, dtype=torch.int64), num_classes=self.num_classes, bad=bad
-        )
+        missing: int | None = 0
+        values, bad = _read_each(rows, lambda row: self._label(find(row)), missing)
+        nothing = {row: "the teacher answered null, not a class" for row, value in enumerate(values) if value is None}
+        labels = torch.tensor([value or 0 for value in values], dtype=torch.int64)
+        return Answers(probs=None, labels=labels, num_classes=self.num_classes, bad=bad | nothing)
+
+    def _label(self, given: Any) -> int | None:
+        """The position of a class. None: like NaN, an answer that the teacher has not, and no class unknown to us."""
+        return None if given is None else self._classes.index(given)
 
     def _scores(self, rows: Sequence[Any], read: Callable[[Any], _Scores]) -> Answers:
         scores, bad = _read_each(rows, read, ([0.0] * self.num_classes, 0))
