@@ -999,6 +999,22 @@ def test_a_look_that_fails_charges_nothing(status, body, kind):
         assert fault.kind == kind and not fault.charged and server.posts == []
 
 
+def test_a_lease_covers_the_look_and_the_request_after_it():
+    """Both take nearly as long as either may."""
+
+    async def handler(request: web.Request) -> web.Response:
+        await asyncio.sleep(1.0)
+        if request.method == "GET":
+            return web.json_response(model())
+        return web.json_response({"outputs": [{"name": "p", "datatype": "FP32", "data": [GOOD, GOOD]}]})
+
+    section = HttpConfig(kind="http", url="http://host", model="m", classes=CLASSES, timeout_s=1.9)
+    with serving(handler) as server:
+        asked, began = v2(server.url, timeout_s=1.9), time.monotonic()
+        assert ask(asked).probs.tolist() == [GOOD, GOOD]
+        assert 1.9 < time.monotonic() - began < section.lease_s() - 30.0
+
+
 @pytest.mark.parametrize("status", [404, 405, 501])
 def test_a_server_without_metadata_is_asked_all_the_same_where_the_config_says_enough(status):
     async def handler(request: web.Request) -> web.Response:

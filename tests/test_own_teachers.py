@@ -355,7 +355,9 @@ def test_the_policy_of_each_kind():
     python = PythonTeacherConfig(function="module:function", classes=3)
     local = LocalTeacherConfig(weights="x")
     policy = PurchasePolicy.of(http, metered=True)
-    assert (policy.limits, policy.lease_s, policy.probe) == (Limits(), 37.0, True)
+    assert (policy.limits, policy.lease_s, policy.probe) == (Limits(), 44.0, True)  # metadata, the request, 30 s
+    json = HttpTeacherConfig(url="http://host", protocol="json", classes=3, timeout_s=7.0)
+    assert PurchasePolicy.of(json, metered=True).lease_s == 37.0
     assert policy.retry.policy is retry
     assert PurchasePolicy.of(http, metered=False).probe is False
     policy = PurchasePolicy.of(python, metered=True)

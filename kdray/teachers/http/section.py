@@ -208,8 +208,9 @@ class HttpTeacherConfig(TeacherSection):
             teacher.check()
 
     def lease_s(self) -> float:
-        """The time a request may take, and some for its worker to report the end."""
-        return self.timeout_s + _LEASE_GRACE_S
+        """The time a request may take, with that for the model's metadata before it, and some for its worker to report
+        the end."""
+        return self.timeout_s * (2 if wires()[self.protocol].describes else 1) + _LEASE_GRACE_S
 
     def build(
         self, image_shape: tuple[int, int, int], *, folder: str = "", secrets: Secrets | None = None

@@ -35,6 +35,8 @@ class Wire(ABC):
 
     layout: ClassVar[str] = "nhwc"
     """Order of the axes of a request's images where `teacher.input.layout` is null."""
+    describes: ClassVar[bool] = True
+    """Servers may describe the model: `about` may be set. A first request then takes up to twice `timeout_s`."""
     url: str
     """Where requests go, with ${NAME} for what is secret."""
     about: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdray.images.png import encode_png
 from kdray.teachers.answers import Answers
@@ -24,6 +24,8 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 @register("json")
 class JsonWire(Wire):
     """Any server that takes and gives JSON."""
+
+    describes: ClassVar[bool] = False
 
     def __init__(self, section: HttpTeacherConfig, image_shape: tuple[int, int, int]) -> None:
         self.url, self._section, self._reader = section.url, section, Reader(section)
