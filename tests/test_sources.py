@@ -106,15 +106,69 @@ def test_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path, folders,
     assert rows_of(found) == found.labels.tolist() == list(range(len(classes)))
 
 
-@pytest.mark.parametrize("folders", [("train", "test"), ("Training", "val"), ("train", "validation", "test")])
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "test"),
+        ("Training", "val"),
+        ("train", "validation", "test"),
+        ("train2017", "val2017"),
+        ("training_set", "test_set"),
+        ("seg_train", "seg_test"),
+    ],
+)
 def test_folders_of_training_and_test_images_are_no_classes(tmp_path, folders):
     root = write_images(tmp_path, {f"{name}/cat/1.png": numbered(1) for name in folders})
     listed = ", ".join(map(repr, sorted(folders)))
     assert refusal(source="folder", path=root) == (
-        f"images.path: {root} holds the folders {listed}, which are sets of their own; name one of them, for example "
-        f"{root}/{min(folders)}"
+        f"images.path: {root} holds the folders {listed}, sets of their own and no classes; name one of them, for "
+        f"example {root}/{min(folders)}, or rename those that are classes"
     )
     assert len(read(source="folder", path=f"{root}/{folders[0]}", with_labels=True)) == 1
+
+
+@pytest.mark.parametrize("folder", ["train", "Test", "val2017", "training_set"])
+def test_a_single_folder_of_training_or_test_images_is_no_class_either(tmp_path, folder):
+    root = write_images(tmp_path, {f"{folder}/cat/1.png": numbered(1), f"{folder}/dog/1.png": numbered(2)})
+    assert refusal(source="folder", path=root) == (
+        f"images.path: {root} holds the folder '{folder}', a set of its own and no class; name {root}/{folder}, or "
+        "rename it if it is a class"
+    )
+    found = read(source="folder", path=f"{root}/{folder}", with_labels=True)
+    assert found.classes == ("cat", "dog")
+
+
+def test_training_and_test_images_beside_something_else_are_no_classes_and_alone_are_named(tmp_path):
+    root = write_images(tmp_path, {f"{name}/1.png": numbered(1) for name in ("annotations", "test", "train")})
+    assert "holds the folders 'test', 'train', sets of their own and no classes" in refusal(source="folder", path=root)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("test tube",),
+        ("test tube", "train station"),
+        ("beaker", "test tube"),
+        ("bus", "train"),
+        ("test strip", "test tube"),
+        ("invalid", "valid"),
+        ("测试test",),
+    ],
+)
+def test_classes_whose_names_hold_the_word_of_a_split_are_classes(tmp_path, folders):
+    root = write_images(tmp_path, {f"{name}/1.png": numbered(k) for k, name in enumerate(folders)})
+    for source in ({"source": "folder", "path": root}, {"source": "torchvision", "name": "ImageFolder", "root": root}):
+        found = read(**source, with_labels=True)
+        assert found.classes == folders and found.labels.tolist() == list(range(len(folders)))
+
+
+@pytest.mark.parametrize("folders", [("train",), ("test", "train")])
+def test_torchvision_does_not_take_sets_for_classes(tmp_path, folders):
+    root = write_images(tmp_path, {f"{name}/cat/1.png": numbered(1) for name in folders})
+    assert refusal(source="torchvision", name="ImageFolder", root=root) == (
+        f"images: torchvision's ImageFolder takes the folder '{folders[0]}' under {root} for a class, and it is a set "
+        "of its own; name it as the root, or rename it if it is a class"
+    )
 
 
 def test_torchvision_does_not_take_a_leftover_for_a_class(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 
 from kdray.errors import ImageSetError
 from kdray.images.base import ImageRows, ImageSource, in_order, sources
-from kdray.images.splits import split_of
+from kdray.images.splits import split_folders
 from kdray.utils.files import shown
 
 _NO_IMAGES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"}
@@ -148,14 +148,20 @@ def _suffixes() -> frozenset[str]:
 
 
 def _check_splits(classes: list[str], found: _Walk, field: str) -> None:
-    """Refuse a folder whose subfolders are not classes but training and test images.
+    """Refuse a folder whose subfolders are not classes but training or test images.
 
     Raises:
         ImageSetError: it is one.
     """
-    splits = {split_of(name) for name in classes}
-    if len(splits) > 1 and None not in splits:
-        raise ImageSetError(
-            f"{field}.path: {shown(found.root)} holds the folders {', '.join(map(repr, classes))}, which are sets of "
-            f"their own; name one of them, for example {shown(found.root / classes[0])}"
+    parts = split_folders(classes)
+    if parts:
+        place, listed = shown(found.root / parts[0]), ", ".join(repr(shown(part)) for part in parts)
+        held, advice = (
+            (f"the folder {listed}, a set of its own and no class", f"name {place}, or rename it if it is a class")
+            if len(parts) == 1
+            else (
+                f"the folders {listed}, sets of their own and no classes",
+                f"name one of them, for example {place}, or rename those that are classes",
+            )
         )
+        raise ImageSetError(f"{field}.path: {shown(found.root)} holds {held}; {advice}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from kdray.errors import ImageSetError
 from kdray.images.base import ImageRows, ImageSource, sources
+from kdray.images.splits import split_folders
 from kdray.utils.files import shown
 
 
@@ -61,6 +62,11 @@ class TorchvisionImages(ImageSource):
             raise ImageSetError(
                 f"{field}: torchvision's {self.name} takes the folder {hidden[0]!r} under {shown(self.root)} for a "
                 "class; remove it, or use source: folder, which leaves it out"
+            )
+        if kind is torchvision.datasets.ImageFolder and (parts := split_folders(map(str, names or ()))):
+            raise ImageSetError(
+                f"{field}: torchvision's {self.name} takes the folder {shown(parts[0])!r} under {shown(self.root)} for "
+                "a class, and it is a set of its own; name it as the root, or rename it if it is a class"
             )
         return ImageRows(
             name=f"torchvision {self.name} ({self.split})",
