@@ -343,6 +343,57 @@ def test_columns_can_be_chosen_and_class_names_follow_the_labels(tmp_path):
     )
 
 
+def write_twice(path, names: list[str], cell: pa.StructType = CELL) -> str:
+    """One image in columns of these names: images where they are img or image, the label 3 else."""
+    good = encode(numbered(3))
+    parts = [pa.array([good if pa.types.is_binary(part.type) else None], part.type) for part in cell]
+    cells = pa.StructArray.from_arrays(parts, fields=list(cell))
+    pq.write_table(pa.table([cells if name in ("image", "img") else pa.array([3]) for name in names], names), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("label_column", [None, "label"])
+def test_two_columns_of_labels_of_one_name_are_refused_where_labels_are_read(tmp_path, label_column):
+    path = write_twice(tmp_path / "a.parquet", ["image", "label", "label", "id", "id", "coarse"])
+    found = {"source": "parquet", "path": path, "label_column": label_column}
+    assert rows_of(read(**found)) == [3]
+    for with_labels in (True, None):
+        assert refusal(**found, with_labels=with_labels, field="test") == (
+            f"test.path: {path} has 2 columns named 'label', and it cannot be known which is meant; rename one of "
+            "them, or name another column as test.label_column (its columns are 'image', 'label', 'label', 'id', 'id', "
+            "'coarse')"
+        )
+    assert read(**(found | {"label_column": "coarse"}), with_labels=True).labels.tolist() == [3]
+
+
+def test_the_shard_with_two_columns_of_labels_is_named(tmp_path):
+    write_twice(tmp_path / "a.parquet", ["image", "label"])
+    path = write_twice(tmp_path / "b.parquet", ["label", "image", "label", "label"])
+    found = {"source": "parquet", "path": str(tmp_path), "with_labels": True}
+    assert f"{path} has 3 columns named 'label'" in refusal(**found)
+    assert f"{path} has 3 columns named 'label'" in refusal(**found, rows="0:1")  # classes are those of all files
+
+
+@pytest.mark.parametrize("column", ["image", "img"])
+def test_two_columns_of_images_of_one_name_are_refused(tmp_path, column):
+    path = write_twice(tmp_path / "a.parquet", [column, "label", column])
+    for image_column in (None, column):
+        assert refusal(source="parquet", path=path, image_column=image_column) == (
+            f"images.path: {path} has 2 columns named '{column}', and it cannot be known which is meant; rename one of "
+            f"them, or name another column as images.image_column (its columns are '{column}', 'label', '{column}')"
+        )
+
+
+@pytest.mark.parametrize("twice", ["bytes", "path"])
+def test_two_parts_of_an_image_of_one_name_are_refused(tmp_path, twice):
+    kind = CELL.field(twice).type
+    path = write_twice(tmp_path / "a.parquet", ["image"], pa.struct([*CELL, pa.field(twice, kind)]))
+    assert refusal(source="parquet", path=path) == (
+        f"images.path: column 'image' of {path} has 2 fields '{twice}', and it cannot be known which is meant; write "
+        "the file anew with one of them"
+    )
+
+
 def test_shards_with_other_class_names_are_refused_where_labels_are_read(tmp_path):
     cifar100(tmp_path / "a.parquet")
     cifar100(tmp_path / "b.parquet", fine=("baby", "apple", "can"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from kdray.errors import ImageSetError
 from kdray.images.base import ImageRows, ImageSource, in_order, sources
-from kdray.images.shards import Cells, Shard, columns_of, is_text, listed, open_shard, read_column
+from kdray.images.shards import Cells, Shard, column_type, columns_of, is_text, listed, open_shard, read_column
 from kdray.images.splits import missing_shards, split_of
 from kdray.utils.files import shown
 
@@ -134,7 +134,7 @@ class _Labels:
         """Whether a shard has a column of labels, or the config names one."""
         import pyarrow as pa
 
-        found = [shard.schema.field(_LABEL_COLUMN) for shard in self.shards if _LABEL_COLUMN in shard.schema.names]
+        found = [column for shard in self.shards for column in shard.schema if column.name == _LABEL_COLUMN]
         return self.wanted is not None or any(not pa.types.is_null(column.type) for column in found)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ class _Labels:
         order. None where there are none.
 
         Raises:
-            ImageSetError: the shards have other names, or labels of other kinds.
+            ImageSetError: the shards have other names, or labels of other kinds; or several columns of labels.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -213,12 +213,12 @@ class _Labels:
         """The type of the labels of a shard.
 
         Raises:
-            ImageSetError: it has none, or they are neither whole numbers nor text.
+            ImageSetError: it has none, or several columns of them, or they are neither whole numbers nor text.
         """
         import pyarrow as pa
 
         column = self._column(shard)
-        kind = shard.schema.field(column).type
+        kind = column_type(shard.schema, column, shard.file, self.field, "label_column")
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_integer(kind) or pa.types.is_null(kind) or is_text(kind)):
             raise ImageSetError(

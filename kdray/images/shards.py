@@ -165,7 +165,7 @@ def open_shard(file: Path, column: str, field: str) -> Shard:
     schema, groups = _open_file(file, field, described)
     if column not in schema.names:
         raise ImageSetError(f"{field}.path: {shown(file)} has no column {column!r}; its columns are {listed(schema)}")
-    kind = schema.field(column).type
+    kind = column_type(schema, column, file, field, "image_column")
     binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     if pa.types.is_struct(kind):
         parts = [kind.field(k).name for k in range(kind.num_fields)]
@@ -174,6 +174,11 @@ def open_shard(file: Path, column: str, field: str) -> Shard:
                 f"{field}.path: column {column!r} of {shown(file)} has no field 'bytes' or 'path', but "
                 + ", ".join(map(repr, parts))
             )
+        if twice := [part for part in ("bytes", "path") if parts.count(part) > 1]:
+            raise ImageSetError(
+                f"{field}.path: column {column!r} of {shown(file)} has {parts.count(twice[0])} fields {twice[0]!r}, "
+                "and it cannot be known which is meant; write the file anew with one of them"
+            )
     elif not any(is_binary(kind) for is_binary in binary):
         held, advice = ("text", "download what it names, or name") if is_text(kind) else (kind, "name")
         raise ImageSetError(
@@ -181,6 +186,23 @@ def open_shard(file: Path, column: str, field: str) -> Shard:
             f"another column as {field}.image_column (its columns are {listed(schema)})"
         )
     return Shard(file, schema, groups)
+
+
+def column_type(schema: pa.Schema, column: str, file: Path, field: str, option: str) -> pa.DataType:
+    """The type of a column that a file has.
+
+    Args:
+        option: the field of the config that names such a column.
+
+    Raises:
+        ImageSetError: several columns have this name. Arrow reads all of them, and gives none by its name.
+    """
+    if (count := schema.names.count(column)) > 1:
+        raise ImageSetError(
+            f"{field}.path: {shown(file)} has {count} columns named {column!r}, and it cannot be known which is meant; "
+            f"rename one of them, or name another column as {field}.{option} (its columns are {listed(schema)})"
+        )
+    return schema.field(column).type
 
 
 def columns_of(file: Path, field: str) -> pa.Schema:
