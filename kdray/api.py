@@ -11,7 +11,7 @@ import numpy as np
 
 from kdray.config.load import load_config, parse_config
 from kdray.errors import ConfigError, ImageSetError
-from kdray.images.arrays import are_images, as_images, as_labelled
+from kdray.images.arrays import are_images, as_labelled, as_unlabelled
 from kdray.images.base import ImageSet
 from kdray.observers.display import make_display
 from kdray.runs.class_count import find_class_count
@@ -86,14 +86,14 @@ def distil(
     if isinstance(images, Mapping):
         data["images"] = dict(images)
     else:
-        image_set = ImageSet(images=as_images(images, "images"))
+        image_set = as_unlabelled(images, "images")
         data["images"] = _kept_in(directory, "images", image_set)
     for name, value in (("labelled", labelled), ("validation", validation), ("test", test)):
         if isinstance(value, Mapping):
             data[name] = dict(value)
         elif value is not None:
             alone = name == "test" and are_images(value)
-            with_labels[name] = ImageSet(images=as_images(value, name)) if alone else _labelled(value, name)
+            with_labels[name] = as_unlabelled(value, name) if alone else _labelled(value, name)
             data[name] = _kept_in(directory, name, with_labels[name])
     given = InMemoryInputs(images=image_set, function=function, **with_labels)
     if function is not None:

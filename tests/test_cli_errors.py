@@ -151,8 +151,8 @@ PARQUET = "images={source: parquet, path: {bad}/%s.parquet}"
 MATERIAL = [
     ("images.count=401", "images.count: 401 images wanted, but digits holds 400"),
     ("images.rows=1700:1800", "images.rows: 1700:1800 reaches past the 1,797 images of digits"),
-    (PARQUET % "one", "a mixup pool needs at least two images to mix, got 1; raise images.count"),
-    ("images.count=1", "a mixup pool needs at least two images to mix, got 1; raise images.count"),
+    (PARQUET % "one", "a mixup pool needs at least two images to mix, got 1; give more (images.count)"),
+    ("images.count=1", "a mixup pool needs at least two images to mix, got 1; give more (images.count)"),
     (
         PARQUET % "mixed",
         "images: row 4 of {bad}/mixed.parquet is 9x16 grey, but row 0 of {bad}/mixed.parquet is 16x16 grey; "
@@ -171,7 +171,7 @@ MATERIAL = [
     (
         "budget.queries=39",
         "budget.queries: 39 queries do not pay for round 0, which asks for 40 images; "
-        "raise budget.queries to at least 42, or lower select.first or images.count",
+        "raise budget.queries to at least 42, lower select.first, or give fewer images (images.count)",
     ),
     (
         "budget.queries=41",
@@ -181,7 +181,7 @@ MATERIAL = [
     (
         "budget.queries=821",
         "budget.queries: 781 candidates are to be chosen after round 0, but 40 images give only 780 for "
-        "active-mixup; lower budget.queries to 820 or raise images.count",
+        "active-mixup; lower budget.queries to 820 or give more images (images.count)",
     ),
 ]
 

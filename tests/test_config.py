@@ -989,7 +989,7 @@ def test_a_budget_that_is_too_small_is_told_the_one_that_is_enough():
         evenly(1_999, 2_000, 3, None)
     assert str(error.value) == (
         "budget.queries: 1,999 queries do not pay for round 0, which asks for 2,000 images; "
-        "raise budget.queries to at least 2,003, or lower select.first or images.count"
+        "raise budget.queries to at least 2,003, lower select.first, or give fewer images (images.count)"
     )
     with pytest.raises(ConfigError) as error:
         evenly(2_029, 2_000, 3, 10)

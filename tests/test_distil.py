@@ -1,6 +1,10 @@
 """kdray.distil: what it makes of arrays and labels, what it refuses, and that it refuses before anything is paid."""
 
 import functools
+import io
+import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +66,44 @@ def test_images_in_every_form(images, shape):
 def test_what_are_no_images_gets_one_message(images, message):
     with pytest.raises(ImageSetError, match=rf"^images: .*{message}"):
         as_images(images, "images")
+
+
+def wide(mode: str) -> Image.Image:
+    """A dark image of 16 bits a channel, as it is opened."""
+    file = io.BytesIO()
+    if mode == "RGB":  # which Pillow does not write
+        rows = b"".join(b"\0" + np.full((8, 3), 4000, ">u2").tobytes() for _ in range(8))
+        parts = {b"IHDR": struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for name, data in parts.items():
+            file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+    else:
+        Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(file, "TIFF")
+    return Image.open(file)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (lambda: [Image.new("L", (8, 8)), Image.new("RGB", (8, 8))],
+         r'image 1 is 8x8 RGB, but image 0 is 8x8 grey; bring all images to one shape first, with resize\(\) and '
+         r'convert\("L"\) or convert\("RGB"\)$'),
+        (lambda: [wide("I;16")], r"convert them to 8 bits first: for n used bits, Image\.fromarray\(\(np\.asarray"
+                                 r"\(image\) >> n - 8\)\.astype\(np\.uint8\)\)$"),
+        (lambda: [wide("RGB")], r"give image\.copy\(\) of images that are as dark as that, else convert the files to 8 "
+                                r"bits a channel$"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_pil_images_names_no_field_that_a_caller_does_not_have(images, message):
+    with pytest.raises(ImageSetError, match=message) as error:
+        as_images(images(), "images")
+    assert not re.search(r"images\.[a-z]", str(error.value))
+
+
+def test_what_the_messages_about_pil_images_advise_works():
+    dark = [Image.fromarray((np.asarray(image) >> 12 - 8).astype(np.uint8)) for image in [wide("I;16")]]
+    assert (as_images(dark, "images") == 4000 >> 4).all()
+    assert as_images([wide("RGB").copy()], "images").shape == (1, 3, 8, 8)
 
 
 # Labels
@@ -148,7 +190,12 @@ BLACK = np.zeros((2, 8, 8), np.uint8)
     [
         ({"test": {"source": "folder", "path": "nowhere"}}, ImageSetError, r"test\.path: no folder at .*nowhere"),
         ({"test": (BLACK, ["dark", "dark"])}, ImageSetError, r"test: its labels are text .* give classes=\[\.\.\.\]"),
-        ({"labelled": (BLACK[:, :5], [0, 0])}, ImageSetError, "labelled: its images have shape"),
+        ({"labelled": (BLACK[:, :5], [0, 0])}, ImageSetError,
+         "labelled: its images have shape .*; bring them to one size and colour first$"),
+        ({"test": (BLACK, ["dark", "odd"]), "classes": ["dark", "bright"]}, ImageSetError,
+         "test: .*'odd'; .*; bring test and the teacher's classes together: rename a class on one side$"),
+        ({"images": images(1), "budget": 1}, ImageSetError, r"needs at least two images to mix, got 1; give more"),
+        ({"budget": 9}, ConfigError, "lower select.first, or give fewer images"),
         ({"validation": (BLACK, [0.5, 0])}, ImageSetError, "validation: label 0.5"),
         ({"test": (BLACK, [0, -1])}, ImageSetError, "test: label -1 found"),
         ({"ledger": {"path": "missing/ledger.sqlite"}, "teacher_options": {"name": "t"}}, ConfigError,

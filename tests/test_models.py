@@ -123,7 +123,7 @@ def test_weights_follow_from_the_seed_alone(name):
 @pytest.mark.parametrize("name", [name for name, (_, side) in LISTED.items() if side > 1])
 def test_images_too_small_for_a_network_are_refused(name):
     side = LISTED[name][1]
-    with pytest.raises(ModelError, match=f"^{name} needs images of at least {side}x{side}, got {side - 1}x40; set im"):
+    with pytest.raises(ModelError, match=f"^{name} needs images of at least {side}x{side}, got {side - 1}x40; resize"):
         on_meta(name, (1, side - 1, 40), 3)
 
 
@@ -202,7 +202,7 @@ def test_classifiers_for_training_alone_are_left_out():
 )
 def test_images_of_a_size_that_torchvisions_do_not_take_are_refused(name, shape, reason):
     size = f"{shape[1]}x{shape[2]}"
-    with pytest.raises(ModelError, match=rf"^torchvision/{name} cannot take images of {size} \(.*{reason}.*set images"):
+    with pytest.raises(ModelError, match=rf"^torchvision/{name} cannot take images of {size} \(.*{reason}.*resize"):
         on_meta(f"torchvision/{name}", shape, 3)
 
 

@@ -509,7 +509,9 @@ def test_strategies_and_pools_that_do_not_fit(make_config):
 
 
 def test_images_and_ids_that_make_no_pairs():
-    with pytest.raises(ImageSetError, match=r"a pair pool needs at least two images to mix, got 1; raise images.count"):
+    with pytest.raises(
+        ImageSetError, match=r"a pair pool needs at least two images to mix, got 1; give more \(images.count\)"
+    ):
         make(pictures(1))
     with pytest.raises(ImageSetError, match="a pair pool needs uint8 images"):
         make(pictures(3).float())

@@ -92,7 +92,7 @@ def test_a_smaller_budget_has_the_first_rounds_of_a_larger_one(images, more, giv
         (
             lambda: nested(30, 40),
             "budget.queries: 30 queries do not pay for round 0, which asks for 40 images; raise budget.queries to "
-            "at least 40, or lower select.first or images.count",
+            "at least 40, lower select.first, or give fewer images (images.count)",
         ),
         (
             lambda: nested(30, 0),
@@ -177,7 +177,7 @@ def test_the_largest_budget_is_named_where_candidates_are_too_few(changes, most,
     data = digits_config(tmp_path / "teacher.safetensors") | changes
     with pytest.raises(ConfigError, match="images give only") as error:
         read(5_000)
-    named = re.search(r"lower budget\.queries to ([0-9,]+) or raise images\.count$", str(error.value))
+    named = re.search(r"lower budget\.queries to ([0-9,]+) or give more images \(images\.count\)$", str(error.value))
     assert (int(named[1].replace(",", "")) if named else None) == most
     if most:
         assert sum(read(most).schedule) == most
@@ -189,7 +189,10 @@ def test_the_largest_budget_is_named_where_candidates_are_too_few(changes, most,
     ("changes", "message"),
     [
         ({"pool": {"kind": "mixup", "pairs": 300}}, "; lower budget.queries to 340 or raise pool.pairs"),
-        ({"pool": {"kind": "mixup", "pairs": 780}}, "; lower budget.queries to 820 or raise images.count"),
+        (
+            {"pool": {"kind": "mixup", "pairs": 780}},
+            "; lower budget.queries to 820 or give more images (images.count)",
+        ),
         ({"pool": {"kind": "auto", "of": ["mixup", {"kind": "pairs", "pairs": 300}]}}, " or raise pool.pairs"),
     ],
 )

@@ -1,6 +1,6 @@
 """Images and labels that come from Python: arrays, tensors, lists."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,11 @@ def as_images(images: Any, field: str) -> "Tensor":
     return tensor.contiguous()
 
 
+def as_unlabelled(images: Any, field: str) -> ImageSet:
+    """Images without labels; see `as_images`."""
+    return ImageSet(images=as_images(images, field), given=True)
+
+
 def as_labelled(images: Any, labels: Any, field: str) -> ImageSet:
     """Images with labels.
 
@@ -78,7 +83,7 @@ def as_labelled(images: Any, labels: Any, field: str) -> ImageSet:
         array = _of_one_type(array, field)
     if array.dtype.kind in "US":
         return _with_names(pixels, array)
-    return ImageSet(images=pixels, labels=torch.from_numpy(_whole(array, field)))
+    return ImageSet(images=pixels, labels=torch.from_numpy(_whole(array, field)), given=True)
 
 
 def _from_pil(images: Any, field: str) -> "Tensor":
@@ -98,6 +103,8 @@ def _from_pil(images: Any, field: str) -> "Tensor":
 
 class _Pictures(ImageSource):
     """PIL images that are here already, read as every source reads its own by default."""
+
+    given: ClassVar[bool] = True
 
     source: str = "python"
     images: tuple[Any, ...]
@@ -150,4 +157,5 @@ def _with_names(pixels: "Tensor", array: np.ndarray) -> ImageSet:
     """Text labels: each text is the name of a class."""
     text = np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array
     names, labels = np.unique(text, return_inverse=True)
-    return ImageSet(images=pixels, labels=torch.from_numpy(labels.astype(np.int64)), classes=tuple(names.tolist()))
+    numbers = torch.from_numpy(labels.astype(np.int64))
+    return ImageSet(images=pixels, labels=numbers, classes=tuple(names.tolist()), given=True)

@@ -8,7 +8,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
@@ -32,12 +32,14 @@ class ImageSet:
         labels: int64 [N], or None.
         classes: class names in the order of the labels, or None.
         notes: what the user should know of how they were read, such as files that were left out.
+        given: whether they come from Python; messages then name no fields of a config section.
     """
 
     images: "torch.Tensor"
     labels: "torch.Tensor | None" = None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    given: bool = False
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -116,6 +118,9 @@ class ImageSource(Section):
     """Where images come from, and which of them are taken."""
 
     # A subclass adds its own fields and `open`; it leaves `source` alone, or narrows it to its name and registers.
+
+    given: ClassVar[bool] = False
+    """Whether the images come from Python; messages then name no fields of a config section."""
 
     source: str
     """Kind of source, or a class of your own as module:class."""

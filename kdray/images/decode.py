@@ -71,13 +71,13 @@ def decode_rows(
             if array.shape != shape:
                 raise ImageSetError(
                     f"{field}: {opened.where(row)} is {_shape(array.shape)}, but {opened.where(int(rows[0]))} is "
-                    f"{_shape(shape)}; set {field}.size (and {field}.colour) to bring all images to one shape"
+                    f"{_shape(shape)}; {_one_shape(source, field)}"
                 )
             yield array[None]
 
     images = gathered(decoded(), len(rows))
     if 0 < wide.highest < 1 << _FEWEST_BITS:
-        raise ImageSetError(f"{field}: {_too_dark(opened, wide, field)}")
+        raise ImageSetError(f"{field}: {_too_dark(opened, wide, source, field)}")
     notes = []
     if frames:
         notes.append(
@@ -113,12 +113,24 @@ def _resized(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _too_dark(opened: ImageRows, wide: _Wide, field: str) -> str:
+def _one_shape(source: ImageSource, field: str) -> str:
+    """What to do about images of several shapes."""
+    if source.given:
+        return 'bring all images to one shape first, with resize() and convert("L") or convert("RGB")'
+    return f"set {field}.size (and {field}.colour) to bring all images to one shape"
+
+
+def _too_dark(opened: ImageRows, wide: _Wide, source: ImageSource, field: str) -> str:
     """Why 16-bit images are refused that use the lowest quarter of their range, and what to do."""
     text = (
         f"no image of 16 bits a channel has a pixel above {wide.highest:,} of 65,535 (the highest is in "
         f"{opened.where(wide.row)}), and the files do not say how many of the 16 bits are used; "
     )
+    if source.given and wide.scalable:
+        eight = "Image.fromarray((np.asarray(image) >> n - 8).astype(np.uint8))"
+        return text + f"convert them to 8 bits first: for n used bits, {eight}"
+    if source.given:
+        return text + "give image.copy() of images that are as dark as that, else convert the files to 8 bits a channel"
     if wide.scalable:
         return text + f"set {field}.bits to that number, such as 12, or to 16 if the images are as dark as that"
     return text + f"set {field}.bits to 16 if the images are as dark as that, else convert them to 8 bits a channel"

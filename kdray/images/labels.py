@@ -35,8 +35,10 @@ def with_teachers_labels(
         own = None if data.classes is None else [str(name) for name in data.classes]  # a user's source may give numbers
         matching = match_classes(used.tolist(), own, names, count)
     except ClassesDiffer as error:
-        hint = f"; bring {field} and teacher.classes together: rename a class on one side"
-        hint += f", or say in {field}.classes how the teacher calls its classes, in their order"
+        whose = "the teacher's classes" if data.given else "teacher.classes"
+        hint = f"; bring {field} and {whose} together: rename a class on one side"
+        if not data.given:
+            hint += f", or say in {field}.classes how the teacher calls its classes, in their order"
         raise ImageSetError(f"{field}: {error}{hint}") from None
     if matching.note and on_note:
         on_note(f"{field}: {matching.note}")

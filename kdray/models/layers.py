@@ -92,5 +92,6 @@ def need(shape: tuple[int, int, int], smallest: int, name: str) -> None:
     """
     if min(shape[1:]) < smallest:
         raise ModelError(
-            f"{name} needs images of at least {smallest}x{smallest}, got {shape[1]}x{shape[2]}; set images.size"
+            f"{name} needs images of at least {smallest}x{smallest}, got {shape[1]}x{shape[2]}; resize them "
+            "(images.size)"
         )

@@ -57,8 +57,8 @@ def build_torchvision(name: str, shape: tuple[int, int, int], classes: int) -> n
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{PREFIX}{name} cannot take images of {shape[1]}x{shape[2]} ({reason}); set images.size, for example to "
-            "224"
+            f"{PREFIX}{name} cannot take images of {shape[1]}x{shape[2]} ({reason}); resize them (images.size), for "
+            "example to 224"
         ) from None
     return network
 

@@ -65,7 +65,8 @@ def sample_without(n: int, k: int, taken: np.ndarray, generator: np.random.Gener
     free = n - len(taken)
     if k > free:
         raise PoolExhausted(
-            f"{k:,} candidates wanted, {free:,} of {n:,} are left; lower budget.queries or raise images.count"
+            f"{k:,} candidates wanted, {free:,} of {n:,} are left; lower budget.queries, or give more images "
+            "(images.count)"
         )
     if k == 0:
         return np.empty(0, dtype=np.int64)

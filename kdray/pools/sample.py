@@ -107,4 +107,6 @@ def check_images(images: Tensor, kind: str) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ImageSetError(f"a {kind} pool needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}")
     if len(images) < 2:
-        raise ImageSetError(f"a {kind} pool needs at least two images to mix, got {len(images)}; raise images.count")
+        raise ImageSetError(
+            f"a {kind} pool needs at least two images to mix, got {len(images)}; give more (images.count)"
+        )

@@ -321,9 +321,9 @@ def _read_set(
         section, generator=numpy_generator(config.seed, field), field=field, with_labels=with_labels
     )
     if shape is not None and data.image_shape != shape:
+        advice = "bring them to one size and colour first" if data.given else "set size and colour of both alike"
         raise ImageSetError(
-            f"{field}: its images have shape {data.image_shape}, the images to distil with {shape}; "
-            "set size and colour of both alike"
+            f"{field}: its images have shape {data.image_shape}, the images to distil with {shape}; {advice}"
         )
     return data
 

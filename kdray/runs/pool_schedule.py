@@ -68,11 +68,11 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     if wanted > room:
         most, samples = _most_queries(config, pool, kinds), [getattr(kind, "pairs", None) for kind in config.pool.kinds]
         few = min((pairs for pairs in samples if isinstance(pairs, int)), default=math.inf)
-        limit = "pool.pairs" if few < math.comb(len(images), 2) else "images.count"
+        more = "raise pool.pairs" if few < math.comb(len(images), 2) else "give more images (images.count)"
         raise ConfigError(
             f"budget.queries: {wanted:,} candidates are to be chosen after round 0, but {len(images):,} images give "
             f"only {max(0, room):,} for {strategy.strategy}; "
-            + (f"lower budget.queries to {most:,} or raise {limit}" if most else f"raise {limit}")
+            + (f"lower budget.queries to {most:,} or {more}" if most else more)
         )
     for kind in kinds:
         strategy.check_size(kind, queries, room - sum(queries[1:-1]))

@@ -89,5 +89,6 @@ def _check_round_0(budget: int, images: int, enough: int) -> None:
     if budget < images:
         raise ConfigError(
             f"budget.queries: {budget:,} queries do not pay for round 0, which asks for {images:,} images; "
-            f"raise budget.queries to at least {enough:,}, or lower select.first or images.count"
+            f"raise budget.queries to at least {enough:,}, lower select.first, or give fewer images "
+            "(images.count)"
         )

@@ -86,14 +86,15 @@ def train_teacher(
                 on_note(note)
     if data is None:
         raise TeacherError("teacher.train.images is missing: it says which labelled images to train the teacher on")
+    field = "labelled" if recipe.images is None else "teacher.train.images"
     images = section.input.view(data.images)
     shape = section.input.shape(data.image_shape)
     if image_shape is not None and shape != image_shape:
+        alike = "bring them to one size and colour first" if data.given else "set size and colour of both alike"
         raise TeacherError(
-            f"teacher.train.images have shape {shape}, the images the teacher is asked about {image_shape}; "
-            "set size and colour of both alike, or those of teacher.input"
+            f"{field}: its images have shape {shape}, the images the teacher is asked about {image_shape}; {alike}, or "
+            "set those of teacher.input"
         )
-    field = "labelled" if recipe.images is None else "teacher.train.images"
     count, names = trained_classes(section, data.classes)
     counted = count is None
     count = len(data.true_labels.unique()) if count is None else count
