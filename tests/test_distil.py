@@ -61,6 +61,11 @@ def test_images_in_every_form(images, shape):
         ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], r"images of several sizes, \[\(8, 8\), \(9, 8\)\]"),
         ([Image.new("L", (8, 8)), PIXELS[0]], "image 1 is a ndarray, the first is a PIL image"),
         ("photos", "got <U6; convert them"),
+        ([], "there are no images in it; give at least one$"),
+        ((), "there are no images in it; give at least one$"),
+        (np.empty((0, 8, 8), np.uint8), "there are no images in it; give at least one$"),
+        (torch.empty(0, 3, 8, 8), "there are no images in it; give at least one$"),
+        (np.empty((2, 1, 0, 8), np.uint8), r"images of shape \[1, 0, 8\] have no pixels; give whole images$"),
     ],
 )  # fmt: skip
 def test_what_are_no_images_gets_one_message(images, message):
@@ -195,6 +200,9 @@ BLACK = np.zeros((2, 8, 8), np.uint8)
         ({"test": (BLACK, ["dark", "odd"]), "classes": ["dark", "bright"]}, ImageSetError,
          "test: .*'odd'; .*; bring test and the teacher's classes together: rename a class on one side$"),
         ({"images": images(1), "budget": 1}, ImageSetError, r"needs at least two images to mix, got 1; give more"),
+        ({"images": []}, ImageSetError, "^images: there are no images in it; give at least one$"),
+        ({"test": ([], [])}, ImageSetError, "^test: there are no images in it; give at least one$"),
+        ({"test": images(0)}, ImageSetError, "^test: there are no images in it; give at least one$"),
         ({"budget": 9}, ConfigError, "lower select.first, or give fewer images"),
         ({"validation": (BLACK, [0.5, 0])}, ImageSetError, "validation: label 0.5"),
         ({"test": (BLACK, [0, -1])}, ImageSetError, "test: label -1 found"),

@@ -29,11 +29,15 @@ def as_images(images: Any, field: str) -> "Tensor":
         field: what they are, for messages.
 
     Raises:
-        ImageSetError: they are not uint8, not of one shape, or not of 1 or 3 channels.
+        ImageSetError: there are none, or they are not uint8, not of one shape, or not of 1 or 3 channels.
     """
     if _is_pil_list(images):
         return _from_pil(images, field)
     array = _to_array(images, field, "images of one shape: resize them first")
+    if array.ndim and len(array) == 0:
+        raise ImageSetError(f"{field}: there are no images in it; give at least one")
+    if array.size == 0:
+        raise ImageSetError(f"{field}: images of shape {list(array.shape[1:])} have no pixels; give whole images")
     if array.dtype != np.uint8:
         hint = "round(255 * images).astype(np.uint8) for pixels in 0..1" if array.dtype.kind == "f" else "convert them"
         raise ImageSetError(f"{field}: pixels must be uint8 in 0..255, got {array.dtype}; {hint}")
