@@ -43,8 +43,8 @@ def distil(
     Args:
         teacher: a function that maps uint8 [B, C, H, W] (numpy) to probabilities [B, K] or labels [B]; or a `teacher`
             section of a config. A function is called in this process.
-        images: unlabelled images, uint8 array or tensor, [N, C, H, W], [N, H, W, C] or [N, H, W]; a list of PIL images;
-            or an `images` section.
+        images: unlabelled images, uint8 array or tensor, [N, C, H, W], [N, H, W, C] or [N, H, W]; a list of PIL images
+            (of several frames the first is taken); or an `images` section.
         budget: maximum number of training queries, or a `budget` section.
         labelled: (images, labels) on which the student is trained in every round and which cost no queries, or a
             `labelled` section. Labels are whole numbers [N] or [N, 1], or text [N], the names of classes.

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from test_images import read, write_parquet
 
 from kdray.errors import ImageSetError
+from kdray.images.arrays import as_images, as_labelled
 from kdray.images.pixels import as_shown
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
@@ -270,6 +271,50 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path, form):
     found = read(source="folder", path=str(tmp_path), colour="grey", field="test")
     assert (found.images == 10).all()
     assert found.notes == (f"test: 1 of 2 images of {tmp_path} have several frames; the first of each is taken",)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_pil_image_at_another_frame_gives_the_first_and_stays_where_it_is(tmp_path, form, place):
+    frames = [Image.new("RGB", (4, 4), (value, 0, 9)) for value in (10, 100, 200)]
+    saved(tmp_path, frames[0], form, save_all=True, append_images=frames[1:])
+    from_file = read(source="folder", path=str(tmp_path)).images
+
+    def is_there(pixel) -> bool:
+        return np.abs(np.array(pixel) - frames[place].getpixel((3, 3))).max() <= 3  # WebP is not exact
+
+    for loaded in (True, False):
+        with Image.open(tmp_path / f"a.{form.lower()}") as image:
+            image.seek(place)
+            if loaded:
+                image.load()
+            found = as_labelled([image, image, image.copy()], [0, 0, 0], "test")
+            assert image.tell() == place and image.filename.endswith(form.lower())
+            assert is_there(image.convert("RGB").getpixel((3, 3)))
+            if place < 2:
+                image.seek(place + 1)
+                image.load()
+        assert (found.images[:2] == from_file).all() and is_there(found.images[2, :, 3, 3])
+        assert found.notes == ("test: 2 of 3 images of the list have several frames; the first of each is taken",)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF"])  # WebP is held whole
+def test_a_pil_image_at_another_frame_of_a_closed_file_is_refused(tmp_path, form):
+    frames = [Image.new("L", (4, 4), value) for value in (10, 100)]
+    saved(tmp_path, frames[0], form, save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / f"a.{form.lower()}") as image:
+        image.seek(1)
+        image.load()
+    with pytest.raises(ImageSetError, match=r"image 0 .*it is at frame 1 of a file that is closed, .* image\.copy\(\)"):
+        as_images([image], "images")
+
+
+def test_reading_a_pil_image_leaves_it_as_it_was(tmp_path):
+    png16(tmp_path, np.full((2, 2, 3), 0xFFFF), 2)
+    with Image.open(tmp_path / "a.png") as image:
+        image.info["transparency"] = (0xFFFF, 0xFFFF, 0xFFFF)
+        assert (as_images([image], "images") == 255).all()
+        assert image.info["transparency"] == (0xFFFF, 0xFFFF, 0xFFFF)
 
 
 def test_torchvisions_folders_show_the_same_pixels(tmp_path):

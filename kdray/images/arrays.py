@@ -25,12 +25,18 @@ def as_images(images: Any, field: str) -> "Tensor":
     """Images as uint8 [N, C, H, W].
 
     Args:
-        images: uint8 array, tensor or nested list, [N, C, H, W], [N, H, W, C] or [N, H, W]; or a list of PIL images.
+        images: uint8 array, tensor or nested list, [N, C, H, W], [N, H, W, C] or [N, H, W]; or a list of PIL images,
+            of which the first frame is taken, at whichever they are.
         field: what they are, for messages.
 
     Raises:
         ImageSetError: there are none, or they are not uint8, not of one shape, or not of 1 or 3 channels.
     """
+    return _read(images, field)[0]
+
+
+def _read(images: Any, field: str) -> tuple["Tensor", tuple[str, ...]]:
+    """See `as_images`; and what the user should know of how they were read."""
     if _is_pil_list(images):
         return _from_pil(images, field)
     array = _to_array(images, field, "images of one shape: resize them first")
@@ -53,12 +59,13 @@ def as_images(images: Any, field: str) -> "Tensor":
         tensor = tensor.permute(0, 3, 1, 2)
     if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
         raise ImageSetError(f"{field}: expected [N, C, H, W] with 1 or 3 channels, got {list(tensor.shape)}")
-    return tensor.contiguous()
+    return tensor.contiguous(), ()
 
 
 def as_unlabelled(images: Any, field: str) -> ImageSet:
     """Images without labels; see `as_images`."""
-    return ImageSet(images=as_images(images, field), given=True)
+    pixels, notes = _read(images, field)
+    return ImageSet(images=pixels, notes=notes, given=True)
 
 
 def as_labelled(images: Any, labels: Any, field: str) -> ImageSet:
@@ -72,7 +79,7 @@ def as_labelled(images: Any, labels: Any, field: str) -> ImageSet:
     Raises:
         ImageSetError: see `as_images`; or labels that are not one class an image.
     """
-    pixels = as_images(images, field)
+    pixels, notes = _read(images, field)
     array = _to_array(labels, f"{field} labels", "one label an image")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -86,11 +93,13 @@ def as_labelled(images: Any, labels: Any, field: str) -> ImageSet:
     if array.dtype.kind == "O":
         array = _of_one_type(array, field)
     if array.dtype.kind in "US":
-        return _with_names(pixels, array)
-    return ImageSet(images=pixels, labels=torch.from_numpy(_whole(array, field)), given=True)
+        numbers, classes = _with_names(array)
+    else:
+        numbers, classes = _whole(array, field), None
+    return ImageSet(images=pixels, labels=torch.from_numpy(numbers), classes=classes, notes=notes, given=True)
 
 
-def _from_pil(images: Any, field: str) -> "Tensor":
+def _from_pil(images: Any, field: str) -> tuple["Tensor", tuple[str, ...]]:
     from PIL import Image
 
     from kdray.images.decode import decode_rows
@@ -102,7 +111,8 @@ def _from_pil(images: Any, field: str) -> "Tensor":
     if len(sizes) > 1:
         raise ImageSetError(f"{field}: images of several sizes, {sorted(sizes)[:3]} (width, height); resize them first")
     source = _Pictures(images=tuple(images))
-    return decode_rows(source.open(field), np.arange(len(images)), source, field)[0]
+    pixels, notes = decode_rows(source.open(field), np.arange(len(images)), source, field)
+    return pixels, tuple(f"{field}: {note}" for note in notes)
 
 
 class _Pictures(ImageSource):
@@ -116,7 +126,7 @@ class _Pictures(ImageSource):
     def open(self, field: str) -> ImageRows:
         """See `ImageSource.open`."""
         return ImageRows(
-            name=field,
+            name="the list",
             rows=len(self.images),
             decode=lambda row: self.images[row],
             where=lambda row: f"image {row}",
@@ -157,9 +167,8 @@ def _whole(array: np.ndarray, field: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _with_names(pixels: "Tensor", array: np.ndarray) -> ImageSet:
-    """Text labels: each text is the name of a class."""
+def _with_names(array: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Text labels, of which each is the name of a class, as int64 and the names in their order."""
     text = np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array
     names, labels = np.unique(text, return_inverse=True)
-    numbers = torch.from_numpy(labels.astype(np.int64))
-    return ImageSet(images=pixels, labels=numbers, classes=tuple(names.tolist()), given=True)
+    return labels.astype(np.int64), tuple(names.tolist())

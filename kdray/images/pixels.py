@@ -2,7 +2,7 @@
 
 import io
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Literal
 
 import numpy as np
@@ -48,22 +48,62 @@ def as_shown(
     """The first frame of an opened image as a viewer shows it.
 
     Args:
-        image: as `PIL.Image.open` gives it.
+        image: as `PIL.Image.open` gives it; at another frame, it is at that frame again afterwards.
         background: RGB, shown where the image is transparent.
         bits: significant bits of images of 16 bits a channel; None takes what the file says, else all 16.
         colour: of the result; None keeps grey grey and makes everything else RGB.
 
     Raises:
-        ValueError: pixels that have no 8-bit form.
+        ValueError: pixels that have no 8-bit form; or an image at another frame whose file is closed.
     """
+    place, first = image.tell(), getattr(image, "_min_frame", 0)
+    if place == first:
+        return _shown(image, background, bits, colour)
+    if hasattr(image, "_fp"):
+        return _shown(_opened_anew(image), background, bits, colour)
+    image.seek(first)  # WebP and AVIF, which Pillow holds whole
+    try:
+        return replace(shown := _shown(image, background, bits, colour), image=shown.image.copy())
+    finally:
+        image.seek(place)
+
+
+def _opened_anew(image: Image.Image) -> Image.Image:
+    """The file of an opened image that was moved to another frame, opened once more.
+
+    Pillow cannot always move back: an APNG is then read from a wrong place.
+
+    Raises:
+        ValueError: the file is closed.
+    """
+    try:
+        file: IO[bytes] = image._fp  # type: ignore[attr-defined]
+        place = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(place)
+    except ValueError:
+        raise ValueError(
+            f"it is at frame {image.tell()} of a file that is closed, and the first frame is wanted; give image.copy() "
+            "of the frame that you mean, made while the file is open"
+        ) from None
+    return Image.open(io.BytesIO(data))
+
+
+def _shown(
+    image: Image.Image, background: tuple[int, int, int], bits: int | None, colour: Literal["grey", "rgb"] | None
+) -> Shown:
     frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"  # of MPO the others are previews
     stored = _raw_modes(image)
     cut = any(mode.endswith(_CUT) for mode in stored) and not image.mode.startswith("I")
     grey = image.mode in _GREY or "LA;16B" in stored  # which Pillow makes RGBA
     declared = _png_bits(image) if image.format == "PNG" else None  # before the file is closed
+    name = getattr(image, "filename", "")
     if image.format == "TIFF":  # Pillow maps a file that it knows by name, and turns what is mapped the wrong way
         image.filename = ""  # type: ignore[attr-defined]
     image.load()
+    if image.format == "TIFF":
+        image.filename = name  # type: ignore[attr-defined]
     orientation = _orientation(image)
     wide = None
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow reads 16-bit PGM so
@@ -80,6 +120,7 @@ def as_shown(
         opaque = bands[..., :-1] if image.mode in ("LA", "RGBA") else bands
         wide = None if bits else int(opaque.max()) * 257
         if isinstance(key := image.info.get("transparency"), tuple):
+            image = image.copy()  # the caller's keeps its own
             image.info["transparency"] = tuple(value >> 8 for value in key)
     mode = {"grey": "L", "rgb": "RGB", None: "L" if grey else "RGB"}[colour]
     image = _flat(image, mode, background)
