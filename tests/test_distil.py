@@ -122,6 +122,7 @@ def test_what_the_messages_about_pil_images_advise_works():
         np.array([2.0, 0.0, 1.0, 0.0]),
         np.array([2, 0, 1, 0], dtype=object),
         np.array([2, 0, 1, 0], dtype=np.uint64),
+        np.array([2, 0, 1, np.uint64(0)], dtype=object),
         torch.tensor([2, 0, 1, 0], dtype=torch.int8),
     ],
 )
@@ -152,7 +153,14 @@ def test_labels_that_are_text_are_names(labels):
         ([0, None, 1, 2], "labels of type NoneType, int; give whole numbers, or text alone"),
         (np.array([0, "a", 1, 2], dtype=object), "labels of type int, str; give whole numbers, or text alone"),
         ([[0], [1, 2], [0], [0]], " labels: these are no array .* expected one label an image"),
-        ([2**63, 0, 1, 2], "label 9223372036854775808 is too large"),
+        ([0, 2**63, 1, 2], "label 9223372036854775808 of image 1 is too large$"),
+        ([0, 1, 2, 2**64], "label 18446744073709551616 of image 3 is too large$"),
+        ([0, 2**63, -1, 2], "label 9223372036854775808 of image 1 is too large$"),
+        ([0, -(2**63) - 1, 1, 2], "label -9223372036854775809 of image 1 is too small$"),
+        (np.array([0, 0, 2**64 - 1, 0], dtype=np.uint64), "label 18446744073709551615 of image 2 is too large$"),
+        (torch.tensor([0, 0, 2**63, 0], dtype=torch.uint64), "label 9223372036854775808 of image 2 is too large$"),
+        ([0, 2.0**63, 1, 2], "label 9223372036854775808 of image 1 is too large$"),
+        ([0, -1e30, 1, 2], "label -1000000000000000019884624838656 of image 1 is too small$"),
         (np.array(["2020-01-01"] * 4, dtype="M8[D]"), "labels of type datetime64"),
     ],
 )

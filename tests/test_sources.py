@@ -394,6 +394,59 @@ def test_two_parts_of_an_image_of_one_name_are_refused(tmp_path, twice):
     )
 
 
+def test_a_label_that_no_int64_holds_is_refused_by_name_and_no_other(tmp_path):
+    for name, labels in {
+        "a": pa.array([0, 2**63 - 1], pa.uint64()),
+        "b": pa.array([5, 2**64 - 1], pa.uint64()),
+    }.items():
+        cells = pa.array([{"bytes": encode(numbered(k)), "path": None} for k in range(2)], CELL)
+        pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / f"{name}.parquet")
+    found = {"source": "parquet", "path": str(tmp_path), "with_labels": True}
+    assert read(**found, rows="0:3").labels.tolist() == [0, 2**63 - 1, 5]
+    assert refusal(**found, rows="1:4", field="test") == (
+        f"test: label 18446744073709551615 of row 1 of {tmp_path}/b.parquet is too large"
+    )
+
+
+OWN = """
+import numpy as np
+from PIL import Image
+from kdray.images.base import ImageRows, ImageSource
+
+class Own(ImageSource):
+    kind: str
+
+    def open(self, field):
+        labels = {
+            "uint64": np.array([0, 1, 2**64 - 1], dtype=np.uint64),
+            "list": [0, 1, 2**64],
+            "small": np.array([0, 1, -(2**63) - 1], dtype=object),
+            "float": np.array([0.0, 1.0, 2.5]),
+            "good": np.array([0, 1, 2], dtype=object),
+        }[self.kind]
+        return ImageRows(
+            name="own", rows=3, decode=lambda row: Image.new("L", (2, 2), row), where=lambda row: f"place {row}",
+            labels=lambda rows: np.asarray(labels)[rows],
+        )
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("uint64", "images: label 18446744073709551615 of place 2 is too large"),
+        ("list", "images: label 18446744073709551616 of place 2 is too large"),
+        ("small", "images: label -9223372036854775809 of place 2 is too small"),
+        ("float", "images: the labels of own are float64 [2] for 2 images; one whole number an image is needed"),
+    ],
+)
+def test_labels_of_a_source_of_the_users_own_are_never_made_others(tmp_path, monkeypatch, kind, message):
+    (tmp_path / "own_numbers.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refusal(source="own_numbers:Own", kind=kind, rows="1:3", with_labels=True) == message
+    assert read(source="own_numbers:Own", kind="good", with_labels=True).labels.tolist() == [0, 1, 2]
+
+
 def test_shards_with_other_class_names_are_refused_where_labels_are_read(tmp_path):
     cifar100(tmp_path / "a.parquet")
     cifar100(tmp_path / "b.parquet", fine=("baby", "apple", "can"))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from kdray.errors import ImageSetError
-from kdray.images.base import ImageRows, ImageSet, ImageSource
+from kdray.images.base import ImageRows, ImageSet, ImageSource, as_int64
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ def _of_one_type(array: np.ndarray, field: str) -> np.ndarray:
     kinds = {type(value).__name__ for value in array}
     if all(isinstance(value, str) for value in array):
         return array.astype(str)
+    if all(type(value) is int for value in array):  # numpy keeps those as objects that none of its types holds
+        return as_int64(array, field, lambda row: f"image {row}")
     if all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in array):
         return np.array(array.tolist())
     raise ImageSetError(f"{field}: labels of type {', '.join(sorted(kinds))}; give whole numbers, or text alone")
@@ -162,9 +164,7 @@ def _whole(array: np.ndarray, field: str) -> np.ndarray:
     elif array.dtype.kind not in "iu":
         hint = "labels.astype(int) makes False 0 and True 1" if array.dtype.kind == "b" else "give whole numbers"
         raise ImageSetError(f"{field}: labels of type {array.dtype}; {hint}")
-    if len(array) and array.max() >= 2**63:
-        raise ImageSetError(f"{field}: label {array.max():.0f} is too large")
-    return array.astype(np.int64)
+    return as_int64(array, field, lambda row: f"image {row}")
 
 
 def _with_names(array: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

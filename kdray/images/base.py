@@ -306,11 +306,33 @@ def _read_labels(opened: ImageRows, rows: np.ndarray, field: str) -> np.ndarray:
         found = np.asarray(opened.labels(rows))
     except (TypeError, ValueError) as error:
         raise ImageSetError(f"{field}: the labels of {opened.name} cannot be read ({error})") from None
+    if found.dtype.kind == "O" and all(type(value) is int for value in found.flat):
+        found = as_int64(found, field, lambda k: opened.where(int(rows[k])))
     if found.dtype.kind not in "iu" or found.shape != rows.shape:
         raise ImageSetError(
             f"{field}: the labels of {opened.name} are {found.dtype} {list(found.shape)} for {len(rows):,} images; "
             "one whole number an image is needed"
         )
+    return as_int64(found, field, lambda k: opened.where(int(rows[k])))
+
+
+def as_int64(found: np.ndarray, field: str, where: Callable[[int], str]) -> np.ndarray:
+    """Labels that are whole numbers, of any type, as int64 [M].
+
+    Args:
+        field: the config field of the images, for messages.
+        where: the number of a label to the words that name the place of its image.
+
+    Raises:
+        ImageSetError: a label that int64 does not hold. numpy would make another number of it.
+    """
+    if found.dtype.kind == "i":
+        return found.astype(np.int64)
+    wrong = np.flatnonzero((found >= 2**63) | (found < -(2**63)))
+    if len(wrong):
+        row = int(wrong[0])
+        value = int(found[row])
+        raise ImageSetError(f"{field}: label {value} of {where(row)} is too {'large' if value > 0 else 'small'}")
     return found.astype(np.int64)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from kdray.errors import ImageSetError
-from kdray.images.base import ImageRows, ImageSource, in_order, sources
+from kdray.images.base import ImageRows, ImageSource, as_int64, in_order, sources
 from kdray.images.shards import Cells, Shard, column_type, columns_of, is_text, listed, open_shard, read_column
 from kdray.images.splits import missing_shards, split_of
 from kdray.utils.files import shown
@@ -142,7 +143,7 @@ class _Labels:
 
         Raises:
             ImageSetError: a shard with some of the rows has no such column, no label for one of them, or a label that
-                is neither a whole number nor a name; or shards that differ in this or in the names of classes.
+                is neither a whole number of int64 nor a name; or shards that differ in this or in the names of classes.
         """
         found, names = [], self.classes()
         for shard, start, stop in zip(self.shards, self.starts, self.starts[1:], strict=False):
@@ -159,7 +160,7 @@ class _Labels:
                 index = {name: k for k, name in enumerate(names or ())}
                 found.append(np.array([index[name] for name in cells.to_pylist()], dtype=np.int64))
             else:
-                found.append(cells.to_numpy().astype(np.int64))
+                found.append(as_int64(cells.to_numpy(), self.field, partial(_place, shard.file, mine)))
         return np.concatenate(found)
 
     def classes(self) -> tuple[str, ...] | None:
@@ -230,6 +231,10 @@ class _Labels:
     def _cells(self, shard: Shard) -> pa.ChunkedArray:
         """The labels of a shard, whole numbers or text."""
         return read_column(shard.file, self._column(shard), self.field).cast(self._type(shard))
+
+
+def _place(file: Path, rows: np.ndarray, number: int) -> str:
+    return f"row {rows[number]} of {shown(file)}"
 
 
 def _words(text: bool) -> str:

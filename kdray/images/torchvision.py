@@ -73,7 +73,7 @@ class TorchvisionImages(ImageSource):
             rows=count,
             decode=lambda row: data[row][0],
             where=lambda row: f"row {row} of torchvision {self.name}",
-            labels=None if targets is None else lambda rows: np.asarray(targets, dtype=np.int64)[rows],
+            labels=None if targets is None else lambda rows: np.asarray(targets)[rows],
             classes=tuple(shown(str(name)) for name in names) if names else None,
             colour="rgb" if "loader" in options else None,  # as torchvision has it
         )
