@@ -141,7 +141,7 @@ class RaySearcher:
         """See `kdray.search.requests.Searcher`. The result does not depend on the number of workers or their deaths.
 
         Raises:
-            ScoringError: a score of the student is not a number, or no worker lives for `patience_s`.
+            ScoringError: an output of the student is not finite, or no worker lives for `patience_s`.
         """
         expected, done = request.passes(pool, self._settings), 0
 

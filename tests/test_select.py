@@ -7,13 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import entr
 
-from kdray.errors import PoolExhausted
+from kdray.errors import PoolExhausted, ScoringError
 from kdray.models.classifier import build_model
 from kdray.models.features import head
 from kdray.pools.images import ImagePool, ImagesSection
 from kdray.pools.mixup import MixupPool
 from kdray.pools.permutation import sample_without
-from kdray.search import GainsRequest, ScoresRequest, SearchRequest
+from kdray.search import (
+    BestRequest,
+    FeaturesRequest,
+    GainsRequest,
+    ScoresRequest,
+    SearchRequest,
+    SourceLogitsRequest,
+)
+from kdray.search.binned import BinnedRequest
 from kdray.search.forward import ForwardOptions
 from kdray.search.local import LocalSearcher
 from kdray.sections.search import SearchSettings
@@ -133,6 +141,96 @@ def test_the_same_seed_gives_the_same_choice_however_the_work_is_cut(strategy, p
     assert first.ids.tolist() == second.ids.tolist()
     if first.scores is not None:
         assert first.scores.tobytes() == second.scores.tobytes()
+
+
+def diverged(where: str) -> torch.nn.Module:
+    """A student whose training has diverged: weights are not a number, or so large that logits are infinite."""
+    broken = build_model("lenet5", (1, 28, 28), 10, seed=1)
+    with torch.no_grad():
+        if where == "all":
+            for weights in broken.parameters():
+                weights.fill_(float("nan"))
+        elif where == "head":  # the features are finite
+            head(broken).bias.fill_(float("nan"))
+        elif where == "class":  # one of ten
+            head(broken).bias[3] = float("nan")
+        else:
+            head(broken).weight.fill_(3e38)
+    return broken
+
+
+@pytest.mark.parametrize("where", ["all", "head", "class", "infinite"])
+@pytest.mark.parametrize("settings", [EXHAUSTIVE, GUESSING], ids=["exhaustive", "guessing"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_student_that_has_diverged_chooses_nothing(strategy, settings, where, pool):
+    if not STRATEGIES[strategy].asks:
+        assert len(choose(strategy, pool, 5, diverged(where), settings=settings).ids) == 5
+        return
+    with pytest.raises(
+        ScoringError, match=r"the student's output for (candidate|image) \d+ is not a number: .*student\.lr"
+    ):
+        choose(strategy, pool, 5, diverged(where), settings=settings)
+
+
+@pytest.mark.parametrize("where", ["all", "head", "class", "infinite"])
+@pytest.mark.parametrize("strategy", ON_IMAGES)
+def test_nor_among_real_images(strategy, where, images):
+    if not STRATEGIES[strategy].asks:
+        assert len(choose(strategy, images, 5, diverged(where)).ids) == 5
+        return
+    with pytest.raises(ScoringError, match=r"the student's output for candidate \d+ is not a number: .*student\.lr"):
+        choose(strategy, images, 5, diverged(where))
+
+
+@pytest.mark.parametrize("gain", ["margin", "confidence", "entropy"])
+@pytest.mark.parametrize("strategy", ["rad", "rad-pairs"])
+def test_rad_without_a_list_of_gains_refuses_it_too(strategy, gain, pool, monkeypatch):
+    monkeypatch.setattr("kdray.select.strategies.rad.MOST_LISTED", 10)
+    with pytest.raises(ScoringError, match=r"the student's output for candidate \d+ is not a number"):
+        choose(strategy, pool, 5, diverged("class"), gain=gain)
+
+
+class BlackIsNan(torch.nn.Module):
+    """Diverged for black images alone. It has a last layer, as features want one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(28 * 28, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1).float()
+        return self.layer(torch.where(x.sum(dim=1, keepdim=True) == 0, float("nan"), x))
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (SourceLogitsRequest(), "image 9"),
+        (FeaturesRequest(ids=np.array([3, 9, 20])), "candidate 9"),
+        (FeaturesRequest(images=torch.cat([pictures(5), pictures(1) * 0])), "labelled image 5"),
+        (ScoresRequest(ids=np.array([3, 20, 9])), "candidate 9"),
+        (BestRequest(groups=np.array([3, 9, 20])), "candidate 9"),
+        (GainsRequest(), "candidate 9"),
+        (BinnedRequest(gains=GainsRequest(score="entropy")), "candidate 9"),
+        (SearchRequest(k=3), "candidate 9"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_every_request_names_what_the_student_gives_nothing_finite_for(request_, named, chunk):
+    pixels = pictures(30)
+    pixels[9] = 0
+    with pytest.raises(ScoringError, match=f"^the student's output for {named} is not a number"):
+        LocalSearcher(chunk).search(ImagePool(pixels), BlackIsNan(), request_)
+
+
+def test_a_class_that_a_student_rules_out_is_no_divergence(pool, images):
+    """Its logit is minus infinity, and its probability 0."""
+    model = build_model("lenet5", (1, 28, 28), 10, seed=1)
+    with torch.no_grad():
+        head(model).bias[3] = -float("inf")
+    for strategy in STRATEGIES:
+        assert len(choose(strategy, pool, 5, model).ids) == 5
+        assert strategy not in ON_IMAGES or len(choose(strategy, images, 5, model).ids) == 5
 
 
 @pytest.mark.parametrize("strategy", ["random", "uniform", "rad", "rad-pairs", "unixkd"])

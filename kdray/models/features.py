@@ -27,10 +27,15 @@ def penultimate(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ModelError: see `head`.
     """
+    return features_and_logits(model, images)[0]
+
+
+def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the logits float32 [B, K] that the model makes of them."""
     seen: list[Tensor] = []
     hook = head(model).register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
     try:
-        model(images)
+        logits: Tensor = model(images)
     finally:
         hook.remove()
-    return torch.cat(seen).float()
+    return torch.cat(seen).float(), logits.float()

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdray.models.features import penultimate
+from kdray.models.features import features_and_logits
 from kdray.pools.base import Pool, is_linear
 from kdray.search import first_layer
 from kdray.search.cost import GPU_BATCH, batch_on
@@ -82,11 +82,12 @@ class Forward:
             logits = self._model(images.to(self.device).contiguous(memory_format=torch.channels_last))
         return logits[:count].float().clone() if self._fill else logits.float()
 
-    def features(self, images: Tensor) -> Tensor:
-        """Map images uint8 [B, C, H, W] to features float32 [B, D], the input of the student's last layer."""
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images uint8 [B, C, H, W] to features float32 [B, D], the input of the student's last layer, and to
+        logits float32 [B, K]."""
         with self._arithmetic():
             images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-            return penultimate(self._plain, images)
+            return features_and_logits(self._plain, images)
 
     def candidates(
         self, pool: Pool, groups: Tensor, step: int, indices: Sequence[int] | None = None

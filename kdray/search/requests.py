@@ -71,5 +71,5 @@ class Searcher(Protocol):
             on_note: called with each message for the user.
 
         Raises:
-            ScoringError: a score of the student is not a number.
+            ScoringError: an output of the student is not finite.
         """

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from kdray.errors import ScoringError
 from kdray.search.acquisition import INFORMATIVE, Score
 from kdray.search.interpolation import guess
+from kdray.search.sound import refuse_nan, refuse_unsound, sound_logits
 from kdray.search.topk import Scored, contains, lowest
 from kdray.utils.lazy import torch
 
@@ -161,7 +161,7 @@ class ScoreGroups:
             passes = forward.candidates(pool, torch.from_numpy(groups), self.cuts.step, asked)
             answers = torch.cat([INFORMATIVE[self.score](logits.softmax(dim=1)) for logits in passes])
             table[:, asked] = answers.cpu().numpy().reshape(len(groups), len(asked))
-        _refuse_nan(table, groups, self.group_size)
+        refuse_nan(table, groups, self.group_size)
         if self.per == "group":
             best = table.argmin(axis=1)  # on a tie the first one, which has the lowest id
             scores, ids = table[np.arange(len(table)), best], groups * self.group_size + best
@@ -196,10 +196,16 @@ class SourceLogits:
         return len(self.cuts)
 
     def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> TaskRows:
-        """See `Stage`."""
+        """See `Stage`.
+
+        Raises:
+            ScoringError: the student gives an image no finite logits.
+        """
         start, stop = self.cuts[number]
         parts = [forward(images) for images in pool.images[start:stop].split(self.cuts.step)]
-        return TaskRows(rows=torch.cat(parts).cpu().numpy(), evaluated=stop - start)
+        rows = torch.cat(parts).cpu().numpy()
+        refuse_unsound(sound_logits(rows), lambda row: f"image {start + row}")
+        return TaskRows(rows=rows, evaluated=stop - start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,10 +231,16 @@ class SampleLogits:
         return len(self.cuts)
 
     def run(self, pool: SegmentPool, forward: Forward, number: int, bound: float = float("inf")) -> TaskRows:
-        """See `Stage`."""
+        """See `Stage`.
+
+        Raises:
+            ScoringError: the student gives a candidate no finite logits.
+        """
         start, stop = self.cuts[number]
         groups = torch.from_numpy(self.groups[start:stop])
         logits = torch.cat(list(forward.candidates(pool, groups, self.cuts.step)))
+        ids = candidate_ids(self.groups[start:stop], self.group_size)
+        refuse_unsound(sound_logits(logits.cpu().numpy()), lambda row: f"candidate {ids[row]}")
         rows = logits.view(len(groups), self.group_size, -1).cpu().numpy()
         return TaskRows(rows=rows, evaluated=len(groups) * self.group_size)
 
@@ -299,7 +311,7 @@ class Guess:
         columns = torch.cat([sources[second].unsqueeze(1), at, sources[first].unsqueeze(1)], dim=1)  # [G, M + 2, K]
         matrix = torch.from_numpy(self.matrix).to(at.device)
         table = torch.cat([guess(part, matrix, self.score) for part in columns.split(1024)]).cpu().numpy()
-        _refuse_nan(table, groups, pool.group_size)
+        refuse_nan(table, groups, pool.group_size)
         if self.per == "group":
             scores, ids = table.min(axis=1), groups
         else:
@@ -375,13 +387,3 @@ class Rows:
 def candidate_ids(groups: np.ndarray, group_size: int) -> np.ndarray:
     """Ids of all candidates of `groups`, int64."""
     return (groups[:, None] * group_size + np.arange(group_size)).reshape(-1)
-
-
-def _refuse_nan(table: np.ndarray, groups: np.ndarray, group_size: int) -> None:
-    if np.isnan(table).any():
-        row, column = np.argwhere(np.isnan(table))[0]
-        candidate = int(groups[row]) * group_size + int(column)
-        raise ScoringError(
-            f"the student's output for candidate {candidate} is not a number: its training has diverged; "
-            "lower student.lr"
-        )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdray.search.acquisition import INFORMATIVE, Score
+from kdray.search.sound import refuse_unsound
 from kdray.search.stages import Cut, Cuts, Rows, ScoreGroups, SourceLogits, Stage, TaskRows
 from kdray.search.topk import LowestK, Scored
 from kdray.sections.search import SearchSettings
@@ -86,11 +87,19 @@ class FeaturesRequest:
         return len(self)
 
     def perform(self, pool: Pool, context: SearchContext) -> Values:
-        """Features float32 [n, D]."""
+        """Features float32 [n, D].
+
+        Raises:
+            ScoringError: the student's output for one of them is not finite.
+        """
         return _values(EachOf(cut=context.cut, of=self), context)
 
-    def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[Tensor]:
-        """Features of the given rows, `step` at a time: float32 [B, D]."""
+    def name(self, row: int) -> str:
+        """A row in words."""
+        return f"labelled image {row}" if self.ids is None else f"candidate {self.ids[row]}"
+
+    def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Features float32 [B, D] of the given rows, `step` at a time, and the logits float32 [B, K]."""
         return map(forward.features, _images(self.ids if self.images is None else self.images, pool, rows, step))
 
 
@@ -114,13 +123,22 @@ class ScoresRequest:
         return len(self)
 
     def perform(self, pool: Pool, context: SearchContext) -> Values:
-        """Scores float32 [n, 1]."""
+        """Scores float32 [n, 1].
+
+        Raises:
+            ScoringError: the student's output for one of them is not finite.
+        """
         return _values(EachOf(cut=context.cut, of=self), context)
 
-    def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[Tensor]:
-        """Scores of the given rows, `step` at a time: float32 [B, 1]."""
+    def name(self, row: int) -> str:
+        """A row in words."""
+        return f"candidate {self.ids[row]}"
+
+    def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Scores float32 [B, 1] of the given rows, `step` at a time, and the logits float32 [B, K]."""
         score = INFORMATIVE[self.score]
-        return (score(forward(images).softmax(dim=1))[:, None] for images in _images(self.ids, pool, rows, step))
+        for logits in map(forward, _images(self.ids, pool, rows, step)):
+            yield score(logits.softmax(dim=1))[:, None], logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +150,11 @@ class SourceLogitsRequest:
         return len(pool.images)
 
     def perform(self, pool: Pool, context: SearchContext) -> Values:
-        """Logits float32 [N, K]."""
+        """Logits float32 [N, K].
+
+        Raises:
+            ScoringError: the student's output for one of the images is not finite.
+        """
         return _values(SourceLogits(cut=context.cut, count=len(pool.images)), context)
 
 
@@ -157,10 +179,20 @@ class EachOf:
         return len(self.cuts)
 
     def run(self, pool: Pool, forward: Forward, number: int, bound: float = float("inf")) -> TaskRows:
-        """See `kdray.search.stages.Stage`."""
+        """See `kdray.search.stages.Stage`.
+
+        Raises:
+            ScoringError: the student's output for a candidate or image is not finite.
+        """
         start, stop = self.cuts[number]
-        rows = torch.cat(list(self.of.each(pool, forward, slice(start, stop), self.cuts.step)))
-        return TaskRows(rows=rows.cpu().numpy(), evaluated=stop - start)
+        parts = [
+            (rows, logits.amax(dim=1))
+            for rows, logits in self.of.each(pool, forward, slice(start, stop), self.cuts.step)
+        ]
+        values, peaks = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+        sound = np.isfinite(values).all(axis=1) & np.isfinite(peaks)
+        refuse_unsound(sound, lambda row: self.of.name(start + row))
+        return TaskRows(rows=values, evaluated=stop - start)
 
 
 def _images(these: np.ndarray | Tensor | None, pool: Pool, rows: slice, step: int) -> Iterator[Tensor]:
