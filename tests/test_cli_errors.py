@@ -324,9 +324,9 @@ def key(monkeypatch):
         (200, metadata(), {"answers": "top11"}, "teacher.answers: top11 of a teacher with 10 classes; use top10 at "
          "most, or soft"),
         (200, metadata(), {"ca": "no.pem"}, "teacher.ca: no file at */no.pem"),
-        (200, metadata(), {"headers": {"Authorization": "Bearer ${KDRAY_NO_SUCH_KEY}"}}, "teacher.headers or "
-         "teacher.url needs the environment variable KDRAY_NO_SUCH_KEY, which is not set; export KDRAY_NO_SUCH_KEY=... "
-         "and start again"),
+        (200, metadata(), {"headers": {"Authorization": "Bearer ${KDRAY_NO_SUCH_KEY}"}}, "teacher.url, "
+         "teacher.headers or teacher.request needs the environment variable KDRAY_NO_SUCH_KEY, which is not set; "
+         "export KDRAY_NO_SUCH_KEY=... and start again"),
     ],
 )  # fmt: skip
 def test_a_server_that_does_not_fit_is_found_out_before_anything_is_paid(status, body, changes, pattern, config_file):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -1168,7 +1168,6 @@ def test_images_declined_at_the_very_end_are_left_out_but_not_remembered(clock, 
     st.sampled_from(["declined", "oversized"]),
 )  # fmt: skip
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(set(range(20, 50)), 16, 1, False, "declined")  # side by side, and half of all
 def test_whichever_images_a_teacher_declines_all_others_are_answered(clock, bad, size, slots, proven, kind):
     ledger = Ledger(":memory:", 100, clock=clock.time)
     line = Line(clock, lambda asked, number: fault(kind) if bad & set(asked) else None, slots=slots)
@@ -1181,6 +1180,15 @@ def test_whichever_images_a_teacher_declines_all_others_are_answered(clock, bad,
     assert money(ledger) == (60 - len(bad), 0, 0, 0)
     assert refusals(ledger, line.teacher, *range(60)).keys() <= bad
     ledger.close()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("kind", ["declined", "oversized"])
+def test_thirty_declined_images_side_by_side_are_told_from_a_key_that_expired(kind, slots, clock, make_ledger):
+    ledger, bad, policy = make_ledger(100), set(range(20, 50)), PurchasePolicy(retry=patient(max_bad_share=0.5))
+    line = Line(clock, lambda asked, number: fault(kind) if bad & set(asked) else None, slots=slots)
+    bought = buy(pictures(*range(60)), teachers=line, ledger=ledger, batch_size=16, policy=policy)
+    assert set(bought.set_aside) == bad and len(bought.positions) == 30
 
 
 def test_a_run_that_has_too_many_declined_images_says_how_to_forget_them(clock, make_ledger):

@@ -183,6 +183,9 @@ def test_a_teacher_that_has_answered_may_decline_ten_images_in_a_row():
     assert [patience.declined() for _ in range(9)] == [False] * 9
     patience.succeeded()
     assert [patience.declined() for _ in range(10)] == [False] * 9 + [True]
+    lenient = RetryState(RetryPolicy(max_bad_share=1))
+    lenient.known = True
+    assert not any(lenient.declined() for _ in range(100))
 
 
 @pytest.mark.parametrize("kind", ["throttled", "unsent"])

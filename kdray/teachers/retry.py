@@ -75,9 +75,12 @@ class RetryState:
         self.proven, self._failures, self._charged, self._declined = True, 0, 0, 0
 
     def declined(self) -> bool:
-        """Note that the teacher declined an image; whether to give up, since it has answered none in between."""
+        """Note that the teacher declined an image; whether to give up, since it has answered none in between. Who lets
+        all images of a round be set aside has one that answers nothing at all to put up with."""
         self._declined += 1
-        return self._declined >= (_MOST_DOUBTS if self.believed else _DOUBTS)
+        if not self.believed:
+            return self._declined >= _DOUBTS
+        return self.policy.max_bad_share < 1 and self._declined >= _MOST_DOUBTS
 
     def failed(self, fault: Fault, sent_at: float, now: float, *, same: bool = False) -> float:
         """Note `fault` of a request.
