@@ -1012,7 +1012,8 @@ def test_a_lease_covers_the_look_and_the_request_after_it():
     with serving(handler) as server:
         asked, began = v2(server.url, timeout_s=1.9), time.monotonic()
         assert ask(asked).probs.tolist() == [GOOD, GOOD]
-        assert 1.9 < time.monotonic() - began < section.lease_s() - 30.0
+        assert time.monotonic() - began > 1.9, "longer than one of them may take"
+    assert section.lease_s() >= 2 * 1.9 + 30.0, "as long as both may take, whatever they took here"
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
