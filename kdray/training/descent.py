@@ -31,9 +31,14 @@ class Descent:
         self._groups = [_Group(matrices, recipe.decay), _Group(vectors, 0.0)]
         self._step = self._sgd if recipe.optimizer == "sgd" else self._adamw
 
-    @torch.no_grad()
     def step(self, rate: float) -> None:
         """One step along the gradients, at learning rate `rate`; the gradients are cleared."""
+        self.move(rate)
+        self.steps += 1
+
+    @torch.no_grad()
+    def move(self, rate: "float | Tensor") -> None:
+        """Move along the gradients, at learning rate `rate`, and clear them; the caller counts the step."""
         if self._recipe.clip_norm is not None:
             cut([p.grad for p in self._parameters if p.grad is not None], self._recipe.clip_norm)
         for group in self._groups:
@@ -42,11 +47,14 @@ class Descent:
             self._step(group, gradients, rate)
         for parameter in self._parameters:
             parameter.grad = None
-        self.steps += 1
 
-    def _sgd(self, group: "_Group", gradients: list[Tensor], rate: float) -> None:
+    def _sgd(self, group: "_Group", gradients: list[Tensor], rate: "float | Tensor") -> None:
         # One kernel for all weights, which takes their numbers as they lie in memory.
         fits = all(p.stride() == g.stride() for p, g in zip(group.parameters, gradients, strict=True))
+        if not fits and (group.parameters[0].is_cuda or isinstance(rate, Tensor)):
+            # The other way looks at the rate, which a recorded step cannot; see `Replay`.
+            gradients = [torch.empty_like(p).copy_(g) for p, g in zip(group.parameters, gradients, strict=True)]
+            fits = True
         sgd(
             group.parameters,
             gradients,
@@ -61,7 +69,7 @@ class Descent:
             fused=fits,
         )
 
-    def _adamw(self, group: "_Group", gradients: list[Tensor], rate: float) -> None:
+    def _adamw(self, group: "_Group", gradients: list[Tensor], rate: "float | Tensor") -> None:
         if group.squares is None:
             group.momenta = [torch.zeros_like(p) for p in group.parameters]
             group.squares = [torch.zeros_like(p) for p in group.parameters]
@@ -139,12 +147,22 @@ class MovingAverage:
         self._own = [t.detach() for t in tensors if t.is_floating_point()]
         self.averages = [t.clone() for t in self._own]
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the model's present weights."""
+    def next_share(self) -> float:
+        """What the next update takes in of the model's weights; it is counted as made."""
         kept = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(self.averages, self._own, 1.0 - kept)
         self._steps += 1
+        return 1.0 - kept
+
+    @torch.no_grad()
+    def update(self, share: "float | Tensor | None" = None) -> None:
+        """Take in this share of the model's present weights; None: `next_share`."""
+        share = self.next_share() if share is None else share
+        if isinstance(share, Tensor):
+            more = torch._foreach_sub(self._own, self.averages)
+            torch._foreach_mul_(more, share)
+            torch._foreach_add_(self.averages, more)
+        else:
+            torch._foreach_lerp_(self.averages, self._own, share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from kdray.training.feed import Feed
 from kdray.training.length import Length, held_out, length, rate_factor
 from kdray.training.losses.base import check_loss
 from kdray.training.recipe import Recipe
+from kdray.training.replay import Replay, can_replay, own_stream
 from kdray.training.saved import Saved
 from kdray.training.shard import Shard
 from kdray.training.unpaid import Labeller
@@ -103,7 +104,8 @@ def train(
     check_loss(recipe.loss, targets.shape[1])
     device = resolve_device(recipe.device)
     training = _Training(model, images.to(device), targets.to(device), recipe, seed, round, shard or Shard(), unpaid)
-    with cpu_threads(threads), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    gpus = [device] if device.type == "cuda" else []
+    with cpu_threads(threads), torch.random.fork_rng(devices=gpus), own_stream(device):
         if saved is not None:
             training.load(saved.read())
         while not training.finished:
@@ -142,6 +144,10 @@ class _Training:
         network = shard.wrap(model)
         self._network = torch.compile(network) if recipe.compile else network
         self._descent = Descent(model, recipe)
+        self._vary = torch.Generator(self._device)  # of augmentation
+        self._replay: Replay | None = None
+        if can_replay(model, recipe, self._device) and shard.size == 1 and unpaid is None:
+            self._replay = Replay(list(model.parameters()), self._vary)
         self._best: tuple[int, dict[str, Tensor]] = (0, {})  # the same, of the lowest held-out loss
         self._good: tuple[int, dict[str, Tensor]] = (0, {})  # steps, and the weights after them
         self._waited = False
@@ -163,14 +169,21 @@ class _Training:
         device, number = self._device, len(self.result.losses)
         # Each epoch has streams of its own, so a training that goes on needs no state of random numbers.
         shuffle = torch_generator(self._seed, f"order of epoch {number}", self._round)  # on CPU, whatever the device
-        vary = torch_generator(self._seed, f"augmentation in epoch {number}", self._round, device=device.type)
+        self._vary.manual_seed(torch_seed(self._seed, f"augmentation in epoch {number}", self._round))
         torch.manual_seed(torch_seed(self._seed, f"dropout in epoch {number}, part {self._shard.rank}", self._round))
         order = self._kept[torch.randperm(len(self._kept), generator=shuffle)].to(device)
         begin, edges = self._descent.steps, self._length.edges
         batches = list(pairwise(edges))[: self._length.steps - begin]
         losses = torch.zeros(len(batches), device=device)
         for place, (start, stop) in enumerate(batches):
-            losses[place] = self._step(order[start:stop], vary)
+            rate = self._recipe.rate * rate_factor(self._descent.steps, self._length.steps, self._recipe.schedule)
+            share = 1.0 if self._average is None else self._average.next_share()
+            numbers = order[start:stop]
+            if self._replay is None:
+                losses[place] = self._step(numbers, rate, share)
+            else:
+                losses[place] = self._replay(self._step, numbers, rate, share)
+            self._descent.steps += 1
         sizes = torch.tensor([stop - start for start, stop in batches], dtype=torch.float32)
         means = self._shard.sum(losses).cpu() / sizes  # one look at the device an epoch
         wrong = (~means.isfinite()).nonzero().flatten()
@@ -188,18 +201,18 @@ class _Training:
             if _finite(weights):
                 self._good = self._descent.steps, weights
 
-    def _step(self, batch: Tensor, vary: torch.Generator) -> Tensor:
+    def _step(self, batch: Tensor, rate: float | Tensor, share: float | Tensor) -> Tensor:
         """One step on a batch; gives the sum of the losses of this process's rows."""
         recipe, shard = self._recipe, self._shard
-        own = self._feed.batch(batch, vary)
+        own = self._feed.batch(batch, self._vary)
         with precision_of(recipe, own.images.device):
             logits = self._logits(own.images)
             how = {"distil": own.answered} if recipe.loss.labels_mixes else {}
             loss = recipe.loss(logits, own.targets, **how)
         (loss * shard.weight(len(logits), own.of)).backward()
-        self._descent.step(recipe.rate * rate_factor(self._descent.steps, self._length.steps, recipe.schedule))
+        self._descent.move(rate)
         if self._average is not None:
-            self._average.update()
+            self._average.update(share)
         return loss.detach() * shard.weight(len(logits), own.of) * len(batch) / shard.size
 
     def _logits(self, images: Tensor) -> Tensor:

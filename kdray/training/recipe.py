@@ -57,6 +57,9 @@ class Recipe(Section):
     """Null trains all steps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass; auto: bfloat16 on GPUs that have it, else float32. Weights are float32."""
+    cuda_graphs: bool = True
+    """On a GPU, record the steps once and replay them, if all code in them is kdray's own: small networks train several
+    times as fast."""
     compile: bool = False
     """Compile the network with torch.compile, which takes about a minute: worth it for long trainings on a GPU."""
     device: Device = "auto"
