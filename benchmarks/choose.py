@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def main() -> None:
 def budgets(options: argparse.Namespace) -> None:
     """Every strategy at every budget, on one pool."""
     data, pool, seeds = options.data, options.pool, range(options.seeds)
-    names = options.only or [name for name in strategies.parts() if pool == "mixup" or name != "unixkd"]
-    tasks = [(data, pool, name, seed) for seed in seeds for name in names]  # all of a seed beside each other
+    names = options.only or names_of(pool)
+    tasks = all_tasks(data, pool, names, seeds)
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs("choose_runs", one_run, tasks, options.at_once, folder)
     totals = [str(total) for total in SETTINGS[data]["totals"]]
@@ -114,6 +114,16 @@ def budgets(options: argparse.Namespace) -> None:
     print(table(figures))
 
 
+def names_of(pool: str) -> list[str]:
+    """Strategies that choose from this pool."""
+    return [name for name in strategies.parts() if pool == "mixup" or name != "unixkd"]
+
+
+def all_tasks(data: str, pool: str, names: Sequence[str], seeds: Iterable[int]) -> list[tuple]:
+    """Arguments of `one_run`, all of a seed beside each other."""
+    return [(data, pool, name, seed) for seed in seeds for name in names]
+
+
 def one_run(data: str, pool: str, name: str, seed: int, folder: str) -> dict[str, dict[str, float]]:
     """One run: accuracy, agreement and seconds of choosing at each total of queries."""
     setting = SETTINGS[data]
@@ -127,6 +137,7 @@ def one_run(data: str, pool: str, name: str, seed: int, folder: str) -> dict[str
             f"student={setting['student']}",
             f"seed={seed}",
             "resources.trainer.threads=1",
+            "student.precision=float32",  # on a GPU, too
         ],
     )
     result = run(config, RunDirectory(Path(folder) / f"{data}-{pool}-{name}-{seed}"), local=True)

@@ -1,28 +1,46 @@
 """All figures of a machine with one GPU, without Ray: scoring, training, rendering, and students of CIFAR-10.
 
-    python benchmarks/gpu.py                  # ten minutes or so
-    python benchmarks/gpu.py --only speed     # speed, students: one of the two parts
+    python benchmarks/gpu.py check      # students whose steps are replayed, beside the same step by step
+    python benchmarks/gpu.py speed
+    python benchmarks/gpu.py table1     # AlexNet, CIFAR-10: 2,000 images, 40,000 queries (Active Mixup, Table 1)
 
 speed: for LeNet-5, ResNet-18 and VGG-16, the rate at which a search scores pools of mixes and of pairs as a share of
 the bare forward pass in bfloat16; the rate of training as a share of a bare loop of forward and backward passes; and
-how many candidates a second a pool renders. students: the rows of CIFAR-10, as `benchmarks/student.py cifar10` has
-them; they need ../shared/data. It runs on a CPU too (`--device cpu --seconds 0.2`), where it is only a trial.
+how many candidates a second a pool renders. It runs on a CPU too (`speed --device cpu --seconds 0.2`), where it is
+only a trial. table1: accuracy on the 10,000 test images; needs ../shared/data.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from machine import keep
+from machine import ROOT, all_runs, keep
 from pairs import measured
+from student import summary
 
+from kdray.config.load import load_config
+from kdray.images.base import read_images
+from kdray.images.parquet import ParquetImages
+from kdray.models.classifier import build_model, pixel_statistics
+from kdray.models.predict import accuracy, predict
+from kdray.observers.base import Observer
 from kdray.pools.base import pools
 from kdray.runs.bench import Setting
 from kdray.runs.bench_training import measure_training
+from kdray.runs.directory import RunDirectory
+from kdray.runs.inputs import read_test, resolve
+from kdray.runs.run import run
+from kdray.runs.teachers import train_by_recipe
 from kdray.search.forward import ForwardOptions
+from kdray.teachers.recipe import measure_teacher
+from kdray.training.loop import train
 from kdray.training.recipe import StudentSection
+from kdray.utils.seeds import numpy_generator
 
 NETWORKS = {"lenet5": (1, 28, 28), "resnet18": (3, 32, 32), "vgg16": (3, 32, 32)}
 POOLS: dict[str, dict[str, Any]] = {
@@ -31,32 +49,77 @@ POOLS: dict[str, dict[str, Any]] = {
     "flip-crop+mixup": {"kind": "pairs", "blend": "mixup", "pre": "flip-crop"},
 }
 IMAGES, RENDERED = 2000, 1 << 16
+DATA = "../shared/data"
+CHECKED: dict[str, dict[str, Any]] = {
+    "LeNet-5": {"model": "lenet5", "augment": "affine", "precision": "float32"},
+    "LeNet-5, averaged": {"model": "lenet5", "augment": "affine", "precision": "float32", "ema": 0.99},
+    "small-cnn, bfloat16": {"model": "small-cnn", "augment": {"shift": 2}, "precision": "bfloat16"},
+    "ResNet-20": {"model": "resnet20", "augment": {"shift": 2}},
+    "ResNet-20, which cannot be recorded": {"model": "resnet20", "augment": "standard"},
+    "MobileNetV2": {"model": "mobilenetv2", "augment": "affine"},
+}
+CIFAR10, TEACHER = "examples/cifar10.yaml", "runs/teachers/cifar10-alexnet.safetensors"
+ALEXNET = ("teacher.model=alexnet", f"teacher.weights={TEACHER}")
+WAYS = {
+    "mixup, random": ("select={strategy: random}",),
+    "mixup, cluster-margin": (),
+    "flip-crop, cutmix, margin": ("pool={kind: pairs, blend: cutmix, pre: flip-crop}", "select.strategy=margin"),
+}
 
 
 def main() -> None:
     """Measure and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("speed", "students"))
+    parser.add_argument("what", choices=("check", "speed", "table1"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, about")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of table1")
+    parser.add_argument("--at-once", type=int, default=2, help="of table1")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU here; give --device cpu for a trial")
+    if options.what == "table1":
+        keep("gpu_table1", table1(options))
+        return
+    if options.what == "check":
+        keep("gpu_check", {name: checked(name, how) for name, how in CHECKED.items()})
+        return
     figures: dict[str, Any] = {"device": options.device}
-    if options.only != "students":
-        figures |= {name: speed(name, shape, options) for name, shape in NETWORKS.items()}
-        figures["rendering"] = {name: rendering(name, options) for name in POOLS}
-    if options.only != "speed":
-        figures["students"] = students(options)
-    if options.device == "cuda":
-        keep("gpu", figures)
-    else:
-        print(figures)
+    for name, measure in [*((name, speed) for name in NETWORKS), ("rendering", rendering)]:
+        figures[name] = measure(name, options)
+        if options.device == "cuda":
+            keep("gpu_speed", figures)  # after each part: a lent machine may be taken back
 
 
-def speed(name: str, shape: tuple[int, int, int], options: argparse.Namespace) -> dict[str, Any]:
+def checked(name: str, how: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy, last loss and seconds of a student, step by step and replayed."""
+    own = read_images(
+        ParquetImages(source="parquet", path=f"{DATA}/mnist-train.parquet", rows="0:3000"),
+        generator=numpy_generator(0, "images"),
+        with_labels=True,
+    )
+    labels = torch.as_tensor(own.labels)
+    targets = torch.nn.functional.one_hot(labels, 10).float()
+    figures: dict[str, Any] = {}
+    for graphs in (False, True, False, True):  # the first of each has to load and choose
+        recipe = StudentSection.model_validate({"steps": 700, "cuda_graphs": graphs, **how})
+        mean, std = pixel_statistics(own.images)
+        model = build_model(recipe.model, own.image_shape, 10, seed=0, mean=mean, std=std)
+        begin = time.perf_counter()
+        result = train(model, own.images[:2010], targets[:2010], recipe, seed=0)
+        figures["replayed" if graphs else "step by step"] = {
+            "seconds": round(time.perf_counter() - begin, 2),
+            "last_loss": round(result.losses[-1], 5),
+            "accuracy": round(accuracy(predict(model, own.images[2010:]).argmax(dim=1), labels[2010:]), 4),
+        }
+    print(name, figures, flush=True)
+    return figures
+
+
+def speed(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Scoring of each pool and training, for one network."""
+    shape = NETWORKS[name]
     setting = Setting(
         model=name,
         images=IMAGES,
@@ -81,7 +144,12 @@ def speed(name: str, shape: tuple[int, int, int], options: argparse.Namespace) -
     return {"shape": shape, "scoring": scoring, "training": training}
 
 
-def rendering(name: str, options: argparse.Namespace) -> dict[str, int]:
+def rendering(_: str, options: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Candidates a second of each pool."""
+    return {name: rendering_of(name, options) for name in POOLS}
+
+
+def rendering_of(name: str, options: argparse.Namespace) -> dict[str, int]:
     """Candidates a second of 28x28 and of 3x32x32, the first time and after that."""
     rates = {}
     for shape in ((1, 28, 28), (3, 32, 32)):
@@ -99,20 +167,46 @@ def rendering(name: str, options: argparse.Namespace) -> dict[str, int]:
     return rates
 
 
-def students(options: argparse.Namespace) -> dict[str, Any]:
-    """CIFAR-10 as benchmarks/student.py has it."""
-    import tempfile
-
-    from student import CIFAR10, one_run, summary
-
-    figures = {}
+def table1(options: argparse.Namespace) -> dict[str, Any]:
+    """The row CIFAR-10 of Active Mixup's Table 1."""
+    train_alexnet()
     with tempfile.TemporaryDirectory() as folder:
-        for name, changes in CIFAR10.items():
-            how = (*changes, f"student.device={options.device}")
-            found = [one_run("benchmarks/cifar10-small.yaml", 2000, 8000, seed, how, folder) for seed in range(3)]
-            figures[name] = summary(found)
-            print(name, figures[name], flush=True)
-    return figures
+        found = all_runs("gpu_runs", one_run, all_tasks(range(options.seeds)), options.at_once, folder)
+    return {name: summary([found[name, seed] for seed in range(options.seeds)]) for name in WAYS} | {
+        "teacher_accuracy": teacher_accuracy()
+    }
+
+
+def train_alexnet() -> None:
+    """Train the teacher, unless it is there."""
+    if not (ROOT / TEACHER).exists():
+        train_by_recipe(load_config(ROOT / CIFAR10, ALEXNET), force=False, observer=Observer())
+
+
+def teacher_accuracy() -> float:
+    """On the test images."""
+    config = resolve(load_config(ROOT / CIFAR10, ALEXNET))
+    test = read_test(config)
+    assert test is not None
+    return measure_teacher(config.teacher, test)
+
+
+def all_tasks(seeds: Iterable[int]) -> list[tuple]:
+    """Arguments of `one_run`."""
+    return [(name, seed) for seed in seeds for name in WAYS]
+
+
+def one_run(name: str, seed: int, folder: str) -> dict[str, float]:
+    """A run of 2,000 images and 40,000 queries."""
+    config = load_config(ROOT / CIFAR10, [*ALEXNET, *WAYS[name], f"seed={seed}", "budget.queries=40000"])
+    result = run(config, RunDirectory(Path(folder) / f"{name}-{seed}"), local=True)
+    last = result.history[-1]
+    return {
+        "accuracy": last.student_accuracy,
+        "agreement": last.agreement,
+        "training_s": round(sum(metrics.seconds["train"] for metrics in result.history), 1),
+        "choosing_s": round(sum(metrics.seconds["choose"] for metrics in result.history), 1),
+    }
 
 
 if __name__ == "__main__":

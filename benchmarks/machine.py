@@ -6,8 +6,9 @@ import os
 import platform
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,29 +63,60 @@ def _with_origin(figures: object) -> dict[str, object]:
 def all_runs(
     name: str, function: Callable[..., Any], tasks: Sequence[tuple], at_once: int, *more: object
 ) -> dict[tuple, Any]:
-    """`function` of each task and of `more`, `at_once` at a time. Each result is kept in results/NAME.json when it is
-    there, and a benchmark that is started again makes those that are missing."""
-    file = RESULTS / f"{name}.json"
+    """`function` of each task and of `more`, `at_once` at a time; see `make_runs`."""
+    make_runs([(name, function, task, more) for task in tasks], at_once)
+    kept = _kept(name)
+    return {task: kept[json.dumps(task)] for task in tasks}
 
-    def kept() -> dict[str, Any]:
-        figures: dict[str, Any] = json.loads(file.read_text())["figures"] if file.exists() else {}
-        return figures
 
-    missing = [task for task in tasks if json.dumps(task) not in kept()]
-    made = in_parallel(function, [(*task, *more) for task in missing], at_once)
-    for task, result in zip(missing, made, strict=True):
-        print(*task, result, flush=True)
-        file.write_text(json.dumps(_with_origin(kept() | {json.dumps(task): result}), indent=1) + "\n")
-    return {task: kept()[json.dumps(task)] for task in tasks}
+def make_runs(runs: Sequence[tuple[str, Callable[..., Any], tuple, tuple]], at_once: int) -> None:
+    """A function of a task and of more, for each (name, function, task, more), `at_once` at a time.
+
+    Each result is kept in results/NAME.json when it is there, or in NAME_gpu.json if torch sees a GPU, and a benchmark
+    that is started again makes those that are missing.
+
+    Raises:
+        RuntimeError: some failed, once all the others are kept.
+    """
+    missing = [run for run in runs if json.dumps(run[2]) not in _kept(run[0])]
+    failed = 0
+    with _processes(at_once) as executor:
+        made = {executor.submit(function, *task, *more): (name, task) for name, function, task, more in missing}
+        for future in as_completed(made):
+            name, task = made[future]
+            try:
+                result = future.result()
+            except Exception:
+                traceback.print_exc()
+                failed += 1
+                continue
+            print(name, *task, result, flush=True)
+            figures = _kept(name) | {json.dumps(task): result}
+            _runs_file(name).write_text(json.dumps(_with_origin(figures), indent=1) + "\n")
+    if failed:
+        raise RuntimeError(f"{failed} of {len(missing)} runs failed, as shown above")
+
+
+def _runs_file(name: str) -> Path:
+    return RESULTS / f"{name}{'_gpu' if torch.cuda.is_available() else ''}.json"
+
+
+def _kept(name: str) -> dict[str, Any]:
+    file = _runs_file(name)
+    figures: dict[str, Any] = json.loads(file.read_text())["figures"] if file.exists() else {}
+    return figures
 
 
 def in_parallel(function: Callable[..., Any], tasks: Sequence[tuple], at_once: int = 2) -> Iterator[Any]:
-    """`function` of each task, in their order, `at_once` at a time: each process has one thread, and begins in the
-    repository's root."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_once, mp_context=spawn, initializer=_alone) as executor:
+    """`function` of each task, in their order, `at_once` at a time."""
+    with _processes(at_once) as executor:
         for future in [executor.submit(function, *task) for task in tasks]:
             yield future.result()
+
+
+def _processes(at_once: int) -> Executor:
+    """Each process has one thread, and begins in the repository's root."""
+    return ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn"), initializer=_alone)
 
 
 def _alone() -> None:

@@ -22,6 +22,7 @@ Needs ../shared/data. --images and --epochs try it in small, and keep no figures
 import argparse
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from kdray.training.losses.mixkd import hard_labels
 from kdray.training.losses.rescaled import log_answers, rescale, without_zeros
 from kdray.training.mix import partial_mixup
 from kdray.training.recipe import Recipe, StudentSection
+from kdray.utils.devices import resolve_device
 from kdray.utils.seeds import numpy_generator, torch_generator
 
 DATA = ROOT.parent / "shared" / "data"
@@ -68,6 +70,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "rescaled": {"kind": "mix-kd", "divergence": "rescaled"},
 }
 SHARES = (0.1, 0.5, 1.0)
+WAYS = (("none", 0.0), *((mixes, share) for mixes in ("bought", "free") for share in SHARES))
 ALPHA = 1.0
 ATTACKED = 1000  # test images that are attacked, and whose features are clustered
 ZEROS = (0.02, 0.005, 0.001, 5e-4, 1e-4, 1e-5, 1e-6)
@@ -84,8 +87,7 @@ def main() -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--epochs", type=int)
     options = parser.parse_args()
-    short = f"-{options.epochs}-epochs" if options.epochs else ""
-    teacher = ROOT / "runs" / "teachers" / f"mixkd-{options.data}{short}.safetensors"
+    teacher = teacher_file(options.data, options.epochs)
     [teacher_accuracy] = in_parallel(train_teacher, [(options.data, teacher, options.epochs)], 1)
     figures = {"teacher_accuracy": round(teacher_accuracy, 4)}
     figures |= (students if options.what == "students" else zeros)(options, teacher)
@@ -104,23 +106,26 @@ def main() -> None:
 
 def students(options: argparse.Namespace, teacher: Path) -> dict[str, Any]:
     """Each loss with each share of mixes: means and standard errors over the seeds."""
-    ways = [("none", 0.0), *((mixes, share) for mixes in ("bought", "free") for share in SHARES)]
     seeds = range(options.seeds)
-    cells = [(loss, mixes, share, seed) for seed in seeds for loss in LOSSES for mixes, share in ways]
-    tasks = [(options.data, options.answers, *cell) for cell in cells]
+    tasks = all_tasks(options.data, options.answers, seeds)
     small = options.images, options.epochs
     if any(small):
         made = in_parallel(one_student, [(*task, teacher, *small) for task in tasks], options.at_once)
         kept = dict(zip(tasks, made, strict=True))
     else:
         kept = all_runs("mixkd_runs", one_student, tasks, options.at_once, teacher)
-    found = dict(zip(cells, [kept[task] for task in tasks], strict=True))
+    found = {tuple(cell): kept[data, answers, *cell] for data, answers, *cell in tasks}
     figures = {}
     for loss in LOSSES:
-        for mixes, share in ways:
+        for mixes, share in WAYS:
             some = [found[loss, mixes, share, seed] for seed in seeds]
             figures[f"{loss}; {mixes} {share:.0%}"] = {name: summary([one[name] for one in some]) for name in some[0]}
     return {"runs_each": options.seeds, "students": figures}
+
+
+def all_tasks(data: str, answers: str, seeds: Iterable[int]) -> list[tuple]:
+    """Arguments of `one_student`, all of a seed beside each other."""
+    return [(data, answers, loss, *way, seed) for seed in seeds for loss in LOSSES for way in WAYS]
 
 
 def one_student(
@@ -141,9 +146,10 @@ def one_student(
 
     truth = torch.as_tensor(test.labels)
     attacked = min(ATTACKED, count or ATTACKED)
-    probs, some, classes = predict(model, test.images), test.images[:attacked], truth[:attacked]
+    device = resolve_device("auto")
+    probs, some, classes = predict(model, test.images, device=str(device)), test.images[:attacked], truth[:attacked]
     with torch.inference_mode():
-        features = torch.cat([penultimate(model, part) for part in some.split(256)])
+        features = torch.cat([penultimate(model, part.to(device)).cpu() for part in some.split(256)])
     figure = {
         "accuracy": accuracy(probs.argmax(dim=1), truth),
         "agreement": accuracy(probs.argmax(dim=1), predict(asked, test.images).argmax(dim=1)),
@@ -175,7 +181,8 @@ def train_student(
     """A student of the answers; `share` of each batch is mixed anew. The one place that knows the student's recipe."""
     size = SIZES[data]
     mix = {"share": share, "alpha": ALPHA} if share else None
-    recipe = StudentSection(model=size["network"], epochs=epochs, loss=loss, augment=size["augment"], mix=mix)
+    how = {"loss": loss, "augment": size["augment"], "mix": mix, "precision": "float32"}
+    recipe = StudentSection.model_validate({"model": size["network"], "epochs": epochs, **how})
     mean, std = pixel_statistics(images)
     model = build_model(recipe.model, tuple(images.shape[1:]), targets.shape[1], seed=seed, mean=mean, std=std)
     train(model, images, targets, recipe, seed=seed, threads=1)
@@ -225,11 +232,18 @@ def train_teacher(data: str, path: Path, epochs: int | None) -> float:
     own = read(data, "train", size["teacher"]["rows"])
     mean, std = pixel_statistics(own.images)
     model = build_model(size["network"], own.image_shape, 10, seed=0, mean=mean, std=std)
-    recipe = Recipe(epochs=epochs or size["teacher"]["epochs"], augment=size["augment"], clip_norm=5.0)
+    epochs = epochs or size["teacher"]["epochs"]
+    recipe = Recipe(epochs=epochs, augment=size["augment"], clip_norm=5.0, precision="float32")
     targets = torch.nn.functional.one_hot(torch.as_tensor(own.labels), 10).float()
     train(model, own.images, targets, recipe, seed=0, threads=1)
     save_model(path, model, ModelCard(model=size["network"], image_shape=own.image_shape, num_classes=10))
     return accuracy(predict(model, test.images).argmax(dim=1), torch.as_tensor(test.labels))
+
+
+def teacher_file(data: str, epochs: int | None = None) -> Path:
+    """Where the teacher's weights are."""
+    short = f"-{epochs}-epochs" if epochs else ""
+    return ROOT / "runs" / "teachers" / f"mixkd-{data}{short}.safetensors"
 
 
 def read(data: str, part: str, rows: str | None = None, count: int | None = None, seed: int = 0) -> ImageSet:

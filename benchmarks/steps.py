@@ -6,11 +6,12 @@
 Each seed draws its own images, and all lengths share its answers. Accuracy is that on labelled images which are neither
 test images nor the student's: what is decided here is measured elsewhere. "enough" is the least number of steps that
 lies within a standard error of the best. Each finished training is kept, and a study that is started again goes on with
-those that are missing. Needs ../shared/data and, for cifar10, examples/cifar10.yaml's teacher.
+those that are missing. Needs ../shared/data and the teacher of the config.
 """
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     },
     "cifar10": {
-        "config": "examples/cifar10.yaml",
+        "config": "benchmarks/cifar10-small.yaml",
         "rows": "30000:45000",
         "unseen": "45000:50000",
         "images": 1000,
@@ -62,12 +63,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2)
     options = parser.parse_args()
     lengths = SETTINGS[options.data]["steps"]
-    tasks = [
-        (options.data, answers, steps, seed)
-        for seed in range(options.seeds)
-        for answers, some in lengths.items()
-        for steps in some
-    ]
+    tasks = all_tasks(options.data, range(options.seeds))
     found = all_runs("steps_runs", one, tasks, options.at_once)
     figures: dict[str, Any] = {"runs_each": options.seeds, **SETTINGS[options.data]["student"]}
     for answers, some in lengths.items():
@@ -77,6 +73,12 @@ def main() -> None:
         enough = min(s for s, one in table.items() if best["accuracy"] - one["accuracy"] <= best["standard_error"])
         figures[f"{answers} answers"] = {"steps": table, "enough": enough, "auto": auto_steps(answers)}
     keep(f"steps_{options.data}", figures)
+
+
+def all_tasks(data: str, seeds: Iterable[int]) -> list[tuple]:
+    """Arguments of `one`."""
+    lengths = SETTINGS[data]["steps"].items()
+    return [(data, answers, steps, seed) for seed in seeds for answers, some in lengths for steps in some]
 
 
 def one(data: str, answers: int, steps: int, seed: int) -> float:
@@ -93,7 +95,7 @@ def one(data: str, answers: int, steps: int, seed: int) -> float:
         ids = ids * pool.group_size + pool.middle()
     images = torch.cat([own.images, pool.render(ids)])
     targets = predict(load_student(config.teacher.weights), images)
-    recipe = StudentSection.model_validate(setting["student"] | {"steps": steps, "device": "cpu"})
+    recipe = StudentSection.model_validate(setting["student"] | {"steps": steps, "precision": "float32"})
     mean, std = pixel_statistics(own.images)
     model = build_model(recipe.model, own.image_shape, targets.shape[1], seed=seed, mean=mean, std=std)
     train(model, images, targets, recipe, seed=seed, threads=1)

@@ -6,6 +6,7 @@
     python benchmarks/student.py cifar10            # 2,000 images, 8,000 queries, a network of 114,000 weights
     python benchmarks/student.py answers            # soft, top-1 and two-decimal answers
     python benchmarks/student.py labels             # answers kept for augmented images, or asked again
+    python benchmarks/student.py losses             # cross entropy beside KD at several temperatures
     python benchmarks/student.py early              # shorter trainings in rounds before the last
     python benchmarks/student.py kinds              # each kind of candidates, and auto
     python benchmarks/student.py augment            # each augmentation, and auto, on MNIST, digits and CIFAR-10
@@ -20,7 +21,7 @@ import hashlib
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,18 @@ KINDS = {
     "flip-crop, cutmix": ("student.unpaid=null", "pool={kind: pairs, blend: cutmix, pre: flip-crop}"),
     "auto": ("student.unpaid=null", "pool={kind: auto}"),
 }
+LOSSES = {"cross entropy": ("student.unpaid=null", "student.early=0.25")} | {
+    f"KD, temperature {t}": (
+        "student.unpaid=null",
+        "student.early=0.25",
+        f"student.loss={{kind: mix-kd, divergence: kl, temperature: {t}}}",
+    )
+    for t in (2, 4, 8)
+}
 ANSWERS = {"soft": (), "top-1": ("teacher.answers=hard",), "two decimals": ("teacher.decimals=2",)}
 
-VARIANTS = {"parts": PARTS, "labels": LABELS, "early": EARLY, "kinds": KINDS, "answers": ANSWERS}
+Cell = tuple[str, str, int, int, tuple[str, ...]]  # name, config, images, queries, changes of the config
+VARIANTS = {"parts": PARTS, "labels": LABELS, "losses": LOSSES, "early": EARLY, "kinds": KINDS, "answers": ANSWERS}
 
 
 def main() -> None:
@@ -103,7 +113,7 @@ def main() -> None:
         for name, config, count, queries, changes in cells(options.what)
         if not options.only or name in options.only or str(queries) in options.only
     ]
-    tasks = [(*how, seed, changes) for seed in seeds for _, *how, changes in rows]
+    tasks = all_tasks(seeds, rows)
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs("student_runs", one_run, tasks, options.at_once, folder)
     figures = {
@@ -117,8 +127,13 @@ def main() -> None:
     print(table(figures))
 
 
-def cells(what: str) -> list[tuple[str, str, int, int, tuple[str, ...]]]:
-    """Name, config, images, queries and changes of the config, of each recipe to measure."""
+def all_tasks(seeds: Iterable[int], rows: list[Cell]) -> list[tuple]:
+    """Arguments of `one_run`, for each cell and seed."""
+    return [(*how, seed, changes) for seed in seeds for _, *how, changes in rows]
+
+
+def cells(what: str) -> list[Cell]:
+    """Each recipe to measure."""
     both = {"before": BEFORE, "now": NOW}
     if what == "budgets":
         return [(name, MNIST, 200, queries, how) for queries in BUDGETS for name, how in both.items()]
@@ -157,6 +172,7 @@ def with_changes(how: tuple[str, ...], changes: tuple[str, ...]) -> tuple[str, .
 def one_run(file: str, images: int, queries: int, seed: int, changes: Sequence[str], folder: str) -> dict[str, float]:
     """One run of a config with changes."""
     fixed = [f"images.count={images}", f"budget.queries={queries}", f"seed={seed}", "resources.trainer.threads=1"]
+    fixed.append("student.precision=float32")  # on a GPU, too
     config = load_config(ROOT / file, [*changes, *fixed])
     name = hashlib.blake2b(json.dumps((file, images, queries, seed, changes)).encode(), digest_size=8).hexdigest()
     out = Path(folder) / name
