@@ -199,7 +199,8 @@ def test_cpus_that_become_free_in_mid_search_are_put_to_work(ray_local, pool, mo
     finally:
         searcher.close()
     more = "1 more scoring worker" if free == 2 else f"{free - 1} more scoring workers"
-    assert notes == [f"{more}, {free} in all: CPUs have become free"]
+    slow = [note for note in notes if note.startswith("no scoring worker yet")]  # on a busy machine
+    assert [note for note in notes if note not in slow] == [f"{more}, {free} in all: CPUs have become free"]
     assert searcher.requeued == 0
 
 

@@ -157,7 +157,7 @@ def address(ray_local) -> Iterator[str]:
 
 @pytest.mark.storm
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("groups", "each", "kills"), [(1, 1, 1), (4, 5, 3)])
+@pytest.mark.parametrize(("groups", "each", "kills"), [(1, 1, 1), pytest.param(4, 5, 3, marks=pytest.mark.long)])
 def test_killed_drivers_workers_and_ledger_actors_on_ray(groups, each, kills, runs, tmp_path, address):
     """Each run is a driver of its own, on one Ray; each group of runs loses at most `kills` of each kind."""
     generator, killed = random.Random(6), Counter()
