@@ -138,6 +138,7 @@ def one_run(data: str, pool: str, name: str, seed: int, folder: str) -> dict[str
             f"seed={seed}",
             "resources.trainer.threads=1",
             "student.precision=float32",  # on a GPU, too
+            "student.loss=cross-entropy",  # the default when these studies were made
         ],
     )
     result = run(config, RunDirectory(Path(folder) / f"{data}-{pool}-{name}-{seed}"), local=True)
@@ -274,7 +275,7 @@ def trial(data: str, seed: int, folder: str) -> dict[str, Any]:
             "model": size["student"],
             "epochs": size["student_epochs"],
             "batch_size": 64,
-            "loss": "kl",
+            "loss": {"kind": "kl", "temperature": 1},
             "augment": augment,
         },
         "resources": {"trainer": {"threads": 1}},

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from machine import ROOT, all_runs, keep
 from pairs import measured
-from student import summary
+from student import figures_of, summary
 
 from kdray.config.load import load_config
 from kdray.images.base import read_images
@@ -59,7 +59,7 @@ CHECKED: dict[str, dict[str, Any]] = {
     "MobileNetV2": {"model": "mobilenetv2", "augment": "affine"},
 }
 CIFAR10, TEACHER = "examples/cifar10.yaml", "runs/teachers/cifar10-alexnet.safetensors"
-ALEXNET = ("teacher.model=alexnet", f"teacher.weights={TEACHER}")
+ALEXNET = ("teacher.model=alexnet", f"teacher.weights={TEACHER}", "student.loss=cross-entropy")  # then the default
 WAYS = {
     "mixup, random": ("select={strategy: random}",),
     "mixup, cluster-margin": (),
@@ -199,14 +199,7 @@ def all_tasks(seeds: Iterable[int]) -> list[tuple]:
 def one_run(name: str, seed: int, folder: str) -> dict[str, float]:
     """A run of 2,000 images and 40,000 queries."""
     config = load_config(ROOT / CIFAR10, [*ALEXNET, *WAYS[name], f"seed={seed}", "budget.queries=40000"])
-    result = run(config, RunDirectory(Path(folder) / f"{name}-{seed}"), local=True)
-    last = result.history[-1]
-    return {
-        "accuracy": last.student_accuracy,
-        "agreement": last.agreement,
-        "training_s": round(sum(metrics.seconds["train"] for metrics in result.history), 1),
-        "choosing_s": round(sum(metrics.seconds["choose"] for metrics in result.history), 1),
-    }
+    return figures_of(run(config, RunDirectory(Path(folder) / f"{name}-{seed}"), local=True).history)
 
 
 if __name__ == "__main__":

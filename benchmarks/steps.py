@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "unseen": "50000:60000",
         "images": 200,
         "pool": "pool={kind: pairs, blend: cutmix, pre: affine}",
-        "student": {"model": "lenet5", "augment": "affine"},
+        "student": {"model": "lenet5", "augment": "affine", "loss": "cross-entropy"},
         "steps": {
             300: (250, 500, 1000, 2000, 4000),
             1000: (250, 500, 1000, 2000, 4000),
@@ -49,7 +49,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "unseen": "45000:50000",
         "images": 1000,
         "pool": "pool={kind: mixup}",
-        "student": {"model": "small-cnn", "augment": {"kind": "crop", "shift": 4, "flip": True}},
+        "student": {
+            "model": "small-cnn",
+            "augment": {"kind": "crop", "shift": 4, "flip": True},
+            "loss": "cross-entropy",
+        },
         "steps": {1000: (500, 1000, 2000, 4000), 3000: (500, 1000, 2000, 4000), 10_000: (1000, 2000, 4000, 8000)},
     },
 }

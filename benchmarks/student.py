@@ -29,6 +29,7 @@ import yaml
 from machine import ROOT, all_runs, keep
 
 from kdray.config.load import load_config
+from kdray.observers.base import RoundMetrics
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 from kdray.training.augment.auto import Auto
@@ -85,24 +86,17 @@ KINDS = {
     "flip-crop, cutmix": ("student.unpaid=null", "pool={kind: pairs, blend: cutmix, pre: flip-crop}"),
     "auto": ("student.unpaid=null", "pool={kind: auto}"),
 }
-LOSSES = {"cross entropy": ("student.unpaid=null", "student.early=0.25")} | {
-    f"KD, temperature {t}": (
-        "student.unpaid=null",
-        "student.early=0.25",
-        f"student.loss={{kind: mix-kd, divergence: kl, temperature: {t}}}",
-    )
-    for t in (2, 4, 8)
-}
+KD = {"cross entropy": "cross-entropy"} | {f"KD, temperature {t}": f"{{kind: kl, temperature: {t}}}" for t in (4, 2, 8)}
 ANSWERS = {"soft": (), "top-1": ("teacher.answers=hard",), "two decimals": ("teacher.decimals=2",)}
 
 Cell = tuple[str, str, int, int, tuple[str, ...]]  # name, config, images, queries, changes of the config
-VARIANTS = {"parts": PARTS, "labels": LABELS, "losses": LOSSES, "early": EARLY, "kinds": KINDS, "answers": ANSWERS}
+VARIANTS = {"parts": PARTS, "labels": LABELS, "early": EARLY, "kinds": KINDS, "answers": ANSWERS}
 
 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("budgets", "table1", "cifar10", "augment", *VARIANTS))
+    parser.add_argument("what", choices=("budgets", "table1", "cifar10", "augment", "losses", *VARIANTS))
     parser.add_argument("--seeds", type=int, help="10 of budgets and parts, 5 of the others")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these recipes or budgets alone; keeps no table")
@@ -148,7 +142,26 @@ def cells(what: str) -> list[Cell]:
             for data, (config, count, queries, how) in AUGMENTED.items()
             for name, kind in augmentations(32 if data == "CIFAR-10" else 28).items()
         ]
+    if what == "losses":
+        return losses()
     return [(name, MNIST, 200, 1000, with_changes(NOW, change)) for name, change in VARIANTS[what].items()]
+
+
+def losses() -> list[Cell]:
+    """Losses on soft answers of MNIST and CIFAR-10, and the first two on coarser answers of MNIST."""
+    plain = ("student.unpaid=null", "student.early=0.25")
+    config, count, queries, how = AUGMENTED["CIFAR-10"][0], *AUGMENTED["CIFAR-10"][1:]
+    how = (*how, "select={strategy: random}", "student.augment={shift: 4, flip: true}")
+    found: list[Cell] = []
+    for name, loss in KD.items():
+        change = () if name == "cross entropy" else (f"student.loss={loss}",)
+        found.append((f"MNIST; {name}", MNIST, 200, 1000, with_changes(NOW, (*plain, *change))))
+        if name in ("cross entropy", "KD, temperature 4"):
+            found.append((f"CIFAR-10; {name}", config, count, queries, (*how, *change)))
+            for answers in ("top-1", "two decimals"):
+                changes = (*plain, *change, *ANSWERS[answers])
+                found.append((f"MNIST, {answers}; {name}", MNIST, 200, 1000, with_changes(NOW, changes)))
+    return found
 
 
 def augmentations(side: int) -> dict[str, str]:
@@ -173,16 +186,22 @@ def one_run(file: str, images: int, queries: int, seed: int, changes: Sequence[s
     """One run of a config with changes."""
     fixed = [f"images.count={images}", f"budget.queries={queries}", f"seed={seed}", "resources.trainer.threads=1"]
     fixed.append("student.precision=float32")  # on a GPU, too
+    if not any("loss" in change for change in changes):
+        fixed.append("student.loss=cross-entropy")  # the default when these studies were made
     config = load_config(ROOT / file, [*changes, *fixed])
     name = hashlib.blake2b(json.dumps((file, images, queries, seed, changes)).encode(), digest_size=8).hexdigest()
     out = Path(folder) / name
-    result = run(config, RunDirectory(out), local=True)
-    last = result.history[-1]
+    return figures_of(run(config, RunDirectory(out), local=True).history)
+
+
+def figures_of(history: Sequence[RoundMetrics]) -> dict[str, float]:
+    """Accuracy and agreement at the end, and seconds of all rounds."""
+    last = history[-1]
     return {
         "accuracy": last.student_accuracy,
         "agreement": last.agreement,
-        "training_s": round(sum(metrics.seconds["train"] for metrics in result.history), 1),
-        "choosing_s": round(sum(metrics.seconds["choose"] for metrics in result.history), 1),
+        "training_s": round(sum(metrics.seconds["train"] for metrics in history), 1),
+        "choosing_s": round(sum(metrics.seconds["choose"] for metrics in history), 1),
     }
 
 

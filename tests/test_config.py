@@ -239,9 +239,14 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         ("images=[3]", "images: input should be a mapping, got [3]"),
         (
-            "student.loss={temperature: 4}",
-            "student.loss.temperature is set, but means nothing to cross-entropy, the default; leave it out, or set "
-            "student.loss.kind to kl",
+            "student.loss={smoothing: 0.1}",
+            "student.loss.smoothing is set, but means nothing to kl, the default; leave it out, or set "
+            "student.loss.kind to cross-entropy",
+        ),
+        (
+            "teacher={kind: local, weights: x, train: {loss: {temperature: 4}}}",
+            "teacher.train.loss.temperature is set, but means nothing to cross-entropy, the default; leave it out, or "
+            "set teacher.train.loss.kind to kl",
         ),
         (
             "student.loss={kind: cross-entropy, temperature: 4}",
@@ -249,7 +254,7 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         (
             "student.loss=focal",
-            "student.loss.kind: 'focal' is not one of 'cross-entropy', 'kl', 'mix-kd', 'rescaled', nor module:object",
+            "student.loss.kind: 'focal' is not one of 'kl', 'cross-entropy', 'mix-kd', 'rescaled', nor module:object",
         ),
         (
             "student.loss={kind: kl, temperature: 0}",
@@ -874,13 +879,14 @@ def test_files_that_are_not_there_are_named(tmp_path):
         (["seed=4"], ["seed: 0 -> 4"]),
         (["student.augment.shift=2"], ["student.augment.shift: 0 -> 2"]),
         (["budget.queries=7", "seed=1"], ["seed: 0 -> 1", "budget.queries: 1000 -> 7"]),
-        (["student.loss=cross-entropy"], []),
+        (["student.loss=kl"], []),
+        (["student.loss.temperature=2"], ["student.loss.temperature: 4.0 -> 2.0"]),
         (
-            ["student.loss={kind: kl, temperature: 4}"],
+            ["student.loss={kind: cross-entropy, smoothing: 0.1}"],
             [
-                "student.loss.kind: 'cross-entropy' -> 'kl'",
-                "student.loss.smoothing: 0.0 -> None",
-                "student.loss.temperature: None -> 4.0",
+                "student.loss.kind: 'kl' -> 'cross-entropy'",
+                "student.loss.temperature: 4.0 -> None",
+                "student.loss.smoothing: None -> 0.1",
             ],
         ),
         (["images.size=8"], ["images.size: None -> [8, 8]"]),

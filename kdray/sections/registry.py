@@ -4,6 +4,7 @@ A part is a config section that also does the work: a strategy chooses candidate
 loss is called. A config may name a part as `module:object`, which is a class of the user's own.
 """
 
+import copy
 import importlib
 import os
 import pkgutil
@@ -97,6 +98,12 @@ class Registry(Generic[S]):
             known = ", ".join(repr(known) for known in parts)
             raise LookupError(f"{name!r} is not one of {known}, nor module:object{'; ' + near if near else ''}")
         return parts[name]
+
+    def with_default(self, name: str) -> "Registry[S]":
+        """The same parts, of which this one is used if a config names none."""
+        other = copy.copy(self)
+        other._default = name
+        return other
 
     def default(self) -> S:
         """A section of the default part, with the defaults of its fields."""

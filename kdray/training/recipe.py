@@ -9,7 +9,7 @@ from kdray.models.base import ModelName
 from kdray.sections.base import Device, Section
 from kdray.training.augment.base import Augment, augments
 from kdray.training.augment.crop import Crop
-from kdray.training.losses.base import Loss, losses
+from kdray.training.losses.base import Loss, losses, student_losses
 from kdray.training.mix import Mix
 from kdray.training.unpaid import Unpaid
 
@@ -98,6 +98,8 @@ class StudentSection(Recipe):
     init: str | None = None
     """A file of weights that each round's student starts from: safetensors, or a torch state dict (.pt, .pth). Its last
     layer is left out where it has another number of classes. null starts from random weights."""
+    loss: Annotated[Loss, student_losses] = Field(default_factory=student_losses.default)
+    """The loss: its kind alone, or a section with its kind and its other fields."""
     recipe: Literal["given", "auto"] = "given"
     """auto: optimiser and learning rate are the ones with which students agree best with answers that were held out;
     the fields here are one of the choices."""

@@ -45,6 +45,10 @@ losses = Registry(
 )
 """The losses, by name."""
 
+student_losses = losses.with_default("kl")
+"""The losses of a student, which learns from answers; a teacher's recipe has true labels, for which cross entropy is
+enough."""
+
 
 def check_loss(loss: Loss, classes: int, field: str = "loss") -> None:
     """Try a loss on two images of `classes` classes, one with a hard label, before anything is trained or paid.
