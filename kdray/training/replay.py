@@ -68,18 +68,19 @@ class Replay:
         graph, here, device = torch.cuda.CUDAGraph(), numbers.clone(), numbers.device
         rate, share = torch.zeros(2, device=device).unbind()
         generators = [self._generator, torch.cuda.default_generators[numbers.get_device()]]
-        states = [one.clone_state() for one in generators]
-        graph.register_generator_state(self._generator)
+        states: list[torch.Generator] = []
         stream = torch.cuda.current_stream(device)
-        recording = torch.cuda.graph(graph, self._memory, stream, capture_error_mode="thread_local")
         try:
+            states += [one.clone_state() for one in generators]
+            graph.register_generator_state(self._generator)
+            recording = torch.cuda.graph(graph, self._memory, stream, capture_error_mode="thread_local")
             with _nothing_is_collected(), recording:
                 loss = step(here, rate, share)
         except RuntimeError:  # a step that waits for the GPU, or looks at a result
             self.able = False
             for parameter in self._parameters:
                 parameter.grad = None
-            for one, state in zip(generators, states, strict=True):
+            for one, state in zip(generators, states, strict=False):
                 one.graphsafe_set_state(state)
             return
         self._recordings[len(numbers)] = _Recording(graph, here, rate, share, loss)
