@@ -94,7 +94,7 @@ def test_a_share_that_is_a_tensor_averages_as_much():
 
 def test_a_cpu_has_no_stream_of_its_own():
     with own_stream(CPU):
-        pass
+        assert not torch.cuda.is_initialized()
 
 
 def test_a_training_that_is_over_is_gone_at_once(monkeypatch):
