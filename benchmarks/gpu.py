@@ -1,5 +1,6 @@
 """All figures of a machine with one GPU, without Ray: scoring, training, rendering, and students of CIFAR-10.
 
+    python benchmarks/gpu.py            # all of it
     python benchmarks/gpu.py check      # students whose steps are replayed, beside the same step by step
     python benchmarks/gpu.py speed
     python benchmarks/gpu.py table1     # AlexNet, CIFAR-10: 2,000 images, 40,000 queries (Active Mixup, Table 1)
@@ -70,7 +71,7 @@ WAYS = {
 def main() -> None:
     """Measure and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("check", "speed", "table1"))
+    parser.add_argument("what", nargs="?", choices=("check", "speed", "table1"), help="all, unless one is named")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, about")
     parser.add_argument("--repeats", type=int, default=3)
@@ -79,17 +80,30 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU here; give --device cpu for a trial")
-    if options.what == "table1":
-        keep("gpu_table1", table1(options))
-        return
-    if options.what == "check":
+    if options.what in (None, "check"):
         keep("gpu_check", {name: checked(name, how) for name, how in CHECKED.items()})
-        return
+    if options.what in (None, "speed"):
+        speeds(options)
+    if options.what in (None, "table1"):
+        keep("gpu_table1", table1(options))
+
+
+def speeds(options: argparse.Namespace) -> None:
+    """Scoring and training of each network, and rendering; kept after each, as the command takes minutes."""
     figures: dict[str, Any] = {"device": options.device}
-    for name, measure in [*((name, speed) for name in NETWORKS), ("rendering", rendering)]:
-        figures[name] = measure(name, options)
-        if options.device == "cuda":
-            keep("gpu_speed", figures)  # after each part: a lent machine may be taken back
+    for name in NETWORKS:
+        figures[name] = speed(name, options)
+        keep_of_gpu(figures)
+    figures["rendering"] = {name: rendering(name, options) for name in POOLS}
+    keep_of_gpu(figures)
+
+
+def keep_of_gpu(figures: dict[str, Any]) -> None:
+    """Keep the figures of a GPU, and print those of a trial."""
+    if figures["device"] == "cuda":
+        keep("gpu_speed", figures)
+    else:
+        print(figures, flush=True)
 
 
 def checked(name: str, how: dict[str, Any]) -> dict[str, Any]:
@@ -144,12 +158,7 @@ def speed(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"shape": shape, "scoring": scoring, "training": training}
 
 
-def rendering(_: str, options: argparse.Namespace) -> dict[str, dict[str, int]]:
-    """Candidates a second of each pool."""
-    return {name: rendering_of(name, options) for name in POOLS}
-
-
-def rendering_of(name: str, options: argparse.Namespace) -> dict[str, int]:
+def rendering(name: str, options: argparse.Namespace) -> dict[str, int]:
     """Candidates a second of 28x28 and of 3x32x32, the first time and after that."""
     rates = {}
     for shape in ((1, 28, 28), (3, 32, 32)):

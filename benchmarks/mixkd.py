@@ -3,7 +3,7 @@
     python benchmarks/mixkd.py students [--data mnist] [--answers soft|hard|2]   # the shape of Tables 1, 3 and 4
     python benchmarks/mixkd.py zeros [--data mnist]                              # what a probability that reads 0 is
 
-`students` has four losses: the teacher's labels alone (the paper's "vanilla"), its answers (kdray's default), KD at
+`students` has four losses: the teacher's labels alone (the paper's "vanilla"), its answers by cross entropy, KD at
 temperature 4, and rescaled logits. The last two have weights 0.1 and 0.9. Each is trained without mixes, and with 10,
 50 and 100 % of them, λ ~ Beta(1, 1). The paper asks the teacher about every mix of every batch. A black box has two
 ways:

@@ -109,6 +109,7 @@ STUDIES: dict[str, Callable[[range, str], list[Run]]] = {
     "steps-cifar10": lengths("cifar10"),
     "budgets": students("budgets"),
     "early": students("early"),
+    "losses": students("losses"),
 }
 
 
