@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "unseen": "50000:60000",
         "images": 200,
         "pool": "pool={kind: pairs, blend: cutmix, pre: affine}",
-        "student": {"model": "lenet5", "augment": "affine", "loss": "cross-entropy"},
+        "student": {"model": "lenet5", "augment": "affine"},
         "steps": {
             300: (250, 500, 1000, 2000, 4000),
             1000: (250, 500, 1000, 2000, 4000),
@@ -49,11 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "unseen": "45000:50000",
         "images": 1000,
         "pool": "pool={kind: mixup}",
-        "student": {
-            "model": "small-cnn",
-            "augment": {"kind": "crop", "shift": 4, "flip": True},
-            "loss": "cross-entropy",
-        },
+        "student": {"model": "small-cnn", "augment": {"kind": "crop", "shift": 4, "flip": True}},
         "steps": {1000: (500, 1000, 2000, 4000), 3000: (500, 1000, 2000, 4000), 10_000: (1000, 2000, 4000, 8000)},
     },
 }

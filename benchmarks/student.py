@@ -79,6 +79,7 @@ AUGMENTED: dict[str, tuple[str, int, int, tuple[str, ...]]] = {  # config, image
     ),
     "CIFAR-10": ("benchmarks/cifar10-small.yaml", 1000, 3000, ("student={model: small-cnn, early: 0.1}",)),
 }
+WITH = ("select={strategy: random}", "student.loss={kind: kl, temperature: 4}")
 KINDS = {
     "mixup": ("student.unpaid=null", "pool={kind: mixup}"),
     "cutmix": ("student.unpaid=null", "pool={kind: pairs, blend: cutmix}"),
@@ -138,7 +139,7 @@ def cells(what: str) -> list[Cell]:
         return [(name, "benchmarks/cifar10-small.yaml", 2000, 8000, how) for name, how in CIFAR10.items()]
     if what == "augment":
         return [
-            (f"{data}; {name}", config, count, queries, (*how, "select={strategy: random}", f"student.augment={kind}"))
+            (f"{data}; {name}", config, count, queries, (*how, *WITH, f"student.augment={kind}"))
             for data, (config, count, queries, how) in AUGMENTED.items()
             for name, kind in augmentations(32 if data == "CIFAR-10" else 28).items()
         ]

@@ -284,7 +284,11 @@ def test_a_required_field_that_is_missing_is_named(path, data):
             "select={strategy: rad-pairs, m: -2}",
             "select.m: input should be 'estimate', a whole number of candidates, or a share of them in [0, 1], got -2",
         ),
-        ("pool.kind=cutmix", "pool.kind: 'cutmix' is not one of 'mixup', 'auto', 'images', 'pairs', nor module:object"),
+        (
+            "pool.kind=cutmix",
+            "pool.kind: 'cutmix' is not one of 'mixup', 'auto', 'images', 'lines', 'noise', 'pairs', 'spectrum', "
+            "nor module:object",
+        ),
         (
             "pool={kind: images, lambdas: [0.5]}",
             "pool.lambdas belongs to kind mixup; with kind = images leave it out",

@@ -21,6 +21,9 @@ from kdray.pools.blended import PairsSection
 from kdray.pools.images import ImagesSection
 from kdray.pools.kinds import AutoSection
 from kdray.pools.mixup import MixupPool, MixupSection
+from kdray.pools.procedural.lines import LinesSection
+from kdray.pools.procedural.noise import NoiseSection
+from kdray.pools.procedural.spectrum import SpectrumSection
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import resume, run
 from kdray.sections.base import Section
@@ -103,7 +106,10 @@ def test_the_parts_that_come_with_kdray_go_by_name_the_default_first():
         "cluster-margin", "active-mixup", "coreset", "entropy", "margin", "rad", "rad-pairs", "random", "uniform",
         "unixkd", "vanilla",
     ]  # fmt: skip
-    assert pools.parts() == {"mixup": MixupSection, "auto": AutoSection, "images": ImagesSection, "pairs": PairsSection}
+    assert pools.parts() == {
+        "mixup": MixupSection, "auto": AutoSection, "images": ImagesSection, "lines": LinesSection,
+        "noise": NoiseSection, "pairs": PairsSection, "spectrum": SpectrumSection,
+    }  # fmt: skip
     for registry in (strategies, pools):
         for name, part in registry.parts().items():
             assert registry.get(name) is part and issubclass(part, registry.base)
@@ -142,7 +148,7 @@ def test_an_unknown_name_is_told_all_names_and_the_nearest(name, near):
 def test_what_is_no_section_is_refused():
     assert refusal(pool=5) == "pool: input should be a mapping, got 5"
     assert refusal(pool=["mixup"]) == "pool: input should be a mapping, got ['mixup']"
-    known = "'mixup', 'auto', 'images', 'pairs'"
+    known = "'mixup', 'auto', 'images', 'lines', 'noise', 'pairs', 'spectrum'"
     assert refusal(pool="cutmix") == f"pool.kind: 'cutmix' is not one of {known}, nor module:object"
 
 

@@ -33,6 +33,8 @@ class RoundMetrics:
         evaluation_queries: queries on test images so far; not part of `queries`.
         loss: mean training loss of the last epoch.
         seconds: duration of each phase: choose, query, train, evaluate.
+        relative_entropy: how evenly the answers so far are spread over the classes, 0 to 1, see
+            `kdray.select.balance.relative_entropy`; or None in runs of an older version.
         training: steps; diverged, the step whose loss was not finite, or None; choices, what was chosen by agreement
             with held-out answers; notes, all that in words.
     """
@@ -59,6 +61,7 @@ class RoundMetrics:
     agreement_high: float | None = None
     compared: int = 0
     repeated: int = 0
+    relative_entropy: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -27,7 +27,7 @@ class EventWriter(Observer):
 
     def round_done(self, metrics: RoundMetrics) -> None:
         """Write one point for each figure, at x = queries charged."""
-        for name in ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "loss"):
+        for name in ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "relative_entropy", "loss"):
             value = getattr(metrics, name)
             if value is not None:
                 self._writer.add_scalar(name, value, metrics.paid)

@@ -173,6 +173,6 @@ class PoolSection(Section):
 pools = Registry[PoolSection](
     PoolSection,  # type: ignore[type-abstract]  # the registry holds subclasses
     field="pool",
-    package="kdray.pools",
+    package=("kdray.pools", "kdray.pools.procedural"),
     default="mixup",
 )

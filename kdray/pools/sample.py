@@ -15,7 +15,9 @@ from kdray.utils.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EACH, _LEAST_PAIRS = 50, 50_000  # pairs: auto, see docs/search.md; a share of 5 % of 50,000 is known to a fiftieth
+EACH, LEAST = 50, 50_000
+"""Size auto of a pool: candidates for each that is chosen, and at least, see docs/search.md. A share of 5 % of 50,000
+is known to a fiftieth."""
 
 
 class OfPairs(PoolSection):
@@ -39,7 +41,7 @@ class OfPairs(PoolSection):
         """See `PoolSection`."""
         if self.pairs != "auto":
             return self, None
-        every, wanted = count_pairs(images), max(_LEAST_PAIRS, _EACH * queries)
+        every, wanted = count_pairs(images), max(LEAST, EACH * queries)
         if queries == 0:
             return self, None
         if every <= wanted:

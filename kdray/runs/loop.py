@@ -33,6 +33,7 @@ from kdray.runs.metrics import round_metrics
 from kdray.runs.tables import Candidates, Labelled
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.search.requests import R, Request
+from kdray.select.balance import imbalance, relative_entropy
 from kdray.select.base import Task, select
 from kdray.utils.files import read_json, write_bytes, write_json
 from kdray.utils.seeds import numpy_generator, torch_seed
@@ -279,6 +280,9 @@ class Rounds:
     def _train(self, number: int) -> None:
         begin = time.monotonic()
         images, targets = self._training_set(number)
+        labels = targets.argmax(dim=1)
+        if told := imbalance(labels, targets.shape[1]):
+            self._run.observer.note(told)
         unfinished = self.directory.training(number)
         self._run.trainer.take_candidates(self._kinds.pool)
         data, result = self._run.trainer.fit(
@@ -299,6 +303,7 @@ class Rounds:
             "choices": {name: choice.facts() for name, choice in result.choices.items()},
             "notes": result.notes(),
         }
+        facts["relative_entropy"] = relative_entropy(labels, targets.shape[1])
         facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)

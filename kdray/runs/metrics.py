@@ -50,5 +50,6 @@ def round_metrics(
         estimate=read_json(estimate) if estimate.exists() else {},
         loss=facts["train"]["losses"][-1],
         seconds=seconds | {"evaluate": evaluate_s},
+        relative_entropy=facts["train"].get("relative_entropy"),
         training=training,
     )

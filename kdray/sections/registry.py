@@ -24,22 +24,22 @@ class Catalogue:
     """Imports the modules of a package, which then register their parts.
 
     Args:
-        package: name of the package. Its modules are imported before the first look-up.
-        skip: modules of the package that register nothing and are slow to import.
+        packages: names of the packages. Their modules are imported before the first look-up.
+        skip: modules of a package that register nothing and are slow to import.
     """
 
-    def __init__(self, package: str, skip: tuple[str, ...] = ()) -> None:
-        self._package, self._skip, self._loaded = package, skip, False
+    def __init__(self, *packages: str, skip: tuple[str, ...] = ()) -> None:
+        self._packages, self._skip, self._loaded = packages, skip, False
 
     def load(self) -> None:
         """Import the modules of the package, if this has not been done."""
         if self._loaded:
             return
         self._loaded = True
-        path = importlib.import_module(self._package).__path__
-        for module in pkgutil.iter_modules(path):
-            if module.name not in self._skip:
-                importlib.import_module(f"{self._package}.{module.name}")
+        for package in self._packages:
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                if module.name not in self._skip:
+                    importlib.import_module(f"{package}.{module.name}")
 
 
 class Registry(Generic[S]):
@@ -49,7 +49,7 @@ class Registry(Generic[S]):
         base: the base class of all parts.
         field: name of the config field, for messages.
         tag: the key of the section that names the part.
-        package: the package of the parts that come with kdray. A module has one or more parts.
+        package: the package of the parts that come with kdray, or several. A module has one or more parts.
         skip: modules of the package that have no part.
         default: the part to use if the config names none; None means that the config must name one.
         lenient: whether a named part ignores the fields of other parts, so that a sweep over parts can set the fields
@@ -62,14 +62,14 @@ class Registry(Generic[S]):
         *,
         field: str,
         tag: str = "kind",
-        package: str,
+        package: str | tuple[str, ...],
         skip: tuple[str, ...] = (),
         default: str | None = None,
         lenient: bool = False,
     ) -> None:
         self.base, self.field, self.tag = base, field, tag
         self._default, self._lenient = default, lenient
-        self._catalogue = Catalogue(package, skip)
+        self._catalogue = Catalogue(*([package] if isinstance(package, str) else package), skip=skip)
         self._parts: dict[str, type[S]] = {}
 
     def register(self, part: type[S]) -> type[S]:

@@ -1,0 +1,1 @@
+"""Procedural pools: candidates that are drawn from random numbers, without an image."""

@@ -1,0 +1,54 @@
+"""How evenly answers are spread over the classes ("What Makes a Good Dataset for Knowledge Distillation?", Table 3)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+LOW = 0.6
+"""Relative entropy under which a run warns."""
+_EACH = 10  # answers a class, on average, before a warning says something
+
+
+def relative_entropy(labels: Tensor, num_classes: int) -> float:
+    """Entropy of the classes' frequencies, as a share of that of equal frequencies: H(p) / log K (section 4.1).
+
+    Args:
+        labels: int64 [N], each in [0, num_classes).
+        num_classes: number of classes K, also those that no label names.
+
+    Returns:
+        0 where all labels are one class, 1 where each class is equally frequent. 1 for a single class; 0 for no labels.
+
+    Raises:
+        ValueError: `num_classes` is not positive, or a label is out of range.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be positive, got {num_classes}")
+    if len(labels) == 0:
+        return 0.0
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise ValueError(f"labels must lie in [0, {num_classes}), got {int(labels.min())}..{int(labels.max())}")
+    if num_classes == 1:
+        return 1.0
+    shares = [count / len(labels) for count in torch.bincount(labels).tolist() if count]
+    entropy: float = -sum(share * math.log(share) for share in shares) / math.log(num_classes)
+    return max(0.0, min(1.0, entropy))
+
+
+def imbalance(labels: Tensor, num_classes: int) -> str | None:
+    """What a user should know of answers that name few classes; None where they do not, or are too few to say.
+
+    Args:
+        labels, num_classes: see `relative_entropy`.
+    """
+    entropy = relative_entropy(labels, num_classes)
+    if entropy >= LOW or len(labels) < _EACH * num_classes:
+        return None
+    missing = int((torch.bincount(labels, minlength=num_classes) == 0).sum())
+    without = f"; {missing:,} of {num_classes:,} classes have none" if missing else ""
+    return (
+        f"the {len(labels):,} answers so far favour few classes: relative entropy {entropy:.2f}, where 1 is even"
+        f"{without}. The student learns little about the others; images or candidates of another kind (images, "
+        "pool.kind) may show them"
+    )

@@ -1,0 +1,67 @@
+"""How evenly answers are spread over the classes, and what a run says of it."""
+
+import math
+
+import pytest
+import torch
+from conftest import command
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdray.runs.directory import RunDirectory
+from kdray.runs.run import run
+from kdray.select.balance import LOW, imbalance, relative_entropy
+
+
+def test_by_hand():
+    assert relative_entropy(torch.tensor([0, 1, 2, 3]), 4) == pytest.approx(1)
+    assert relative_entropy(torch.tensor([2, 2, 2]), 4) == 0
+    assert relative_entropy(torch.tensor([0, 1]), 4) == pytest.approx(0.5)
+    assert relative_entropy(torch.tensor([0, 0, 0, 1]), 2) == pytest.approx(0.811278, abs=1e-6)
+    assert relative_entropy(torch.tensor([], dtype=torch.int64), 3) == 0
+    assert relative_entropy(torch.tensor([0, 0]), 1) == 1
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.permutations(range(5)))
+def test_it_lies_between_0_and_1_and_knows_no_order(labels, names):
+    entropy = relative_entropy(torch.tensor(labels), 5)
+    assert 0 <= entropy <= 1
+    renamed = torch.tensor([names[label] for label in reversed(labels)])
+    assert relative_entropy(renamed, 5) == pytest.approx(entropy)
+    counts = [labels.count(label) / len(labels) for label in set(labels)]
+    assert entropy == pytest.approx(sum(-p * math.log(p, 5) for p in counts))
+
+
+@pytest.mark.parametrize(("labels", "classes"), [([3], 3), ([-1], 3), ([0], 0)])
+def test_labels_that_are_no_classes_are_refused(labels, classes):
+    with pytest.raises(ValueError, match="must"):
+        relative_entropy(torch.tensor(labels), classes)
+
+
+def test_few_classes_are_told_and_few_answers_are_not():
+    few = torch.tensor([0] * 35 + [1] * 5)
+    assert relative_entropy(few, 4) < LOW
+    told = imbalance(few, 4)
+    assert told and "the 40 answers so far" in told and "2 of 4 classes have none" in told
+    assert imbalance(few[:39], 4) is None
+    assert imbalance(torch.arange(40) % 4, 4) is None
+
+
+def test_a_run_keeps_it_after_every_round(make_config, tmp_path):
+    done = run(make_config(student__epochs=1), RunDirectory(tmp_path / "run"), local=True)
+    labels = torch.cat([part.answers.labels for part in done.labelled])
+    assert [metrics.relative_entropy for metrics in done.history] == [
+        pytest.approx(relative_entropy(labels[:until], 10)) for until in (40, 100, 160)
+    ]
+
+
+def test_a_run_of_one_class_is_told_so(config_file, tmp_path):
+    code = "import torch\n\n\ndef seven(images):\n    return torch.full((len(images),), 7)\n"
+    (tmp_path / "constant.py").write_text(code)
+    teacher = {"kind": "python", "function": "constant:seven", "classes": 10, "answers": "hard"}
+    file = config_file(teacher=teacher, student__epochs=1, budget__queries=150)
+    done = command("run", file, "--local", "--out", tmp_path / "run", cwd=tmp_path)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, said
+    assert "the 150 answers so far favour few classes: relative entropy 0.00" in said
+    assert "9 of 10 classes have none" in said
