@@ -180,7 +180,7 @@ MATERIAL = [
     ),
     (
         "budget.queries=821",
-        "budget.queries: 781 candidates are to be chosen after round 0, but 40 images give only 780 for "
+        "budget.queries: 781 candidates are to be chosen after round 0, but the pool over 40 images has only 780 for "
         "active-mixup; lower budget.queries to 820 or give more images (images.count)",
     ),
 ]

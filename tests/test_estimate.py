@@ -360,7 +360,10 @@ def test_teacher_train_takes_a_count(tmp_path):
             },
             "select.estimate_queries: 25 pairs wanted for the estimate of m, but there are 20",
         ),
-        ({"budget__queries": 626}, "601 candidates are to be chosen after round 0, but 600 images give only 600"),
+        (
+            {"budget__queries": 626},
+            "601 candidates are to be chosen after round 0, but the pool over 600 images has only 600",
+        ),
         ({"select__first": 601}, "select.first: 601 images wanted in round 0, but there are 600"),
         (
             {"select__first": 0, "pool": {"kind": "mixup"}, "validation": None, "select__strategy": "rad-pairs"},

@@ -205,6 +205,14 @@ def test_lines_of_images_that_are_too_large_are_refused():
         pool_of("lines", (1, 4, 2049))
 
 
+def test_a_pool_that_is_too_small_says_what_makes_it_larger(make_config):
+    with pytest.raises(ConfigError, match=r"has only 100 for margin; lower budget\.queries to 140 or raise pool\.cand"):
+        read_inputs(make_config(pool={"kind": "lines", "candidates": 100}, select={"strategy": "margin"}))
+    kinds = ["mixup", {"kind": "lines", "candidates": 50}]
+    with pytest.raises(ConfigError, match=r"raise pool\.candidates"):
+        read_inputs(make_config(pool={"kind": "auto", "of": kinds}))
+
+
 def test_auto_is_fifty_for_each_candidate_to_choose():
     section = pools.parse({"kind": "noise"})
     sized, reason = section.sized(0, 2000)

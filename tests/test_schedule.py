@@ -144,7 +144,10 @@ def test_a_schedule_that_makes_no_sense_is_refused(select, message, tmp_path):
             "select.schedule: nested doubles the queries of round 0, and round 0 has none; set select.first",
         ),
         ({"budget": {"queries": 30}}, "budget.queries: 30 queries do not pay for round 0, which asks for 40"),
-        ({"budget": {"queries": 900}}, "budget.queries: 860 candidates are to be chosen after round 0, but 40"),
+        (
+            {"budget": {"queries": 900}},
+            "budget.queries: 860 candidates are to be chosen after round 0, but the pool over 40 images has only 780",
+        ),
     ],
 )
 def test_what_the_images_show_to_be_impossible_is_refused_before_anything_is_paid(changes, message, tmp_path):
@@ -175,13 +178,13 @@ def test_the_largest_budget_is_named_where_candidates_are_too_few(changes, most,
         return read_pool(parse_config(data | {"budget": {"queries": queries}}))
 
     data = digits_config(tmp_path / "teacher.safetensors") | changes
-    with pytest.raises(ConfigError, match="images give only") as error:
+    with pytest.raises(ConfigError, match="images has only") as error:
         read(5_000)
     named = re.search(r"lower budget\.queries to ([0-9,]+) or give more images \(images\.count\)$", str(error.value))
     assert (int(named[1].replace(",", "")) if named else None) == most
     if most:
         assert sum(read(most).schedule) == most
-        with pytest.raises(ConfigError, match="images give only"):
+        with pytest.raises(ConfigError, match="images has only"):
             read(most + 1)
 
 

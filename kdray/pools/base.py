@@ -158,6 +158,10 @@ class PoolSection(Section):
         """
         return self, None
 
+    def enlarged(self, images: int) -> str:
+        """What the user can do to have more candidates than the pool over so many images has, in words."""
+        return "give more images (images.count)"
+
     @abstractmethod
     def build(self, images: Tensor, seed: int) -> Pool:
         """Build the pool over uint8 images [N, C, H, W].

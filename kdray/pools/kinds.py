@@ -154,8 +154,8 @@ class KindsPool:
             if (wanted := self._share(number, count)) > kind.num_groups:
                 raise ConfigError(
                     f"pool.of.{number}: {wanted:,} candidates wanted for the trial of this kind, and it has "
-                    f"{kind.num_groups:,} groups; lower pool.share, raise the pairs of this kind, "
-                    "or give more images (images.count)"
+                    f"{kind.num_groups:,} groups; lower pool.share, raise the size of this "
+                    "kind, or give more images (images.count)"
                 )
 
     def _share(self, number: int, count: int) -> int:

@@ -37,6 +37,11 @@ class OfPairs(PoolSection):
         """Number of pairs to sample; None means all. `auto` counts as all; `sized` makes a number of it."""
         return self.pairs if isinstance(self.pairs, int) else None
 
+    def enlarged(self, images: int) -> str:
+        """See `PoolSection`."""
+        sampled = self.count is not None and self.count < count_pairs(images)
+        return "raise pool.pairs" if sampled else super().enlarged(images)
+
     def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
         """See `PoolSection`."""
         if self.pairs != "auto":

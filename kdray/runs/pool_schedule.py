@@ -1,6 +1,5 @@
 """What there is to choose from, and how many candidates each round chooses."""
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -66,12 +65,12 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         pool.check_trial(trial)
     wanted, room = _wanted(config, queries), _room(config, kinds, queries[0], trial)
     if wanted > room:
-        most, samples = _most_queries(config, pool, kinds), [getattr(kind, "pairs", None) for kind in config.pool.kinds]
-        few = min((pairs for pairs in samples if isinstance(pairs, int)), default=math.inf)
-        more = "raise pool.pairs" if few < math.comb(len(images), 2) else "give more images (images.count)"
+        most = _most_queries(config, pool, kinds)
+        smallest = min(range(len(kinds)), key=lambda number: strategy.capacity(kinds[number]))
+        more = config.pool.kinds[smallest].enlarged(len(images))
         raise ConfigError(
-            f"budget.queries: {wanted:,} candidates are to be chosen after round 0, but {len(images):,} images give "
-            f"only {max(0, room):,} for {strategy.strategy}; "
+            f"budget.queries: {wanted:,} candidates are to be chosen after round 0, but the pool over "
+            f"{len(images):,} images has only {max(0, room):,} for {strategy.strategy}; "
             + (f"lower budget.queries to {most:,} or {more}" if most else more)
         )
     for kind in kinds:

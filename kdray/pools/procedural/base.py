@@ -38,6 +38,10 @@ class ProceduralSection(PoolSection):
     candidates: Annotated[int, Field(ge=1, lt=1 << 62)] | Literal["auto"] = "auto"
     """Number of candidates. auto: 50 for each one that the run chooses, at least 50,000."""
 
+    def enlarged(self, images: int) -> str:
+        """See `PoolSection`."""
+        return "raise pool.candidates"
+
     def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
         """See `PoolSection`."""
         if self.candidates != "auto" or queries == 0:

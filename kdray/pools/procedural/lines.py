@@ -1,7 +1,8 @@
 """Lines: segments, arcs and smooth curves of random width, painted one over another.
 
-A stroke is a row of points that lie less than a pixel apart, and covers what lies within half its width of one of them.
-Everything is computed in whole numbers, with positions in eighths of a pixel.
+A stroke is a row of points, and covers what lies within half its width of one of them. Most points lie within a pixel
+of the next, those of the longest curves up to three: a thin one looks like a row of beads. Everything is computed in
+whole numbers, with positions in eighths of a pixel.
 """
 
 from __future__ import annotations
