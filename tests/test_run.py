@@ -153,7 +153,9 @@ def test_a_sample_of_the_pairs_is_what_is_chosen_from(make_config, tmp_path):
         run(
             make_config(pool__mixing="first-layer", student__model="resnet18"), RunDirectory(tmp_path / "x"), local=True
         )
-    with pytest.raises(ConfigError, match=r"has only 100 for active-mixup; lower budget\.queries to 140 or raise pool\.pairs"):
+    with pytest.raises(
+        ConfigError, match=r"has only 100 for active-mixup; lower budget\.queries to 140 or raise pool\.pairs"
+    ):
         run(make_config(pool__pairs=100), RunDirectory(tmp_path / "few"), local=True)
 
 
