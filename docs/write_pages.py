@@ -65,19 +65,23 @@ def _section(model: type[Section], prefix: str, names: Iterable[str], told: set[
     lines = ["| field | default | meaning |", "|---|---|---|"]
     below: list[str] = []
     meanings = model.meanings()
-    for name in names:
-        field, path = model.model_fields[name], f"{prefix}{name}"
-        registry = registry_of(field.annotation, field.metadata)
+    fields = {name: model.model_fields[name] for name in names}
+    registries = {name: registry_of(field.annotation, field.metadata) for name, field in fields.items()}
+    # What is told here is not told within a section that comes before it.
+    here = {registry.field for registry in registries.values() if registry is not None} - told
+    told |= here
+    for name, registry in registries.items():
+        field, path = fields[name], f"{prefix}{name}"
         lines.append(f"| `{path}` | {_default(field, registry)} | {_one_line(meanings.get(name))} |")
-        if registry is not None and registry.field not in told:
-            told.add(registry.field)
+        if registry is not None and registry.field in here:
+            here.remove(registry.field)
             below += _parts(registry, path, told)
         elif registry is None:
             for part in sections_of(field.annotation, field.metadata):
                 if part.__name__ not in told:
                     told.add(part.__name__)
-                    fields = _section(part, f"{path}.", part.model_fields, told)
-                    below += ["", f"## `{path}`", "", _one_line(part.__doc__), "", *fields]
+                    table = _section(part, f"{path}.", part.model_fields, told)
+                    below += ["", f"## `{path}`", "", _one_line(part.__doc__), "", *table]
     return lines + below
 
 

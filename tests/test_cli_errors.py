@@ -127,7 +127,8 @@ CONFIG = [
     ("student.epochs=0", "{config}: student.epochs: input should be greater than or equal to 1, got 0"),
     (
         "images.source=web",
-        "{config}: images.source: 'web' is not one of 'digits', 'folder', 'parquet', 'torchvision', nor module:object",
+        "{config}: images.source: 'web' is not one of 'digits', 'drawn', 'folder', 'parquet', 'torchvision', nor "
+        "module:object",
     ),
     (
         "pool.lambdas=[0.5, 1.5]",

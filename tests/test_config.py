@@ -25,10 +25,13 @@ from kdray.images.digits import DigitsImages
 from kdray.images.folder import FolderImages
 from kdray.images.parquet import ParquetImages
 from kdray.images.torchvision import TorchvisionImages
+from kdray.pools.endless import EndlessSection
 from kdray.pools.mixup import LambdaGrid, MixupSection
+from kdray.pools.procedural.crops import CropsSection
+from kdray.pools.sources.drawn import DrawnImages
 from kdray.runs.directory import RunDirectory, runs_folder
 from kdray.sections.base import Section
-from kdray.sections.registry import registry_of, sections_of
+from kdray.sections.registry import Registry, registry_of, sections_of
 from kdray.select.schedule import evenly
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http import HttpTeacherConfig
@@ -65,6 +68,7 @@ MEMBERS = {
         "input": {"mean": [0.5], "std": [0.5]},
         "train": {"images": {"source": "digits"}},
     },
+    DrawnImages: {"source": "drawn", "pool": "lines", "size": 8},
     MixupSection: {"kind": "mixup", "lambdas": {"min": 0.3, "max": 0.7, "step": 0.04}},
 }
 # Every optional section is there, so that any field can be set alone.
@@ -107,26 +111,40 @@ def member(part: type[BaseModel], field: FieldInfo) -> dict[str, Any]:
     return {registry.tag: part.model_fields[registry.tag].default}
 
 
-def walk(model: type[BaseModel] = Config, path: str = "", data: dict = WHOLE) -> Iterator[tuple]:
+def within(parts: frozenset[Registry], field: FieldInfo) -> frozenset[Registry] | None:
+    """The registries that a field's sections are in; None where one is in itself, which would go on without end."""
+    registry = registry_of(field.annotation, field.metadata)
+    return None if registry in parts else parts if registry is None else parts | {registry}
+
+
+def walk(
+    model: type[BaseModel] = Config, path: str = "", data: dict = WHOLE, parts: frozenset[Registry] = frozenset()
+) -> Iterator[tuple]:
     """Every field as (dotted path, field, a valid config in which that path can be set, fields beside it)."""
     for name, field in model.model_fields.items():
         inner = f"{path}.{name}".lstrip(".")
         yield inner, field, data, list(model.model_fields)
-        found = models_in(field)
+        deeper = within(parts, field)
+        found = models_in(field) if deeper is not None else []
         for part in found:
+            if path and name == "pool" and not (issubclass(part, EndlessSection) and part is not CropsSection):
+                continue  # of images that are drawn: these pools are made of images
             fresh = apply_overrides(data, [f"{inner}={json.dumps(member(part, field))}"]) if len(found) > 1 else data
-            yield from walk(part, inner, fresh)
+            yield from walk(part, inner, fresh, deeper)
 
 
-def without_meaning(model: type[Section] = Config, path: str = "") -> Iterator[str]:
+def without_meaning(
+    model: type[Section] = Config, path: str = "", parts: frozenset[Registry] = frozenset()
+) -> Iterator[str]:
     """Fields without a docstring, as dotted paths."""
     meanings = model.meanings()
     for name, field in model.model_fields.items():
         inner = f"{path}.{name}".lstrip(".")
         if name not in meanings:
             yield inner
-        for part in models_in(field):
-            yield from without_meaning(part, inner)
+        if (deeper := within(parts, field)) is not None:
+            for part in models_in(field):
+                yield from without_meaning(part, inner, deeper)
 
 
 def limits(field: FieldInfo) -> list[tuple[str, float]]:
@@ -226,12 +244,13 @@ def test_a_required_field_that_is_missing_is_named(path, data):
     [
         (
             "images.source=nope",
-            "images.source: 'nope' is not one of 'digits', 'folder', 'parquet', 'torchvision', nor module:object",
+            "images.source: 'nope' is not one of 'digits', 'drawn', 'folder', 'parquet', 'torchvision', nor "
+            "module:object",
         ),
         (
             "teacher={kind: local, weights: x, model: lenet5, train: {images: {source: digit}}}",
-            "teacher.train.images.source: 'digit' is not one of 'digits', 'folder', 'parquet', 'torchvision', nor "
-            "module:object; did you mean 'digits'?",
+            "teacher.train.images.source: 'digit' is not one of 'digits', 'drawn', 'folder', 'parquet', 'torchvision', "
+            "nor module:object; did you mean 'digits'?",
         ),
         (
             "test={source: digits, split: test}",
@@ -261,7 +280,7 @@ def test_a_required_field_that_is_missing_is_named(path, data):
             "student.loss.temperature: input should be greater than 0, got 0",
         ),
         ("teacher.kind=nope", "teacher.kind: 'nope' is not one of 'http', 'local', 'python', nor module:object"),
-        ("images={}", "images.source: is missing; give one of 'digits', 'folder', 'parquet', 'torchvision'"),
+        ("images={}", "images.source: is missing; give one of 'digits', 'drawn', 'folder', 'parquet', 'torchvision'"),
         ("images.colour=blue", "images.colour: input should be 'grey' or 'rgb', got 'blue'"),
         ("images.size=[8, 0]", "images.size.1: input should be greater than or equal to 1, got 0"),
         (
@@ -286,8 +305,8 @@ def test_a_required_field_that_is_missing_is_named(path, data):
         ),
         (
             "pool.kind=cutmix",
-            "pool.kind: 'cutmix' is not one of 'mixup', 'auto', 'images', 'lines', 'noise', 'pairs', 'spectrum', "
-            "nor module:object",
+            "pool.kind: 'cutmix' is not one of 'mixup', 'auto', 'crops', 'images', 'lines', 'mixture', 'noise', "
+            "'pairs', 'spectrum', nor module:object",
         ),
         (
             "pool={kind: images, lambdas: [0.5]}",
@@ -631,6 +650,7 @@ def test_every_field_says_what_it_means():
         "student.loss.kind",
         "teacher.train.loss.kind",
     }
+    tags |= {tag.replace("source", "pool.kind") for tag in tags if tag.endswith(".source")}
     assert set(without_meaning()) <= tags
 
 

@@ -20,7 +20,9 @@ from kdray.pools.base import PoolSection, pools
 from kdray.pools.blended import PairsSection
 from kdray.pools.images import ImagesSection
 from kdray.pools.kinds import AutoSection
+from kdray.pools.mixture import MixtureSection
 from kdray.pools.mixup import MixupPool, MixupSection
+from kdray.pools.procedural.crops import CropsSection
 from kdray.pools.procedural.lines import LinesSection
 from kdray.pools.procedural.noise import NoiseSection
 from kdray.pools.procedural.spectrum import SpectrumSection
@@ -107,8 +109,9 @@ def test_the_parts_that_come_with_kdray_go_by_name_the_default_first():
         "unixkd", "vanilla",
     ]  # fmt: skip
     assert pools.parts() == {
-        "mixup": MixupSection, "auto": AutoSection, "images": ImagesSection, "lines": LinesSection,
-        "noise": NoiseSection, "pairs": PairsSection, "spectrum": SpectrumSection,
+        "mixup": MixupSection, "auto": AutoSection, "crops": CropsSection, "images": ImagesSection,
+        "lines": LinesSection, "mixture": MixtureSection, "noise": NoiseSection,
+        "pairs": PairsSection, "spectrum": SpectrumSection,
     }  # fmt: skip
     for registry in (strategies, pools):
         for name, part in registry.parts().items():
@@ -148,7 +151,7 @@ def test_an_unknown_name_is_told_all_names_and_the_nearest(name, near):
 def test_what_is_no_section_is_refused():
     assert refusal(pool=5) == "pool: input should be a mapping, got 5"
     assert refusal(pool=["mixup"]) == "pool: input should be a mapping, got ['mixup']"
-    known = "'mixup', 'auto', 'images', 'lines', 'noise', 'pairs', 'spectrum'"
+    known = "'mixup', 'auto', 'crops', 'images', 'lines', 'mixture', 'noise', 'pairs', 'spectrum'"
     assert refusal(pool="cutmix") == f"pool.kind: 'cutmix' is not one of {known}, nor module:object"
 
 

@@ -164,7 +164,7 @@ sources = Registry(
     ImageSource,  # type: ignore[type-abstract]  # a registry holds what is derived from it
     field="images",
     tag="source",
-    package="kdray.images",
+    package=("kdray.images", "kdray.pools.sources"),
     skip=("arrays", "decode", "labels", "pixels", "shards", "splits"),
 )
 """The sources of images, by name."""

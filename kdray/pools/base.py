@@ -128,7 +128,6 @@ class PoolSection(Section):
     """Whether every candidate is made of two of the user's images. If so, the pool is a `PairPool`."""
     segments: ClassVar[bool] = False
     """Whether a group is the mixes of two images at every λ of a grid. If so, the pool is a `SegmentPool`."""
-
     kind: str
 
     @property

@@ -14,6 +14,7 @@ from kdray.errors import ConfigError
 from kdray.pools.base import Pool, PoolSection, pools
 from kdray.pools.pairs import check_range
 from kdray.pools.permutation import sample_without
+from kdray.pools.several import check_alike, source_names
 from kdray.sections.search import SearchSettings
 from kdray.utils.lazy import torch
 
@@ -112,25 +113,13 @@ class KindsPool:
     def __init__(self, kinds: Sequence[Pool]) -> None:
         self.kinds = tuple(kinds)
         self.images, self.image_shape = kinds[0].images, kinds[0].image_shape
-        for number, kind in enumerate(kinds):
-            if kind.real:
-                raise ConfigError(
-                    f"pool.of.{number}: its candidates are the images, which round 0 asks about; leave it out"
-                )
-            if kind.image_shape != self.image_shape:
-                raise ConfigError(
-                    f"pool.of.{number}: its candidates have shape {kind.image_shape}, those of the first "
-                    f"{self.image_shape}; all must be alike"
-                )
+        check_alike(kinds)
         self._edges = [0, *accumulate(len(kind) for kind in kinds)]
 
     @property
     def names(self) -> list[str]:
-        """A name of each kind: where its candidates come from, with a number where that is not enough."""
-        sources = [kind.source for kind in self.kinds]
-        return [
-            f"{source} ({number})" if sources.count(source) > 1 else source for number, source in enumerate(sources)
-        ]
+        """A name of each kind, see `source_names`."""
+        return source_names(self.kinds)
 
     @property
     def num_groups(self) -> int:

@@ -22,7 +22,6 @@ from kdray.observers import Observer
 from kdray.pools.base import Pool
 from kdray.runs.pool_schedule import PoolSchedule, read_pool
 from kdray.search.first_layer import split
-from kdray.sections.base import Section
 from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
@@ -97,7 +96,7 @@ def resolve(config: Config, recorded: Config | None = None) -> Config:
     Args:
         recorded: the config a run directory already holds: a resumed run keeps its thread count.
     """
-    data = _with_absolute_paths(config)
+    data = config.with_absolute_paths()
     if (init := data["student"]["init"]) is not None:
         data["student"]["init"] = with_digest(init, recorded.student.init if recorded else None)
     trainer = data["resources"]["trainer"]
@@ -105,18 +104,6 @@ def resolve(config: Config, recorded: Config | None = None) -> Config:
         light = find_model(config.student.model).light
         trainer["threads"] = recorded.resources.trainer.threads if recorded else auto_threads(light)
     return Config.model_validate(data)
-
-
-def _with_absolute_paths(section: Section) -> dict[str, Any]:
-    """A section as a mapping; files it names, and those of the sections in it, by their absolute paths."""
-    data = section.model_dump(mode="json")
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            data[name] = _with_absolute_paths(value)
-        elif name in section.path_fields and value:
-            data[name] = os.path.abspath(value)
-    return data
 
 
 @dataclass(frozen=True, kw_only=True)

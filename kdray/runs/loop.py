@@ -241,9 +241,7 @@ class Rounds:
         rows = bought.positions.numpy()
         if len(rows) < len(images):  # positions ascend; a copy of all would double what is held
             images = taken(images, bought.positions)
-        sources = [candidates.source] * len(candidates.ids)
-        if self._kinds.on_trial(number):
-            sources = candidates.columns["kind"]
+        sources = candidates.columns.get("kind") or [candidates.source] * len(candidates.ids)  # of several kinds
         labelled = Labelled(
             images=images,
             answers=bought.answers,

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import inspect
+import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -58,6 +59,20 @@ class Section(BaseModel):
             if isinstance(value, Section) and f"{prefix}{name}" not in paths:
                 paths += value.resumable_paths(f"{prefix}{name}.")
         return paths
+
+    def with_absolute_paths(self) -> dict[str, Any]:
+        """This section as a mapping; the files that it and the sections in it name, by their absolute paths."""
+        data = self.model_dump(mode="json")
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                data[name] = value.with_absolute_paths()
+            elif isinstance(value, list):
+                inner = (one.with_absolute_paths() if isinstance(one, Section) else None for one in value)
+                data[name] = [old if new is None else new for old, new in zip(data[name], inner, strict=True)]
+            elif name in self.path_fields and value:
+                data[name] = os.path.abspath(value)
+        return data
 
     @classmethod
     def meanings(cls) -> dict[str, str]:

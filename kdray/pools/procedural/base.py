@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kdray.errors import ConfigError
-from kdray.pools.base import PoolSection
+from kdray.pools.endless import EndlessSection
 from kdray.pools.pairs import check_range
-from kdray.pools.sample import EACH, LEAST
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -32,36 +29,24 @@ class Painter(Protocol):
         """Map ids int64 [B] to images uint8 [B, C, H, W] on their device. An image follows from its own id alone."""
 
 
-class ProceduralSection(PoolSection):
+class ProceduralSection(EndlessSection):
     """The section of a pool whose candidates are drawn, not made of images."""
 
-    candidates: Annotated[int, Field(ge=1, lt=1 << 62)] | Literal["auto"] = "auto"
-    """Number of candidates. auto: 50 for each one that the run chooses, at least 50,000."""
-
-    def enlarged(self, images: int) -> str:
-        """See `PoolSection`."""
-        return "raise pool.candidates"
-
-    def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
-        """See `PoolSection`."""
-        if self.candidates != "auto" or queries == 0:
-            return self, None
-        count = max(LEAST, EACH * queries)
-        each = f"{count / queries:,.0f} for each of the {queries:,} candidates to choose"
-        reason = f"pool.candidates: auto takes {count:,}, {each}"
-        return self.model_copy(update={"candidates": count}), reason
+    @property
+    def drawn(self) -> bool:
+        """See `EndlessSection`."""
+        return True
 
     def build(self, images: Tensor, seed: int) -> ProceduralPool:
         """See `PoolSection`."""
-        count = LEAST if self.candidates == "auto" else self.candidates
-        return ProceduralPool(images, self.painter(images, seed), count, self.kind)
+        return ProceduralPool(images, self.painter(images, seed), self.size, self.kind)
 
     @abstractmethod
     def painter(self, images: Tensor, seed: int) -> Painter:
         """What draws the candidates.
 
         Args:
-            images: uint8 [N, C, H, W], the user's; a candidate has their shape.
+            images: uint8 [N, C, H, W], the user's; a candidate has their shape. N is 0 where the user has none.
             seed: the run's seed.
 
         Raises:

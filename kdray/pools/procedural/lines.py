@@ -1,8 +1,8 @@
 """Lines: segments, arcs and smooth curves of random width, painted one over another.
 
-A stroke is a row of points, and covers what lies within half its width of one of them. Most points lie within a pixel
-of the next, those of the longest curves up to three: a thin one looks like a row of beads. Everything is computed in
-whole numbers, with positions in eighths of a pixel.
+A stroke is a row of points, evenly spaced, and covers what lies within half its width of one of them. Points lie up to
+one and a half pixels apart, those of the few longest curves up to two. Everything is computed in whole numbers, with
+positions in eighths of a pixel.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _MOST_SIDE = 2048  # squares of distances stay within int32
 _TURN = 1024  # angles of a full turn
 _ANGLE_BITS = 12  # fractional bits of a sine
 _STEP_BITS = 10  # fractional bits of the position along a curve
+_SPACING = 3 * _UNIT // 2  # most between two points of an arc
+_FINER = 4  # steps along a curve for each of its points
 _COVER_BITS = 12
 _FULL_BITS = 7  # of how much of a pixel is covered: colours times that stay within int16
 _FULL = 1 << _FULL_BITS
@@ -134,7 +136,8 @@ class LinesPainter:
         straight = [
             ends[0].unsqueeze(1) + (((ends[1] - ends[0]).unsqueeze(1) * along) >> _STEP_BITS) for ends in (xs, ys)
         ]
-        curved = [_curve(ends, along) for ends in (xs, ys)]
+        fine = (torch.arange(_FINER * self._points, device=words.device) << _STEP_BITS) // (_FINER * self._points - 1)
+        curved = _evenly_spaced(_curve(xs, fine), _curve(ys, fine), self._points)
         arc = self._arc(words[1:6], steps)
         x, y = (
             torch.where(kind == 0, one, torch.where(kind == 1, two, three))
@@ -147,7 +150,9 @@ class LinesPainter:
         side = min(self._shape[1:]) * _UNIT
         middle_x, middle_y = below(words[0], self._shape[2] * _UNIT), below(words[1], self._shape[1] * _UNIT)
         radius = side // 10 + below(words[2], side // 2 - side // 10)
-        middle, sweep = below(words[3], _TURN), _TURN // 8 + below(words[4], _TURN - _TURN // 8 + 1)
+        middle = below(words[3], _TURN)
+        longest = (_SPACING * self._points * _TURN) // (7 * radius.clamp_min(1))  # 7: more than 2 π
+        sweep = _TURN // 8 + below(words[4], longest.clamp(max=_TURN) - _TURN // 8 + 1)
         begin = middle - sweep // 2
         angle = (begin.unsqueeze(1) + sweep.unsqueeze(1) * steps // (self._points - 1)) % _TURN
         sine, quarter = self._sine.to(words.device), _TURN // 4
@@ -165,6 +170,16 @@ def _curve(ends: Tensor, steps: Tensor) -> Tensor:
     while len(points) > 1:
         points = [one + (((other - one) * steps) >> _STEP_BITS) for one, other in pairwise(points)]
     return points[0]
+
+
+def _evenly_spaced(x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of points along curves, int64 [B, P] each, those `count` that lie at even distances, the ends among them."""
+    across, down = x.diff(dim=1).abs(), y.diff(dim=1).abs()
+    steps = torch.maximum(across, down) + torch.minimum(across, down) // 2  # lengths, nearly
+    walked = torch.nn.functional.pad(steps.cumsum(dim=1), (1, 0))
+    wanted = walked[:, -1:] * torch.arange(count, device=x.device) // (count - 1)
+    chosen = torch.searchsorted(walked, wanted)
+    return x.gather(1, chosen), y.gather(1, chosen)
 
 
 def _squared_distance(x: Tensor, y: Tensor, height: int, width: int, far: int) -> Tensor:

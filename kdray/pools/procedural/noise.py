@@ -15,6 +15,7 @@ from kdray.utils.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MEAN, _STD = 0.5 * 255, 0.25 * 255  # where there are no images
 _LEAST_STD = 1.0  # pixel values: images of one colour have no spread
 _SUM_AT_ONCE = 1024
 
@@ -25,13 +26,15 @@ class NoiseSection(ProceduralSection):
 
     kind: Literal["noise"] = "noise"
     mean: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Mean of all channels, where 1 is white; without it each channel has that of the images."""
+    """Mean of all channels, where 1 is white; without it each channel has that of the images, 0.5 if there are none."""
     std: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Standard deviation of all channels; without it each channel has that of the images."""
+    """Standard deviation of all channels; without it each channel has that of the images, 0.25 if there are none."""
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
-        means, stds = channel_statistics(images)
+        means, stds = (
+            channel_statistics(images) if len(images) else ([_MEAN] * images.shape[1], [_STD] * images.shape[1])
+        )
         tables = [
             bounded_normal_table(
                 mean if self.mean is None else 255 * self.mean,

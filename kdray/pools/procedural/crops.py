@@ -1,0 +1,111 @@
+"""Random parts of images: a set of photographs, of whatever they show, is a pool without end.
+
+Images that have nothing to do with the teacher's task are candidates in Active Mixup, section 4.3, and in "What Makes a
+Good Dataset for Knowledge Distillation?", section 3.1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+from weakref import WeakValueDictionary
+
+from pydantic import Field
+
+from kdray.errors import ConfigError
+from kdray.images.base import ImageSource, read_images, sources
+from kdray.pools.base import pools
+from kdray.pools.counter import CounterRandom, below
+from kdray.pools.procedural.base import Painter, ProceduralSection
+from kdray.pools.ranges import PositiveShares
+from kdray.pools.transforms.flip_crop import FlipCrop
+from kdray.pools.warp import warp
+from kdray.utils.lazy import torch
+from kdray.utils.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DETAIL = 2  # times as large as a candidate are the images that parts are taken from
+_IN_USE: WeakValueDictionary[str, Tensor] = WeakValueDictionary()  # a run builds its pool more than once
+
+
+@pools.register
+class CropsSection(ProceduralSection):
+    """The candidates are random parts of images, scaled to the size of a candidate, and mirrored left-right half of the
+    time. The images need not show what the teacher knows."""
+
+    kind: Literal["crops"] = "crops"
+    images: Annotated[ImageSource, sources] | None = None
+    """The images that parts are taken from, a section like `images`; null takes the user's own. They become as grey or
+    coloured as these. Without a `size` they are read at twice the size of a candidate."""
+    area: PositiveShares = (0.08, 1.0)
+    """[least, most] area of the part, as a share of the image."""
+    longest: Annotated[float, Field(ge=1)] = 1.33
+    """Largest ratio of the part's sides, measured in sides of the image."""
+    flip: bool = True
+    """Whether parts are mirrored."""
+
+    @property
+    def drawn(self) -> bool:
+        """See `EndlessSection`."""
+        return self.images is not None
+
+    def painter(self, images: Tensor, seed: int) -> Painter:
+        """See `ProceduralSection`."""
+        _, channels, height, width = images.shape
+        transform = FlipCrop(area=self.area, longest=self.longest, flip=self.flip)
+        if self.images is None:
+            return CropsPainter(images, (height, width), transform, seed)
+        if channels not in (1, 3):
+            raise ConfigError(
+                f"pool.images: parts of them are grey or RGB, and the user's images have {channels} channels; leave "
+                "pool.images out"
+            )
+        size = self.images.size or (_DETAIL * height, _DETAIL * width)
+        if size[0] % height or size[0] // height * width != size[1]:
+            raise ConfigError(
+                f"pool.images.size: {size[0]} x {size[1]} is no whole multiple of a candidate's {height} x {width}; "
+                "give one that is, or leave it out"
+            )
+        colour: Literal["grey", "rgb"] = "grey" if channels == 1 else "rgb"
+        section = self.images.model_copy(update={"size": size, "colour": colour})
+        return CropsPainter(_read(section, seed), (height, width), transform, seed)
+
+
+def _read(section: ImageSource, seed: int) -> Tensor:
+    """The images of a section, read once as long as they are in use."""
+    key = f"{seed} {section.model_dump_json()}"
+    images = _IN_USE.get(key)
+    if images is None:
+        images = read_images(section, generator=numpy_generator(seed, "crops"), field="pool.images").images
+        _IN_USE[key] = images
+    return images
+
+
+class CropsPainter:
+    """Draws random parts of images.
+
+    Args:
+        images: uint8 [N, C, k H, k W], k times as large as a candidate.
+        size: (H, W) of a candidate.
+        transform: which parts.
+        seed: the run's seed.
+    """
+
+    batch = 64
+
+    def __init__(self, images: Tensor, size: tuple[int, int], transform: FlipCrop, seed: int) -> None:
+        self._images, self._size, self._transform = images, size, transform
+        self._random = CounterRandom(seed, "crops", 1 + transform.words)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """See `Painter`."""
+        words = self._random(ids)
+        rows = below(words[0], len(self._images)).to(self._images.device)
+        _, channels, height, width = self._images.shape
+        parts = warp(self._images[rows].to(ids.device), self._transform.maps(words[1:], (channels, height, width)))
+        times = height // self._size[0]
+        if times == 1:
+            return parts
+        blocks = parts.view(len(ids), channels, self._size[0], times, self._size[1], times)
+        return ((blocks.sum(dim=(3, 5)) + times * times // 2) // (times * times)).to(torch.uint8)

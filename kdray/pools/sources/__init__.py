@@ -1,0 +1,1 @@
+"""Sources of images that are made by a pool."""

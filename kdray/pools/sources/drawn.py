@@ -1,0 +1,76 @@
+"""Images that are drawn, for a user who has none."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from kdray.images.base import ImageRows, ImageSource, sources
+from kdray.pools.base import PoolSection, pools
+from kdray.pools.endless import EndlessSection
+from kdray.sections.base import Size
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ROWS = 1_000_000
+"""Candidates of the pool that the images are taken from, at random by the run's seed."""
+_SEED = 1 << 30  # of the pool: its candidates are not those of a run's own pool of the same kind
+
+
+@sources.register
+class DrawnImages(ImageSource):
+    """Random candidates of a procedural pool, in place of images of the user's own. They have no labels."""
+
+    source: Literal["drawn"] = "drawn"
+    size: Size | None
+    """Their [height, width], or one number squared: what the teacher takes."""
+    pool: Annotated[PoolSection, pools]
+    """What is drawn: a pool whose candidates are drawn, or a mixture of such."""
+    count: Annotated[int, Field(ge=1, le=ROWS)] | None = 200
+    """How many images to draw."""
+
+    @field_validator("pool")
+    @classmethod
+    def _can_be_drawn(cls, value: PoolSection) -> PoolSection:
+        if not (isinstance(value, EndlessSection) and value.drawn):
+            raise ValueError(
+                f"the candidates of {value.kind} are made of images, and here there are none; name a pool whose "
+                "candidates are drawn, such as lines"
+            )
+        return value
+
+    @field_validator("size", "count", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("drawn images have no size or number of their own; give one")
+        return value
+
+    @field_validator("rows")
+    @classmethod
+    def _no_rows(cls, value: str | None) -> None:
+        if value is not None:
+            raise ValueError("drawn images are random ones; leave rows out, and say how many in count")
+
+    def open(self, field: str) -> ImageRows:
+        """See `ImageSource.open`."""
+        from PIL import Image
+
+        assert self.size is not None
+        assert isinstance(self.pool, EndlessSection)
+        none = torch.empty(0, 1 if self.colour == "grey" else 3, *self.size, dtype=torch.uint8)
+        pool = self.pool.with_size(ROWS).build(none, _SEED)
+
+        def draw(row: int) -> "Image.Image":
+            pixels = pool.render(torch.tensor([row]))[0].numpy()
+            return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+        return ImageRows(
+            name=f"drawn {self.pool.kind}",
+            rows=ROWS,
+            decode=draw,
+            where=lambda row: f"image {row} of drawn {self.pool.kind}",
+            no_labels="drawn images have none",
+        )
