@@ -20,7 +20,7 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.run import resume, run
 
-KINDS = ("lines", "noise", "spectrum")
+KINDS = ("leaves", "lines", "noise", "spectrum")
 SHAPES = [(1, 8, 8), (3, 9, 5), (2, 1, 4)]
 
 
@@ -263,7 +263,7 @@ def test_what_needs_pairs_is_refused(select, words, config_file):
 
 @pytest.mark.xdist_group("ray")
 def test_ray_chooses_the_same_drawn_candidates(make_config, ray_local, tmp_path):
-    config = make_config(pool={"kind": "lines", "candidates": 700}, select={"strategy": "margin"}, student__epochs=2)
+    config = make_config(pool={"kind": "leaves", "candidates": 700}, select={"strategy": "margin"}, student__epochs=2)
     here = run(config, RunDirectory(tmp_path / "here"), local=True)
     there = run(on_workers(config), RunDirectory(tmp_path / "there"))
     assert here.labelled[1].ids.tolist() == there.labelled[1].ids.tolist()

@@ -23,6 +23,7 @@ from kdray.pools.kinds import AutoSection
 from kdray.pools.mixture import MixtureSection
 from kdray.pools.mixup import MixupPool, MixupSection
 from kdray.pools.procedural.crops import CropsSection
+from kdray.pools.procedural.leaves import LeavesSection
 from kdray.pools.procedural.lines import LinesSection
 from kdray.pools.procedural.noise import NoiseSection
 from kdray.pools.procedural.spectrum import SpectrumSection
@@ -110,6 +111,7 @@ def test_the_parts_that_come_with_kdray_go_by_name_the_default_first():
     ]  # fmt: skip
     assert pools.parts() == {
         "mixup": MixupSection, "auto": AutoSection, "crops": CropsSection, "images": ImagesSection,
+        "leaves": LeavesSection,
         "lines": LinesSection, "mixture": MixtureSection, "noise": NoiseSection,
         "pairs": PairsSection, "spectrum": SpectrumSection,
     }  # fmt: skip
@@ -151,7 +153,7 @@ def test_an_unknown_name_is_told_all_names_and_the_nearest(name, near):
 def test_what_is_no_section_is_refused():
     assert refusal(pool=5) == "pool: input should be a mapping, got 5"
     assert refusal(pool=["mixup"]) == "pool: input should be a mapping, got ['mixup']"
-    known = "'mixup', 'auto', 'crops', 'images', 'lines', 'mixture', 'noise', 'pairs', 'spectrum'"
+    known = "'mixup', 'auto', 'crops', 'images', 'leaves', 'lines', 'mixture', 'noise', 'pairs', 'spectrum'"
     assert refusal(pool="cutmix") == f"pool.kind: 'cutmix' is not one of {known}, nor module:object"
 
 
@@ -373,7 +375,7 @@ def test_a_users_part_derived_from_a_registered_one_says_so_where_it_inherits_th
 
 # What it costs to import
 
-HEAVY = ("torch", "sklearn", "matplotlib", "PIL", "pyarrow", "ray", "aiohttp", "safetensors")
+HEAVY = ("torch", "numba", "sklearn", "matplotlib", "PIL", "pyarrow", "ray", "aiohttp", "safetensors")
 
 
 def loaded_by(code: str) -> list[str]:

@@ -178,4 +178,5 @@ pools = Registry[PoolSection](
     field="pool",
     package=("kdray.pools", "kdray.pools.procedural"),
     default="mixup",
+    skip=("leaves_numba",),
 )

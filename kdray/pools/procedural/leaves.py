@@ -1,0 +1,139 @@
+"""Dead leaves: random shapes, one over another, until they cover the image.
+
+Source: the dead leaves of Baradad et al., "Learning to See by Looking at Noise", 2021. Everything is computed in whole
+numbers, with positions in sixteenths of a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from kdray.errors import ConfigError
+from kdray.pools.base import pools
+from kdray.pools.counter import BITS, CounterRandom
+from kdray.pools.procedural.base import Painter, ProceduralSection
+from kdray.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_LEAVES = 100_000
+"""Leaves of an image at most. At 32 x 32 the defaults take 900 on average."""
+
+Shape = Literal["circle", "square", "oriented-square", "rectangle", "triangle", "quadrilateral"]
+Texture = Literal["plain", "gradient", "stripes", "grain"]
+Share = Annotated[float, Field(ge=0.001, le=1)]
+
+
+@pools.register
+class LeavesSection(ProceduralSection):
+    """The candidates are dead leaves: random shapes, one over another. Needs numba: `pip install 'kdray[leaves]'`."""
+
+    kind: Literal["leaves"] = "leaves"
+    shapes: Annotated[tuple[Shape, ...], Field(min_length=1)] = (
+        "circle", "square", "oriented-square", "rectangle", "triangle", "quadrilateral",
+    )  # fmt: skip
+    """Each leaf has one of these. The corners of all but circles lie on the circle of the leaf's radius; the sides of a
+    square and a rectangle are upright, those of an oriented square are not."""
+    radii: tuple[Share, Share] = (0.03, 1.0)
+    """Least and largest radius of a leaf, as a share of the image's smaller side, but half a pixel at least."""
+    sigma: Annotated[float, Field(ge=0, le=10)] = 3.0
+    """Exponent of the power law of radii: the density at radius r is proportional to 1 / r^sigma."""
+    textures: Annotated[tuple[Texture, ...], Field(min_length=1)] = ("plain",)
+    """Each leaf has one of these. plain: one colour. gradient, stripes: two colours along a random direction. grain:
+    each pixel is a random mix of two colours."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> LeavesSection:
+        for name in ("shapes", "textures"):
+            names = getattr(self, name)
+            if len(set(names)) < len(names):
+                raise ValueError(f"{name}: name each once, got {list(names)}")
+        if self.radii[0] > self.radii[1]:
+            raise ValueError(f"radii: the first must not exceed the second, got {list(self.radii)}")
+        return self
+
+    def painter(self, images: Tensor, seed: int) -> Painter:
+        """See `ProceduralSection`. A ConfigError also says that numba is missing."""
+        _, channels, height, width = images.shape
+        return LeavesPainter((channels, height, width), self.shapes, self.radii, self.sigma, self.textures, seed)
+
+
+class LeavesPainter:
+    """Draws dead leaves.
+
+    Args:
+        shape: (C, H, W).
+        shapes: names of the leaves' shapes, all equally likely.
+        radii: least and largest radius, as a share of the smaller side.
+        sigma: exponent of the power law of radii.
+        textures: names of the leaves' textures, all equally likely.
+        seed: the run's seed.
+        most: leaves of an image; if they leave pixels open, one more covers these.
+
+    Raises:
+        ConfigError: numba cannot be imported.
+    """
+
+    batch = 256
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        shapes: tuple[Shape, ...],
+        radii: tuple[float, float],
+        sigma: float,
+        textures: tuple[Texture, ...],
+        seed: int,
+        most: int = MOST_LEAVES,
+    ) -> None:
+        compiled = _compiled()
+        self._shape, self._most = shape, most
+        self._shapes = np.array([compiled.SHAPES.index(name) for name in shapes])
+        self._textures = np.array([compiled.TEXTURES.index(name) for name in textures])
+        quantiles = radius_quantiles(*radii, sigma, 1 << compiled.RADIUS_BITS)
+        side, least = min(shape[1:]) * compiled.UNIT, compiled.UNIT // 2
+        self._radii = np.array([max(least, round(side * radius)) for radius in quantiles])
+        angles = (2 * math.pi * angle / compiled.TURN for angle in range(compiled.TURN + compiled.TURN // 4))
+        self._sine = np.array([round(math.sin(angle) * (1 << compiled.SINE_BITS)) for angle in angles])
+        self._random = CounterRandom(seed, "leaves", 2)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """See `Painter`. They are drawn on a CPU."""
+        high, low = self._random(ids.cpu())
+        starts = ((high << BITS) | low).numpy().view(np.uint64)
+        images = torch.empty(len(ids), *self._shape, dtype=torch.uint8)
+        _compiled().draw(images.numpy(), starts, self._shapes, self._textures, self._radii, self._sine, self._most)
+        return images.to(ids.device)
+
+
+def radius_quantiles(least: float, largest: float, sigma: float, count: int) -> list[float]:
+    """Equally likely values of a density proportional to 1 / r^sigma on [least, largest]: its quantiles at the middles
+    of `count` equal steps."""
+    middles = ((index + 0.5) / count for index in range(count))
+    span, power = math.log(largest / least), 1 - sigma
+    if power == 0:
+        return [least * math.exp(middle * span) for middle in middles]
+    reach = math.expm1(power * span)  # accurate even where sigma is nearly 1
+    return [least * math.exp(math.log1p(middle * reach) / power) for middle in middles]
+
+
+def _compiled() -> ModuleType:
+    """The compiled drawing.
+
+    Raises:
+        ConfigError: numba cannot be imported.
+    """
+    try:
+        import kdray.pools.procedural.leaves_numba as compiled
+    except ImportError as error:
+        raise ConfigError(
+            f"pool.kind: leaves needs numba, which cannot be imported ({error}); pip install 'kdray[leaves]', or take "
+            "another kind"
+        ) from None
+    return compiled
