@@ -459,8 +459,8 @@ def test_a_run_buys_blended_pairs_and_reproduces_them_from_their_ids(select, sch
     again = config.pool.build(directory.read_labelled(0, result.num_classes).images, config.seed)
     assert again.image_shape == tuple(bought.images.shape[1:])
     write_report([directory], tmp_path / "page.html")
-    share, i = chosen[0].columns["share"][0], chosen[0].columns["i"][0]
-    assert f"{round(share, 4):g} · #{i} + " in (tmp_path / "page.html").read_text()
+    i, j, share = (chosen[0].columns[name][0] for name in ("i", "j", "share"))
+    assert f"#{i} + #{j}, share {share:.2f}" in (tmp_path / "page.html").read_text()
 
 
 def test_a_plan_of_pairs_speaks_of_no_grid(make_config, monkeypatch):

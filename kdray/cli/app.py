@@ -8,6 +8,7 @@ from kdray.cli.bench import bench_app
 from kdray.cli.common import OnceCommand, speak_any_encoding
 from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
+from kdray.cli.preview import preview_command
 from kdray.cli.report import report_command
 from kdray.cli.run import resume_command, run_command
 from kdray.cli.status import status_command
@@ -27,6 +28,7 @@ COMMANDS = (
     sweep_command,
     train_command,
     plan_command,
+    preview_command,
     status_command,
     report_command,
     ledger_command,

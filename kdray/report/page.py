@@ -10,11 +10,10 @@ from kdray.errors import RunDirectoryError
 from kdray.images.png import encode_png
 from kdray.observers.base import RoundMetrics
 from kdray.pages.html import money, render
+from kdray.report.captions import likeliest, made_of, what_asked
 from kdray.report.figures import accuracy_figure, agreement_figure, time_figure
 from kdray.runs.directory import RunDirectory
-from kdray.runs.kinds import TRIAL
 from kdray.runs.result import Result, read_result
-from kdray.runs.tables import Candidates
 from kdray.utils.files import check_writable, distinct_names, shown, write_bytes
 
 _SHOWN = 8  # images shown of each round
@@ -97,42 +96,24 @@ def _training(metrics: RoundMetrics) -> list[str]:
     return [length, *(f"Round {metrics.round}: {note}." for note in told["notes"])]
 
 
-def _what(candidates: Candidates, result: Result, number: int) -> str:
-    """What a round asked about, in words."""
-    if number == 0:
-        return "real images"
-    if "copy_of" in candidates.columns:
-        return "augmented copies"
-    if number == TRIAL and len(result.config.pool.kinds) > 1:
-        return "all kinds, at random"
-    return result.config.select.strategy
-
-
 def _gallery(directory: RunDirectory, result: Result, number: int) -> dict[str, Any]:
     """The first few images that a round queried, as the student sees them, with the teacher's answers."""
     labelled = directory.read_labelled(number, result.num_classes, count=_SHOWN)
     candidates = directory.read_candidates(number)
-    position = {int(key): k for k, key in enumerate(candidates.ids)}
     names = _class_names(result)
     shown = []
-    for k in range(len(labelled)):
+    for k, columns in enumerate(candidates.about(labelled.ids)):
         image = base64.b64encode(encode_png(labelled.images[k].numpy())).decode()
-        row = position[int(labelled.ids[k])]
-        said = names[int(labelled.answers.labels[k])]
-        if labelled.answers.probs is not None:
-            top = labelled.answers.probs[k].topk(min(2, result.num_classes))
-            said = ", ".join(f"{names[int(c)]} {100 * float(p):.0f} %" for p, c in zip(*top, strict=True) if p >= 0.005)
-        columns = {name: values[row] for name, values in candidates.columns.items()}
-        about = f"#{columns['image']}" if "image" in columns else columns.get("kind", "")
-        if "copy_of" in columns:
-            about = f"copy of row {columns['copy_of']} of labelled"
-        share = columns.get("lambda", columns.get("share"))
-        if share is not None and {"i", "j"} <= columns.keys():
-            about = f"{round(share, 4):g} · #{columns['i']} + {round(1 - share, 4):g} · #{columns['j']}"
-        if candidates.scores is not None:
-            about += f", {result.config.select.score_words()} {candidates.scores[row]:.2f}"
-        shown.append({"png": image, "said": said, "about": about})
-    return {"number": number, "what": _what(candidates, result, number), "images": shown}
+        said = [
+            names[label] if share is None else f"{names[label]} {100 * share:.0f} %"
+            for label, share in likeliest(labelled.answers, k, 2)
+            if share is None or share >= 0.005
+        ]
+        about = [text for text in made_of(columns) if text]
+        if "score" in columns:
+            about += [f"{result.config.select.score_words()} {columns['score']:.2f}"]
+        shown.append({"png": image, "said": ", ".join(said), "about": ", ".join(about)})
+    return {"number": number, "what": what_asked(candidates, result.config, number), "images": shown}
 
 
 def _class_names(result: Result) -> list[str]:

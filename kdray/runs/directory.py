@@ -16,6 +16,8 @@ from kdray.errors import RunDirectoryError
 from kdray.utils.files import expand, is_address, read_json, shown, why_unwritable, write_bytes, write_json
 
 if TYPE_CHECKING:  # `kdray ledger` needs a run's paths, and neither torch nor pyarrow
+    import numpy as np
+
     from kdray.runs.tables import Candidates, Labelled
 
 PHASES = ("choose", "query", "train", "evaluate")
@@ -91,12 +93,21 @@ class RunDirectory:
             rounds: the last round, where the config says it; None: as the run recorded it in round 0.
         """
         if rounds is None:
-            rounds = len(self.phases(0).get("choose", {}).get("schedule", [])) - 1
-        return rounds >= 0 and self.next_phase(rounds) is None
+            rounds = self.last_round()
+        return rounds is not None and self.next_phase(rounds) is None
+
+    def last_round(self) -> int | None:
+        """The number of the last round, as the run recorded it in round 0; None before that."""
+        schedule = self.phases(0).get("choose", {}).get("schedule")
+        return len(schedule) - 1 if schedule else None
 
     def finished_rounds(self) -> list[int]:
         """Numbers of the rounds that have been evaluated, ascending."""
         return sorted(int(path.parent.name) for path in self.path.glob(f"rounds/*/{_ARTEFACTS['evaluate']}"))
+
+    def asked_rounds(self) -> list[int]:
+        """Numbers of the rounds whose answers are here, ascending."""
+        return sorted(int(path.parent.name) for path in self.path.glob(f"rounds/*/{_ARTEFACTS['query']}"))
 
     def is_run(self) -> bool:
         """Whether kdray works or worked here: any folder may hold a config.yaml of its own."""
@@ -182,6 +193,18 @@ class RunDirectory:
         from kdray.runs import tables
 
         return tables.read_labelled(self._rows(number, sample), num_classes, count)
+
+    def read_rows(self, number: int, num_classes: int, rows: np.ndarray, sample: bool = False) -> Labelled:
+        """Some rows of what `write_labelled` wrote; see `kdray.runs.tables.read_rows`."""
+        from kdray.runs import tables
+
+        return tables.read_rows(self._rows(number, sample), num_classes, rows)
+
+    def read_classes(self, number: int) -> tuple[str, ...]:
+        """The teacher's classes, as `write_labelled` wrote them for a round; their numbers where they have no names."""
+        from kdray.runs import tables
+
+        return tables.read_classes(self.artefact(number, "query"))
 
     def count_labelled(self, number: int, sample: bool = False) -> int:
         """Number of rows that `write_labelled` wrote."""

@@ -42,6 +42,15 @@ class Candidates:
     columns: dict[str, list[Any]]
     search: dict[str, Any] = field(default_factory=dict)
 
+    def about(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """What is known of candidates, by their ids int64 [B]: their `columns`, and their `score` where they have one.
+        Nothing is known of ids that are not among these."""
+        columns = self.columns if self.scores is None else self.columns | {"score": self.scores.tolist()}
+        rows = {key: row for row, key in enumerate(self.ids.tolist())}
+        return [
+            {name: values[rows[key]] for name, values in columns.items()} if key in rows else {} for key in ids.tolist()
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
@@ -113,8 +122,20 @@ def read_labelled(path: Path, num_classes: int, count: int | None = None) -> Lab
     Raises:
         RunDirectoryError: the file cannot be read.
     """
-    total = count_rows(path) if count is None else min(count, count_rows(path))
-    if total == 0:  # a round that asks nothing
+    total = count_rows(path)
+    return read_rows(path, num_classes, np.arange(total if count is None else min(count, total)))
+
+
+def read_rows(path: Path, num_classes: int, rows: np.ndarray) -> Labelled:
+    """Some rows of what `write_labelled` wrote, to the bit. Only their images are decoded.
+
+    Args:
+        rows: row numbers int64 [M], ascending and distinct.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+    """
+    if len(rows) == 0:  # a round that asks nothing
         nothing = Answers(probs=None, labels=torch.empty(0, dtype=torch.int64), num_classes=num_classes)
         empty = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
         return Labelled(images=empty, answers=nothing, ids=np.empty(0, np.int64), source=())
@@ -122,20 +143,34 @@ def read_labelled(path: Path, num_classes: int, count: int | None = None) -> Lab
     source: list[str] = []
 
     def images() -> Iterator[np.ndarray]:
+        start = 0
         for group in _read_tables(path):
-            part = group.slice(0, total - len(source))
-            if len(part) == 0:
+            wanted = rows[(rows >= start) & (rows < start + len(group))] - start
+            start += len(group)
+            if len(wanted):
+                part = group.take(wanted)
+                if part.column("probs").null_count == 0:
+                    probs.append(torch.tensor(part.column("probs").to_pylist(), dtype=torch.float32))
+                labels.append(torch.from_numpy(part.column("label").to_numpy().copy()))
+                ids.append(part.column("id").to_numpy().copy())
+                source.extend(part.column("source").to_pylist())
+                yield np.stack([decode_png(cell["bytes"]) for cell in part.column("image").to_pylist()])
+            if start > rows[-1]:
                 return
-            if part.column("probs").null_count == 0:
-                probs.append(torch.tensor(part.column("probs").to_pylist(), dtype=torch.float32))
-            labels.append(torch.from_numpy(part.column("label").to_numpy().copy()))
-            ids.append(part.column("id").to_numpy().copy())
-            source.extend(part.column("source").to_pylist())
-            yield np.stack([decode_png(cell["bytes"]) for cell in part.column("image").to_pylist()])
 
-    pixels = gathered(images(), total)
+    pixels = gathered(images(), len(rows))
     answers = Answers(probs=torch.cat(probs) if probs else None, labels=torch.cat(labels), num_classes=num_classes)
     return Labelled(images=pixels, answers=answers, ids=np.concatenate(ids), source=tuple(source))
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Names of the classes in what `write_labelled` wrote; their numbers as text where they had no names.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        return tuple(json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]["label"]["names"])
 
 
 def write_image_set(path: Path, data: ImageSet) -> None:
