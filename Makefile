@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Made anew whenever pyproject.toml changes. torch and torchvision in one go: pip then takes a pair that fits.
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,leaves,optuna,tensorboard]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,gl,leaves,optuna,tensorboard]'
 	touch $@
 
 demo: .venv/ready

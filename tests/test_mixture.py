@@ -146,6 +146,15 @@ def test_a_run_asks_about_a_mixture_and_goes_on_where_it_was(make_config, tmp_pa
     assert again.receipt.queries == 160 and (again.directory / "student.safetensors").read_bytes() == student
 
 
+def test_a_mixture_records_what_its_parts_do(make_config):
+    """The programs of shaders that a run has found, which it goes on with."""
+    parts = ["shaders", "lines"]
+    config = read_inputs(make_config(pool={"kind": "mixture", "of": parts, "candidates": 200})).config
+    assert config.pool.of[0].digest is not None and config.pool.of[1] == pools.parse("lines")
+    again = resolve(make_config(pool={"kind": "mixture", "of": parts, "candidates": 200}), config)
+    assert again.pool == config.pool
+
+
 def test_a_mixture_that_is_too_small_says_what_makes_it_larger(make_config):
     pool = {"kind": "mixture", "of": ["lines", {"kind": "mixup", "lambdas": [0.5], "pairs": 20}]}
     with pytest.raises(ConfigError, match=r"has only 41 for margin; .*the sizes of the pools in pool\.of that run"):

@@ -20,8 +20,9 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.run import resume, run
 
-KINDS = ("leaves", "lines", "noise", "spectrum")
+KINDS = ("leaves", "lines", "noise", "shaders", "spectrum")
 SHAPES = [(1, 8, 8), (3, 9, 5), (2, 1, 4)]
+CASES = [(kind, shape) for kind in KINDS for shape in SHAPES if kind != "shaders" or shape == (1, 8, 8)]
 
 
 def images(shape: tuple[int, int, int] = (1, 8, 8), n: int = 5) -> torch.Tensor:
@@ -36,8 +37,7 @@ def test_the_kinds_are_known():
     assert set(KINDS) < set(pools.parts())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("kind", "shape"), CASES)
 @settings(deadline=None, max_examples=10)
 @given(ids=st.lists(st.integers(0, 299), max_size=70))
 def test_a_candidate_follows_from_its_id_alone(kind, shape, ids):

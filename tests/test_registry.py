@@ -26,6 +26,7 @@ from kdray.pools.procedural.crops import CropsSection
 from kdray.pools.procedural.leaves import LeavesSection
 from kdray.pools.procedural.lines import LinesSection
 from kdray.pools.procedural.noise import NoiseSection
+from kdray.pools.procedural.shaders import ShadersSection
 from kdray.pools.procedural.spectrum import SpectrumSection
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import resume, run
@@ -111,9 +112,8 @@ def test_the_parts_that_come_with_kdray_go_by_name_the_default_first():
     ]  # fmt: skip
     assert pools.parts() == {
         "mixup": MixupSection, "auto": AutoSection, "crops": CropsSection, "images": ImagesSection,
-        "leaves": LeavesSection,
-        "lines": LinesSection, "mixture": MixtureSection, "noise": NoiseSection,
-        "pairs": PairsSection, "spectrum": SpectrumSection,
+        "leaves": LeavesSection, "lines": LinesSection, "mixture": MixtureSection,
+        "noise": NoiseSection, "pairs": PairsSection, "shaders": ShadersSection, "spectrum": SpectrumSection,
     }  # fmt: skip
     for registry in (strategies, pools):
         for name, part in registry.parts().items():
@@ -153,7 +153,7 @@ def test_an_unknown_name_is_told_all_names_and_the_nearest(name, near):
 def test_what_is_no_section_is_refused():
     assert refusal(pool=5) == "pool: input should be a mapping, got 5"
     assert refusal(pool=["mixup"]) == "pool: input should be a mapping, got ['mixup']"
-    known = "'mixup', 'auto', 'crops', 'images', 'leaves', 'lines', 'mixture', 'noise', 'pairs', 'spectrum'"
+    known = "'mixup', 'auto', 'crops', 'images', 'leaves', 'lines', 'mixture', 'noise', 'pairs', 'shaders', 'spectrum'"
     assert refusal(pool="cutmix") == f"pool.kind: 'cutmix' is not one of {known}, nor module:object"
 
 

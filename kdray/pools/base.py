@@ -148,6 +148,22 @@ class PoolSection(Section):
         """
         return 0
 
+    def recorded(self, other: PoolSection) -> PoolSection:
+        """This section with what the config of a run that goes on, `other`, has recorded; see `resolved`."""
+        return self
+
+    def resolved(self, image_shape: tuple[int, int, int]) -> tuple[PoolSection, list[str]]:
+        """This section with what a run records in its config, to go on with the same candidates wherever it is resumed,
+        and what the user should know of it. What is recorded already stays.
+
+        Args:
+            image_shape: (C, H, W) of the user's images.
+
+        Raises:
+            ConfigError: what was recorded does not hold any more.
+        """
+        return self, []
+
     def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
         """This section with its size as a number where it follows from the choice, and the reason in words.
 

@@ -14,7 +14,7 @@ from kdray.errors import ConfigError
 from kdray.pools.base import Pool, PoolSection, pools
 from kdray.pools.pairs import check_range
 from kdray.pools.permutation import sample_without
-from kdray.pools.several import check_alike, source_names
+from kdray.pools.several import SeveralSection, check_alike, source_names
 from kdray.sections.search import SearchSettings
 from kdray.utils.lazy import torch
 
@@ -29,7 +29,7 @@ def _usual() -> list[PoolSection]:
 
 
 @pools.register
-class AutoSection(PoolSection):
+class AutoSection(SeveralSection):
     """Round 1 asks about random candidates of each of several kinds, and round 2 begins by finding out which kind
     teaches most: by students that learn from the candidates of one kind, and their agreement with answers to images
     that were held out from them. The rounds after that choose candidates of that kind."""
@@ -88,7 +88,7 @@ class AutoSection(PoolSection):
         if all(new is old for (new, _), old in zip(sized, self.of, strict=True)):
             return self, None
         notes = dict.fromkeys(note for _, note in sized if note)
-        return self.model_copy(update={"of": [section for section, _ in sized]}), "; ".join(notes) or None
+        return self.with_parts(section for section, _ in sized), "; ".join(notes) or None
 
     def build(self, images: Tensor, seed: int) -> KindsPool:
         """See `PoolSection`."""

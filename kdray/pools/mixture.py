@@ -14,7 +14,7 @@ from kdray.pools.counter import CounterRandom, below
 from kdray.pools.endless import EndlessSection
 from kdray.pools.pairs import check_range
 from kdray.pools.permutation import RandomOrder
-from kdray.pools.several import check_alike, source_names
+from kdray.pools.several import SeveralSection, check_alike, source_names
 from kdray.utils.lazy import torch
 from kdray.utils.seeds import torch_seed
 
@@ -31,7 +31,7 @@ def _usual() -> list[PoolSection]:
 
 
 @pools.register
-class MixtureSection(EndlessSection):
+class MixtureSection(SeveralSection, EndlessSection):
     """The candidates are those of several pools, each with its share. There are as many as `candidates` says, or fewer
     if one of the pools runs out before."""
 

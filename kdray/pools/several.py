@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Self
 
 from kdray.errors import ConfigError
-from kdray.pools.base import Pool
+from kdray.pools.base import Pool, PoolSection, pools
+
+
+class SeveralSection(PoolSection):
+    """The section of a pool that consists of several pools."""
+
+    of: list[Annotated[PoolSection, pools]]
+
+    def recorded(self, other: PoolSection) -> PoolSection:
+        """See `PoolSection`."""
+        if not isinstance(other, SeveralSection) or len(self.of) != len(other.of):
+            return self
+        return self.with_parts(one.recorded(its) for one, its in zip(self.of, other.of, strict=True))
+
+    def resolved(self, image_shape: tuple[int, int, int]) -> tuple[PoolSection, list[str]]:
+        """See `PoolSection`."""
+        resolved = [one.resolved(image_shape) for one in self.of]
+        return self.with_parts(section for section, _ in resolved), [note for _, notes in resolved for note in notes]
+
+    def with_parts(self, parts: Iterable[PoolSection]) -> Self:
+        """This section with other pools in `of`."""
+        return self.model_copy(update={"of": list(parts)})
 
 
 def check_alike(parts: Sequence[Pool]) -> None:

@@ -40,7 +40,7 @@ class Inputs:
     """Everything a config names, read and checked. Nothing is spent and nothing written to get here.
 
     Attributes:
-        config: with paths made absolute and `trainer.threads` a number.
+        config: with paths made absolute, `trainer.threads` a number, and what the pool records.
         images, labelled, test: the image sets; `labelled` and `test` may be None.
         pool: the candidates.
         kinds: the pools that a round may choose from, see `PoolSchedule`.
@@ -96,6 +96,8 @@ def resolve(config: Config, recorded: Config | None = None) -> Config:
     Args:
         recorded: the config a run directory already holds: a resumed run keeps its thread count.
     """
+    if recorded is not None:
+        config = config.model_copy(update={"pool": config.pool.recorded(recorded.pool)})
     data = config.with_absolute_paths()
     if (init := data["student"]["init"]) is not None:
         data["student"]["init"] = with_digest(init, recorded.student.init if recorded else None)
@@ -124,8 +126,7 @@ class Data:
     def notes(self) -> list[str]:
         """What the user should know of how the images were read."""
         sets = (self.pooled.images, self.labelled, self.validation, self.test)
-        notes = [note for data in sets if data is not None for note in data.notes]
-        return [*notes, self.pooled.note] if self.pooled.note is not None else notes
+        return [*(note for data in sets if data is not None for note in data.notes), *self.pooled.notes]
 
     def of_teacher(
         self, config: Config, count: int | None, names: tuple[str, ...] | None, observer: Observer | None = None
@@ -244,7 +245,7 @@ def read_inputs(
     )
     estimation = Estimation(queries=pooled.estimate, validation=data.validation) if pooled.estimate else None
     return Inputs(
-        config=config,
+        config=config.model_copy(update={"pool": pooled.section}),
         images=images,
         labelled=data.labelled,
         test=data.test,

@@ -81,6 +81,7 @@ def open_run(
             secrets=shared.secrets if shared else None,
             ledger_here=shared is None,
         )
+        config = inputs.config
         # A cluster that cannot be joined is found out before anything is written.
         backend = stack.enter_context(
             shared.open_workers(inputs) if shared else open_backend(inputs, local=local, observer=observer)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kdray.config.root import Config
 from kdray.errors import ConfigError
 from kdray.images import ImageSet, read_images
-from kdray.pools.base import Pool
+from kdray.pools.base import Pool, PoolSection
 from kdray.pools.kinds import KindsPool
 from kdray.training.choice import FOLDS
 from kdray.utils.seeds import numpy_generator
@@ -23,7 +23,9 @@ class PoolSchedule:
         kinds: the pools that a round may choose from: `pool`, or those that it consists of, and round 1 is their trial.
         estimate: queries for the estimate of m, before round 1.
         copies: queries of the last round, if that asks about augmented copies; else 0.
-        note: why the pool has the size it has, where it follows from the choice.
+        section: the pool's section, with what a run records in its config.
+        notes: what the user should know of the pool: why it has its size, where that follows from the choice, and what
+            cannot be used.
     """
 
     images: ImageSet
@@ -32,7 +34,8 @@ class PoolSchedule:
     schedule: list[int]
     estimate: int
     copies: int
-    note: str | None = None
+    section: PoolSection
+    notes: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> list[int]:
@@ -49,6 +52,8 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         ConfigError: a budget below what round 0 needs, or above what the pool holds; an m above it.
     """
     images = in_memory or read_images(config.images, generator=numpy_generator(config.seed, "images"))
+    resolved, notes = config.pool.resolved(images.image_shape)
+    config = config.model_copy(update={"pool": resolved})
     pool, strategy = config.pool.build(images.images, config.seed), config.select
     queries, trial, copies = _divided(config, pool, config.budget.queries)
     if trial and queries[0] < FOLDS:
@@ -56,7 +61,7 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
             f"pool.kind: auto compares kinds of candidates by answers about the images of round 0, and that asks about "
             f"{queries[0]:,}; set select.first to {FOLDS} or more, or name one kind of pool"
         )
-    section, note = config.pool.sized(len(images), sum(queries[1:]))
+    section, reason = config.pool.sized(len(images), sum(queries[1:]))
     if section is not config.pool:
         pool = section.build(images.images, config.seed)
     kinds: tuple[Pool, ...] = (pool,)
@@ -94,7 +99,14 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
             )
         queries.append(copies)
     return PoolSchedule(
-        images=images, pool=pool, kinds=kinds, schedule=queries, estimate=count, copies=copies, note=note
+        images=images,
+        pool=pool,
+        kinds=kinds,
+        schedule=queries,
+        estimate=count,
+        copies=copies,
+        section=resolved,
+        notes=(*notes, *([reason] if reason else [])),
     )
 
 
