@@ -21,8 +21,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 test: .venv/ready
 	$(PYTEST) -m "not storm"
 
+# Most of a storm is waiting: for processes to start, to die, to be found dead.
 test-storms: .venv/ready
-	$(PYTEST) -m "storm and not long"
+	$(PYTEST) --numprocesses 3 -m "storm and not long"
 
 test-all: .venv/ready
 	$(PYTEST)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
-from kdray.select.balance import LOW, imbalance, relative_entropy
+from kdray.select.balance import ALIKE, LOW, all_alike, imbalance, relative_entropy
 
 
 def test_by_hand():
@@ -53,6 +53,29 @@ def test_a_run_keeps_it_after_every_round(make_config, tmp_path):
     assert [metrics.relative_entropy for metrics in done.history] == [
         pytest.approx(relative_entropy(labels[:until], 10)) for until in (40, 100, 160)
     ]
+
+
+def test_answers_are_all_alike_where_nothing_differs():
+    same = torch.eye(3)[[1] * ALIKE]
+    assert all_alike(same) and not all_alike(same[1:])
+    other = same.clone()
+    other[5] = torch.tensor([0.1, 0.8, 0.1])
+    assert not all_alike(other), "probabilities that differ teach something, though the class is the same"
+
+
+def test_a_teacher_that_answers_one_class_alone_is_left_with_most_of_the_budget(config_file, tmp_path):
+    (tmp_path / "constant.py").write_text(
+        "import torch\n\n\ndef seven(images):\n    return torch.full((len(images),), 7)\n"
+    )
+    teacher = {"kind": "python", "function": "constant:seven", "classes": 10, "answers": "hard"}
+    file = config_file(teacher=teacher, student__epochs=1, images__count=200, images__rows=None, budget__queries=900)
+    done = command("run", file, "--local", "--out", tmp_path / "run", cwd=tmp_path)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2 and "Traceback" not in said, said
+    assert "all 200 answers so far are the same, class 7; a student learns nothing from them" in said
+    assert "queries 200/900" not in said
+    books = command("ledger", tmp_path / "run", cwd=tmp_path)
+    assert "200" in books.stdout and "900" not in books.stdout.replace("of 900", "")
 
 
 def test_a_run_of_one_class_is_told_so(config_file, tmp_path):

@@ -33,7 +33,7 @@ from kdray.runs.metrics import round_metrics
 from kdray.runs.tables import Candidates, Labelled
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.search.requests import R, Request
-from kdray.select.balance import imbalance, relative_entropy
+from kdray.select.balance import all_alike, imbalance, relative_entropy
 from kdray.select.base import Task, select
 from kdray.utils.files import read_json, write_bytes, write_json
 from kdray.utils.seeds import numpy_generator, torch_seed
@@ -279,6 +279,13 @@ class Rounds:
         begin = time.monotonic()
         images, targets = self._training_set(number)
         labels = targets.argmax(dim=1)
+        if number < self.last and all_alike(targets):
+            names = self._inputs.classes or range(targets.shape[1])
+            raise TeacherError(
+                f"all {len(targets):,} answers so far are the same, class {names[int(labels[0])]}; a student "
+                "learns nothing from them, and the rest of the budget is kept. Check the teacher and "
+                "teacher.input, or start a new run with other images or candidates (images, pool.kind)"
+            )
         if told := imbalance(labels, targets.shape[1]):
             self._run.observer.note(told)
         unfinished = self.directory.training(number)

@@ -10,6 +10,15 @@ LOW = 0.6
 _EACH = 10  # answers a class, on average, before a warning says something
 
 
+ALIKE = 200
+"""Equal answers after which a run that has more to ask stops."""
+
+
+def all_alike(targets: Tensor) -> bool:
+    """Whether answers float32 [N, K] are `ALIKE` or more, and all the same: there is nothing to learn from them."""
+    return len(targets) >= ALIKE and bool((targets == targets[0]).all())
+
+
 def relative_entropy(labels: Tensor, num_classes: int) -> float:
     """Entropy of the classes' frequencies, as a share of that of equal frequencies: H(p) / log K (section 4.1).
 
