@@ -18,6 +18,7 @@ from kdray.errors import ConfigError
 from kdray.images.base import read_images, sources
 from kdray.pools.base import Pool, pools
 from kdray.pools.mixture import CYCLE, Part, capacity, turns, whole_shares
+from kdray.report.captions import what_asked
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs, resolve
 from kdray.runs.run import resume, run
@@ -261,6 +262,7 @@ def test_a_run_without_a_single_image(pool, make_config, tmp_path):
     done = run(config, RunDirectory(tmp_path / "run"), local=True)
     assert done.receipt.queries == config.budget.queries and 0 < done.history[-1].student_accuracy <= 1
     recorded = load_config(RunDirectory(done.directory).config)
+    assert what_asked(RunDirectory(done.directory).read_candidates(0), recorded, 0) == "drawn images"
     assert recorded.images.size == (16, 16) and recorded.images.pool.kind == "mixture"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdray.config.root import Config
+from kdray.pools.sources.drawn import DrawnImages
 from kdray.runs.kinds import TRIAL
 from kdray.runs.tables import Candidates
 from kdray.teachers.answers import Answers
@@ -12,7 +13,7 @@ from kdray.teachers.answers import Answers
 def what_asked(candidates: Candidates, config: Config, number: int) -> str:
     """What a round asked about."""
     if number == 0:
-        return "real images"
+        return "drawn images" if isinstance(config.images, DrawnImages) else "real images"
     if "copy_of" in candidates.columns:
         return "augmented copies"
     if number == TRIAL and len(config.pool.kinds) > 1:
