@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.storm, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.storm, pytest.mark.xdist_group("elastic")]  # each has a cluster of its own
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
