@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdray.config.load import load_config
-from kdray.errors import ConfigError
+from kdray.errors import ConfigError, ImageSetError
 from kdray.images.base import read_images, sources
 from kdray.pools.base import Pool, pools
 from kdray.pools.mixture import CYCLE, Part, capacity, turns, whole_shares
@@ -295,6 +295,17 @@ def test_what_is_drawn_and_how_large_has_to_be_said(name, make_config):
     del fields[name]
     with pytest.raises(ConfigError, match=rf"images\.{name} is missing"):
         make_config(images=fields)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [{"kind": "lines", "candidates": 20}, {"kind": "mixture", "of": [{"kind": "lines", "candidates": 10}, "noise"]}],
+)
+def test_no_more_images_are_drawn_than_the_pool_has(pool, make_config):
+    found = read_inputs(make_config(images=drawn(pool=pool, size=16, count=20))).images.images
+    assert len(found.flatten(1).unique(dim=0)) == 20
+    with pytest.raises(ImageSetError, match=r"images\.count: 40 images wanted, but drawn \w+ holds 2[01]"):
+        read_inputs(make_config(images=drawn(pool=pool, size=16)))
 
 
 def test_drawn_images_have_no_labels(config_file):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ROWS = 1_000_000
-"""Candidates of the pool that the images are taken from, at random by the run's seed."""
+"""Candidates of the pool that the images are taken from, at random by the run's seed; fewer of a smaller pool."""
 _SEED = 1 << 30  # of the pool: its candidates are not those of a run's own pool of the same kind
 
 
@@ -61,7 +61,7 @@ class DrawnImages(ImageSource):
         assert self.size is not None
         assert isinstance(self.pool, EndlessSection)
         none = torch.empty(0, 1 if self.colour == "grey" else 3, *self.size, dtype=torch.uint8)
-        pool = self.pool.with_size(ROWS).build(none, _SEED)
+        pool = (self.pool.with_size(ROWS) if self.pool.candidates == "auto" else self.pool).build(none, _SEED)
 
         def draw(row: int) -> "Image.Image":
             pixels = pool.render(torch.tensor([row]))[0].numpy()
@@ -69,7 +69,7 @@ class DrawnImages(ImageSource):
 
         return ImageRows(
             name=f"drawn {self.pool.kind}",
-            rows=ROWS,
+            rows=min(len(pool), ROWS),
             decode=draw,
             where=lambda row: f"image {row} of drawn {self.pool.kind}",
             no_labels="drawn images have none",
