@@ -6,10 +6,11 @@ BIN := .venv/bin
 # Compiled once, not by each process again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Made anew whenever pyproject.toml changes. torch and torchvision in one go: pip then takes a pair that fits.
+# Made anew whenever pyproject.toml changes. torch and torchvision in one go: pip then takes a pair that fits. Modules
+# are compiled when they are first imported: most never are.
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,gl,leaves,optuna,tensorboard]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev,gl,leaves,optuna,tensorboard]'
 	touch $@
 
 demo: .venv/ready

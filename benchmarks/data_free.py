@@ -2,6 +2,7 @@
 
     python benchmarks/data_free.py pools        # MNIST, LeNet-5, hard labels, each pool at random
     python benchmarks/data_free.py choice       # strategies beside random, on the best generic mixture and on lines
+    python benchmarks/data_free.py augment      # augmentations beside none, on pools drawn at random
     python benchmarks/data_free.py rates        # images a second of each pool, one thread
 
 Round 0 asks about a fifth of the budget, drawn from the pool itself. Accuracy is that on the 10,000 test images,
@@ -61,6 +62,8 @@ POOLS: dict[str, Any] = {
 }
 GENERIC = "leaves + shaders"
 STRATEGIES = ("random", "margin", "cluster-margin", "rad", "uniform")
+AUGMENTED = ("lines, light on dark", "all")
+AUGMENTATIONS = ("random", "random, affine", "random, auto")
 SHAPES = ((1, 28, 28), (3, 32, 32))
 _RENDERED, _TIMES = 2048, 5
 
@@ -68,7 +71,7 @@ _RENDERED, _TIMES = 2048, 5
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("pools", "choice", "rates"))
+    parser.add_argument("what", choices=("pools", "choice", "augment", "rates"))
     parser.add_argument("--queries", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2)
@@ -81,6 +84,8 @@ def main() -> None:
     rows = [(name, "random") for name in names]
     if options.what == "choice":
         rows = [(name, how) for name in (GENERIC, "lines") for how in STRATEGIES]
+    elif options.what == "augment":
+        rows = [(name, how) for name in AUGMENTED for how in AUGMENTATIONS]
     tasks = all_tasks(rows, options.queries, range(options.seeds))
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs("data_free_runs", one, tasks, options.at_once, folder)
@@ -101,23 +106,24 @@ def all_tasks(rows: list[tuple[str, str]], queries: int, seeds: Iterable[int]) -
     return [(name, how, queries, seed) for seed in seeds for name, how in rows]
 
 
-def one(name: str, strategy: str, queries: int, seed: int, folder: str) -> dict[str, float]:
-    """A run without images, on hard labels."""
+def one(name: str, how: str, queries: int, seed: int, folder: str) -> dict[str, float]:
+    """A run without images, on hard labels. `how` is a strategy, and perhaps the kind of an augmentation."""
     pool = json.dumps(POOLS[name])
+    strategy, _, augment = how.partition(", ")
     config = load_config(
         ROOT / "examples/mnist.yaml",
         [
             f"images={{source: drawn, pool: {pool}, count: {queries // 5}, size: 28, colour: grey}}",
             f"pool={pool}",
             f"select={{strategy: {strategy}, rounds: {1 if strategy == 'random' else 2}}}",
-            "student={model: lenet5, early: 0.1, precision: float32}",
+            f"student={{model: lenet5, early: 0.1, precision: float32, augment: {augment or 'none'}}}",
             "teacher.answers=hard",
             f"budget={{queries: {queries}, evaluation: 0}}",
             f"seed={seed}",
             "resources.trainer.threads=1",
         ],
     )
-    place = Path(folder) / f"{list(POOLS).index(name)}-{strategy}-{seed}"
+    place = Path(folder) / f"{list(POOLS).index(name)}-{how}-{seed}"
     done = run(config, RunDirectory(place), local=True)
     unseen = read_images(
         config.test.model_copy(update={"path": config.teacher.train.images.path, "rows": "50000:60000"}),

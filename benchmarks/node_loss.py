@@ -148,9 +148,9 @@ def config(case: str) -> dict[str, Any]:
             "metered": case == "billed",
         },
         "budget": {"queries": BUDGET},
-        "pool": {"search": "exhaustive", "lambdas": [0.3, 0.4, 0.5, 0.6, 0.7]},
+        "pool": {"search": "exhaustive", "lambdas": [0.5]},
         "select": {"strategy": "margin", "rounds": 2},
-        "student": {"model": "small-cnn", "epochs": 30, "batch_size": 64},
+        "student": {"model": "small-cnn", "epochs": 30, "batch_size": 64, "augment": "none"},
         "resources": {"chunk": 2048, "scoring_workers": 2, "teacher_workers": 2, "trainer": trainer},
     }
 

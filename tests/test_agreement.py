@@ -32,7 +32,8 @@ from kdray.runs.result import read_result
 from kdray.runs.run import run
 from kdray.utils.intervals import clopper_pearson
 
-SMALL = {"select": {"rounds": 1}, "pool": {"lambdas": [0.5]}, "student": {"model": "small-cnn", "epochs": 1},
+SMALL = {"select": {"rounds": 1}, "pool": {"lambdas": [0.5]},
+         "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
          "resources": {"trainer": {"threads": 1}}}  # fmt: skip
 
 

@@ -123,7 +123,8 @@ def test_auto_itself_changes_no_image():
 
 
 def spec(**changes) -> StudentSpec:
-    recipe = StudentSection(**{"epochs": 10, "batch_size": 8, "device": "cpu", "model": "small-cnn", **changes})
+    some = {"epochs": 10, "batch_size": 8, "device": "cpu", "model": "small-cnn", "augment": "none"}
+    recipe = StudentSection(**some | changes)
     return StudentSpec(card=card(), mean=[0.4], std=[0.3], recipe=recipe, seed=5, threads=1)
 
 

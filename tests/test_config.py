@@ -617,22 +617,22 @@ def test_a_minimal_config_gets_the_documented_defaults():
     assert config.pool.kind == "mixup" and len(config.pool.grid()) == 11
     assert (config.select.strategy, config.select.rounds, config.select.per_round) == ("cluster-margin", 1, None)
     assert (config.student.model, config.student.steps, config.student.early_stop) == ("lenet5", "auto", None)
+    assert config.student.augment.kind == "auto"
     assert (config.teacher.answers, config.teacher.decimals) == ("soft", None)
     assert (config.budget.evaluation, config.budget.price_per_query) == ("auto", None)
     resources = config.resources
     assert (resources.scoring_workers, resources.teacher_workers, resources.trainer.threads) == ("auto",) * 3
 
 
-def test_nothing_is_augmented_downloaded_or_free_of_charge_unless_asked():
+def test_nothing_is_downloaded_or_free_of_charge_unless_asked():
     config = parse("images={source: torchvision, name: MNIST, root: x}")
     assert config.images.download is False and config.images.split == "train"
-    assert (config.student.augment.shift, config.student.augment.flip) == (0, False)
     assert parse("teacher={kind: python, function: 'm:f', classes: 3}").teacher.metered is True
 
 
 def test_a_parsed_config_cannot_be_changed():
     config = parse()
-    for section, name in ((config, "seed"), (config.budget, "queries"), (config.student.augment, "shift")):
+    for section, name in ((config, "seed"), (config.budget, "queries"), (config.student.augment, "flip")):
         with pytest.raises(ValidationError):
             setattr(section, name, 7)
 
@@ -901,7 +901,14 @@ def test_files_that_are_not_there_are_named(tmp_path):
         ([], []),
         (["seed=0", "select.rounds=1"], []),  # what the defaults say anyway
         (["seed=4"], ["seed: 0 -> 4"]),
-        (["student.augment.shift=2"], ["student.augment.shift: 0 -> 2"]),
+        (
+            ["student.augment.shift=2"],
+            [
+                "student.augment.kind: 'auto' -> 'crop'",
+                "student.augment.flip: True -> False",
+                "student.augment.shift: None -> 2",
+            ],
+        ),
         (["budget.queries=7", "seed=1"], ["seed: 0 -> 1", "budget.queries: 1000 -> 7"]),
         (["student.loss=kl"], []),
         (["student.loss.temperature=2"], ["student.loss.temperature: 4.0 -> 2.0"]),

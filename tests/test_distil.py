@@ -190,7 +190,12 @@ def images(count: int = 12) -> np.ndarray:
 
 
 def distil(teacher: Callable, out: Path, **changes):
-    call = {"budget": 12, "classes": None, "select": {"rounds": 0}, "student": {"model": "small-cnn", "epochs": 1}}
+    call = {
+        "budget": 12,
+        "classes": None,
+        "select": {"rounds": 0},
+        "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
+    }
     call |= {"resources": {"trainer": {"threads": 1}}, "local": True, "progress": False, "images": images()}
     return kdray.distil(teacher, out=out, **(call | changes))
 
@@ -366,7 +371,7 @@ def test_an_image_for_which_the_function_gives_nan_is_set_aside(tmp_path):
 
     images = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 16, 16), np.uint8)
     options = {"classes": 2, "retry": {"tries": 3}}
-    small = {"select": {"rounds": 0}, "student": {"model": "small-cnn", "epochs": 1}, "local": True}
+    small = {"select": {"rounds": 0}, "student": {"model": "small-cnn", "epochs": 1, "augment": "none"}, "local": True}
     result = kdray.distil(
         images=images, teacher=teacher, budget=60, teacher_options=options, out=tmp_path / "run", **small
     )

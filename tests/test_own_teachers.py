@@ -181,7 +181,11 @@ def images(count: int = 40) -> np.ndarray:
 
 
 def distil(teacher: dict, tmp_path, **changes):
-    sections = {"pool": "images", "select": {"rounds": 1, "first": 20}, "student": {"model": "small-cnn", "epochs": 1}}
+    sections = {
+        "pool": "images",
+        "select": {"rounds": 1, "first": 20},
+        "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
+    }
     sections |= {"resources": {"trainer": {"threads": 1}}}
     out = tmp_path / "run"
     return kdray.distil(teacher, images(), 30, out=out, local=True, progress=False, **sections, **changes)

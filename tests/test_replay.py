@@ -38,7 +38,7 @@ class OwnLoss(CrossEntropy):
 
 
 def recipe(**fields) -> StudentSection:
-    return StudentSection(**{"steps": 6, "batch_size": 4, **fields})
+    return StudentSection(**{"steps": 6, "batch_size": 4, "augment": "none", **fields})
 
 
 def network(name="lenet5") -> nn.Module:

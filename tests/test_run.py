@@ -435,7 +435,7 @@ def test_a_teacher_that_fails_half_way_loses_nothing(tmp_path):
         "out": tmp_path / "run",
         "local": True,  # or it would join the Ray of other tests
         "progress": False,
-        "student": {"model": "small-cnn", "epochs": 1},
+        "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
     }
     call |= {"resources": {"trainer": {"threads": 1}}}
     call |= {"classes": 3, "teacher_options": {"batch_size": 8}}
@@ -461,7 +461,11 @@ def test_a_budget_lost_to_failures_ends_the_run_with_what_there_is(tmp_path):
 
     images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), dtype=np.uint8)
     call = {"teacher": teacher, "images": images, "budget": 20, "classes": 2, "out": tmp_path / "run", "local": True}
-    call |= {"progress": False, "student": {"model": "small-cnn", "epochs": 1}, "select": {"rounds": 1}}
+    call |= {
+        "progress": False,
+        "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
+        "select": {"rounds": 1},
+    }
     with pytest.raises(TeacherError, match="no answer"):
         package.distil(**call)
     result = package.distil(**call)
@@ -549,7 +553,7 @@ def test_a_run_that_set_an_image_aside_and_was_stopped_goes_on(tmp_path):
         "images": {"source": "parquet", "path": str(tmp_path / "images.parquet")},
         "teacher": {"kind": "python", "function": "x:y", "classes": 2, "batch_size": 8},
         "budget": {"queries": 60},
-        "student": {"model": "small-cnn", "epochs": 1},
+        "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
         "select": {"rounds": 1},
     }
     given = InMemoryInputs(images=ImageSet(images=torch.from_numpy(images[:, None])), function=teacher)
@@ -706,7 +710,11 @@ def test_images_that_are_set_aside_do_not_stop_a_run(tmp_path):
         return np.stack([1 - p, p], axis=1).astype(np.float32)
 
     call = {"teacher": teacher, "images": images, "budget": 100, "classes": 2, "out": tmp_path / "run", "local": True}
-    call |= {"progress": False, "student": {"model": "small-cnn", "epochs": 1}, "select": {"rounds": 1}}
+    call |= {
+        "progress": False,
+        "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
+        "select": {"rounds": 1},
+    }
     call |= {"teacher_options": {"batch_size": 16, "retry": {"backoff_s": 0.001}}}
     result = package.distil(**call)
     assert [(m.images, m.bought, m.set_aside, m.short) for m in result.history] == [(39, 44, 1, 0), (95, 56, 0, 4)]
@@ -739,7 +747,7 @@ def test_a_run_says_which_images_it_set_aside_and_stops_where_they_are_many(tmp_
         "images": {"source": "parquet", "path": str(tmp_path / "images.parquet")},
         "teacher": {"kind": "python", "function": "x:y", "classes": 2, "batch_size": 16},
         "budget": {"queries": 80},
-        "student": {"model": "small-cnn", "epochs": 1},
+        "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
         "select": {"rounds": 0},
     }
     data["teacher"]["retry"] = {"tries": 3, "backoff_s": 0.001}
@@ -783,7 +791,7 @@ def test_a_run_goes_on_after_a_round_without_a_single_answer(tmp_path):
         out=tmp_path / "run",
         local=True,
         progress=False,
-        student={"model": "small-cnn", "epochs": 1},
+        student={"model": "small-cnn", "epochs": 1, "augment": "none"},
         select={"rounds": 2},
         teacher_options={"batch_size": 16, "retry": {"max_bad_share": 1}},
     )
@@ -818,7 +826,7 @@ def test_distil_from_python(tmp_path):
         local=True,
         progress=False,
         select={"rounds": 2},
-        student={"model": "small-cnn", "epochs": 15},
+        student={"model": "small-cnn", "epochs": 15, "augment": "none"},
         resources={"trainer": {"threads": 1}},
     )
     sent = np.concatenate(asked)
@@ -830,8 +838,8 @@ def test_distil_from_python(tmp_path):
     assert isinstance(result.student, torch.nn.Module)
     again = package.distil(
         teacher=bright, images=images[..., None], budget=120, test=(test, labels), out=tmp_path / "run",
-        local=True, progress=False, select={"rounds": 2}, student={"model": "small-cnn", "epochs": 15},
-        resources={"trainer": {"threads": 1}},
+        local=True, progress=False, select={"rounds": 2},
+        student={"model": "small-cnn", "epochs": 15, "augment": "none"}, resources={"trainer": {"threads": 1}},
     )  # fmt: skip
     assert again.receipt == result.receipt and np.concatenate(asked).shape[0] == 120
     with pytest.raises(RunDirectoryError, match="another config"):

@@ -294,7 +294,7 @@ def http_config(url: str, **teacher_changes) -> dict:
         "budget": {"queries": 60, "price_per_query": 0.01},
         "pool": {"lambdas": [0.5]},
         "select": {"strategy": "random", "rounds": 1, "per_round": 8},
-        "student": {"model": "small-cnn", "epochs": 1},
+        "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
         "resources": {"trainer": {"threads": 1}},
     }  # fmt: skip
 

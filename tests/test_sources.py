@@ -183,7 +183,8 @@ def test_run_and_plan_say_what_is_left_out(tmp_path, teacher_weights):
     (tmp_path / "c.yaml").write_text(
         f"images: {{source: folder, path: '{root}'}}\n"
         f"teacher: {{kind: local, model: small-cnn, weights: {teacher_weights}}}\n"
-        "budget: {queries: 8}\nselect: {strategy: random, rounds: 0}\nstudent: {model: lenet5, epochs: 1}\n"
+        "budget: {queries: 8}\nselect: {strategy: random, rounds: 0}\n"
+        "student: {model: lenet5, epochs: 1, augment: none}\n"
     )
     told = f"images: 1 file of {root} is no image and was left out (.txt 1)"
     planned = command("plan", tmp_path / "c.yaml", env={"COLUMNS": "400"})
@@ -529,7 +530,8 @@ def test_a_run_among_names_that_are_not_utf8(latin, tmp_path, monkeypatch):
     here.write_text(
         "images: {source: folder, path: set}\ntest: {source: folder, path: set}\n"
         "teacher: {kind: local, model: lenet5, weights: w, train: {images: {source: folder, path: set}, epochs: 1}}\n"
-        "budget: {queries: 8}\nselect: {strategy: random, rounds: 0}\nstudent: {model: lenet5, epochs: 1}\n"
+        "budget: {queries: 8}\nselect: {strategy: random, rounds: 0}\n"
+        "student: {model: lenet5, epochs: 1, augment: none}\n"
     )
     sets = [f"{field}.path={latin}" for field in ("images", "test", "teacher.train.images")]
     files = [f"teacher.weights={weights}", f"ledger.path={latin / os.fsdecode(b'l%c.sqlite' % 0xE9)}"]

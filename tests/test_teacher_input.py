@@ -220,7 +220,7 @@ def picky_server(got: list[np.ndarray], keys: list[str]) -> Iterator[str]:
 
 
 SMALL = {"select": {"rounds": 1, "strategy": "rad-pairs", "m": "estimate", "estimate_queries": 5},
-         "pool": {"lambdas": [0.5]}, "student": {"model": "small-cnn", "epochs": 1},
+         "pool": {"lambdas": [0.5]}, "student": {"model": "small-cnn", "epochs": 1, "augment": "none"},
          "resources": {"trainer": {"threads": 1}}}  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def test_a_run_from_python_needs_its_function_no_more(tmp_path):
         teacher_options={"answers": "hard"},
         test=(pictures[40:], labels[40:]),
         labelled=(pictures[20:30], labels[20:30]),
-        student={"model": "small-cnn", "epochs": 1},
+        student={"model": "small-cnn", "epochs": 1, "augment": "none"},
         out=tmp_path / "run",
         local=True,
         progress=False,

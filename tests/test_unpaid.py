@@ -26,7 +26,8 @@ from kdray.utils.seeds import torch_seed
 
 
 def section(**changes) -> StudentSection:
-    return StudentSection(**{"epochs": 3, "batch_size": 4, "device": "cpu", "model": "small-cnn", **changes})
+    some = {"epochs": 3, "batch_size": 4, "device": "cpu", "model": "small-cnn", "augment": "none"}
+    return StudentSection(**some | changes)
 
 
 def spec(**changes) -> StudentSpec:

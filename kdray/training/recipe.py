@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from kdray.models.base import ModelName
 from kdray.sections.base import Device, Section
+from kdray.training.augment.auto import Auto
 from kdray.training.augment.base import Augment, augments
 from kdray.training.augment.crop import Crop
 from kdray.training.losses.base import Loss, losses, student_losses
@@ -100,6 +101,8 @@ class StudentSection(Recipe):
     layer is left out where it has another number of classes. null starts from random weights."""
     loss: Annotated[Loss, student_losses] = Field(default_factory=student_losses.default)
     """The loss: its kind alone, or a section with its kind and its other fields."""
+    augment: Annotated[Augment, augments] = Field(default_factory=Auto)
+    """How images are changed each time they are trained on: its kind alone, or a section; none: not."""
     recipe: Literal["given", "auto"] = "given"
     """auto: optimiser and learning rate are the ones with which students agree best with answers that were held out;
     the fields here are one of the choices."""
