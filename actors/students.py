@@ -15,7 +15,7 @@ from actors.training_group import TrainingGroup
 from kdray.errors import ScoringError
 from kdray.pools.base import Pool
 from kdray.sections.search import PATIENCE_S
-from kdray.training.fitting import StudentSpec, fit, with_candidates
+from kdray.training.fitting import StudentSpec, fit, with_candidates, with_start
 from kdray.training.loop import TrainResult
 
 _MAX_TRIES = 3
@@ -130,6 +130,10 @@ class RayTrainer:
     def take_candidates(self, pool: Pool) -> None:
         """See `kdray.training.base.Trainer.take_candidates`."""
         self._spec = with_candidates(self._spec, pool)
+
+    def start_from(self, student: bytes) -> None:
+        """See `kdray.training.base.Trainer.start_from`."""
+        self._spec = with_start(self._spec, student)
 
     def fit(
         self,

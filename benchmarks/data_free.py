@@ -3,12 +3,16 @@
     python benchmarks/data_free.py pools        # MNIST, LeNet-5, hard labels, each pool at random
     python benchmarks/data_free.py choice       # strategies beside random, on the best generic mixture and on lines
     python benchmarks/data_free.py augment      # augmentations beside none, on pools drawn at random
+    python benchmarks/data_free.py generator    # IDEAL: a generator that each round trains against its student
     python benchmarks/data_free.py rates        # images a second of each pool, one thread
 
-Round 0 asks about a fifth of the budget, drawn from the pool itself. Accuracy is that on the 10,000 test images,
-`unseen` that on 10,000 training images, by which kdray's defaults are decided. `entropy` is the relative entropy of
-all answers ("What Makes a Good Dataset for Knowledge Distillation?", Table 3). Each finished run is kept, and one that
-is started again goes on with those that are missing. Needs ../shared/data, and `kdray[leaves,gl]`.
+Round 0 asks about a fifth of the budget, drawn from the pool itself; IDEAL's asks nothing. Accuracy is that on the
+10,000 test images, `unseen` that on 10,000 training images, by which kdray's defaults are decided. `entropy` is the
+relative entropy of all answers ("What Makes a Good Dataset for Knowledge Distillation?", Table 3). IDEAL's released
+code asks the teacher anew in every round about all images so far; kdray never pays twice for an image, and gets the
+same answers with `replay: all`. `with_requeries` is what that code would be charged for them: B E (E + 1) / 2 for E
+rounds of B queries. Each finished run is kept, and one that is started again goes on with those that are missing.
+Needs ../shared/data, and `kdray[leaves,gl]`.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from machine import ROOT, all_runs, keep
 from scipy.stats import spearmanr
 
 from kdray.config.load import load_config
+from kdray.config.root import Config
 from kdray.images.base import read_images
 from kdray.models.checkpoint import load_student
 from kdray.models.predict import accuracy, predict
@@ -64,6 +69,31 @@ GENERIC = "leaves + shaders"
 STRATEGIES = ("random", "margin", "cluster-margin", "rad", "uniform")
 AUGMENTED = ("lines, light on dark", "all")
 AUGMENTATIONS = ("random", "random, affine", "random, auto")
+BATCH = 250
+"""IDEAL's B."""
+IDEAL: dict[str, Any] = {
+    "model": "lenet5", "start": "last", "replay": "none", "steps": 100, "batch_size": 250, "lr": 0.01,
+    "weight_decay": 0, "schedule": "constant", "augment": "none", "precision": "float32",
+}  # fmt: skip
+"""IDEAL's student: SGD, momentum 0.9, rate 0.01 (section 4.1.3); how many steps a round has is not said there."""
+REPLAY: dict[str, Any] = {"replay": "all"}
+ANEW: dict[str, Any] = REPLAY | {
+    "start": "new", "steps": "auto", "batch_size": 128, "lr": None, "weight_decay": None, "schedule": "one-cycle",
+    "early": 0.1,
+}  # fmt: skip
+GENERATORS: dict[str, dict[str, Any]] = {
+    "IDEAL": {},
+    "replay all": {"student": REPLAY},
+    "replay all, student anew": {"student": ANEW},
+    "replay all, ask_below 0.7": {"student": REPLAY, "pool": {"ask_below": 0.7}},
+    "replay all, warm start by lines": {"student": REPLAY, "warm": True},
+    "replay all, no information loss": {"student": REPLAY, "pool": {"weight": None}},
+    "replay all, no cross-entropy": {"student": REPLAY, "pool": {"cross_entropy": False}},
+    "replay all, no restart": {"student": REPLAY, "pool": {"restart": False}},
+    "replay all, noise alone": {"student": REPLAY, "pool": {"conditional": False}},
+    **{f"replay all, E_G {steps}": {"student": REPLAY, "pool": {"steps": steps}} for steps in (3, 10, 30, 50)},
+    "lines, student anew": {"student": ANEW, "pool": {"kind": "lines"}, "warm": True},
+}
 SHAPES = ((1, 28, 28), (3, 32, 32))
 _RENDERED, _TIMES = 2048, 5
 
@@ -71,7 +101,7 @@ _RENDERED, _TIMES = 2048, 5
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("pools", "choice", "augment", "rates"))
+    parser.add_argument("what", choices=("pools", "choice", "augment", "generator", "rates"))
     parser.add_argument("--queries", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2)
@@ -79,6 +109,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "rates":
         keep("data_free_rates", rates())
+        return
+    if options.what == "generator":
+        generators(options.queries, options.seeds, options.at_once, options.only)
         return
     names = [name for name in POOLS if not options.only or name in options.only]
     rows = [(name, "random") for name in names]
@@ -123,7 +156,11 @@ def one(name: str, how: str, queries: int, seed: int, folder: str) -> dict[str, 
             "resources.trainer.threads=1",
         ],
     )
-    place = Path(folder) / f"{list(POOLS).index(name)}-{how}-{seed}"
+    return figures_of(config, Path(folder) / f"{list(POOLS).index(name)}-{how}-{seed}")
+
+
+def figures_of(config: Config, place: Path) -> dict[str, float]:
+    """What a run of the config in `place` measures."""
     done = run(config, RunDirectory(place), local=True)
     unseen = read_images(
         config.test.model_copy(update={"path": config.teacher.train.images.path, "rows": "50000:60000"}),
@@ -139,6 +176,44 @@ def one(name: str, how: str, queries: int, seed: int, folder: str) -> dict[str, 
         "training_s": round(sum(metrics.seconds["train"] for metrics in done.history), 1),
         "choosing_s": round(sum(metrics.seconds["choose"] for metrics in done.history), 1),
     }
+
+
+def generators(queries: int, seeds: int, at_once: int, only: list[str] | None) -> None:
+    """Runs of IDEAL and of its variants."""
+    names = [name for name in GENERATORS if not only or name in only]
+    tasks = [(name, queries, seed) for seed in range(seeds) for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        found = all_runs("data_free_generator_runs", one_generator, tasks, at_once, folder)
+    rounds = queries // BATCH
+    figures = {name: summary([found[task] for task in tasks if task[0] == name]) for name in names}
+    kept = {"queries": queries, "runs_each": seeds, "with_requeries": BATCH * rounds * (rounds + 1) // 2}
+    if only:
+        print(json.dumps(figures, indent=2))
+    else:
+        keep(f"data_free_generator_{queries}", kept | {"variants": figures})
+
+
+def one_generator(name: str, queries: int, seed: int, folder: str) -> dict[str, float]:
+    """A run of IDEAL, on hard labels: B = 250, and E as the budget has it."""
+    changes = GENERATORS[name]
+    pool = {"kind": "generator"} | changes.get("pool", {})
+    student = IDEAL | changes.get("student", {})
+    first = queries // 5 if changes.get("warm") else 0
+    rounds = max(1, (queries - first) // BATCH)
+    config = load_config(
+        ROOT / "examples/mnist.yaml",
+        [
+            f"images={{source: drawn, pool: lines, count: {max(first, 200)}, size: 28, colour: grey}}",
+            f"pool={json.dumps(pool)}",
+            f"select={{strategy: random, first: {first}, rounds: {rounds}}}",
+            f"student={json.dumps(student)}",
+            "teacher.answers=hard",
+            f"budget={{queries: {queries}, evaluation: 0}}",
+            f"seed={seed}",
+            "resources.trainer.threads=1",
+        ],
+    )
+    return figures_of(config, Path(folder) / f"{list(GENERATORS).index(name)}-{seed}")
 
 
 def summary(results: list[dict[str, float]]) -> dict[str, Any]:

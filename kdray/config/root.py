@@ -189,6 +189,24 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _candidates_made_anew_are_not_asked_about_before(self) -> "Config":
+        if self.pool.remade and getattr(self.select, "m", None) == "estimate":
+            raise ValueError(
+                f"select.m: estimate asks about candidates before round 1 makes those of pool.kind = {self.pool.kind}; "
+                "set select.m to a share such as 0.05"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_student_goes_on_with_one_kind(self) -> "Config":
+        if self.student.start == "last" and len(self.pool.kinds) > 1:
+            raise ValueError(
+                f"student.start is last, and pool.kind {self.pool.kind} compares kinds of candidates by students of "
+                "their own; set student.start to new, or name one kind of pool"
+            )
+        return self
+
     @property
     def search(self) -> SearchSettings:
         """How the pool is searched. Of several kinds those that have settings have the same ones."""

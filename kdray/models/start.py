@@ -77,6 +77,11 @@ def start_weights(init: str, network: nn.Module, name: str) -> bytes:
     return save({key: given[key].to(value.dtype).clone().contiguous() for key, value in own.items()})
 
 
+def weights_of(model: bytes) -> bytes:
+    """The weights of a network as `start_weights` gives them, of the bytes of a file that kdray wrote."""
+    return save(_of_network(load(model)))
+
+
 def load_start(network: nn.Module, start: bytes) -> None:
     """Put what `start_weights` gave into a network of the same kind."""
     network.load_state_dict(load(start), strict=False)

@@ -31,7 +31,7 @@ class RoundMetrics:
         agreement_low, agreement_high: its 95 % interval (Clopper-Pearson), or None.
         compared: number of test images that it was measured on.
         evaluation_queries: queries on test images so far; not part of `queries`.
-        loss: mean training loss of the last epoch.
+        loss: mean training loss of the last epoch; None of a student that is not trained.
         seconds: duration of each phase: choose, query, train, evaluate.
         relative_entropy: how evenly the answers so far are spread over the classes, 0 to 1, see
             `kdray.select.balance.relative_entropy`; or None in runs of an older version.
@@ -55,7 +55,7 @@ class RoundMetrics:
     evaluation_queries: int
     estimate_queries: int
     estimate: dict[str, Any]
-    loss: float
+    loss: float | None
     seconds: dict[str, float]
     agreement_low: float | None = None
     agreement_high: float | None = None

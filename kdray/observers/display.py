@@ -15,6 +15,7 @@ from kdray.utils.text import counted, printable
 _PHASES = {
     "estimate": "estimating m",
     "compare": "comparing kinds",
+    "make": "making candidates",
     "choose": "choosing",
     "query": "asking",
     "train": "training",
@@ -23,6 +24,7 @@ _PHASES = {
 _UNITS = {
     "estimate": "images",
     "compare": "epochs",
+    "make": "steps",
     "choose": "candidates",
     "query": "images",
     "train": "epochs",

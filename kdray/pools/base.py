@@ -128,6 +128,11 @@ class PoolSection(Section):
     """Whether every candidate is made of two of the user's images. If so, the pool is a `PairPool`."""
     segments: ClassVar[bool] = False
     """Whether a group is the mixes of two images at every λ of a grid. If so, the pool is a `SegmentPool`."""
+    remade: ClassVar[bool] = False
+    """Whether each round makes the candidates anew. If so, the pool is a `kdray.pools.remade.RemadePool`, and sizes are
+    those of one round."""
+    untaught: ClassVar[bool] = False
+    """Whether candidates can be made with a student that has learnt nothing: then round 0 need not ask."""
     kind: str
 
     @property

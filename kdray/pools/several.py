@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Self
 
+from pydantic import field_validator
+
 from kdray.errors import ConfigError
 from kdray.pools.base import Pool, PoolSection, pools
 
@@ -13,6 +15,17 @@ class SeveralSection(PoolSection):
     """The section of a pool that consists of several pools."""
 
     of: list[Annotated[PoolSection, pools]]
+
+    @field_validator("of")
+    @classmethod
+    def _stay_as_they_are(cls, value: list[PoolSection]) -> list[PoolSection]:
+        for number, one in enumerate(value):
+            if one.remade:
+                raise ValueError(
+                    f"{number}: each round makes the candidates of {one.kind} anew, and other pools stay as they are; "
+                    f"name {one.kind} alone"
+                )
+        return value
 
     def recorded(self, other: PoolSection) -> PoolSection:
         """See `PoolSection`."""

@@ -18,6 +18,7 @@ from kdray.errors import ConfigError, RunDirectoryError
 from kdray.pools.base import Pool, rendered
 from kdray.pools.kinds import KindsPool
 from kdray.pools.permutation import sample_without
+from kdray.pools.remade import is_remade
 from kdray.report.captions import likeliest, made_of, what_asked
 from kdray.report.sheet import Caption, Line, Part, contact_sheet
 from kdray.runs.directory import RunDirectory
@@ -64,7 +65,10 @@ def preview_pool(config: Config, count: int) -> Preview:
         if share:
             parts.append(_part_of_pool(name, kind, drawn, ids))
     total = sum(len(part.captions) for part in parts)
-    return Preview(what=f"{total:,} of {counted(len(pool), 'candidate')}, drawn at random", parts=parts)
+    what = f"{total:,} of {counted(len(pool), 'candidate')}, drawn at random"
+    if is_remade(pool):
+        what += "; each round of a run makes its own from its student, and these are from before there is one"
+    return Preview(what=what, parts=parts)
 
 
 def _part_of_pool(name: str, pool: Pool, drawn: np.ndarray, ids: np.ndarray) -> Part:

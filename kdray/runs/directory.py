@@ -24,6 +24,7 @@ PHASES = ("choose", "query", "train", "evaluate")
 _ARTEFACTS = {
     "estimate": "estimate.json",
     "compare": "kind.json",
+    "make": "pool.safetensors",
     "choose": "candidates.parquet",
     "query": "labelled.parquet",
     "train": "student.safetensors",
@@ -78,7 +79,8 @@ class RunDirectory:
         """The first (round, phase) without its artefact, of rounds 0..`rounds`; None when all are there.
 
         Args:
-            before: the phase, an estimate or a comparison, with which the round of a number begins.
+            before: the phase with which the round of a number begins: an estimate, a comparison, or the making of its
+                candidates.
         """
         for number in range(rounds + 1):
             for phase in (*((before[number],) if before and number in before else ()), *PHASES):

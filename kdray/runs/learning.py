@@ -27,6 +27,7 @@ from kdray.runs.evaluation import Scores, score
 from kdray.runs.inputs import check_student, read_labelled, read_start, read_test, resolve
 from kdray.runs.kinds import Kinds
 from kdray.runs.pool_schedule import read_pool
+from kdray.runs.remade import Remade
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.teachers.answers import to_answers
 from kdray.training.fitting import StudentSpec, fit
@@ -243,7 +244,9 @@ def _pool(run: RunDirectory, config: Config) -> Pool:
     """The run's candidates, for students that learn from unpaid ones."""
     recorded = load_config(run.config)
     try:
-        return Kinds(run, read_pool(recorded).pool).pool
+        pool = read_pool(recorded).pool
+        remade = Remade(run, pool)
+        return remade.of_round(run.asked_rounds()[-1]) if remade else Kinds(run, pool).pool
     except KdrayError as error:
         raise ConfigError(
             f"student.unpaid needs the images of {run.path}, but {error}; set student.unpaid to null to train on "

@@ -2,42 +2,46 @@
 
 One `step()` does the first phase whose artefact is missing: choose, query, train, evaluate, round after round. Where
 RAD's m is to be estimated, round 1 begins with the estimate; where several kinds of candidates are tried, round 2 with
-their comparison. The last round may ask about augmented copies. All state is on disk, so a run that is killed and
-started again continues to the same bits.
+their comparison; where candidates follow from the student, each round makes them first. The last round may ask about
+augmented copies. All state is on disk, so a run that is killed and started again continues to the same bits.
 """
 
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdray.errors import BudgetExceeded, TeacherError
-from kdray.images import ImageSet
 from kdray.models.checkpoint import load_student
-from kdray.models.predict import predict
 from kdray.observers import RoundMetrics
-from kdray.pools.base import rendered
+from kdray.pools.base import Pool, rendered
 from kdray.pools.permutation import sample_without
 from kdray.runs.asking import Asking, namer
 from kdray.runs.context import RunContext
 from kdray.runs.copies import Copies
 from kdray.runs.directory import RunDirectory
 from kdray.runs.estimating import ESTIMATE_ROUND, Estimating
-from kdray.runs.evaluation import Scores, rows_to_ask, score
+from kdray.runs.evaluation import Scores
 from kdray.runs.kinds import TRIAL, Kinds
+from kdray.runs.measuring import measured
 from kdray.runs.metrics import round_metrics
+from kdray.runs.remade import Remade
 from kdray.runs.tables import Candidates, Labelled
-from kdray.runs.training_set import with_bought, with_true_labels
+from kdray.runs.training_set import of_one_round, with_bought, with_true_labels
 from kdray.search.requests import R, Request
 from kdray.select.balance import all_alike, imbalance, relative_entropy
 from kdray.select.base import Task, select
+from kdray.training.fitting import untrained
+from kdray.training.loop import TrainResult
 from kdray.utils.files import read_json, write_bytes, write_json
 from kdray.utils.seeds import numpy_generator, torch_seed
 from kdray.utils.stored import joined, taken
+
+_BLIND_ROUNDS = 3  # whose answers may all be the same, where the first candidates are those of a student without any
 
 
 class Rounds:
@@ -45,7 +49,7 @@ class Rounds:
 
     def __init__(self, directory: RunDirectory, run: RunContext) -> None:
         self.directory, self._run, self._inputs, self._config = directory, run, run.inputs, run.inputs.config
-        self._kinds = Kinds(directory, run.inputs.pool)
+        self._kinds, self._remade = Kinds(directory, run.inputs.pool), Remade(directory, run.inputs.pool)
         self._asking = Asking(run)
         self._estimating = Estimating(directory, run, self._asking)
         self._bought: dict[int, Labelled] = {}  # of rounds not yet gathered
@@ -73,13 +77,15 @@ class Rounds:
         number, phase = due
         self._run.observer.phase(number, phase)
         work = {"choose": self._choose, "query": self._query, "train": self._train, "evaluate": self._evaluate}
-        (work | {"estimate": self._estimate, "compare": self._compare})[phase](number)
+        (work | {"estimate": self._estimate, "compare": self._compare, "make": self._make})[phase](number)
         return True
 
     def _before(self) -> dict[int, str]:
         """The phase with which some rounds begin."""
         if self._kinds.several:
             return {TRIAL + 1: "compare"}
+        if self._remade:
+            return {number: "make" for number in range(1, self.last + 1) if not self._asks_copies(number)}
         return {} if self._inputs.estimation is None else {ESTIMATE_ROUND: "estimate"}
 
     def _estimate(self, number: int) -> None:
@@ -102,6 +108,20 @@ class Rounds:
         facts = {"seconds": time.monotonic() - begin, "choice": choice.facts(), "note": note}
         self.directory.add_phase(number, "compare", facts)
         write_json(self.directory.artefact(number, "compare"), choice.facts())
+
+    def _make(self, number: int) -> None:
+        """Make the candidates of a round from the student of the round before."""
+        self._remade.make(
+            number,
+            self._training_set(number - 1),
+            recipe=self._config.student,
+            threads=self._config.resources.trainer.thread_count,
+            observer=self._run.observer,
+        )
+
+    def _pool(self, number: int) -> Pool:
+        """What a round chooses from."""
+        return self._remade.of_round(number) if self._remade else self._kinds.pool
 
     def note(self, text: str) -> None:
         """Tell the observers of the run."""
@@ -126,6 +146,8 @@ class Rounds:
 
     def _taken(self, number: int) -> np.ndarray:
         """Candidate ids that have left the pool before a round, int64."""
+        if self._remade:
+            return np.empty(0, np.int64)
         return np.concatenate([self._chosen(number), self._estimating.sampled()])
 
     def _chosen(self, number: int) -> np.ndarray:
@@ -148,14 +170,14 @@ class Rounds:
             generator = numpy_generator(self._config.seed, "selection", number)
             candidates = self._kinds.drawn(self._inputs.schedule[number], generator)
         else:
-            pool = self._kinds.pool
+            pool = self._pool(number)
             task = Task(
                 pool=pool,
-                k=self._inputs.schedule[number],
+                k=self._wanted(number, pool),
                 taken=self._kinds.inner(self._taken(number)),
                 generator=numpy_generator(self._config.seed, "selection", number),
                 ask=partial(self._ask, number - 1),
-                known=self._known(),
+                known=self._known(number),
                 mistakes=self._estimating.mistakes(),
                 asked=self._asked(),
             )
@@ -174,6 +196,11 @@ class Rounds:
         self.directory.add_phase(number, "choose", {"seconds": time.monotonic() - begin, **schedule})
         self.directory.write_candidates(number, candidates)
 
+    def _wanted(self, number: int, pool: Pool) -> int:
+        """Candidates to choose: a pool that was made for the round may have fewer than were planned."""
+        planned = self._inputs.schedule[number]
+        return min(planned, self._config.select.capacity(pool)) if self._remade else planned
+
     def _first(self) -> np.ndarray:
         """Numbers of the images asked about in round 0, int64: all of them, or a random sample."""
         count = self._inputs.schedule[0]
@@ -182,10 +209,12 @@ class Rounds:
         generator = numpy_generator(self._config.seed, "selection", 0)
         return np.sort(sample_without(len(self._inputs.images), count, np.empty(0, np.int64), generator))
 
-    def _known(self) -> Tensor | None:
+    def _known(self, number: int) -> Tensor | None:
         """Labelled images that are no candidates, for strategies that compare features."""
         if not self._config.select.features:
             return None
+        if self._remade:
+            return next(iter(self._training_set(number - 1)), None)
         parts = [self._inputs.labelled.images] if self._inputs.labelled is not None else []
         if not self._inputs.pool.real:
             parts.append(taken(self._inputs.images.images, torch.from_numpy(self.directory.read_candidates(0).ids)))
@@ -200,7 +229,7 @@ class Rounds:
     def _ask(self, student_round: int, request: Request[R]) -> R:
         """Ask the student of an earlier round about the pool, always as it is on disk."""
         return self._run.searcher.search(
-            self._kinds.pool,
+            self._pool(student_round + 1),
             load_student(self.directory.artefact(student_round, "train")),
             request,
             seed=torch_seed(self._config.seed, "search", student_round + 1),
@@ -215,7 +244,7 @@ class Rounds:
         if self._asks_copies(number):
             images = self._copies(number).render(candidates.ids)
         elif number or self._inputs.pool.real:
-            images = rendered(self._inputs.pool, ids)
+            images = rendered(self._pool(number) if self._remade else self._inputs.pool, ids)
         else:  # the whole set needs no copy
             own = self._inputs.images.images
             images = own if len(ids) == len(own) else taken(own, ids)
@@ -277,9 +306,13 @@ class Rounds:
 
     def _train(self, number: int) -> None:
         begin = time.monotonic()
-        images, targets = self._training_set(number)
+        if not (learnt := self._learnt(number)):
+            self._keep_student(number, begin, untrained(self._inputs.spec), {"images": 0})
+            return
+        images, targets = learnt
         labels = targets.argmax(dim=1)
-        if number < self.last and all_alike(targets):
+        blind = _BLIND_ROUNDS if self._config.pool.untaught else 0
+        if blind <= number < self.last and all_alike(self._training_set(number)[1]):
             names = self._inputs.classes or range(targets.shape[1])
             raise TeacherError(
                 f"all {len(targets):,} answers so far are the same, class {names[int(labels[0])]}; a student "
@@ -289,8 +322,10 @@ class Rounds:
         if told := imbalance(labels, targets.shape[1]):
             self._run.observer.note(told)
         unfinished = self.directory.training(number)
-        self._run.trainer.take_candidates(self._kinds.pool)
-        data, result = self._run.trainer.fit(
+        self._run.trainer.take_candidates(self._pool(number))
+        if number and self._config.student.start == "last":
+            self._run.trainer.start_from(self.directory.artefact(number - 1, "train").read_bytes())
+        student = self._run.trainer.fit(
             images,
             targets,
             number,
@@ -299,20 +334,34 @@ class Rounds:
             last=unfinished.read_bytes() if unfinished.exists() else None,
             on_state=lambda state: write_bytes(unfinished, state),
         )
+        facts = {"images": len(images), "relative_entropy": relative_entropy(labels, targets.shape[1])}
+        self._keep_student(number, begin, student, facts)
+        unfinished.unlink(missing_ok=True)
+
+    def _keep_student(
+        self, number: int, begin: float, student: tuple[bytes, TrainResult], facts: dict[str, Any]
+    ) -> None:
+        data, result = student
         for note in result.notes():
             self._run.observer.note(note)
-        facts = {"seconds": time.monotonic() - begin, "losses": result.losses, "images": len(images)}
+        facts |= {"seconds": time.monotonic() - begin, "losses": result.losses}
         facts["training"] = {
             "steps": result.steps,
             "diverged": result.diverged,
             "choices": {name: choice.facts() for name, choice in result.choices.items()},
             "notes": result.notes(),
         }
-        facts["relative_entropy"] = relative_entropy(labels, targets.shape[1])
         facts |= {"holdout_losses": result.holdout_losses, "best_epoch": result.best_epoch}
         self.directory.add_phase(number, "train", facts)
         write_bytes(self.directory.artefact(number, "train"), data)
-        unfinished.unlink(missing_ok=True)
+
+    def _learnt(self, number: int) -> list[Tensor]:
+        """Images and targets that the student of a round is trained on; nothing where there are none."""
+        if self._config.student.replay == "all":
+            return self._training_set(number)
+        given = 0 if self._inputs.labelled is None else len(self._inputs.labelled)
+        before = next(map(len, self._training_set(number - 1)), 0)
+        return of_one_round(self._training_set(number), given, before)
 
     def _training_set(self, number: int) -> list[Tensor]:
         """Images and targets of all rounds up to this one. Each round is added once, so all are held once."""
@@ -327,7 +376,7 @@ class Rounds:
         begin = time.monotonic()
         path = self.directory.artefact(number, "train")
         test = self._inputs.test
-        scores = Scores() if test is None else self._measure(path, test, number)
+        scores = Scores() if test is None else measured(self._run, self._asking, path, test, number)
         write_bytes(self.directory.student, path.read_bytes())
         metrics = round_metrics(
             self.directory,
@@ -338,24 +387,3 @@ class Rounds:
         )
         write_json(self.directory.artefact(number, "evaluate"), metrics.to_json())
         self._run.observer.round_done(metrics)
-
-    def _measure(self, student: Path, test: ImageSet, number: int) -> Scores:
-        """The student on the test images, and beside the teacher on those that the teacher answers within the cap."""
-        rows = rows_to_ask(len(test), self._run.evaluation_queries, self._config.seed)
-        asked = rows.numpy()
-        if test.labels is None:  # the other images say nothing
-            if len(rows) == 0:
-                return Scores()
-            test, rows = ImageSet(images=taken(test.images, rows)), torch.arange(len(rows))
-        threads = self._config.resources.trainer.thread_count
-        predictions = predict(load_student(student), test.images, threads=threads).argmax(dim=1)
-        nothing = torch.empty(0, dtype=torch.int64)
-        if len(rows) == 0:
-            return score(predictions, test.labels, nothing, nothing)
-        try:
-            images = test.images if len(rows) == len(test) else taken(test.images, rows)
-            bought = self._asking.buy(images, number, "evaluation", namer("image {} of test", asked))
-        except TeacherError as error:
-            self._run.observer.note(f"the teacher could not be measured: {error}")
-            return score(predictions, test.labels, nothing, nothing)
-        return score(predictions, test.labels, rows[bought.positions], bought.answers.labels)

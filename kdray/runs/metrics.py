@@ -5,7 +5,7 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores
 from kdray.utils.files import read_json
 
-_BEFORE = ("estimate", "compare")  # phases with which some rounds begin; what they take is part of choosing
+_BEFORE = ("estimate", "compare", "make")  # phases with which some rounds begin; what they take is part of choosing
 
 
 def round_metrics(
@@ -48,7 +48,7 @@ def round_metrics(
         evaluation_queries=evaluation_queries,
         estimate_queries=sum(phases.get("estimate", {}).get("charged", 0) for phases in earlier),
         estimate=read_json(estimate) if estimate.exists() else {},
-        loss=facts["train"]["losses"][-1],
+        loss=next(reversed(facts["train"]["losses"]), None),
         seconds=seconds | {"evaluate": evaluate_s},
         relative_entropy=facts["train"].get("relative_entropy"),
         training=training,

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from kdray.config.root import Config
 from kdray.models.classifier import build_model, pixel_statistics
+from kdray.pools.remade import Basis, is_remade
 from kdray.runs.backend import forward_options
 from kdray.runs.evaluation import queries_allowed, unlabelled_note
 from kdray.runs.inputs import Data, read_data, resolve
@@ -17,6 +18,8 @@ from kdray.runs.pool_schedule import PoolSchedule
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
 from kdray.training.workload import Training, seconds_of, workload
+from kdray.utils.devices import cpu_threads, resolve_device
+from kdray.utils.lazy import torch
 from kdray.utils.text import counted
 
 PROBE_S = 2.0  # of scoring
@@ -133,6 +136,8 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     given = 0 if data.labelled is None else len(data.labelled)
     sampled = pooled.estimate if config.validation is None else 0  # these the student learns as well
     bought = [given + bought + sampled * (number > 0) for number, bought in enumerate(accumulate(schedule))]
+    if config.student.replay == "none":
+        bought = [given + queries for queries in schedule]
     tried = (len(pooled.kinds), given + schedule[0] * 2 // 3 + schedule[1] // len(pooled.kinds)) if trial else None
     trainings = workload(config.student, bought, images.image_shape, tried)
     return Plan(
@@ -165,7 +170,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         driver_bytes=max(strategy.driver_bytes(kind, max(later, default=0)) for kind in pooled.kinds),
         held=strategy.held,
         note=note,
-        notes=tuple(data.notes()),
+        notes=(*data.notes(), *_making(config, pooled, classes)),
         grid=pool.linear,
         trainings=tuple(trainings),
         training_s=seconds_of(
@@ -211,6 +216,31 @@ def _probe(config: Config, pooled: PoolSchedule, classes: int, seconds: float) -
     model = build_model(config.student.model, shape, classes, seed=config.seed, mean=mean, std=std)
     with one_thread():
         return probe(pooled.kinds[0], model, seconds, time.monotonic, options=forward_options(config))
+
+
+def _making(config: Config, pooled: PoolSchedule, classes: int) -> list[str]:
+    """What to say of candidates that each round makes anew."""
+    pool, rounds = pooled.pool, len(pooled.chosen)
+    if not rounds or not is_remade(pool):
+        return []
+    text = f"each of {counted(rounds, 'round')} makes its own candidates (pool.kind: {config.pool.kind})"
+    if not config.pool.untaught:
+        return [f"{text}; how long that takes depends on the answers"]
+    shape = pooled.images.image_shape
+    mean, std = pixel_statistics(pooled.images.images)
+    student = build_model(config.student.model, shape, classes, seed=config.seed, mean=mean, std=std)
+    basis = Basis(
+        number=1,
+        student=student.eval().requires_grad_(False),
+        images=pooled.images.images[:0],
+        targets=torch.empty(0, classes),
+        device=resolve_device(config.student.device, "student.device"),
+    )
+    with cpu_threads(config.resources.trainer.thread_count):
+        begin = time.monotonic()
+        pool.make(basis)
+        each = time.monotonic() - begin
+    return [f"{text}: about {_time(each * rounds)} here in all, beside scoring and training"]
 
 
 def plan_lines(plan: Plan) -> list[tuple[str, str]]:

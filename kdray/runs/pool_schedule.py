@@ -8,6 +8,7 @@ from kdray.errors import ConfigError
 from kdray.images import ImageSet, read_images
 from kdray.pools.base import Pool, PoolSection
 from kdray.pools.kinds import KindsPool
+from kdray.pools.remade import EACH
 from kdray.training.choice import FOLDS
 from kdray.utils.seeds import numpy_generator
 
@@ -61,7 +62,8 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
             f"pool.kind: auto compares kinds of candidates by answers about the images of round 0, and that asks about "
             f"{queries[0]:,}; set select.first to {FOLDS} or more, or name one kind of pool"
         )
-    section, reason = config.pool.sized(len(images), sum(queries[1:]))
+    looks = _looked_at(config, queries) if resolved.remade else sum(queries[1:])
+    section, reason = config.pool.sized(len(images), looks)
     if section is not config.pool:
         pool = section.build(images.images, config.seed)
     kinds: tuple[Pool, ...] = (pool,)
@@ -73,13 +75,14 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         most = _most_queries(config, pool, kinds)
         smallest = min(range(len(kinds)), key=lambda number: strategy.capacity(kinds[number]))
         more = config.pool.kinds[smallest].enlarged(len(images))
+        when = "in a round" if resolved.remade else "after round 0"
         raise ConfigError(
-            f"budget.queries: {wanted:,} candidates are to be chosen after round 0, but the pool over "
+            f"budget.queries: {wanted:,} candidates are to be chosen {when}, but the pool over "
             f"{len(images):,} images has only {max(0, room):,} for {strategy.strategy}; "
             + (f"lower budget.queries to {most:,} or {more}" if most else more)
         )
     for kind in kinds:
-        strategy.check_size(kind, queries, room - sum(queries[1:-1]))
+        strategy.check_size(kind, queries, room if resolved.remade else room - sum(queries[1:-1]))
     count = strategy.queries_for_estimate(queries[1]) if len(queries) > 1 else 0
     if count > pool.num_groups and config.validation is None:
         raise ConfigError(
@@ -124,9 +127,17 @@ def _divided(config: Config, pool: Pool, budget: int) -> tuple[list[int], int, i
 
 
 def _wanted(config: Config, queries: list[int]) -> int:
-    """Candidates that the rounds that choose take from the pool: not what an estimate asks about other images."""
+    """Candidates that the rounds that choose take from the pool: not what an estimate asks about other images. Of a
+    pool that each round makes anew, the most that a round takes."""
+    if config.pool.remade:
+        return max(queries[1:], default=0)
     others = config.select.queries_for_estimate(queries[1]) if len(queries) > 1 and config.validation else 0
     return sum(queries[1:]) - others
+
+
+def _looked_at(config: Config, queries: list[int]) -> int:
+    """Candidates that a round needs, where each makes its own."""
+    return _wanted(config, queries) * (EACH if config.select.asks else 1)
 
 
 def _room(config: Config, kinds: tuple[Pool, ...], start: int, trial: int) -> int:

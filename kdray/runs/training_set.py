@@ -17,6 +17,13 @@ def with_true_labels(given: ImageSet | None, num_classes: int) -> list[Tensor]:
     return [given.images, F.one_hot(given.true_labels, num_classes).to(torch.float32)]
 
 
+def of_one_round(held: list[Tensor], given: int, before: int) -> list[Tensor]:
+    """Of `held`, images and targets as above, the first `given` rows and those from row `before` on."""
+    if before == given:
+        return held
+    return [joined([part[:given], part[before:]]) if given else part[before:] for part in held]
+
+
 def with_bought(held: list[Tensor], part: Labelled, top: int | None) -> list[Tensor]:
     """`held`, images and targets as above, with those of `part` behind them.
 

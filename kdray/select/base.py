@@ -223,7 +223,7 @@ class Strategy(Section):
         Raises:
             ValueError: the message names the field and says what to do.
         """
-        if self.first == 0 and not labelled:
+        if self.first == 0 and not labelled and (not pool.untaught or self.rounds == 0):
             raise ValueError("select.first: 0 leaves nothing to train on in round 0; raise it, or give labelled images")
 
     def check_size(self, pool: Pool, queries: list[int], left: int) -> None:

@@ -17,6 +17,10 @@ class Trainer(Protocol):
         """Students to come learn from unpaid candidates of this pool, if their recipe has any."""
         ...
 
+    def start_from(self, student: bytes) -> None:
+        """Students to come start from the weights of this one: the bytes of its file."""
+        ...
+
     def fit(
         self,
         images: "Tensor",

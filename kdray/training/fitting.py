@@ -11,7 +11,7 @@ from torch import Tensor
 from kdray.errors import TrainingError
 from kdray.models.checkpoint import ModelCard, model_bytes
 from kdray.models.classifier import ImageClassifier, build_model
-from kdray.models.start import load_start
+from kdray.models.start import load_start, weights_of
 from kdray.pools.base import Pool, placed
 from kdray.training.augment.auto import Auto
 from kdray.training.augment.none import Nothing
@@ -55,6 +55,21 @@ class StudentSpec:
 def with_candidates(spec: StudentSpec, pool: Pool) -> StudentSpec:
     """The same student, with candidates of this pool if its recipe has `unpaid`."""
     return spec if spec.pool is None else replace(spec, pool=pool)
+
+
+def with_start(spec: StudentSpec, student: bytes) -> StudentSpec:
+    """The same student, which starts from the weights of one whose file has these bytes."""
+    return replace(spec, start=weights_of(student))
+
+
+def untrained(spec: StudentSpec) -> tuple[bytes, TrainResult]:
+    """The file of a student before training, as `fit` gives it: for a round 0 that asks nothing."""
+    model = build_model(
+        spec.card.model, spec.card.image_shape, spec.card.num_classes, seed=spec.seed, mean=spec.mean, std=spec.std
+    )
+    if spec.start is not None:
+        load_start(model.network, spec.start)
+    return model_bytes(model.eval(), spec.card), TrainResult()
 
 
 def smallest_batch(spec: StudentSpec, count: int, *, final: bool = True) -> int:

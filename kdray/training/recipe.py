@@ -89,7 +89,7 @@ class Recipe(Section):
 
 
 class StudentSection(Recipe):
-    """The student, trained anew each round on all that has been bought."""
+    """The student, trained each round, by default anew and on all that has been bought."""
 
     path_fields: ClassVar[tuple[str, ...]] = ("init",)
 
@@ -99,6 +99,12 @@ class StudentSection(Recipe):
     init: str | None = None
     """A file of weights that each round's student starts from: safetensors, or a torch state dict (.pt, .pth). Its last
     layer is left out where it has another number of classes. null starts from random weights."""
+    start: Literal["new", "last"] = "new"
+    """What each round's student starts from. new: fresh weights, or those of `init`. last: the student of the round
+    before, so that one student is trained further and further (IDEAL)."""
+    replay: Literal["all", "none"] = "all"
+    """What each round's student is trained on. all: all that has been bought, with the answers that were paid for once.
+    none: what that round has bought, and `labelled`; `start` must then be last."""
     loss: Annotated[Loss, student_losses] = Field(default_factory=student_losses.default)
     """The loss: its kind alone, or a section with its kind and its other fields."""
     augment: Annotated[Augment, augments] = Field(default_factory=Auto)
@@ -123,6 +129,27 @@ class StudentSection(Recipe):
                 f"labels is requery, which asks about augmented copies, but augment is {self.augment.kind}"
                 f"{'' if self.augment.changes else ', which changes nothing'}; name an augmentation such as affine, or "
                 "set labels to reuse"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_student_goes_on(self) -> "StudentSection":
+        if self.replay == "none" and self.start != "last":
+            raise ValueError(
+                "replay is none, and a student that starts anew would learn nothing of earlier rounds; set start to "
+                "last, or replay to all"
+            )
+        if self.start != "last":
+            return self
+        others = {
+            "recipe is auto": self.recipe == "auto",
+            "augment is auto": self.augment.kind == "auto",
+            "unpaid is set": self.unpaid is not None,
+        }
+        if first := next((name for name, there in others.items() if there), None):
+            raise ValueError(
+                f"start is last, and {first}, which trains other students beside this one from the start; set start to "
+                f"new, or {first.split()[0]} to {'null' if first.endswith('set') else 'one of its kinds'}"
             )
         return self
 

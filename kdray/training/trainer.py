@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from kdray.pools.base import Pool
-from kdray.training.fitting import OnEpoch, StudentSpec, fit, with_candidates
+from kdray.training.fitting import OnEpoch, StudentSpec, fit, with_candidates, with_start
 from kdray.training.loop import TrainResult
 
 
@@ -18,6 +18,10 @@ class LocalTrainer:
     def take_candidates(self, pool: Pool) -> None:
         """See `kdray.training.base.Trainer.take_candidates`."""
         self._spec = with_candidates(self._spec, pool)
+
+    def start_from(self, student: bytes) -> None:
+        """See `kdray.training.base.Trainer.start_from`."""
+        self._spec = with_start(self._spec, student)
 
     def fit(
         self,

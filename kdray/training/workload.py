@@ -41,7 +41,7 @@ def workload(
     """All trainings of a run.
 
     Args:
-        answers: images that have been bought by the end of each round.
+        answers: images that the student of each round learns from.
         image_shape: (C, H, W).
         tried: kinds of candidates that are compared, and images that a student of the comparison learns from.
     """
@@ -63,6 +63,8 @@ def workload(
 
 
 def _training(model: str, number: int, recipe: Recipe, count: int) -> Training:
+    if count == 0:
+        return Training(model, number, 0, 0)
     planned = length(recipe, count)
     return Training(model, number, planned.steps, -(-count // (len(planned.edges) - 1)))
 
