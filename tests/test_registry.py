@@ -18,6 +18,7 @@ from kdray.errors import ConfigError
 from kdray.ledger.store import Ledger
 from kdray.pools.base import PoolSection, pools
 from kdray.pools.blended import PairsSection
+from kdray.pools.boundary import BoundarySection
 from kdray.pools.generator import GeneratorSection
 from kdray.pools.images import ImagesSection
 from kdray.pools.kinds import AutoSection
@@ -112,7 +113,8 @@ def test_the_parts_that_come_with_kdray_go_by_name_the_default_first():
         "unixkd", "vanilla",
     ]  # fmt: skip
     assert pools.parts() == {
-        "mixup": MixupSection, "auto": AutoSection, "crops": CropsSection, "generator": GeneratorSection,
+        "mixup": MixupSection, "auto": AutoSection, "boundary": BoundarySection, "crops": CropsSection,
+        "generator": GeneratorSection,
         "images": ImagesSection,
         "leaves": LeavesSection, "lines": LinesSection, "mixture": MixtureSection,
         "noise": NoiseSection, "pairs": PairsSection, "shaders": ShadersSection, "spectrum": SpectrumSection,
@@ -155,8 +157,10 @@ def test_an_unknown_name_is_told_all_names_and_the_nearest(name, near):
 def test_what_is_no_section_is_refused():
     assert refusal(pool=5) == "pool: input should be a mapping, got 5"
     assert refusal(pool=["mixup"]) == "pool: input should be a mapping, got ['mixup']"
-    known = "'mixup', 'auto', 'crops', 'generator', 'images', 'leaves', 'lines', 'mixture', 'noise', 'pairs', "
-    known += "'shaders', 'spectrum'"
+    known = (
+        "'mixup', 'auto', 'boundary', 'crops', 'generator', 'images', 'leaves', 'lines', 'mixture', 'noise', 'pairs', "
+        "'shaders', 'spectrum'"
+    )
     assert refusal(pool="cutmix") == f"pool.kind: 'cutmix' is not one of {known}, nor module:object"
 
 

@@ -3,7 +3,9 @@
 The section of a part is defined beside the part. Sections that belong to no single part are defined here.
 """
 
-from typing import Annotated, ClassVar, Literal
+import contextlib
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +17,7 @@ from kdray.sections.base import Section, Threads
 from kdray.sections.search import PATIENCE_S, SearchSettings
 from kdray.select.base import Strategy, strategies
 from kdray.teachers.base import TeacherSection, teachers
+from kdray.teachers.local import LocalTeacherConfig
 from kdray.training.recipe import StudentSection
 
 
@@ -127,6 +130,19 @@ class Config(Section):
     resources: ResourcesSection = ResourcesSection()
     """The resources that Ray may use."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_scored_where_all_is_taken(cls, data: Any) -> Any:
+        # Written into the config, as the default strategy makes forward passes.
+        if not isinstance(data, Mapping) or not isinstance(given := data.get("select", {}), Mapping):
+            return data
+        pool = data.get("pool", {})
+        with contextlib.suppress(LookupError):  # the field itself says what is wrong
+            exact = pool.exact if isinstance(pool, PoolSection) else pools.named(pool).exact
+            if exact and "strategy" not in given:
+                return {**data, "select": {**given, "strategy": "random"}}
+        return data
+
     @model_validator(mode="after")
     def _rounds_have_queries(self) -> "Config":
         schedule = self.select.schedule
@@ -204,6 +220,30 @@ class Config(Section):
             raise ValueError(
                 f"student.start is last, and pool.kind {self.pool.kind} compares kinds of candidates by students of "
                 "their own; set student.start to new, or name one kind of pool"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_that_are_all_taken_are_not_scored(self) -> "Config":
+        if not self.pool.exact:
+            return self
+        what = f"each round takes all candidates that pool.kind = {self.pool.kind} makes"
+        if self.select.asks:
+            raise ValueError(f"select.strategy: {self.select.strategy} has nothing to choose: {what}; set it to random")
+        if self.student.unpaid is not None:
+            raise ValueError(f"student.unpaid: {what}, and none is left that is unpaid; set it to null")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_local_teacher_is_looked_into(self) -> "Config":
+        if not self.pool.white_box:
+            return self
+        local = isinstance(self.teacher, LocalTeacherConfig) and self.teacher.model is not None
+        if not local or self.teacher.input.size is not None or self.teacher.input.colour is not None:
+            raise ValueError(
+                "pool.gradients: teacher needs teacher.kind = local with a network by name (teacher.model), and images "
+                "as the student sees them (no teacher.input.size or colour); change these, or set pool.gradients to "
+                "student"
             )
         return self
 

@@ -61,18 +61,23 @@ def ifgsm(model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: i
     return moved
 
 
-def _ascent(model: nn.Module, moved: Tensor, labels: Tensor) -> Tensor:
-    """Sign of the gradient of each image's cross entropy with respect to its pixels.
+def surplus(logits: Tensor, labels: Tensor) -> Tensor:
+    """z = logsumexp of the other logits - logit of the label: of logits float [B, K] and labels int64 [B], float [B].
 
-    It is taken of z = logsumexp of the other logits - logit of the label. Cross entropy is log(1 + exp(z)) and grows
-    with z, so the signs are the same. But its own gradient vanishes in float32 where a network is very sure, and such a
-    network would count as robust. Students of rescaled logits are of that kind: nothing limits their scale.
+    Cross entropy is log(1 + exp(z)) and grows with z, so both have gradients of one direction. But that of cross
+    entropy vanishes in float32 where a network is very sure, and such a network would count as robust. Students of
+    rescaled logits are of that kind: nothing limits their scale.
     """
+    label = labels[:, None].clone()
+    others = logits.scatter(1, label, -torch.inf).logsumexp(dim=1)
+    return others - logits.gather(1, label)[:, 0]
+
+
+def _ascent(model: nn.Module, moved: Tensor, labels: Tensor) -> Tensor:
+    """Sign of the gradient of each image's cross entropy with respect to its pixels."""
     with torch.inference_mode(False), torch.enable_grad():
-        moved, label = moved.detach().clone().requires_grad_(), labels[:, None].clone()
-        logits = model(255.0 * moved).float()
-        others = logits.scatter(1, label, -torch.inf).logsumexp(dim=1)
-        (gradient,) = torch.autograd.grad((others - logits.gather(1, label)[:, 0]).sum(), moved)
+        moved = moved.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(surplus(model(255.0 * moved).float(), labels).sum(), moved)
     return gradient.sign()
 
 

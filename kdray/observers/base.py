@@ -37,6 +37,7 @@ class RoundMetrics:
             `kdray.select.balance.relative_entropy`; or None in runs of an older version.
         training: steps; diverged, the step whose loss was not finite, or None; choices, what was chosen by agreement
             with held-out answers; notes, all that in words.
+        boundaries: of a pool of boundary pairs, how many the teacher confirms, see `kdray.runs.confirmed`.
     """
 
     round: int
@@ -63,6 +64,7 @@ class RoundMetrics:
     repeated: int = 0
     relative_entropy: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    boundaries: dict[str, Any] = field(default_factory=dict)
 
     @property
     def paid(self) -> int:

@@ -133,12 +133,19 @@ class PoolSection(Section):
     those of one round."""
     untaught: ClassVar[bool] = False
     """Whether candidates can be made with a student that has learnt nothing: then round 0 need not ask."""
+    exact: ClassVar[bool] = False
+    """Whether each round makes as many candidates as it asks about, and leaves a strategy nothing to choose."""
     kind: str
 
     @property
     def complete(self) -> bool:
         """Whether the pool holds every group, not a sample of groups."""
         return True
+
+    @property
+    def white_box(self) -> bool:
+        """Whether candidates are made with the teacher's own network."""
+        return False
 
     @property
     def kinds(self) -> tuple[PoolSection, ...]:

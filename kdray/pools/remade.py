@@ -34,6 +34,9 @@ class Basis:
         targets: their answers as probabilities, float32 [N, K].
         last: what `make` gave in the round before; None in round 1.
         device: to work on.
+        count: candidates that the round asks about.
+        teacher: the teacher's network, as `student` but wherever it is, for a pool that may look into it
+            (`kdray.pools.base.PoolSection.white_box`); else None.
         on_progress: called with (steps done, steps in all).
     """
 
@@ -43,6 +46,8 @@ class Basis:
     targets: Tensor
     last: Mapping[str, Tensor] | None = None
     device: torch.device
+    count: int = 0
+    teacher: nn.Module | None = None
     on_progress: Callable[[int, int], None] = lambda done, of: None
 
 

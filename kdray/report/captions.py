@@ -18,6 +18,8 @@ def what_asked(candidates: Candidates, config: Config, number: int) -> str:
         return "augmented copies"
     if number == TRIAL and len(config.pool.kinds) > 1:
         return "all kinds, at random"
+    if config.pool.exact:
+        return "all that was made"
     return config.select.strategy
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdray.config.root import Config
 from kdray.errors import ConfigError, ImageSetError, ModelError, TeacherError
@@ -26,6 +26,7 @@ from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http.secrets import Secrets
+from kdray.teachers.local import LocalTeacher
 from kdray.training.augment import check_augment
 from kdray.training.fitting import StudentSpec
 from kdray.training.losses.base import check_loss
@@ -33,6 +34,9 @@ from kdray.training.recipe import StudentSection
 from kdray.utils.devices import auto_threads, resolve_device
 from kdray.utils.lazy import torch
 from kdray.utils.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,11 @@ class Inputs:
     build: Callable[[], Teacher]
     teacher: Teacher
     classes: tuple[str, ...] | None
+
+    @property
+    def white_box(self) -> "nn.Module | None":
+        """The teacher's network, where the config lets the pool look into it."""
+        return self.teacher.network if self.config.pool.white_box and isinstance(self.teacher, LocalTeacher) else None
 
 
 @dataclass(frozen=True, kw_only=True)

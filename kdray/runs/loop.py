@@ -21,6 +21,7 @@ from kdray.observers import RoundMetrics
 from kdray.pools.base import Pool, rendered
 from kdray.pools.permutation import sample_without
 from kdray.runs.asking import Asking, namer
+from kdray.runs.confirmed import confirmed, confirmed_note
 from kdray.runs.context import RunContext
 from kdray.runs.copies import Copies
 from kdray.runs.directory import RunDirectory
@@ -117,6 +118,8 @@ class Rounds:
             recipe=self._config.student,
             threads=self._config.resources.trainer.thread_count,
             observer=self._run.observer,
+            count=self._inputs.schedule[number],
+            teacher=self._inputs.white_box,
         )
 
     def _pool(self, number: int) -> Pool:
@@ -169,6 +172,10 @@ class Rounds:
         elif self._kinds.on_trial(number):
             generator = numpy_generator(self._config.seed, "selection", number)
             candidates = self._kinds.drawn(self._inputs.schedule[number], generator)
+        elif self._config.pool.exact:
+            ids, pool = np.arange(self._inputs.schedule[number]), self._pool(number)
+            columns = pool.describe(torch.from_numpy(ids))
+            candidates = Candidates(ids=ids, scores=None, source=pool.source, columns=columns)
         else:
             pool = self._pool(number)
             task = Task(
@@ -279,7 +286,9 @@ class Rounds:
         )
         facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
         facts |= {"repeated": repeated, "short": bought.short, "set_aside": len(bought.set_aside)}
-        self.directory.add_phase(number, "query", facts)
+        if boundaries := confirmed(candidates.columns, rows, bought.answers.labels):
+            self._run.observer.note(confirmed_note(boundaries))
+        self.directory.add_phase(number, "query", {**facts, "boundaries": boundaries})
         self.directory.write_labelled(number, labelled, self._inputs.classes)
         self._bought[number] = labelled
 

@@ -52,4 +52,5 @@ def round_metrics(
         seconds=seconds | {"evaluate": evaluate_s},
         relative_entropy=facts["train"].get("relative_entropy"),
         training=training,
+        boundaries=facts["query"].get("boundaries", {}),
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdray.models.checkpoint import load_student, read_tensors
 from kdray.observers import Observer
@@ -41,6 +41,8 @@ class Remade:
         recipe: Recipe,
         threads: int,
         observer: Observer,
+        count: int,
+        teacher: nn.Module | None,
     ) -> None:
         """Make the candidates of a round, and keep what they follow from as rounds/NNN/pool.safetensors.
 
@@ -49,6 +51,7 @@ class Remade:
             learnt: images and targets that have been bought before it; empty where there are none.
             recipe: the student's, for its device.
             threads: CPU threads; the last bits depend on them.
+            count, teacher: see `Basis`.
         """
         assert self._pool is not None, "see `__bool__`"
         begin = time.monotonic()
@@ -64,6 +67,8 @@ class Remade:
                     targets=targets,
                     last=read_tensors(before) if before.exists() else None,
                     device=resolve_device(recipe.device, "student.device"),
+                    count=count,
+                    teacher=teacher,
                     on_progress=observer.progress,
                 )
             )

@@ -295,6 +295,11 @@ class LocalTeacher:
         self._device = resolve_device(device, "teacher.device")
         self._model = model.to(self._device)
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """The model itself, for a user who lets it be looked into."""
+        return self._model
+
     def answer(self, images: Tensor) -> Answers:
         """Answers to uint8 images [B, C, H, W].
 

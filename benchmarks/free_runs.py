@@ -1,0 +1,177 @@
+"""The runs without images that data_free.py compares: MNIST, LeNet-5 to LeNet-5, hard labels, one thread."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from machine import ROOT
+
+from kdray.config.load import load_config
+from kdray.config.root import Config
+from kdray.images.base import read_images
+from kdray.models.checkpoint import load_student
+from kdray.models.predict import accuracy, predict
+from kdray.runs.directory import RunDirectory
+from kdray.runs.learning import learn
+from kdray.runs.result import Result
+from kdray.runs.run import run
+from kdray.utils.seeds import numpy_generator
+
+PHOTOGRAPHS = {"kind": "crops", "images": {"source": "parquet", "path": "../shared/data/natural.parquet"}}
+LARGE = {"kind": "leaves", "radii": [0.1, 1]}
+STROKES = {"kind": "lines", "colours": "light-on-dark"}
+BRIGHT = {"kind": "fractals", "colours": "light-on-dark"}
+
+
+def mixed(*of: Any, shares: list[float] | None = None) -> dict[str, Any]:
+    """A mixture."""
+    return {"kind": "mixture", "of": list(of), "shares": shares}
+
+
+POOLS: dict[str, Any] = {
+    "noise": "noise",
+    "spectrum": "spectrum",
+    "leaves": "leaves",
+    "leaves, large": LARGE,
+    "leaves, textured": LARGE | {"textures": ["plain", "gradient", "stripes", "grain"]},
+    "fractals": "fractals",
+    "fractals, light on dark": BRIGHT,
+    "shaders": "shaders",
+    "photographs": PHOTOGRAPHS,
+    "leaves + spectrum": mixed(LARGE, "spectrum"),
+    "leaves + shaders": mixed(LARGE, "shaders"),
+    "leaves + shaders + spectrum": mixed(LARGE, "shaders", "spectrum"),
+    "lines": "lines",
+    "lines, light on dark": STROKES,
+    "lines + leaves": mixed("lines", LARGE),
+    "lines + shaders": mixed("lines", "shaders"),
+    "all": mixed("lines", STROKES, LARGE, "shaders", "spectrum"),
+}
+MOVED = {
+    f"{of}; {how}": {"kind": "boundary", "of": POOLS[of], **fields}
+    for of in ("photographs", "leaves, large")
+    for how, fields in {
+        "boundary pairs": {},
+        "half boundary pairs": {"share": 0.5},
+        "boundary pairs, teacher's gradients": {"gradients": "teacher"},
+    }.items()
+}
+STUDENT = {"model": "lenet5", "early": 0.1, "precision": "float32", "augment": "none"}
+TRAININGS = ("none", "equal", "replicate")
+"""Values of student.balance."""
+BATCH = 250
+"""IDEAL's B."""
+IDEAL: dict[str, Any] = {
+    "model": "lenet5", "start": "last", "replay": "none", "steps": 100, "batch_size": 250, "lr": 0.01,
+    "weight_decay": 0, "schedule": "constant", "augment": "none", "precision": "float32",
+}  # fmt: skip
+"""IDEAL's student: SGD, momentum 0.9, rate 0.01 (section 4.1.3); how many steps a round has is not said there."""
+REPLAY: dict[str, Any] = {"replay": "all"}
+ANEW: dict[str, Any] = REPLAY | {
+    "start": "new", "steps": "auto", "batch_size": 128, "lr": None, "weight_decay": None, "schedule": "one-cycle",
+    "early": 0.1,
+}  # fmt: skip
+GENERATORS: dict[str, dict[str, Any]] = {
+    "IDEAL": {},
+    "replay all": {"student": REPLAY},
+    "replay all, student anew": {"student": ANEW},
+    "replay all, ask_below 0.7": {"student": REPLAY, "pool": {"ask_below": 0.7}},
+    "replay all, warm start by lines": {"student": REPLAY, "warm": True},
+    "replay all, no information loss": {"student": REPLAY, "pool": {"weight": None}},
+    "replay all, no cross-entropy": {"student": REPLAY, "pool": {"cross_entropy": False}},
+    "replay all, no restart": {"student": REPLAY, "pool": {"restart": False}},
+    "replay all, noise alone": {"student": REPLAY, "pool": {"conditional": False}},
+    **{f"replay all, E_G {steps}": {"student": REPLAY, "pool": {"steps": steps}} for steps in (3, 10, 30, 50)},
+    "lines, student anew": {"student": ANEW, "pool": {"kind": "lines"}, "warm": True},
+}
+
+
+def from_pool(name: str, how: str, queries: int, seed: int, folder: str) -> dict[str, float]:
+    """A run on a pool. `how` is a strategy, and perhaps the kind of an augmentation."""
+    strategy, _, augment = how.partition(", ")
+    place = Path(folder) / f"{list(POOLS | MOVED).index(name)}-{how}-{seed}"
+    student = STUDENT | ({"augment": augment} if augment else {})
+    return figures_of(
+        run(_config(name, {"strategy": strategy}, student, queries, seed), RunDirectory(place), local=True)
+    )
+
+
+def balanced(name: str, choice: str, queries: int, student: str, seed: int, folder: str) -> dict[str, Any]:
+    """Students with each student.balance on the answers that one run has bought. `choice` is a strategy, and perhaps
+    its select.balance; `student` has further fields of each student, as JSON."""
+    strategy, _, times = choice.partition(" ")
+    select = {"strategy": strategy} | ({"balance": int(times)} if times else {})
+    directory = RunDirectory(Path(folder) / f"{list(POOLS).index(name)}-{choice}-{seed}")
+    done = run(_config(name, select, STUDENT | json.loads(student), queries, seed), directory, local=True)
+    found: dict[str, Any] = {"entropy": round(done.history[-1].relative_entropy, 4)}
+    students = {"none": (done.history[-1].student_accuracy, directory.student)}
+    for how in TRAININGS[1:]:
+        recipe = done.config.student.model_copy(update={"balance": how})
+        config = done.config.model_copy(update={"student": recipe})
+        point = learn(directory, config, out=directory.path / how).points[-1]
+        students[how] = (point.scores.student, point.student)
+    for how, (tested, file) in students.items():
+        found[how] = {"accuracy": tested, "unseen": unseen(done.config, file)}
+    return found
+
+
+def generated(name: str, queries: int, seed: int, folder: str) -> dict[str, float]:
+    """A run of IDEAL: B = 250, and E as the budget has it."""
+    changes = GENERATORS[name]
+    first = queries // 5 if changes.get("warm") else 0
+    config = _written(
+        {"kind": "generator"} | changes.get("pool", {}),
+        {"source": "drawn", "pool": "lines", "count": max(first, 200), "size": 28, "colour": "grey"},
+        {"strategy": "random", "first": first, "rounds": max(1, (queries - first) // BATCH)},
+        IDEAL | changes.get("student", {}),
+        queries,
+        seed,
+    )
+    return figures_of(run(config, RunDirectory(Path(folder) / f"{list(GENERATORS).index(name)}-{seed}"), local=True))
+
+
+def _config(name: str, select: dict[str, Any], student: dict[str, Any], queries: int, seed: int) -> Config:
+    """Round 0 asks about a fifth of the budget, drawn from the pool itself, or from the one whose images it moves."""
+    pool = (POOLS | MOVED)[name]
+    drawn = pool["of"] if name in MOVED else pool
+    rounds = 1 if select == {"strategy": "random"} and name in POOLS else 2
+    images = {"source": "drawn", "pool": drawn, "count": queries // 5, "size": 28, "colour": "grey"}
+    return _written(pool, images, select | {"rounds": rounds}, student, queries, seed)
+
+
+def _written(pool: Any, images: Any, select: Any, student: Any, queries: int, seed: int) -> Config:
+    sections = {"images": images, "pool": pool, "select": select, "student": student}
+    return load_config(
+        ROOT / "examples/mnist.yaml",
+        [
+            *(f"{name}={json.dumps(section)}" for name, section in sections.items()),
+            "teacher.answers=hard",
+            f"budget={{queries: {queries}, evaluation: 0}}",
+            f"seed={seed}",
+            "resources.trainer.threads=1",
+        ],
+    )
+
+
+def figures_of(done: Result) -> dict[str, float]:
+    """What a finished run has measured."""
+    last = done.history[-1]
+    pairs = {name: sum(one.boundaries.get(name, 0) for one in done.history) for name in last.boundaries}
+    return {
+        "accuracy": last.student_accuracy,
+        "unseen": unseen(done.config, done.directory / "student.safetensors"),
+        "entropy": round(last.relative_entropy, 4),
+        "training_s": round(sum(metrics.seconds["train"] for metrics in done.history), 1),
+        "choosing_s": round(sum(metrics.seconds["choose"] for metrics in done.history), 1),
+        **pairs,
+    }
+
+
+def unseen(config: Config, student: Path) -> float:
+    """Accuracy on training images by which kdray's defaults are decided, so that none is by test images."""
+    images = read_images(
+        config.test.model_copy(update={"path": config.teacher.train.images.path, "rows": "50000:60000"}),
+        generator=numpy_generator(0, "unseen"),
+        with_labels=True,
+    )
+    return round(accuracy(predict(load_student(student), images.images).argmax(dim=1), images.true_labels), 5)

@@ -1,0 +1,217 @@
+"""Runs that buy boundary pairs: what a round makes, what the teacher confirms, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import Notes
+
+from kdray.errors import ConfigError, PoolExhausted
+from kdray.models.checkpoint import load_student
+from kdray.models.classifier import build_model
+from kdray.models.predict import predict
+from kdray.observers import Observer
+from kdray.pools.base import pools
+from kdray.pools.listed import ListedPool
+from kdray.pools.remade import Basis, Made
+from kdray.runs.confirmed import confirmed, confirmed_note
+from kdray.runs.directory import RunDirectory
+from kdray.runs.inputs import read_inputs
+from kdray.runs.run import resume, run
+
+SHAPE = (1, 16, 16)
+RANDOM = {"strategy": "random", "rounds": 2}
+NONE = torch.empty(0, *SHAPE, dtype=torch.uint8)
+
+
+def make(count: int = 10, number: int = 1, over: torch.Tensor = NONE, **fields) -> tuple[Made, ListedPool]:
+    """What a round makes with a network that has learnt nothing."""
+    pool = pools.parse({"kind": "boundary", **fields}).build(over, 0)
+    student = build_model("mlp", SHAPE, 4, seed=1).requires_grad_(False)
+    basis = Basis(
+        number=number,
+        student=student,
+        images=NONE,
+        targets=torch.empty(0, 4),
+        device=torch.device("cpu"),
+        count=count,
+    )
+    made = pool.make(basis)
+    return made, pool.made(number, made.tensors)
+
+
+# ---- what a round makes
+
+
+def test_pairs_come_whole_and_in_order():
+    made, pool = make(10)
+    columns = pool.describe(torch.arange(10))
+    assert columns["pair"] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    names = ["before", "after", "deeper before", "deeper after"]
+    assert columns["side"] == [*names, *names, *names[:2]]
+    assert columns["kind"] == [f"boundary: {side}" for side in columns["side"]]
+    assert len(pool) == 10 and pool.image_shape == SHAPE and made.facts["found"] == 3 and not made.notes
+    student = build_model("mlp", SHAPE, 4, seed=1)
+    labels = predict(student, pool.render(torch.arange(10))).argmax(dim=1)
+    assert all(labels[row] != labels[row + 1] for row in (0, 4, 8))
+
+
+def test_some_candidates_are_not_moved():
+    _, pool = make(10, share=0.4, deeper=False)
+    columns = pool.describe(torch.arange(10))
+    assert columns["side"] == ["before", "after"] * 2 + [None] * 6
+    assert columns["kind"][4:] == ["lines"] * 6
+    assert len({*columns["of"][::2][:2], *columns["of"][4:]}) == 8, "each image is used once"
+
+
+def test_what_is_not_moved_is_a_candidate_of_the_other_pool():
+    section = pools.parse({"kind": "boundary", "share": 0.5, "of": {"kind": "lines", "candidates": 100}})
+    _, pool = make(8, share=0.5, of={"kind": "lines", "candidates": 100})
+    ids = torch.tensor(pool.describe(torch.arange(8))["of"])
+    assert torch.equal(pool.render(torch.arange(4, 8)), section.build(NONE, 0)._of.render(ids[4:]))
+
+
+@pytest.mark.parametrize("of", ["lines", {"kind": "mixture", "of": ["lines", "spectrum"]}, "images", "mixup"])
+def test_every_round_makes_others(of):
+    over = pools.parse("spectrum").build(NONE, 0).render(torch.arange(30))
+    rounds = [make(4, number, over, of=of)[1].render(torch.arange(4)) for number in (1, 1, 2)]
+    assert torch.equal(rounds[0], rounds[1]) and not torch.equal(rounds[0], rounds[2])
+
+
+def test_too_few_pairs_are_filled_up_with_images_that_were_not_moved():
+    made, pool = make(8, steps=1, step=0.001)
+    assert made.facts["found"] == 0 and len(pool) == 8
+    assert "gave a boundary pair in round 1, and 2 are wanted" in made.notes[0]
+    assert pool.describe(torch.arange(8))["kind"] == ["lines"] * 8
+    with pytest.raises(PoolExhausted, match=r"0 of \d+ images of image gave .* raise pool\.steps or pool\.threshold"):
+        make(8, over=torch.zeros(3, *SHAPE, dtype=torch.uint8), of="images", steps=1, step=0.001)
+
+
+def test_before_there_is_a_student_the_images_to_move_are_shown():
+    pool = pools.parse({"kind": "boundary", "of": {"kind": "lines", "candidates": 50}}).build(NONE, 0)
+    assert len(pool) == 200, "four candidates of each image"
+    assert pool.render(torch.arange(3)).shape == (3, *SHAPE) and pool.describe(torch.arange(2))["kind"] == ["lines"] * 2
+    half = pools.parse({"kind": "boundary", "share": 0.5, "deeper": False, "of": {"kind": "lines", "candidates": 75}})
+    assert len(half.build(NONE, 0)) == 100, "a pair and two others take three images"
+
+
+# ---- what the teacher confirms
+
+
+def test_the_teacher_confirms_pairs_with_two_classes():
+    columns = {
+        "pair": [0, 0, 0, 0, 1, 1, 2, None],
+        "side": ["before", "after", "deeper before", "deeper after", "before", "after", "before", None],
+    }
+    rows = np.array([1, 0, 2, 3, 4, 5, 7])  # the last "before" was not answered, nor is there an "after"
+    counts = confirmed(columns, rows, torch.tensor([7, 2, 2, 2, 3, 3, 9]))
+    assert counts == {"pairs": 2, "pairs_confirmed": 1, "deeper": 1, "deeper_confirmed": 0}
+    assert confirmed_note(counts) == (
+        "the teacher has a boundary in 1 of 2 pairs, and in 0 of 1 pairs of their deeper copies"
+    )
+    assert confirmed_note({"pairs": 1, "pairs_confirmed": 1, "deeper": 0}).endswith("1 of 1 pairs")
+    assert confirmed({"kind": ["lines"]}, np.array([0]), torch.tensor([1])) == {}
+
+
+# ---- runs
+
+
+class StopAt(Observer):
+    """Interrupts a run as Ctrl-C would, at the beginning of its n-th phase."""
+
+    def __init__(self, when: int) -> None:
+        self.left = when
+
+    def phase(self, round: int, name: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def config_of(make_config, **fields):
+    pool = {"kind": "boundary", "of": "mixup", **fields}
+    return make_config(pool=pool, select=RANDOM, student__epochs=3, student__model="mlp", teacher__answers="hard")
+
+
+def test_a_run_buys_pairs_of_the_newest_student(make_config, tmp_path):
+    notes = Notes()
+    done = run(config_of(make_config), RunDirectory(tmp_path / "run"), local=True, observer=notes)
+    directory = RunDirectory(done.directory)
+    assert done.receipt.queries == 160
+    for number in (1, 2):
+        columns, part = directory.read_candidates(number).columns, directory.read_labelled(number, 10)
+        sides = list(zip(columns["pair"], columns["side"], strict=True))
+        before, after = (
+            torch.tensor([sides.index((pair, side)) for pair in range(15)]) for side in ("before", "after")
+        )
+        student = load_student(directory.artefact(number - 1, "train"))
+        seen = predict(student, part.images).argmax(dim=1)
+        assert (seen[before] != seen[after]).all(), "the two sides differ for the student"
+        counts = json.loads((directory.round(number) / "metrics.json").read_text())["boundaries"]
+        differ = part.answers.labels[before] != part.answers.labels[after]
+        assert counts["pairs"] == 15 and counts["pairs_confirmed"] == int(differ.sum())
+        assert confirmed_note(counts) in notes.texts
+        assert set(part.source) == {f"boundary: {side}" for side in columns["side"]}
+
+
+@pytest.mark.parametrize("moment", [6, 8])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(moment, make_config, tmp_path):
+    config = config_of(make_config, share=0.5)
+    whole = run(config, RunDirectory(tmp_path / "whole"), local=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, RunDirectory(tmp_path / "part"), local=True, observer=StopAt(moment))
+    part = resume(RunDirectory(tmp_path / "part"), local=True)
+    assert part.receipt.queries == whole.receipt.queries
+    for name in ("001/pool.safetensors", "002/labelled.parquet", "002/student.safetensors"):
+        first, second = (done.directory / "rounds" / name for done in (whole, part))
+        assert first.read_bytes() == second.read_bytes(), name
+
+
+def test_a_local_teacher_may_be_looked_into(make_config, tmp_path):
+    done = run(config_of(make_config, gradients="teacher"), RunDirectory(tmp_path / "run"), local=True)
+    counts = done.history[1].boundaries
+    assert counts["pairs"] == counts["pairs_confirmed"] == 15, "the boundaries are its own"
+    assert done.receipt.queries == 160, "its gradients are no queries"
+
+
+def test_without_a_strategy_it_is_random(make_config):
+    config = make_config(pool="boundary", select={"rounds": 2})
+    assert config.select.strategy == "random" and config.select.rounds == 2
+    assert make_config(pool="lines", select={"rounds": 2}).select.strategy == "cluster-margin"
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"select": {"strategy": "margin", "rounds": 2}}, r"margin has nothing to choose: .* set it to random"),
+        ({"student__unpaid": {}}, r"student\.unpaid: .* set it to null"),
+        ({"pool__of": "auto"}, r"pool\.of: the candidates of auto are not the same all along"),
+        ({"pool__of": {"kind": "boundary"}}, r"pool\.of: the candidates of boundary are not the same all along"),
+        ({"pool__of": "images", "pool__share": 0.5}, r"share is 0\.5, but the other candidates would be images"),
+        ({"pool__share": 0}, r"pool\.share"),
+        ({"pool__threshold": 0.5}, r"pool\.threshold"),
+        ({"pool__shrink": 1}, r"pool\.shrink"),
+        ({"pool__grow": 0.9}, r"pool\.grow"),
+        ({"pool__steps": 0}, r"pool\.steps"),
+        ({"pool__step": 0}, r"pool\.step"),
+        (
+            {"pool__gradients": "teacher", "teacher": {"kind": "python", "function": "os:getcwd", "classes": 10}},
+            r"pool\.gradients: teacher needs teacher\.kind = local",
+        ),
+        ({"pool__gradients": "teacher", "teacher__input": {"size": 20}}, r"pool\.gradients: teacher needs"),
+        ({"pool": {"kind": "mixture", "of": ["lines", "boundary"]}}, r"name boundary alone"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message, make_config):
+    with pytest.raises(ConfigError, match=message):
+        make_config(**{"pool": {"kind": "boundary"}, "select": RANDOM, **changes})
+
+
+def test_a_pool_that_is_too_small_is_refused(make_config):
+    small = {"kind": "boundary", "of": {"kind": "lines", "candidates": 14}}
+    with pytest.raises(ConfigError, match=r"60 candidates .* in a round, .* only 56 .*raise pool\.of\.candidates"):
+        read_inputs(make_config(pool=small, select=RANDOM))
