@@ -123,7 +123,7 @@ def test_workers_guess_as_one_process_does_bit_for_bit(searcher_of, pool, model)
 def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(searcher_of, pool, model):
     pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
     searchers = LocalSearcher(512, settings=GUESSING), searcher_of(chunk=300, settings=GUESSING)
-    for name in strategies.parts():
+    for name in [*strategies.parts(), {"strategy": "margin", "balance": 4}, {"strategy": "random", "balance": 4}]:
         chosen = []
         for searcher in searchers:
             task = Task(

@@ -8,6 +8,7 @@ from conftest import command
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdray.report.page import write_report
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 from kdray.select.balance import ALIKE, LOW, all_alike, imbalance, relative_entropy
@@ -43,6 +44,7 @@ def test_few_classes_are_told_and_few_answers_are_not():
     assert relative_entropy(few, 4) < LOW
     told = imbalance(few, 4)
     assert told and "the 40 answers so far" in told and "2 of 4 classes have none" in told
+    assert all(way in told for way in ("student.balance: equal", "select.balance: 8", "pool.kind"))
     assert imbalance(few[:39], 4) is None
     assert imbalance(torch.arange(40) % 4, 4) is None
 
@@ -53,6 +55,10 @@ def test_a_run_keeps_it_after_every_round(make_config, tmp_path):
     assert [metrics.relative_entropy for metrics in done.history] == [
         pytest.approx(relative_entropy(labels[:until], 10)) for until in (40, 100, 160)
     ]
+    page = write_report([RunDirectory(tmp_path / "run")]).read_text()
+    rows = [row.split("</tr>")[0] for row in page.split("<tr><td>")[1:]]
+    for metrics, row in zip(done.history, rows, strict=False):
+        assert f"<td>{metrics.relative_entropy:.2f}</td>" in row
 
 
 def test_answers_are_all_alike_where_nothing_differs():

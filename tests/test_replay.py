@@ -48,6 +48,7 @@ def network(name="lenet5") -> nn.Module:
 def test_only_a_gpu_that_runs_nothing_but_kdrays_and_torchs_code_is_recorded():
     assert can_replay(network(), recipe(), GPU)
     assert can_replay(network("torchvision:resnet18"), recipe(augment="affine", loss={"kind": "mix-kd"}), GPU)
+    assert can_replay(network(), recipe(balance="equal"), GPU)
     assert not can_replay(network(), recipe(), CPU)
     assert not can_replay(nn.Sequential(network(), OwnLayer()), recipe(), GPU)
     own = {"augment": OwnAugment(), "loss": OwnLoss()}

@@ -63,6 +63,7 @@ SPECS = {
     "early stop": spec(epochs=30, early_stop=EarlyStop(holdout=0.2, patience=3)),
     "one image each": spec(batch_size=2, epochs=1),
     "killed once": spec("lenet5", epochs=80),
+    "balance": spec(balance="equal"),
 }
 
 

@@ -55,11 +55,14 @@ def test_a_finished_run(finished):
     expected = {"state": "finished", "cause": "", "exit_code": 0, "round": 1, "rounds": 1, "phase": "evaluate"}
     expected |= {"queries": 60, "budget": 60, "evaluation_queries": 100, "student_accuracy": accuracy}
     assert {name: status[name] for name in expected} == expected
+    metrics = json.loads((path / "rounds" / "001" / "metrics.json").read_text())
+    assert 0 < status["relative_entropy"] == metrics["relative_entropy"] <= 1
     assert status["host"] == socket.gethostname() and status["pid"] > 0
     assert re.fullmatch(STAMP, status["started"]) and status["started"] <= status["updated"]
     code, text = told(path)
     assert code == 0
     assert "finished (exit code 0)" in text and "60 of 60; 100 for evaluation" in text and "go on" not in text
+    assert f"entropy   {status['relative_entropy']:.2f} of 1" in text
 
 
 def test_status_is_written_after_all_else(finished):

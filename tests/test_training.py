@@ -166,8 +166,9 @@ class Stopped(Exception):
         ("small-cnn", {"early_stop": EarlyStop(holdout=0.3, patience=3), "epochs": 12}),
         ("small-cnn", {"steps": 17}),
         ("alexnet", {}),
+        ("small-cnn", {"balance": "equal"}),
     ],
-    ids=["sgd", "adamw and average", "early stop", "steps", "dropout"],
+    ids=["sgd", "adamw and average", "early stop", "steps", "dropout", "balance"],
 )
 def test_a_training_that_is_killed_goes_on_to_the_same_bits(name, changes):
     shape, how = (TINY if name == "small-cnn" else (1, 16, 16)), {"epochs": 6, **changes}

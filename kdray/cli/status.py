@@ -50,6 +50,8 @@ def _of_run(status: "Status", where: str) -> list[tuple[str, str]]:
         lines += [("accuracy", f"{status.student_accuracy:.2%}")]
     elif status.agreement is not None:
         lines += [("agreement", f"{status.agreement:.2%}")]
+    if status.relative_entropy is not None:
+        lines += [("entropy", f"{status.relative_entropy:.2f} of 1, where 1 is an answer of each class equally often")]
     lines += [("started", status.started), ("updated", status.updated)]
     lines += [("process", f"{status.pid} on {status.host}")]
     if status.state not in ("finished", "running"):

@@ -95,7 +95,7 @@ def open_backend(inputs: Inputs, *, local: bool, observer: Observer) -> Iterator
             grow=resources.scoring_workers == "auto",
         )
         stack.callback(searcher.close)
-        if len(inputs.schedule) > 1 + (inputs.copies > 0) and config.select.asks:
+        if len(inputs.schedule) > 1 + (inputs.copies > 0) and config.select.looks:
             searcher.start()
         asking = resources.teacher_workers
         if asking == "auto":

@@ -17,6 +17,7 @@ from kdray.runs.inputs import Data, read_data, resolve
 from kdray.runs.pool_schedule import PoolSchedule
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
+from kdray.select import balanced
 from kdray.training.workload import Training, seconds_of, workload
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.lazy import torch
@@ -123,8 +124,10 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
     later, paid = pooled.chosen, sum(schedule) + pooled.estimate
-    rate = _probe(config, pooled, classes, probe_s) if strategy.asks and later else 0.0
-    scored = max(sum(strategy.passes(kind, queries, config.search) for queries in later) for kind in pooled.kinds)
+    rate = _probe(config, pooled, classes, probe_s) if strategy.looks and later else 0.0
+    scored = max(
+        sum(balanced.passes(strategy, kind, queries, config.search) for queries in later) for kind in pooled.kinds
+    )
     long = rate > 0 and scored / (rate * workers) > _LONG_S
     limits = config.teacher.limits
     rates = [bucket.rate_per_s for bucket in limits.buckets().values()]
@@ -161,13 +164,13 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         asking_s=max((requests - limits.burst) / rate for rate in rates) if rates else None,
         asking_days=-(-paid // limits.queries_per_day) if limits.queries_per_day else 1,
         scored=scored,
-        exhaustive=len(pool) * len(later) * strategy.asks,
+        exhaustive=len(pool) * len(later) * strategy.looks,
         group_size=pool.group_size,
         rate_per_s=rate * workers,
         pairs=_fewer_pairs(config, pooled, _LONG_S * rate * workers) if long else None,
         workers=workers,
         worker_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        driver_bytes=max(strategy.driver_bytes(kind, max(later, default=0)) for kind in pooled.kinds),
+        driver_bytes=max(balanced.driver_bytes(strategy, kind, max(later, default=0)) for kind in pooled.kinds),
         held=strategy.held,
         note=note,
         notes=(*data.notes(), *_making(config, pooled, classes)),
@@ -202,7 +205,7 @@ def _fewer_pairs(config: Config, pooled: PoolSchedule, passes: float) -> int | N
     def is_too_much(thousands: int) -> bool:
         section = config.pool.model_copy(update={"pairs": 1000 * thousands})
         pool = section.build(pooled.images.images, config.seed)
-        return sum(config.select.passes(pool, queries, settings) for queries in later) > passes
+        return sum(balanced.passes(config.select, pool, queries, settings) for queries in later) > passes
 
     most = pooled.pool.num_groups // 1000
     found = bisect_left(range(1, most + 1), True, key=is_too_much)  # thousands that are not too much

@@ -42,7 +42,8 @@ class Status:
         queries: charged to `budget` so far, for training and for the estimate of m.
         budget: the most that may be charged.
         evaluation_queries: charged for measuring.
-        student_accuracy, agreement: after the last finished round, or None.
+        student_accuracy, agreement, relative_entropy: after the last finished round, see
+            `kdray.observers.base.RoundMetrics`; or None.
         started: when this process began to work on the run, UTC.
         updated: when the file was written, UTC.
         host, pid: of this process.
@@ -59,6 +60,7 @@ class Status:
     evaluation_queries: int = 0
     student_accuracy: float | None = None
     agreement: float | None = None
+    relative_entropy: float | None = None
     started: str = ""
     updated: str = ""
     host: str = ""
@@ -151,7 +153,11 @@ class Record(Observer):
 
     def measured(self, metrics: RoundMetrics) -> None:
         """Metrics of the last finished round."""
-        self._set(student_accuracy=metrics.student_accuracy, agreement=metrics.agreement)
+        self._set(
+            student_accuracy=metrics.student_accuracy,
+            agreement=metrics.agreement,
+            relative_entropy=metrics.relative_entropy,
+        )
 
     def note(self, text: str) -> None:
         self.log.note(text)

@@ -1,4 +1,4 @@
-"""Requests for exact values: the best candidate of each group, features, scores, source logits."""
+"""Requests for exact values: the best candidate of each group, features, scores, classes, source logits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Values:
     """Values of some candidates or images.
 
     Attributes:
-        rows: float32 [n, D], in the order of the request.
+        rows: float32 [n, D], in the order of the request; int64 if they are classes.
         evaluated: forward passes made, in images.
     """
 
@@ -142,6 +142,42 @@ class ScoresRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictionsRequest:
+    """A request for the classes that the student predicts for some candidates, from the rounded pixels that the teacher
+    would get.
+
+    Attributes:
+        ids: int64, candidate ids.
+    """
+
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def passes(self, pool: Pool, settings: SearchSettings) -> int:
+        """See `kdray.search.requests.Request`."""
+        return len(self)
+
+    def perform(self, pool: Pool, context: SearchContext) -> Values:
+        """Classes int64 [n, 1].
+
+        Raises:
+            ScoringError: the student's output for one of them is not finite.
+        """
+        return _values(EachOf(cut=context.cut, of=self), context)
+
+    def name(self, row: int) -> str:
+        """A row in words."""
+        return f"candidate {self.ids[row]}"
+
+    def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Classes int64 [B, 1] of the given rows, `step` at a time, and the logits float32 [B, K]."""
+        for logits in map(forward, _images(self.ids, pool, rows, step)):
+            yield logits.argmax(dim=1, keepdim=True), logits
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceLogitsRequest:
     """A request for source logits, the student's logits for the images that a pool mixes."""
 
@@ -160,7 +196,7 @@ class SourceLogitsRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class EachOf:
-    """A stage that computes the features or scores of single candidates or images.
+    """A stage that computes the features, scores or classes of single candidates or images.
 
     Attributes:
         cut: how the work is cut.
@@ -168,7 +204,7 @@ class EachOf:
     """
 
     cut: Cut
-    of: FeaturesRequest | ScoresRequest
+    of: FeaturesRequest | ScoresRequest | PredictionsRequest
 
     @property
     def cuts(self) -> Cuts:

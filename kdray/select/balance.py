@@ -58,6 +58,8 @@ def imbalance(labels: Tensor, num_classes: int) -> str | None:
     without = f"; {missing:,} of {num_classes:,} classes have none" if missing else ""
     return (
         f"the {len(labels):,} answers so far favour few classes: relative entropy {entropy:.2f}, where 1 is even"
-        f"{without}. The student learns little about the others; images or candidates of another kind (images, "
-        "pool.kind) may show them"
+        f"{without}. The student learns little about the others. Images or candidates of another kind (images, "
+        "pool.kind) may show them; select.balance: 8 chooses as many candidates of each class that the student "
+        "predicts; student.balance: equal trains on rare classes more often, and 'kdray train RUN "
+        "student.balance=equal' tries that on these answers and asks nothing"
     )

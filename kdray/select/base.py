@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
@@ -14,10 +14,12 @@ from pydantic import Field, field_validator, model_validator
 from kdray.errors import PoolExhausted
 from kdray.pools.base import Pool, PoolSection
 from kdray.search.requests import R, Request
+from kdray.search.values import PredictionsRequest
 from kdray.sections.base import Section
 from kdray.sections.registry import Registry
 from kdray.sections.search import SearchSettings
 from kdray.select import schedule as schedules
+from kdray.select.balanced import Balanced, in_turn, listed
 from kdray.select.rad.mistakes import Mistakes
 
 if TYPE_CHECKING:
@@ -127,9 +129,12 @@ class Strategy(Section):
     features: ClassVar[bool] = False
     """Whether the strategy compares the student's features. The student must then end in a linear layer."""
     asks: ClassVar[bool] = True
-    """Whether the strategy makes forward passes of the student."""
+    """Whether the strategy makes forward passes of the student, leaving `balance` aside; see `looks`."""
     held: ClassVar[str] = ""
     """A name for the data that the strategy holds in the driver; see `driver_bytes`."""
+    ordered: ClassVar[bool] = False
+    """Whether a choice is in order of preference, so that the first ones of each class are the best ones of that class:
+    `balance` needs it."""
     prefix: ClassVar[str] = ""
     """When a choice of k candidates is the first k of a choice of more, in words; empty: in general it is not."""
 
@@ -149,6 +154,11 @@ class Strategy(Section):
     per_round: Annotated[int, Field(ge=1)] | None = None
     """Number of candidates chosen in each round; only if `schedule` is even. null divides what round 0 leaves of the
     budget evenly among the rounds."""
+
+    balance: Annotated[int, Field(ge=2)] | None = None
+    """m, a number such as 8: the strategy lists m times as many candidates as are wanted, the student predicts their
+    classes, and the classes take turns on the list. null: candidates are chosen whatever their classes. Not with rad,
+    rad-pairs and unixkd."""
 
     @model_validator(mode="before")
     @classmethod
@@ -175,6 +185,20 @@ class Strategy(Section):
                     f"totals must ascend, and {later:,} follows {total:,}: a total counts all queries so far"
                 )
         return list(value)
+
+    @model_validator(mode="after")
+    def _balance_needs_an_order(self) -> Strategy:
+        if self.balance is not None and not self.ordered:
+            raise ValueError(
+                f"balance is {self.balance}, but {self.strategy} has no order in which the first candidates of each "
+                "class could be taken; leave balance out, or name another strategy, such as cluster-margin or random"
+            )
+        return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether a choice makes forward passes of the student."""
+        return self.asks or self.balance is not None
 
     def queries(self, budget: int, images: int, others: int = 0) -> list[int]:
         """Number of queries in each round that chooses, after that of round 0.
@@ -261,7 +285,7 @@ strategies = Registry[Strategy](
 
 
 def select(strategy: Strategy, task: Task) -> Selection:
-    """Choose `task.k` candidates.
+    """Choose `task.k` candidates, as many of each predicted class if `strategy.balance` is set.
 
     Returns:
         Exactly k candidates; fewer only if `Selection.fewer` is set.
@@ -269,9 +293,26 @@ def select(strategy: Strategy, task: Task) -> Selection:
     Raises:
         PoolExhausted: fewer than k candidates are left.
     """
-    chosen = strategy.choose(task)
+    chosen = strategy.choose(task) if strategy.balance is None else _balanced(strategy, strategy.balance, task)
     if len(chosen.ids) < task.k and not chosen.fewer:
         raise PoolExhausted(
             f"{task.k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy.strategy}; lower budget.queries"
         )
     return chosen
+
+
+def _balanced(strategy: Strategy, times: int, task: Task) -> Selection:
+    """See `kdray.select.balanced`."""
+    left = task.free_groups if strategy.per == "group" else len(task.pool) - len(np.unique(task.taken))
+    found = strategy.choose(replace(task, k=listed(task.k, times, left)))
+    if len(found.ids) == 0:
+        return found
+    classes = task.ask(PredictionsRequest(ids=found.ids)).rows[:, 0]
+    rows = in_turn(classes, task.k)
+    search = Balanced(
+        of=found.search or Looked(passes=0, exhaustive=0),
+        listed=len(found.ids),
+        chosen=tuple(np.unique(classes[rows], return_counts=True)[1].tolist()),
+    )
+    scores = None if found.scores is None else found.scores[rows]
+    return replace(found, ids=found.ids[rows], scores=scores, search=search)

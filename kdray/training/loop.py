@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdray.errors import TrainingError
 from kdray.models.predict import images_at_a_time
 from kdray.training.augment import check_augment
+from kdray.training.balance import balanced_order, repeats
 from kdray.training.choice import Choice
 from kdray.training.descent import Descent, MovingAverage
 from kdray.training.feed import Feed
@@ -135,6 +136,7 @@ class _Training:
     ) -> None:
         self._model, self._recipe, self._shard, self._device = model, recipe, shard, images.device
         self._feed = Feed(images, targets, recipe, shard, unpaid)
+        self._labels = targets.argmax(dim=1).cpu()
         self._seed, self._round = seed, round
         model.to(self._device).to(memory_format=torch.channels_last)
         self._kept, held = _split(len(images), recipe, torch_generator(seed, "held-out part", round))
@@ -171,7 +173,7 @@ class _Training:
         shuffle = torch_generator(self._seed, f"order of epoch {number}", self._round)  # on CPU, whatever the device
         self._vary.manual_seed(torch_seed(self._seed, f"augmentation in epoch {number}", self._round))
         torch.manual_seed(torch_seed(self._seed, f"dropout in epoch {number}, part {self._shard.rank}", self._round))
-        order = self._kept[torch.randperm(len(self._kept), generator=shuffle)].to(device)
+        order = self._kept[self._order(shuffle)].to(device)
         begin, edges = self._descent.steps, self._length.edges
         batches = list(pairwise(edges))[: self._length.steps - begin]
         losses = torch.zeros(len(batches), device=device)
@@ -200,6 +202,13 @@ class _Training:
             weights = self._weights()
             if _finite(weights):
                 self._good = self._descent.steps, weights
+
+    def _order(self, shuffle: torch.Generator) -> Tensor:
+        """The images of an epoch, as places among those to train on."""
+        if self._recipe.balance == "none":
+            return torch.randperm(len(self._kept), generator=shuffle)
+        labels = self._labels[self._kept]
+        return balanced_order(labels, repeats(labels, self._recipe.balance), shuffle)
 
     def _step(self, batch: Tensor, rate: float | Tensor, share: float | Tensor) -> Tensor:
         """One step on a batch; gives the sum of the losses of this process's rows."""

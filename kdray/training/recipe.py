@@ -10,6 +10,7 @@ from kdray.sections.base import Device, Section
 from kdray.training.augment.auto import Auto
 from kdray.training.augment.base import Augment, augments
 from kdray.training.augment.crop import Crop
+from kdray.training.balance import Balance
 from kdray.training.losses.base import Loss, losses, student_losses
 from kdray.training.mix import Mix
 from kdray.training.unpaid import Unpaid
@@ -54,6 +55,10 @@ class Recipe(Section):
     """How images are changed each time they are trained on: its kind alone, or a section."""
     mix: Mix | None = None
     """Mix images of a batch with each other; null: not."""
+    balance: Balance = "none"
+    """How often images of rare classes are trained on; an image's class is the top class of its answer. none: as often
+    as others. equal: so often that all classes that have answers count alike. replicate: they are repeated up to the
+    mean number of images of a class. An image is trained on at most ten times as often as without."""
     early_stop: EarlyStop | None = None
     """Null trains all steps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

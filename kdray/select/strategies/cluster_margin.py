@@ -28,6 +28,7 @@ class ClusterMargin(Strategy):
     """
 
     features: ClassVar[bool] = True
+    ordered: ClassVar[bool] = True
     held: ClassVar[str] = "the distances between candidates"
 
     strategy: Literal["cluster-margin"] = "cluster-margin"

@@ -24,6 +24,7 @@ class Coreset(Strategy):
     """
 
     features: ClassVar[bool] = True
+    ordered: ClassVar[bool] = True
     prefix: ClassVar[str] = "up to 5,000 a round, or if the pool has up to 50,000 groups"
 
     strategy: Literal["coreset"] = "coreset"

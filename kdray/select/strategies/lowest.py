@@ -13,6 +13,7 @@ from kdray.select.base import Selection, Strategy, Task, strategies
 class _Lowest(Strategy):
     """Chooses the k candidates of lowest score, at most one per group or without that limit."""
 
+    ordered: ClassVar[bool] = True
     prefix: ClassVar[str] = "if every candidate is scored"
 
     def _score(self) -> Score:

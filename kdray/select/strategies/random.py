@@ -14,6 +14,7 @@ class Random(Strategy):
     the pool."""
 
     asks: ClassVar[bool] = False
+    ordered: ClassVar[bool] = True
     prefix: ClassVar[str] = "always"
 
     strategy: Literal["random"] = "random"
@@ -30,6 +31,7 @@ class Uniform(Strategy):
 
     per: ClassVar[Literal["group", "candidate"]] = "candidate"
     asks: ClassVar[bool] = False
+    ordered: ClassVar[bool] = True
     prefix: ClassVar[str] = "always"
 
     strategy: Literal["uniform"] = "uniform"
