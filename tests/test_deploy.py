@@ -196,3 +196,12 @@ def test_the_image_holds_what_the_job_names():
     folder = next(line for line in lines if line.startswith("WORKDIR ")).split()[1]
     (words,) = commands_of(JOB)
     assert words[1].startswith(f"{folder}/examples/") and "examples" in copied
+
+
+def test_the_image_has_what_every_pool_needs():
+    text = (ROOT / IMAGE).read_text()
+    extras = re.search(r"pip install .*'\.\[(.*)\]'", text)[1].split(",")
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"fractals", "gl", "leaves"} <= set(extras) <= set(known)
+    needed = re.search(r"apt-get install ((?:lib[\w-]+ ?)+)", (ROOT / "docs/choosing.md").read_text())[1].split()
+    assert len(needed) == 3 and set(needed) <= set(text.split())

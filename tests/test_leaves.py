@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from kdray.errors import ConfigError
 from kdray.pools.base import pools
 from kdray.pools.procedural.leaves import LeavesPainter, LeavesSection, Shape, Texture, radius_quantiles
-from kdray.pools.procedural.leaves_numba import SHAPES, TEXTURES, TURN, UNIT, draw, random_word
+from kdray.pools.procedural.leaves_numba import SHAPES, TEXTURES, TURN, UNIT, draw
+from kdray.pools.procedural.words_numba import random_word
 from kdray.runs.inputs import read_inputs
 
 ALL = LeavesSection()
@@ -266,7 +267,8 @@ def test_names_of_the_section_are_those_of_the_drawing():
 
 def test_without_numba_the_pool_says_what_to_install(make_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, draw.__module__)
+    for module in (draw.__module__, random_word.__module__):
+        monkeypatch.delitem(sys.modules, module)
     config = make_config(pool="leaves")
     with pytest.raises(
         ConfigError, match=r"pool\.kind: leaves needs numba, which cannot .*pip install 'kdray\[leaves\]'"

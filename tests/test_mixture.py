@@ -230,6 +230,34 @@ def test_files_in_parts_of_a_mixture_have_absolute_paths(make_config, monkeypatc
     assert config.pool.of[1].images.path == photographs["path"] and config.pool.of[0] == pools.parse("lines")
 
 
+@pytest.mark.parametrize(
+    ("of", "words"),
+    [
+        (["noise", {"kind": "lines"}], r"pool\.of\.1\.kind: lines are drawn up to 2,048 .*; set images\.size"),
+        (
+            ["noise", {"kind": "mixture", "of": ["noise", "lines"]}],
+            r"pool\.of\.1\.of\.1\.kind: lines are drawn up to 2,048",
+        ),
+        (
+            [{"kind": "crops", "images": {"source": "folder", "path": "nowhere"}}, "noise"],
+            r"pool\.of\.0\.images\.path: no folder at nowhere",
+        ),
+    ],
+)
+def test_an_error_of_a_part_names_the_part(of, words):
+    over = torch.empty(0, 1, 4, 2049, dtype=torch.uint8)
+    with pytest.raises((ConfigError, ImageSetError), match=words):
+        mixture(of, over=over)
+    if of[0] == "noise":
+        with pytest.raises(ConfigError, match=words):
+            pools.parse({"kind": "auto", "of": of}).build(over, 0)
+
+
+def test_an_unknown_key_of_a_part_is_told_the_keys_it_has(make_config):
+    with pytest.raises(ConfigError, match=r"unknown key 'pool\.of\.1\.stroke'; did you mean 'strokes'"):
+        make_config(pool={"kind": "mixture", "of": ["noise", {"kind": "lines", "stroke": [1, 2]}]})
+
+
 # No images at all
 
 

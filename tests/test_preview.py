@@ -15,7 +15,11 @@ from PIL import Image
 from test_cli_errors import everything, only_message
 
 from kdray.config.load import load_config, parse_config
-from kdray.report.preview import Preview, preview_pool, preview_run, shares
+from kdray.errors import ConfigError, RunDirectoryError
+from kdray.models.checkpoint import load_student
+from kdray.models.predict import predict
+from kdray.report.groups import groups_of_pool, groups_of_run
+from kdray.report.preview import Preview, answer_lines, preview_pool, preview_run, shares
 from kdray.report.sheet import Caption, Part, contact_sheet
 from kdray.runs import tables
 from kdray.runs.directory import RunDirectory
@@ -245,6 +249,79 @@ def test_some_rows_of_a_file_come_back_to_the_bit(tmp_path, monkeypatch):
         assert back.answers.labels.tolist() == [row % 3 for row in rows]
     assert len(tables.read_rows(path, 3, np.empty(0, np.int64))) == 0
     assert tables.read_classes(path) == ("0", "1", "2")
+
+
+# Whole groups
+
+
+def test_a_row_is_a_pair_at_every_lambda(make_config):
+    config = make_config()
+    whole, preview = read_pool(config).pool, groups_of_pool(config, 20)
+    lambdas = whole.lambdas
+    rows = 20 // len(lambdas)
+    assert len(preview.parts) == rows and preview.what == f"{rows} of 780 groups, drawn at random"
+    for shown in preview.parts:
+        ids = by_id(shown)
+        assert ids == [ids[0] + k for k in range(len(lambdas))] and ids[0] % len(lambdas) == 0
+        assert torch.equal(shown.images, whole.render(torch.tensor(ids)))
+        assert [caption.about[0][0] for caption in shown.captions] == [f"λ {one:g}" for one in lambdas]
+        i, j = whole.pair(torch.tensor(ids[:1]) // len(lambdas))
+        assert shown.title == f"mixup #{int(i)} + #{int(j)}"
+    (one,) = groups_of_pool(config, 1).parts
+    assert len(one.images) == len(lambdas), "one group at least"
+    assert by_id(one) == by_id(preview.parts[0])
+
+
+def test_groups_of_kinds_have_the_ids_of_a_run(make_config):
+    kinds = ["lines", {"kind": "mixup", "lambdas": [0.3, 0.5]}, {"kind": "pairs", "blend": "cutmix"}]
+    config = make_config(pool={"kind": "auto", "of": kinds})
+    whole, preview = read_pool(config).pool, groups_of_pool(config, 64)
+    assert [shown.title.partition(" ")[0] for shown in preview.parts[:: len(preview.parts) - 1]] == ["mixup", "cutmix"]
+    for shown in preview.parts:
+        assert torch.equal(shown.images, whole.render(torch.tensor(by_id(shown))))
+
+
+def test_groups_of_a_run_have_the_teachers_answers_in_black_and_the_students_in_grey(finished):
+    directory = RunDirectory(finished)
+    config = load_config(directory.config)
+    size, student = read_pool(config).pool.group_size, load_student(finished / "student.safetensors")
+    bought, groups = {}, set()
+    for number in (1, 2):
+        for sample in (False, True) if directory.has_sample(number) else (False,):
+            labelled = directory.read_labelled(number, 10, sample=sample)
+            for row, key in enumerate(labelled.ids.tolist()):
+                bought[key] = answer_lines(labelled.answers, row, [str(label) for label in range(10)])
+                groups |= {key // size} if number == 2 else set()
+    preview = groups_of_run(directory, config, 4 * size, 2)
+    assert preview.what == f"4 of {len(groups)} groups of which a candidate was bought"
+    for shown in preview.parts:
+        ids, probs = by_id(shown), predict(student, shown.images)
+        assert len(ids) == size and ids[0] // size in groups
+        for row, (key, caption) in enumerate(zip(ids, shown.captions, strict=True)):
+            assert list(caption.said) == bought.get(key, [])
+            assert caption.about[0] == (str(int(probs[row].argmax())), f"{float(probs[row].max()):.2f}")
+        assert any(caption.said for caption in shown.captions)
+
+
+def test_the_command_draws_a_row_a_group(finished, tmp_path):
+    size = read_pool(load_config(finished / "config.yaml")).pool.group_size
+    for arguments, parts in (
+        ((), groups_of_run(RunDirectory(finished), load_config(finished / "config.yaml"), 30)),
+        (("--pool",), groups_of_pool(load_config(finished / "config.yaml"), 30)),
+    ):
+        done = command("preview", finished, "--groups", "--count", 30, *arguments, "--out", tmp_path / "a.png")
+        assert done.returncode == 0, done.stderr
+        assert np.array_equal(pixels(Image.open(tmp_path / "a.png")), pixels(contact_sheet(parts.parts, size)))
+
+
+def test_without_groups_of_several_there_is_no_such_sheet(make_config, tmp_path):
+    config = make_config(pool={"kind": "lines"}, student__epochs=1, select__rounds=1)
+    with pytest.raises(ConfigError, match="--groups: every candidate of a pool of lines is a group of its own"):
+        groups_of_pool(config, 8)
+    config = make_config(student__epochs=1, select={"first": 40, "rounds": 0}, budget__queries=40)
+    run(config, RunDirectory(tmp_path / "run"), local=True)
+    with pytest.raises(RunDirectoryError, match="has bought no candidate of a group; leave --groups out"):
+        groups_of_run(RunDirectory(tmp_path / "run"), config, 8)
 
 
 # Mistakes

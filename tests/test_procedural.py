@@ -20,7 +20,7 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.run import resume, run
 
-KINDS = ("leaves", "lines", "noise", "shaders", "spectrum")
+KINDS = ("fractals", "leaves", "lines", "noise", "shaders", "spectrum")
 SHAPES = [(1, 8, 8), (3, 9, 5), (2, 1, 4)]
 CASES = [(kind, shape) for kind in KINDS for shape in SHAPES if kind != "shaders" or shape == (1, 8, 8)]
 

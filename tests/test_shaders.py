@@ -446,3 +446,22 @@ def test_programs_of_one_of_several_kinds_are_recorded_too(make_config, tmp_path
     assert any("bad.glsl is left out" in note for note in pooled.notes)
     again = resolve(config, config.model_copy(update={"pool": pooled.section}))
     assert again.pool == pooled.section and read_pool(again).notes == ()
+
+
+def test_a_run_records_the_programs_of_drawn_images_and_goes_on_with_no_others(make_config, tmp_path):
+    (tmp_path / "own").mkdir()
+    own = folder(tmp_path / "own", good=SEEDED, more=IMAGE, bad="nothing")
+    section = {"kind": "shaders", "programs": own, "builtin": False}
+    images = {"source": "drawn", "size": 16, "colour": "grey", "pool": section, "count": 40}
+    config, notes = make_config(images=images, pool="lines", student__epochs=1), Notes()
+    directory = RunDirectory(tmp_path / "run")
+    run(config, directory, local=True, observer=notes)
+    assert [text for text in notes.texts if text.startswith("images.pool.programs: bad.glsl is left out")]
+    recorded = load_config(directory.config).images.pool
+    assert recorded.left_out == ["bad.glsl"]
+    assert recorded.digest == digest([parse("good.glsl", SEEDED), parse("more.glsl", IMAGE)])
+    run(config, directory, local=True)  # as the user wrote it
+    sorted(directory.path.glob("rounds/*/metrics.json"))[-1].unlink()
+    folder(Path(own), good=SEEDED.replace("iSeed.w", "iSeed.z"))
+    with pytest.raises(ConfigError, match=r"images\.pool\.programs: the programs have changed since the run began"):
+        resume(directory, local=True)

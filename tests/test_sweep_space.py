@@ -242,6 +242,28 @@ def test_paths_of_a_base_that_only_some_trials_use_become_absolute(base, tmp_pat
     assert whole.base["student"]["init"] == str(tmp_path / "start.safetensors")
 
 
+def test_paths_of_pools_in_a_pool_become_absolute_too(base, tmp_path, monkeypatch):
+    from kdray.sweeps.checks import located
+
+    monkeypatch.chdir(tmp_path)
+
+    def crops(path: str) -> dict:
+        return {"kind": "crops", "images": {"source": "folder", "path": path}}
+
+    def mixture(path: str) -> dict:
+        inner = {"kind": "mixture", "of": ["noise", crops(path)]}
+        return {"kind": "mixture", "of": ["lines", crops(path), inner]}
+
+    here = str(tmp_path / "photographs")
+    whole = located(sweep_of(base, {"pool": {"choice": [crops("photographs"), mixture("photographs"), "mixup"]}}))
+    assert whole.space["pool"] == {"choice": [crops(here), mixture(here), "mixup"]}
+    whole = located(sweep_of(base | {"pool": mixture("photographs")}, {"select.strategy": {"grid": ["random"]}}))
+    assert whole.base["pool"] == mixture(here)
+    lists = [["lines", crops("photographs")], ["lines", "noise"]]
+    whole = located(sweep_of(base | {"pool": {"kind": "mixture"}}, {"pool.of": {"grid": lists}}))
+    assert whole.space["pool.of"] == {"grid": [["lines", crops(here)], ["lines", "noise"]]}
+
+
 # What is found out before anything starts
 
 

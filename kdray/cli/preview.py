@@ -19,11 +19,16 @@ def preview_command(
     where: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="A config's YAML file, or a run directory.")],
     overrides: Overrides = None,
     count: Annotated[int, typer.Option(metavar="N", help="Images to show, at most.")] = 64,
-    columns: Annotated[int, typer.Option(metavar="N", help="Images of a row, at most.")] = 8,
+    columns: Annotated[
+        int | None, typer.Option(metavar="N", help="Images of a row, at most; default: 8, with --groups a whole group.")
+    ] = None,
     round_number: Annotated[
         int | None, typer.Option("--round", metavar="K", help="Of a run: this round alone.")
     ] = None,
     pool: Annotated[bool, typer.Option("--pool", help="Of a run: candidates of its pool, not what it bought.")] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Whole groups: every pair of images in a row of its own, at all λ.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The PNG file; default: RUN/preview.png, or runs/NAME-preview.png of a config.")
     ] = None,
@@ -35,7 +40,7 @@ def preview_command(
         from kdray.runs.directory import RunDirectory, runs_folder
 
         for option, number in (("--count", count), ("--columns", columns)):
-            if not 1 <= number <= _MOST:
+            if number is not None and not 1 <= number <= _MOST:
                 raise ConfigError(f"{option}: got {number:,}; give a number from 1 to {_MOST:,}")
         run = RunDirectory(where)
         if run.is_run():
@@ -44,16 +49,18 @@ def preview_command(
             _check_of_config(expand(where), round_number, pool)
         config = load_config(run.config if run.is_run() else where, overrides or [])  # before what brings torch
 
+        from kdray.report.groups import groups_of_pool, groups_of_run
         from kdray.report.preview import check_target, preview_pool, preview_run, write_preview
 
         default = run.path / "preview.png" if run.is_run() else runs_folder() / f"{where.stem}-preview.png"
         target = default if out is None else expand(out)
         check_target(target)
         if run.is_run() and not pool:
-            preview = preview_run(run, config, count, round_number)
+            preview = (groups_of_run if groups else preview_run)(run, config, count, round_number)
         else:
-            preview = preview_pool(config, count)
-        write_preview(preview, target, columns)
+            preview = (groups_of_pool if groups else preview_pool)(config, count)
+        whole = max(len(part.images) for part in preview.parts)
+        write_preview(preview, target, columns or (whole if groups else 8))
         print(f"{preview.what}: {shown(target)}")
 
 

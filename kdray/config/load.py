@@ -176,15 +176,20 @@ def _locate(location: tuple[str | int, ...], data: Any, root: type[BaseModel]) -
     names: list[str] = []
     models: list[type[BaseModel]] = [root]
     siblings: list[str] = list(root.model_fields)
+    field: FieldInfo | None = None  # the last that was entered, for the sections of a list
     for part in location:
         fields = {name: field for model in models for name, field in model.model_fields.items()}
         if part in fields:
             names.append(str(part))
             siblings = list(fields)
-            data = data.get(part) if isinstance(data, dict) else None
-            models = _sections(fields[str(part)], data)
+            data, field = data.get(part) if isinstance(data, dict) else None, fields[str(part)]
+            models = _sections(field, data)
         elif isinstance(part, int):
             names.append(str(part))
+            if isinstance(data, list) and field is not None:
+                data = data[part]
+                models = _sections(field, data)
+                siblings = [name for model in models for name in model.model_fields]
         elif tagged := [model for model in models if part == _tag(model)]:
             models, siblings = tagged, list(tagged[0].model_fields)
         elif part not in {model.__name__ for model in models} and not _OF_A_UNION.search(part):

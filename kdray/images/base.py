@@ -148,6 +148,22 @@ class ImageSource(Section):
             parse_rows(value)
         return value
 
+    def recorded(self, other: "ImageSource") -> "ImageSource":
+        """This section with what the config of a run that goes on, `other`, has recorded; see `resolved`."""
+        return self
+
+    def resolved(self, field: str) -> "tuple[ImageSource, list[str]]":
+        """This section with what a run records in its config, to go on with the same images, and what the user should
+        know of it. What is recorded already stays.
+
+        Args:
+            field: as in `open`.
+
+        Raises:
+            ConfigError: what was recorded does not hold any more.
+        """
+        return self, []
+
     @abstractmethod
     def open(self, field: str) -> ImageRows:
         """Open the source; no image is decoded yet.
@@ -165,7 +181,7 @@ sources = Registry(
     field="images",
     tag="source",
     package=("kdray.images", "kdray.pools.sources"),
-    skip=("arrays", "decode", "labels", "pixels", "shards", "splits"),
+    skip=("arrays", "decode", "labels", "on_demand", "pixels", "shards", "splits"),
 )
 """The sources of images, by name."""
 
@@ -198,10 +214,7 @@ def read_images(
 def _read(source: ImageSource, generator: np.random.Generator, field: str, with_labels: bool | None) -> ImageSet:
     from kdray.images.decode import decode_rows
 
-    opened = source.open(field)
-    if not isinstance(opened, ImageRows):
-        raise ImageSetError(f"{field}.source: open() of {source.source} gave {_kind(opened)}, not an ImageRows")
-    rows = _choose_rows(opened, source.rows, source.count, generator, field)
+    opened, rows = open_rows(source, generator=generator, field=field)
     if with_labels is None:
         with_labels = opened.labels is not None
     if with_labels and opened.labels is None:
@@ -212,6 +225,15 @@ def _read(source: ImageSource, generator: np.random.Generator, field: str, with_
     images, notes = decode_rows(opened, rows, source, field)
     notes = tuple(f"{field}: {note}" for note in (*opened.notes, *notes))
     return ImageSet(images=images, labels=labels, classes=classes, notes=notes)
+
+
+def open_rows(source: ImageSource, *, generator: np.random.Generator, field: str) -> tuple[ImageRows, np.ndarray]:
+    """The source that a section names, opened, and the numbers of the rows that it takes, int64 [M], in order. No image
+    is decoded. For arguments and errors see `read_images`."""
+    opened = source.open(field)
+    if not isinstance(opened, ImageRows):
+        raise ImageSetError(f"{field}.source: open() of {source.source} gave {_kind(opened)}, not an ImageRows")
+    return opened, _choose_rows(opened, source.rows, source.count, generator, field)
 
 
 def read_class_names(source: ImageSource, field: str) -> tuple[str, ...] | None:

@@ -32,6 +32,10 @@ _FEWEST_BITS = 14
 """A set of 16-bit images none of which needs more bits is taken for one of 14 bits or fewer, and asked about."""
 
 
+class DamagedImage(ImageSetError):
+    """The file of an image was read, and it holds no image that can be shown."""
+
+
 @dataclass(kw_only=True)
 class _Wide:
     """The images of 16 bits a channel that do not say how many they use: the highest value, and a row that has it."""
@@ -91,6 +95,23 @@ def decode_rows(
     return images, tuple(notes)
 
 
+def decode_row(opened: ImageRows, row: int, source: ImageSource, field: str) -> np.ndarray:
+    """Decode one row to uint8 [C, H, W]; the arguments are those of `decode_rows`.
+
+    Raises:
+        DamagedImage: the file holds no readable image.
+        ImageSetError: the file cannot be read, or has 16 bits a channel and neither it nor the section says how many it
+            uses: other images of a set would tell.
+    """
+    shown = _decode(opened, row, source, field)
+    if shown.highest is not None:
+        raise ImageSetError(
+            f"{field}: {opened.where(row)} has 16 bits a channel and does not say how many it uses, which a single "
+            f"image cannot show; set {field}.bits, to 16 if all are used"
+        )
+    return _resized(shown.image, source.size)
+
+
 def _decode(opened: ImageRows, row: int, source: ImageSource, field: str) -> Shown:
     """One image as a viewer shows it."""
     background = ImageColor.getrgb(source.background)
@@ -100,9 +121,11 @@ def _decode(opened: ImageRows, row: int, source: ImageSource, field: str) -> Sho
             raise TypeError(f"it was decoded to a {type(image).__name__}, not to a PIL image")
         return as_shown(image, background[:3], source.bits, source.colour or opened.colour)
     except UnidentifiedImageError:
-        raise ImageSetError(f"{field}: {opened.where(row)} is not a readable image (unknown format)") from None
+        raise DamagedImage(f"{field}: {opened.where(row)} is not a readable image (unknown format)") from None
     except _UNREADABLE as error:
-        raise ImageSetError(f"{field}: {opened.where(row)} is not a readable image ({error})") from None
+        # The system's errors have a number: no such file, no permission, a disk that fails. Pillow's have none.
+        kind = ImageSetError if isinstance(error, OSError) and error.errno is not None else DamagedImage
+        raise kind(f"{field}: {opened.where(row)} is not a readable image ({error})") from None
 
 
 def _resized(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:

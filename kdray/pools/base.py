@@ -206,5 +206,5 @@ pools = Registry[PoolSection](
     field="pool",
     package=("kdray.pools", "kdray.pools.procedural"),
     default="mixup",
-    skip=("leaves_numba",),
+    skip=("fractals_numba", "leaves_numba", "words_numba"),
 )

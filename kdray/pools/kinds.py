@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import ConfigError
 from kdray.pools.base import Pool, PoolSection, pools
+from kdray.pools.nested import named
 from kdray.pools.pairs import check_range
 from kdray.pools.permutation import sample_without
 from kdray.pools.several import SeveralSection, check_alike, source_names
@@ -92,7 +93,11 @@ class AutoSection(SeveralSection):
 
     def build(self, images: Tensor, seed: int) -> KindsPool:
         """See `PoolSection`."""
-        return KindsPool([one.build(images, seed) for one in self.of])
+        built = []
+        for number, one in enumerate(self.of):
+            with named(one, f"pool.of.{number}"):
+                built.append(one.build(images, seed))
+        return KindsPool(built)
 
 
 class KindsPool:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from kdray.pools.base import Pool, PoolSection, pools
 from kdray.pools.counter import CounterRandom, below
 from kdray.pools.endless import EndlessSection
+from kdray.pools.nested import named
 from kdray.pools.pairs import check_range
 from kdray.pools.permutation import RandomOrder
 from kdray.pools.several import SeveralSection, check_alike, source_names
@@ -94,11 +95,12 @@ class MixtureSection(SeveralSection, EndlessSection):
         parts = []
         for number, (one, weight) in enumerate(zip(self.of, self._weights, strict=True)):
             own_seed = torch_seed(seed, "mixture", number)  # else two parts of one kind would draw alike
-            if not isinstance(one, EndlessSection):
-                parts.append(Part(one.build(images, own_seed), weight, own_seed))
-                continue
-            enough = one.with_size(-(-self.size // CYCLE) * weight) if one.candidates == "auto" else one
-            parts.append(Part(enough.build(images, own_seed), weight, None))
+            with named(one, f"pool.of.{number}"):
+                if not isinstance(one, EndlessSection):
+                    parts.append(Part(one.build(images, own_seed), weight, own_seed))
+                    continue
+                enough = one.with_size(-(-self.size // CYCLE) * weight) if one.candidates == "auto" else one
+                parts.append(Part(enough.build(images, own_seed), weight, None))
         return MixturePool(parts, min(self.size, capacity(parts)))
 
 

@@ -9,6 +9,7 @@ from pydantic import field_validator
 
 from kdray.errors import ConfigError
 from kdray.pools.base import Pool, PoolSection, pools
+from kdray.pools.nested import named, renamed
 
 
 class SeveralSection(PoolSection):
@@ -35,8 +36,14 @@ class SeveralSection(PoolSection):
 
     def resolved(self, image_shape: tuple[int, int, int]) -> tuple[PoolSection, list[str]]:
         """See `PoolSection`."""
-        resolved = [one.resolved(image_shape) for one in self.of]
-        return self.with_parts(section for section, _ in resolved), [note for _, notes in resolved for note in notes]
+        resolved, told = [], []
+        for number, one in enumerate(self.of):
+            field = f"pool.of.{number}"
+            with named(one, field):
+                section, notes = one.resolved(image_shape)
+            resolved.append(section)
+            told += [renamed(note, one, field) for note in notes]
+        return self.with_parts(resolved), told
 
     def with_parts(self, parts: Iterable[PoolSection]) -> Self:
         """This section with other pools in `of`."""

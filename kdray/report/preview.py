@@ -99,7 +99,7 @@ def preview_run(run: RunDirectory, config: Config, count: int, only: int | None 
     """
     asked = run.asked_rounds()
     if only is not None:
-        _check_round(run, asked, only)
+        check_round(run, asked, only)
         asked = [only]
     found = [
         (number, sample, run.count_labelled(number, sample))
@@ -120,7 +120,15 @@ def preview_run(run: RunDirectory, config: Config, count: int, only: int | None 
     return Preview(what=f"{total:,} of {counted(sum(sizes), 'image')} bought {rounds}", parts=parts)
 
 
-def _check_round(run: RunDirectory, asked: list[int], number: int) -> None:
+def check_round(run: RunDirectory, asked: list[int], number: int) -> None:
+    """Refuse the number of a round that has no answers.
+
+    Args:
+        asked: numbers of the rounds that have some.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
     last = run.last_round()
     if number < 0 or (last is not None and number > last):
         known = "" if last is None else f", only 0 to {last}"

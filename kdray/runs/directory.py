@@ -202,6 +202,12 @@ class RunDirectory:
 
         return tables.read_rows(self._rows(number, sample), num_classes, rows)
 
+    def read_ids(self, number: int, sample: bool = False) -> np.ndarray:
+        """The ids, int64 [N], of what was bought in a round; `sample`: by its estimate."""
+        from kdray.runs import tables
+
+        return tables.read_ids(self._rows(number, sample))
+
     def read_classes(self, number: int) -> tuple[str, ...]:
         """The teacher's classes, as `write_labelled` wrote them for a round; their numbers where they have no names."""
         from kdray.runs import tables

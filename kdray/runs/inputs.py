@@ -44,7 +44,7 @@ class Inputs:
     """Everything a config names, read and checked. Nothing is spent and nothing written to get here.
 
     Attributes:
-        config: with paths made absolute, `trainer.threads` a number, and what the pool records.
+        config: with paths made absolute, `trainer.threads` a number, and what pool and images record.
         images, labelled, test: the image sets; `labelled` and `test` may be None.
         pool: the candidates.
         kinds: the pools that a round may choose from, see `PoolSchedule`.
@@ -106,7 +106,8 @@ def resolve(config: Config, recorded: Config | None = None) -> Config:
         recorded: the config a run directory already holds: a resumed run keeps its thread count.
     """
     if recorded is not None:
-        config = config.model_copy(update={"pool": config.pool.recorded(recorded.pool)})
+        kept = {"images": config.images.recorded(recorded.images), "pool": config.pool.recorded(recorded.pool)}
+        config = config.model_copy(update=kept)
     data = config.with_absolute_paths()
     if (init := data["student"]["init"]) is not None:
         data["student"]["init"] = with_digest(init, recorded.student.init if recorded else None)
@@ -254,7 +255,7 @@ def read_inputs(
     )
     estimation = Estimation(queries=pooled.estimate, validation=data.validation) if pooled.estimate else None
     return Inputs(
-        config=config.model_copy(update={"pool": pooled.section}),
+        config=config.model_copy(update={"images": pooled.source, "pool": pooled.section}),
         images=images,
         labelled=data.labelled,
         test=data.test,

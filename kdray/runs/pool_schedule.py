@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from kdray.config.root import Config
 from kdray.errors import ConfigError
 from kdray.images import ImageSet, read_images
+from kdray.images.base import ImageSource
 from kdray.pools.base import Pool, PoolSection
 from kdray.pools.kinds import KindsPool
 from kdray.pools.remade import EACH
@@ -24,7 +25,7 @@ class PoolSchedule:
         kinds: the pools that a round may choose from: `pool`, or those that it consists of, and round 1 is their trial.
         estimate: queries for the estimate of m, before round 1.
         copies: queries of the last round, if that asks about augmented copies; else 0.
-        section: the pool's section, with what a run records in its config.
+        section, source: the sections of the pool and the images, with what a run records in its config.
         notes: what the user should know of the pool: why it has its size, where that follows from the choice, and what
             cannot be used.
     """
@@ -36,6 +37,7 @@ class PoolSchedule:
     estimate: int
     copies: int
     section: PoolSection
+    source: ImageSource
     notes: tuple[str, ...] = ()
 
     @property
@@ -52,9 +54,10 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         ImageSetError: images that cannot be read.
         ConfigError: a budget below what round 0 needs, or above what the pool holds; an m above it.
     """
-    images = in_memory or read_images(config.images, generator=numpy_generator(config.seed, "images"))
+    source, told = config.images.resolved("images") if in_memory is None else (config.images, [])
+    images = in_memory or read_images(source, generator=numpy_generator(config.seed, "images"))
     resolved, notes = config.pool.resolved(images.image_shape)
-    config = config.model_copy(update={"pool": resolved})
+    config = config.model_copy(update={"images": source, "pool": resolved})
     pool, strategy = config.pool.build(images.images, config.seed), config.select
     queries, trial, copies = _divided(config, pool, config.budget.queries)
     if trial and queries[0] < FOLDS:
@@ -109,7 +112,8 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         estimate=count,
         copies=copies,
         section=resolved,
-        notes=(*notes, *([reason] if reason else [])),
+        source=source,
+        notes=(*told, *notes, *([reason] if reason else [])),
     )
 
 

@@ -163,6 +163,17 @@ def read_rows(path: Path, num_classes: int, rows: np.ndarray) -> Labelled:
     return Labelled(images=pixels, answers=answers, ids=np.concatenate(ids), source=tuple(source))
 
 
+def read_ids(path: Path) -> np.ndarray:
+    """The ids, int64 [N], of what `write_labelled` wrote, without its images.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        ids: np.ndarray = file.read(columns=["id"]).column("id").to_numpy()
+    return ids
+
+
 def read_classes(path: Path) -> tuple[str, ...]:
     """Names of the classes in what `write_labelled` wrote; their numbers as text where they had no names.
 

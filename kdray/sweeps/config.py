@@ -235,7 +235,7 @@ def with_absolute_paths(config: SweepConfig, *examples: Config) -> SweepConfig:
     fixed = {
         key: path for example in examples for key, path in _paths(example).items() if not _swept(key, config.space)
     }
-    known = {key: os.path.abspath(fixed[key]) for key in flatten(config.base) if key in fixed}
+    base = {name: _located(name, value, fixed, os.curdir) for name, value in config.base.items()}
     space = {}
     for key, domain in config.domains.items():
         space[key] = dict(config.space[key])
@@ -245,7 +245,7 @@ def with_absolute_paths(config: SweepConfig, *examples: Config) -> SweepConfig:
                 if not same_type(value, values):  # two spellings of one path
                     values.append(value)
             space[key] = {domain.kind: values}
-    return config.model_copy(update={"base": with_values(config.base, known), "space": space})
+    return config.model_copy(update={"base": base, "space": space})
 
 
 def with_absolute_values(config: SweepConfig, values: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def _swept(key: str, space: Mapping[str, Any]) -> bool:
 
 def _absolute(key: str, value: Any, examples: Iterable[Config]) -> Any:
     """A value of a key with the paths in it absolute, if any of these configs is valid with it."""
-    if any(isinstance(part, str) for part in (flatten(value) if isinstance(value, Mapping) else {key: value}).values()):
+    if _holds_text(value):
         for example in examples:
             try:
                 with_it = parse_config(with_values(example.model_dump(mode="json"), {key: value}))
@@ -278,22 +278,30 @@ def _absolute(key: str, value: Any, examples: Iterable[Config]) -> Any:
     return value
 
 
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_text, value.values()))
+    return isinstance(value, str) or (isinstance(value, list) and any(map(_holds_text, value)))
+
+
 def _located(key: str, value: Any, paths: Mapping[str, str], folder: str) -> Any:
     """A value with those of `paths` in it that are relative to `folder` absolute."""
     if isinstance(value, Mapping):
-        inner = {name: f"{key}.{name}" for name in flatten(value)}
-        known = {name: paths[whole] for name, whole in inner.items() if whole in paths}
-        return with_values(value, {name: os.path.abspath(os.path.join(folder, path)) for name, path in known.items()})
+        return {name: _located(f"{key}.{name}", part, paths, folder) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_located(f"{key}.{number}", part, paths, folder) for number, part in enumerate(value)]
     return os.path.abspath(os.path.join(folder, paths[key])) if key in paths else value
 
 
 def _paths(section: Section, prefix: str = "") -> dict[str, str]:
-    """Fields that hold a path, of a section and those below: key with dots -> path."""
+    """Fields that hold a path, of a section and those below: key with dots, and numbers in a list -> path."""
     found: dict[str, str] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if isinstance(value, Section):
-            found |= _paths(value, f"{prefix}{name}.")
-        elif name in section.path_fields and value:
+        inner = {name: value} | ({f"{name}.{k}": one for k, one in enumerate(value)} if isinstance(value, list) else {})
+        for key, one in inner.items():
+            if isinstance(one, Section):
+                found |= _paths(one, f"{prefix}{key}.")
+        if name in section.path_fields and value:
             found[f"{prefix}{name}"] = value
     return found

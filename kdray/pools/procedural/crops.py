@@ -6,13 +6,15 @@ Good Dataset for Knowledge Distillation?", section 3.1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from weakref import WeakValueDictionary
 
 from pydantic import Field
 
 from kdray.errors import ConfigError
-from kdray.images.base import ImageSource, read_images, sources
+from kdray.images.base import ImageSource, open_rows, sources
+from kdray.images.on_demand import ImagesOnDemand
 from kdray.pools.base import pools
 from kdray.pools.counter import CounterRandom, below
 from kdray.pools.procedural.base import Painter, ProceduralSection
@@ -20,13 +22,17 @@ from kdray.pools.ranges import PositiveShares
 from kdray.pools.transforms.flip_crop import FlipCrop
 from kdray.pools.warp import warp
 from kdray.utils.lazy import torch
+from kdray.utils.memory import give_back_memory
 from kdray.utils.seeds import numpy_generator
+from kdray.utils.stored import IN_MEMORY
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _DETAIL = 2  # times as large as a candidate are the images that parts are taken from
-_IN_USE: WeakValueDictionary[str, Tensor] = WeakValueDictionary()  # a run builds its pool more than once
+_IN_USE: WeakValueDictionary[str, Tensor | ImagesOnDemand] = (
+    WeakValueDictionary()
+)  # a run builds its pool more than once
 
 
 @pools.register
@@ -34,10 +40,15 @@ class CropsSection(ProceduralSection):
     """The candidates are random parts of images, scaled to the size of a candidate, and mirrored left-right half of the
     time. The images need not show what the teacher knows."""
 
+    resumable_fields: ClassVar[tuple[str, ...]] = ("read",)
+
     kind: Literal["crops"] = "crops"
     images: Annotated[ImageSource, sources] | None = None
     """The images that parts are taken from, a section like `images`; null takes the user's own. They become as grey or
     coloured as these. Without a `size` they are read at twice the size of a candidate."""
+    read: Literal["auto", "ahead", "on-demand"] = "auto"
+    """When they are read: all ahead, or each whenever a candidate shows it. auto: on demand, if they take more than 256
+    MiB and are more than the candidates. The candidates are the same."""
     area: PositiveShares = (0.08, 1.0)
     """[least, most] area of the part, as a share of the image."""
     longest: Annotated[float, Field(ge=1)] = 1.33
@@ -69,24 +80,37 @@ class CropsSection(ProceduralSection):
             )
         colour: Literal["grey", "rgb"] = "grey" if channels == 1 else "rgb"
         section = self.images.model_copy(update={"size": size, "colour": colour})
-        return CropsPainter(_read(section, seed), (height, width), transform, seed)
+        return CropsPainter(self._read(section, seed), (height, width), transform, seed)
 
+    def _read(self, section: ImageSource, seed: int) -> Tensor | ImagesOnDemand:
+        """The images of a section, read or opened once as long as they are in use."""
+        from kdray.images.decode import decode_rows
 
-def _read(section: ImageSource, seed: int) -> Tensor:
-    """The images of a section, read once as long as they are in use."""
-    key = f"{seed} {section.model_dump_json()}"
-    images = _IN_USE.get(key)
-    if images is None:
-        images = read_images(section, generator=numpy_generator(seed, "crops"), field="pool.images").images
-        _IN_USE[key] = images
-    return images
+        key = f"{seed} {section.model_dump_json()}"
+        images = _IN_USE.get(key)
+        if images is None or self._demanded(len(images), section) != isinstance(images, ImagesOnDemand):
+            opened, rows = open_rows(section, generator=numpy_generator(seed, "crops"), field="pool.images")
+            if self._demanded(len(rows), section):
+                images = ImagesOnDemand(section, opened, rows, "pool.images")
+            else:
+                images, _ = decode_rows(opened, rows, section, "pool.images")
+            give_back_memory()
+            _IN_USE[key] = images
+        return images
+
+    def _demanded(self, count: int, section: ImageSource) -> bool:
+        """Whether `count` images are read on demand. By itself where all of them would fill memory and fewer are
+        decoded if each is where a candidate shows it."""
+        assert section.size is not None
+        bytes_ = count * (1 if section.colour == "grey" else 3) * math.prod(section.size)
+        return self.read == "on-demand" or (self.read == "auto" and bytes_ > IN_MEMORY and count > self.size)
 
 
 class CropsPainter:
     """Draws random parts of images.
 
     Args:
-        images: uint8 [N, C, k H, k W], k times as large as a candidate.
+        images: uint8 [N, C, k H, k W], k times as large as a candidate; a tensor, or rows that are read on demand.
         size: (H, W) of a candidate.
         transform: which parts.
         seed: the run's seed.
@@ -94,14 +118,15 @@ class CropsPainter:
 
     batch = 64
 
-    def __init__(self, images: Tensor, size: tuple[int, int], transform: FlipCrop, seed: int) -> None:
+    def __init__(self, images: Tensor | ImagesOnDemand, size: tuple[int, int], transform: FlipCrop, seed: int) -> None:
         self._images, self._size, self._transform = images, size, transform
         self._random = CounterRandom(seed, "crops", 1 + transform.words)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """See `Painter`."""
         words = self._random(ids)
-        rows = below(words[0], len(self._images)).to(self._images.device)
+        device = self._images.device if isinstance(self._images, torch.Tensor) else "cpu"
+        rows = below(words[0], len(self._images)).to(device)
         _, channels, height, width = self._images.shape
         parts = warp(self._images[rows].to(ids.device), self._transform.maps(words[1:], (channels, height, width)))
         times = height // self._size[0]

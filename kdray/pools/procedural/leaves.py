@@ -7,16 +7,16 @@ numbers, with positions in sixteenths of a pixel.
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from kdray.errors import ConfigError
 from kdray.pools.base import pools
 from kdray.pools.counter import BITS, CounterRandom
 from kdray.pools.procedural.base import Painter, ProceduralSection
+from kdray.pools.procedural.compiled import drawing
+from kdray.pools.procedural.sines import sine_table
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -92,15 +92,14 @@ class LeavesPainter:
         seed: int,
         most: int = MOST_LEAVES,
     ) -> None:
-        compiled = _compiled()
+        compiled = drawing("leaves")
         self._shape, self._most = shape, most
         self._shapes = np.array([compiled.SHAPES.index(name) for name in shapes])
         self._textures = np.array([compiled.TEXTURES.index(name) for name in textures])
         quantiles = radius_quantiles(*radii, sigma, 1 << compiled.RADIUS_BITS)
         side, least = min(shape[1:]) * compiled.UNIT, compiled.UNIT // 2
         self._radii = np.array([max(least, round(side * radius)) for radius in quantiles])
-        angles = (2 * math.pi * angle / compiled.TURN for angle in range(compiled.TURN + compiled.TURN // 4))
-        self._sine = np.array([round(math.sin(angle) * (1 << compiled.SINE_BITS)) for angle in angles])
+        self._sine = np.array(sine_table(compiled.TURN, compiled.SINE_BITS))
         self._random = CounterRandom(seed, "leaves", 2)
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -108,7 +107,9 @@ class LeavesPainter:
         high, low = self._random(ids.cpu())
         starts = ((high << BITS) | low).numpy().view(np.uint64)
         images = torch.empty(len(ids), *self._shape, dtype=torch.uint8)
-        _compiled().draw(images.numpy(), starts, self._shapes, self._textures, self._radii, self._sine, self._most)
+        drawing("leaves").draw(
+            images.numpy(), starts, self._shapes, self._textures, self._radii, self._sine, self._most
+        )
         return images.to(ids.device)
 
 
@@ -121,19 +122,3 @@ def radius_quantiles(least: float, largest: float, sigma: float, count: int) -> 
         return [least * math.exp(middle * span) for middle in middles]
     reach = math.expm1(power * span)  # accurate even where sigma is nearly 1
     return [least * math.exp(math.log1p(middle * reach) / power) for middle in middles]
-
-
-def _compiled() -> ModuleType:
-    """The compiled drawing.
-
-    Raises:
-        ConfigError: numba cannot be imported.
-    """
-    try:
-        import kdray.pools.procedural.leaves_numba as compiled
-    except ImportError as error:
-        raise ConfigError(
-            f"pool.kind: leaves needs numba, which cannot be imported ({error}); pip install 'kdray[leaves]', or take "
-            "another kind"
-        ) from None
-    return compiled

@@ -2,19 +2,15 @@
 
 The topmost leaf is drawn first, so each pixel is painted once, and a hidden leaf costs little. The uncovered pixels of
 a row are bits of words. All numbers are integers; a pixel belongs to a leaf if its centre does.
-
-numba keeps what it has compiled until this file changes, so nothing here comes from another module of kdray.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from numba import njit
+
+from kdray.pools.procedural.words_numba import Numbers, bits, inlined, kept, part_below, random_colours, random_word
 
 SHAPES = ("circle", "square", "oriented-square", "rectangle", "triangle", "quadrilateral")
 """Shapes by their numbers. The corners of a leaf lie on the circle of its radius."""
@@ -36,67 +32,29 @@ _HALF = UNIT // 2
 _COORDINATE_BITS, _ANGLE_BITS, _CHOICE_BITS, _WIDTH_BITS = 22, 10, 12, 12  # random bits of one each
 _SHARE_BITS = 8  # of the second colour in a mix
 _PLACE, _FORM, _TEXTURE, _COLOURS = range(4)  # a leaf's words; those of colours have a byte a channel, and come last
-_STEP, _FIRST, _SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _ALL = np.uint64((1 << 64) - 1)
 
-Numbers = npt.NDArray[Any]
-_inlined = njit(error_model="numpy", forceinline=True)  # numpy's: no check for division by 0, which does not occur
 
-
-def _kept(function: Callable[..., Any]) -> Any:
-    """`function`, compiled at its first call and kept on disk, where numba finds a folder that it may write to."""
-    try:
-        return njit(error_model="numpy", nogil=True, cache=True)(function)
-    except RuntimeError:  # neither beside this file nor in the user's folder: each process compiles it
-        return njit(error_model="numpy", nogil=True)(function)
-
-
-@_inlined
-def random_word(start: np.uint64, number: int) -> np.uint64:
-    """Random word uint64 `number`, from 0 on, of SplitMix64 started at `start` uint64.
-
-    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014, with the constants of Vigna's
-    splitmix64.c.
-    """
-    mixed = start + np.uint64(number + 1) * _STEP
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-@_inlined
-def _bits(word: np.uint64, first: int, count: int) -> Any:
-    """The number in the `count` bits of a word from bit `first` on, int64."""
-    return np.int64((word >> np.uint64(first)) & np.uint64((1 << count) - 1))
-
-
-@_inlined
-def _below(word: np.uint64, first: int, count: int, end: int) -> int:
-    """The number in these bits, mapped to [0, end)."""
-    number: int = _bits(word, first, count)
-    return (number * end) >> count
-
-
-@_inlined
+@inlined
 def _first_pixel(position: int) -> int:
     """The first pixel whose centre is at `position` or after it."""
     return (position + _HALF - 1) >> _UNIT_BITS
 
 
-@_inlined
+@inlined
 def _last_pixel(position: int) -> int:
     """The last pixel whose centre is at `position` or before it."""
     return (position - _HALF) >> _UNIT_BITS
 
 
-@_inlined
+@inlined
 def _columns(first: int, last: int, block: int) -> np.uint64:
     """The columns `first` to `last` as bits of word `block` of a row, which holds 64 columns from 64 * block on."""
     low, high = max(first - 64 * block, 0), min(last - 64 * block, 63)
     return (_ALL << np.uint64(low)) & (_ALL >> np.uint64(63 - high))
 
 
-@_inlined
+@inlined
 def _uncovered_in(uncovered: Numbers, first: int, last: int, top: int, bottom: int) -> bool:
     """Whether any pixel of these columns and rows is uncovered."""
     if first <= last:
@@ -108,22 +66,22 @@ def _uncovered_in(uncovered: Numbers, first: int, last: int, top: int, bottom: i
     return False
 
 
-@_inlined
+@inlined
 def _angles(shape: int, form: np.uint64, angles: Numbers) -> int:
     """Write the angles of a polygon's corners, in the order of its edges, and return how many they are."""
     if shape == _RECTANGLE:
-        angle = _bits(form, 0, _ANGLE_BITS - 2)  # within a quarter turn
+        angle = bits(form, 0, _ANGLE_BITS - 2)  # within a quarter turn
         angles[0], angles[1] = angle, TURN // 2 - angle
         angles[2], angles[3] = TURN // 2 + angle, (TURN - angle) % TURN
         return 4
     if shape in (_SQUARE, _ORIENTED):
-        angle = TURN // 8 if shape == _SQUARE else _bits(form, 0, _ANGLE_BITS)
+        angle = TURN // 8 if shape == _SQUARE else bits(form, 0, _ANGLE_BITS)
         for corner in range(4):
             angles[corner] = (angle + corner * TURN // 4) % TURN
         return 4
     corners = 3 if shape == _TRIANGLE else 4
     for corner in range(corners):
-        angle, place = _bits(form, corner * _ANGLE_BITS, _ANGLE_BITS), corner
+        angle, place = bits(form, corner * _ANGLE_BITS, _ANGLE_BITS), corner
         while place > 0 and angles[place - 1] > angle:
             angles[place] = angles[place - 1]
             place -= 1
@@ -131,7 +89,7 @@ def _angles(shape: int, form: np.uint64, angles: Numbers) -> int:
     return corners
 
 
-@_inlined
+@inlined
 def _outline_circle(x: int, y: int, radius: int, top: int, bottom: int, lefts: Numbers, rights: Numbers) -> None:
     """Write the first and the last pixel of each row of a circle."""
     for row in range(top, bottom + 1):
@@ -140,7 +98,7 @@ def _outline_circle(x: int, y: int, radius: int, top: int, bottom: int, lefts: N
         lefts[row], rights[row] = _first_pixel(x - reach), _last_pixel(x + reach)
 
 
-@_inlined
+@inlined
 def _outline_polygon(
     xs: Numbers, ys: Numbers, corners: int, top: int, bottom: int, lefts: Numbers, rights: Numbers
 ) -> None:
@@ -159,7 +117,7 @@ def _outline_polygon(
             rights[row] = max(rights[row], _last_pixel(crossing))
 
 
-@_inlined
+@inlined
 def _share(texture: int, word: np.uint64, along: int, radius: int, pixel: int) -> int:
     """Share of the second colour in a pixel, in 1 / 2^_SHARE_BITS.
 
@@ -173,23 +131,13 @@ def _share(texture: int, word: np.uint64, along: int, radius: int, pixel: int) -
     if texture == _GRADIENT:
         return min(max(((radius + along) << _SHARE_BITS) // (2 * radius), 0), 1 << _SHARE_BITS)
     if texture == _STRIPES:
-        width = UNIT + _below(word, _ANGLE_BITS, _WIDTH_BITS, radius)
+        width = UNIT + part_below(word, _ANGLE_BITS, _WIDTH_BITS, radius)
         return ((along // width) & 1) << _SHARE_BITS
-    share: int = _bits(random_word(word, pixel), 0, _SHARE_BITS)
+    share: int = bits(random_word(word, pixel), 0, _SHARE_BITS)
     return share
 
 
-@_inlined
-def _colours(start: np.uint64, first: int, colours: Numbers) -> None:
-    """Write two random colours int64 [2, C], from the words of `start` from `first` on."""
-    channels = colours.shape[1]
-    for colour in range(2):
-        for channel in range(channels):
-            number = first + colour * ((channels + 7) // 8) + channel // 8
-            colours[colour, channel] = _bits(random_word(start, number), 8 * (channel % 8), 8)
-
-
-@_inlined
+@inlined
 def _paint(
     image: Numbers,
     uncovered: Numbers,
@@ -207,7 +155,7 @@ def _paint(
 ) -> int:
     """Paint the uncovered pixels of a leaf, cover them, and return how many they were."""
     channels, _, width = image.shape
-    angle, painted = _bits(word, 0, _ANGLE_BITS), 0
+    angle, painted = bits(word, 0, _ANGLE_BITS), 0
     for row in range(top, bottom + 1):
         first, last = max(lefts[row], 0), min(rights[row], width - 1)
         if first > last:
@@ -233,7 +181,7 @@ def _paint(
     return painted
 
 
-@_kept
+@kept
 def draw(
     images: Numbers, starts: Numbers, shapes: Numbers, textures: Numbers, radii: Numbers, sine: Numbers, most: int
 ) -> None:
@@ -263,9 +211,9 @@ def draw(
             leaf += 1
             number = leaf * words
             place = random_word(start, number + _PLACE)
-            x = _below(place, 0, _COORDINATE_BITS, width * UNIT)
-            y = _below(place, _COORDINATE_BITS, _COORDINATE_BITS, height * UNIT)
-            radius = radii[_bits(place, 2 * _COORDINATE_BITS, RADIUS_BITS)]
+            x = part_below(place, 0, _COORDINATE_BITS, width * UNIT)
+            y = part_below(place, _COORDINATE_BITS, _COORDINATE_BITS, height * UNIT)
+            radius = radii[bits(place, 2 * _COORDINATE_BITS, RADIUS_BITS)]
             if leaf == most:
                 radius = (height + width) * UNIT
             first, last = max(_first_pixel(x - radius), 0), min(_last_pixel(x + radius), width - 1)
@@ -273,8 +221,8 @@ def draw(
             if not _uncovered_in(uncovered, first, last, top, bottom):
                 continue
             form = random_word(start, number + _FORM)
-            shape = shapes[_below(form, 4 * _ANGLE_BITS, _CHOICE_BITS, len(shapes))]
-            texture = textures[_below(form, 4 * _ANGLE_BITS + _CHOICE_BITS, _CHOICE_BITS, len(textures))]
+            shape = shapes[part_below(form, 4 * _ANGLE_BITS, _CHOICE_BITS, len(shapes))]
+            texture = textures[part_below(form, 4 * _ANGLE_BITS + _CHOICE_BITS, _CHOICE_BITS, len(textures))]
             if shape == _CIRCLE or leaf == most:
                 _outline_circle(x, y, radius, top, bottom, lefts, rights)
             else:
@@ -283,7 +231,7 @@ def draw(
                     xs[corner] = x + ((radius * sine[angles[corner] + TURN // 4]) >> SINE_BITS)
                     ys[corner] = y + ((radius * sine[angles[corner]]) >> SINE_BITS)
                 _outline_polygon(xs, ys, corners, top, bottom, lefts, rights)
-            _colours(start, number + _COLOURS, colours)
+            random_colours(start, number + _COLOURS, colours)
             word = random_word(start, number + _TEXTURE)
             left -= _paint(
                 images[image], uncovered, lefts, rights, top, bottom, colours, texture, word, x, y, radius, sine

@@ -7,7 +7,6 @@ positions in eighths of a pixel.
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +16,7 @@ from kdray.errors import ConfigError
 from kdray.pools.base import pools
 from kdray.pools.counter import CounterRandom, below
 from kdray.pools.procedural.base import Painter, ProceduralSection
+from kdray.pools.procedural.sines import sine_table
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ class LinesPainter:
         self._points = max(16, 3 * max(shape[1:]) // 2)
         self._canvas = CounterRandom(seed, "lines", 1 + shape[0])
         self._random = CounterRandom(seed, "strokes", strokes[1] * (_WORDS + shape[0]))
-        angles = (2 * math.pi * turn / _TURN for turn in range(_TURN + _TURN // 4))
-        self._sine = torch.tensor([round(math.sin(angle) * (1 << _ANGLE_BITS)) for angle in angles])
+        self._sine = torch.tensor(sine_table(_TURN, _ANGLE_BITS))
 
     def __call__(self, ids: Tensor) -> Tensor:
         """See `Painter`."""

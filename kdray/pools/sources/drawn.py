@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from kdray.images.base import ImageRows, ImageSource, sources
 from kdray.pools.base import PoolSection, pools
 from kdray.pools.endless import EndlessSection
+from kdray.pools.nested import named, renamed
 from kdray.sections.base import Size
 from kdray.utils.lazy import torch
 
@@ -54,14 +55,32 @@ class DrawnImages(ImageSource):
         if value is not None:
             raise ValueError("drawn images are random ones; leave rows out, and say how many in count")
 
+    def recorded(self, other: ImageSource) -> "DrawnImages":
+        """See `ImageSource`."""
+        if not isinstance(other, DrawnImages):
+            return self
+        return self.model_copy(update={"pool": self.pool.recorded(other.pool)})
+
+    def resolved(self, field: str) -> "tuple[DrawnImages, list[str]]":
+        """See `ImageSource`."""
+        with named(self.pool, f"{field}.pool"):
+            pool, notes = self.pool.resolved(self._shape)
+        told = [renamed(note, self.pool, f"{field}.pool") for note in notes]
+        return self.model_copy(update={"pool": pool}), told
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        assert self.size is not None
+        return (1 if self.colour == "grey" else 3, *self.size)
+
     def open(self, field: str) -> ImageRows:
         """See `ImageSource.open`."""
         from PIL import Image
 
-        assert self.size is not None
         assert isinstance(self.pool, EndlessSection)
-        none = torch.empty(0, 1 if self.colour == "grey" else 3, *self.size, dtype=torch.uint8)
-        pool = (self.pool.with_size(ROWS) if self.pool.candidates == "auto" else self.pool).build(none, _SEED)
+        section = self.pool.with_size(ROWS) if self.pool.candidates == "auto" else self.pool
+        with named(self.pool, f"{field}.pool"):
+            pool = section.build(torch.empty(0, *self._shape, dtype=torch.uint8), _SEED)
 
         def draw(row: int) -> "Image.Image":
             pixels = pool.render(torch.tensor([row]))[0].numpy()
