@@ -112,9 +112,12 @@ def member(part: type[BaseModel], field: FieldInfo) -> dict[str, Any]:
 
 
 def within(parts: frozenset[Registry], field: FieldInfo) -> frozenset[Registry] | None:
-    """The registries that a field's sections are in; None where one is in itself, which would go on without end."""
+    """The registries that a field's sections are in; None where one is in itself, which would go on without end, also
+    where it has another default there."""
     registry = registry_of(field.annotation, field.metadata)
-    return None if registry in parts else parts if registry is None else parts | {registry}
+    if registry is None:
+        return parts
+    return None if any(registry.base is one.base for one in parts) else parts | {registry}
 
 
 def walk(
