@@ -186,7 +186,7 @@ def _locate(location: tuple[str | int, ...], data: Any, root: type[BaseModel]) -
             models = _sections(field, data)
         elif isinstance(part, int):
             names.append(str(part))
-            if isinstance(data, list) and field is not None:
+            if isinstance(data, list) and part < len(data) and field is not None:
                 data = data[part]
                 models = _sections(field, data)
                 siblings = [name for model in models for name in model.model_fields]

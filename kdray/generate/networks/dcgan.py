@@ -3,6 +3,8 @@ enlargements by nearest neighbours, each with a convolution behind it."""
 
 from torch import Tensor, nn
 
+from kdray.generate.networks.contrast import to_pixels
+
 
 class DCGAN(nn.Module):
     """Generates images with convolutions and batch normalisation.
@@ -30,8 +32,7 @@ class DCGAN(nn.Module):
             nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),  # without it fresh images are grey: a spread of 3 of 255, and of 50 with it
-            nn.Sigmoid(),
+            to_pixels(channels),
         )
 
     def forward(self, codes: Tensor) -> Tensor:

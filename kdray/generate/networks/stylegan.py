@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdray.generate.networks.contrast import to_pixels
+
 _START = 4  # pixels a side of the constant
 
 
@@ -34,7 +36,7 @@ class StyleGAN(nn.Module):
         self.blocks = nn.ModuleList(
             _Block(narrow, out, side, style) for narrow, out, side in zip([style, *wide], wide, sides, strict=False)
         )
-        self.show = nn.Conv2d(wide[-1], channels, 1)
+        self.show = nn.Sequential(nn.Conv2d(wide[-1], channels, 1), to_pixels(channels))
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes float [B, D] to images float [B, C, H, W] in [0, 1]."""
@@ -42,7 +44,7 @@ class StyleGAN(nn.Module):
         x = self.constant.expand(len(codes), -1, -1, -1)
         for number, block in enumerate(self.blocks):
             x = block(x if number == 0 else F.interpolate(x, scale_factor=2.0), styles)
-        images: Tensor = self.show(x).sigmoid()
+        images: Tensor = self.show(x)
         return images[:, :, : self._height, : self._width]
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdray.generate.networks.contrast import to_pixels
+
 _SMALLEST_PATCH = 4  # pixels a side
 _MOST_PATCHES = 8  # along the longer side, so that the cost does not grow with the image
 
@@ -33,11 +35,12 @@ class Transformer(nn.Module):
         self.body = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
         self.show = nn.Linear(width, channels * self._patch**2)
+        self.pixels = to_pixels(channels)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes float [B, D] to images float [B, C, H, W] in [0, 1]."""
         tokens = self.spread(codes).view(-1, *self._tokens) + self.place
         patches = self.show(self.norm(self.body(tokens))).transpose(1, 2)  # [B, C * P * P, T]
         size = (self._rows * self._patch, self._columns * self._patch)
-        images = F.fold(patches, size, self._patch, stride=self._patch)
-        return images.sigmoid()[:, :, : self._shape[1], : self._shape[2]]
+        images: Tensor = self.pixels(F.fold(patches, size, self._patch, stride=self._patch))
+        return images[:, :, : self._shape[1], : self._shape[2]]
