@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import fcntl
 import os
 import shutil
@@ -66,7 +67,7 @@ def digits_config(weights: Path, **changes) -> dict:
         *path, last = key.split("__")
         for name in path:
             section = section.setdefault(name, {})
-        section[last] = value
+        section[last] = copy.deepcopy(value)  # a later key may change a part of it, and a test shares its constants
     return config
 
 
