@@ -2,63 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdray.pools.pairs import check_range
+from kdray.pools.images import ImagePool
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class ListedPool:
-    """Candidates that are these images, each a group of its own.
+class ListedPool(ImagePool):
+    """Candidates that are these images, which are none of the user's.
 
     Args:
-        images: uint8 [N, C, H, W]; the pool lives on their device.
+        images: uint8 [N, C, H, W], N >= 1; the pool lives on their device.
         columns: of the record, a list of N values each.
         source: where they come from, as recorded in the labelled set.
+
+    Raises:
+        ImageSetError: see `ImagePool`.
     """
 
-    linear = False
     real = False
-    group_size = 1
 
     def __init__(self, images: Tensor, columns: Mapping[str, list[Any]], source: str) -> None:
-        self.images, self.source = images, source
-        self._columns = dict(columns)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def num_groups(self) -> int:
-        """Number of candidates."""
-        return len(self.images)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every candidate."""
-        return (self.images.shape[1], self.images.shape[2], self.images.shape[3])
+        super().__init__(images)
+        self.source, self._columns = source, dict(columns)
 
     def to(self, device: str | torch.device) -> ListedPool:
         """See `Pool`."""
         return ListedPool(self.images.to(device), self._columns, self.source)
 
-    def render(self, ids: Tensor) -> Tensor:
-        """See `Pool`."""
-        check_range(ids, len(self), "ids")
-        return self.images[ids.to(self.images.device)]
-
-    def batches(self, groups: Tensor, step: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """See `Pool`."""
-        yield from (self.render(part) for part in groups.split(step))
-
     def describe(self, ids: Tensor) -> dict[str, list[Any]]:
         """See `Pool`."""
         return {name: [values[key] for key in ids.tolist()] for name, values in self._columns.items()}
-
-    def middle(self) -> int:
-        """Index of the only candidate of a group."""
-        return 0
