@@ -217,10 +217,10 @@ def test_no_images_are_no_images():
     [
         ({"maps": [1, 4]}, r"pool\.maps\.0: input should be greater than or equal to 2"),
         ({"maps": [2, 17]}, r"pool\.maps\.1: input should be less than or equal to 16"),
-        ({"maps": [5, 4]}, r"maps: the first must not exceed the second, got \[5, 4\]"),
-        ({"fractals": [2, 1]}, r"fractals: the first must not exceed the second, got \[2, 1\]"),
+        ({"maps": [5, 4]}, r"maps: a range is \[least, most\], and 5 is more than 4; swap them"),
+        ({"fractals": [2, 1]}, r"fractals: a range is \[least, most\], and 2 is more than 1; swap them"),
         ({"fractals": [0, 1]}, r"pool\.fractals\.0"),
-        ({"extent": [0.5, 0.1]}, r"extent: the first must not exceed the second, got \[0\.5, 0\.1\]"),
+        ({"extent": [0.5, 0.1]}, r"extent: a range is \[least, most\], and 0\.5 is more than 0\.1; swap them"),
         ({"extent": [0, 0.1]}, r"pool\.extent\.0"),
         ({"extent": [0.5, math.nan]}, r"pool\.extent\.1"),
         ({"colours": "red"}, r"pool\.colours: input should be 'any' or 'light-on-dark', got 'red'"),

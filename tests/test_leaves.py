@@ -246,7 +246,7 @@ def test_no_images_are_no_images():
         ({"textures": []}, r"pool\.textures: .*at least 1 item"),
         ({"textures": ["wood"]}, r"pool\.textures\.0: input should be 'plain', 'gradient', 'stripes' or 'grain'"),
         ({"textures": ["plain", "plain"]}, r"textures: name each once"),
-        ({"radii": [0.5, 0.1]}, r"radii: the first must not exceed the second, got \[0\.5, 0\.1\]"),
+        ({"radii": [0.5, 0.1]}, r"radii: a range is \[least, most\], and 0\.5 is more than 0\.1; swap them"),
         ({"radii": [0, 0.1]}, r"pool\.radii\.0"),
         ({"radii": [0.1, 1.5]}, r"pool\.radii\.1"),
         ({"radii": [0.1]}, r"pool\.radii"),

@@ -185,10 +185,10 @@ def test_the_number_of_lines_is_between_the_two_given():
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"kind": "lines", "strokes": [3, 2]}, r"strokes: the first must not exceed the second, got \[3, 2\]"),
-        ({"kind": "lines", "width": [0.2, 0.1]}, r"width: the first must not exceed"),
+        ({"kind": "lines", "strokes": [3, 2]}, r"strokes: a range is \[least, most\], and 3 is more than 2; swap them"),
+        ({"kind": "lines", "width": [0.2, 0.1]}, r"width: a range is \[least, most\]"),
         ({"kind": "lines", "width": [0, 0.1]}, r"pool\.width\.0"),
-        ({"kind": "spectrum", "exponent": [2, 1]}, r"exponent: the first must not exceed"),
+        ({"kind": "spectrum", "exponent": [2, 1]}, r"exponent: a range is \[least, most\]"),
         ({"kind": "spectrum", "contrast": 0}, r"pool\.contrast"),
         ({"kind": "noise", "std": 0}, r"pool\.std"),
         ({"kind": "noise", "candidates": 0}, r"pool\.candidates"),

@@ -355,7 +355,7 @@ def test_many_programs_that_are_left_out_are_all_named(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"time": [3, 2]}, r"time: the first must not exceed the second, got \[3.0, 2.0\]"),
+        ({"time": [3, 2]}, r"time: a range is \[least, most\], and 3 is more than 2; swap them"),
         ({"builtin": False}, r"name a folder, or set builtin to true"),
         ({"limit_s": 0}, r"pool\.limit_s"),
     ],

@@ -11,9 +11,11 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+ASCENDING = AfterValidator(_ascending)
+"""A range whose first number must not exceed the second."""
 _Share = Annotated[float, Field(ge=0, le=1)]
-Shares = Annotated[tuple[_Share, _Share], AfterValidator(_ascending)]
+Shares = Annotated[tuple[_Share, _Share], ASCENDING]
 """[least, most] of a share, each in [0, 1]."""
 _PositiveShare = Annotated[float, Field(gt=0, le=1)]
-PositiveShares = Annotated[tuple[_PositiveShare, _PositiveShare], AfterValidator(_ascending)]
+PositiveShares = Annotated[tuple[_PositiveShare, _PositiveShare], ASCENDING]
 """[least, most] of a share, each in (0, 1]."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kdray.pools.base import pools
 from kdray.pools.counter import BITS, CounterRandom
 from kdray.pools.procedural.base import Painter, ProceduralSection
 from kdray.pools.procedural.compiled import drawing
 from kdray.pools.procedural.sines import sine_table
+from kdray.pools.ranges import ASCENDING
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -32,23 +33,15 @@ class FractalsSection(ProceduralSection):
     `pip install 'kdray[fractals]'`."""
 
     kind: Literal["fractals"] = "fractals"
-    maps: tuple[Maps, Maps] = (2, 8)
+    maps: Annotated[tuple[Maps, Maps], ASCENDING] = (2, 8)
     """Least and most maps of a fractal's system."""
-    fractals: tuple[Count, Count] = (1, 2)
+    fractals: Annotated[tuple[Count, Count], ASCENDING] = (1, 2)
     """Least and most fractals of a candidate, each in two random colours that mix by how dense it is."""
-    extent: tuple[Share, Share] = (0.5, 1)
+    extent: Annotated[tuple[Share, Share], ASCENDING] = (0.5, 1)
     """Least and largest size of a fractal, as a share of the image's sides."""
     colours: Literal["any", "light-on-dark"] = "any"
     """any: the background and each fractal have random colours. light-on-dark: the background is black, and no channel
     of a fractal is below 128."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> FractalsSection:
-        for name in ("maps", "fractals", "extent"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: the first must not exceed the second, got {[low, high]}")
-        return self
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`. A ConfigError also says that numba is missing."""

@@ -17,6 +17,7 @@ from kdray.pools.counter import BITS, CounterRandom
 from kdray.pools.procedural.base import Painter, ProceduralSection
 from kdray.pools.procedural.compiled import drawing
 from kdray.pools.procedural.sines import sine_table
+from kdray.pools.ranges import ASCENDING
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class LeavesSection(ProceduralSection):
     )  # fmt: skip
     """Each leaf has one of these. The corners of all but circles lie on the circle of the leaf's radius; the sides of a
     square and a rectangle are upright, those of an oriented square are not."""
-    radii: tuple[Share, Share] = (0.03, 1.0)
+    radii: Annotated[tuple[Share, Share], ASCENDING] = (0.03, 1.0)
     """Least and largest radius of a leaf, as a share of the image's smaller side, but half a pixel at least."""
     sigma: Annotated[float, Field(ge=0, le=10)] = 3.0
     """Exponent of the power law of radii: the density at radius r is proportional to 1 / r^sigma."""
@@ -54,8 +55,6 @@ class LeavesSection(ProceduralSection):
             names = getattr(self, name)
             if len(set(names)) < len(names):
                 raise ValueError(f"{name}: name each once, got {list(names)}")
-        if self.radii[0] > self.radii[1]:
-            raise ValueError(f"radii: the first must not exceed the second, got {list(self.radii)}")
         return self
 
     def painter(self, images: Tensor, seed: int) -> Painter:

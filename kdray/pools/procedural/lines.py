@@ -10,13 +10,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kdray.errors import ConfigError
 from kdray.pools.base import pools
 from kdray.pools.counter import CounterRandom, below
 from kdray.pools.procedural.base import Painter, ProceduralSection
 from kdray.pools.procedural.sines import sine_table
+from kdray.pools.ranges import ASCENDING
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _FAR16 = (1 << 14) - 1  # sums of two stay below 2^15
 _WORDS = 10  # random numbers of a stroke besides its colours
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Strokes = Annotated[int, Field(ge=1, le=100)]
 
 
 @pools.register
@@ -43,21 +45,13 @@ class LinesSection(ProceduralSection):
     """The candidates are random segments, arcs and smooth curves of random width."""
 
     kind: Literal["lines"] = "lines"
-    strokes: tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]] = (1, 4)
+    strokes: Annotated[tuple[Strokes, Strokes], ASCENDING] = (1, 4)
     """Least and most lines of a candidate."""
-    width: tuple[Share, Share] = (0.06, 0.16)
+    width: Annotated[tuple[Share, Share], ASCENDING] = (0.06, 0.16)
     """Least and largest width of a line, as a share of the image's smaller side."""
     colours: Literal["any", "light-on-dark"] = "any"
     """any: the background and each line have a random colour. light-on-dark: the background is black, and no channel of
     a line is below 128."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LinesSection:
-        for name in ("strokes", "width"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: the first must not exceed the second, got {[low, high]}")
-        return self
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""

@@ -24,6 +24,7 @@ from kdray.pools.glsl.forms import Program, builtin_programs, digest, read_folde
 from kdray.pools.glsl.plain import is_plain
 from kdray.pools.glsl.process import CanvasEnded, CanvasProcess
 from kdray.pools.procedural.base import Painter, ProceduralSection
+from kdray.pools.ranges import ASCENDING
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ShadersSection(ProceduralSection):
     """A folder of programs of your own, see docs/choosing.md."""
     builtin: bool = True
     """Whether the programs that come with kdray are used, beside those of the folder."""
-    time: tuple[Seconds, Seconds] = (0, 60)
+    time: Annotated[tuple[Seconds, Seconds], ASCENDING] = (0, 60)
     """Least and largest time that a program is given, in seconds."""
     limit_s: Annotated[float, Field(gt=0, le=3600)] = 10
     """Seconds in which a program must compile and draw 16 images; one that takes longer is left out."""
@@ -60,8 +61,6 @@ class ShadersSection(ProceduralSection):
 
     @model_validator(mode="after")
     def _possible(self) -> ShadersSection:
-        if self.time[0] > self.time[1]:
-            raise ValueError(f"time: the first must not exceed the second, got {list(self.time)}")
         if self.programs is None and not self.builtin:
             raise ValueError("programs: name a folder, or set builtin to true; without both there is nothing to draw")
         return self

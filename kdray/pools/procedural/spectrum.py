@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kdray.pools.base import pools
 from kdray.pools.counter import CounterRandom, below
 from kdray.pools.procedural.base import Painter, ProceduralSection
 from kdray.pools.procedural.normal import TableIndices, normal_table
+from kdray.pools.ranges import ASCENDING
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -24,22 +25,18 @@ _EXPONENTS = 16  # candidates take one of so many exponents
 _NORMAL_BITS, _WEIGHT_BITS, _BASIS_BITS = 8, 10, 12  # fractional bits
 _VALUE_BITS, _RANGE = 8, 8  # of a sum in standard deviations, which is cut at 8 of them
 
+Exponent = Annotated[float, Field(ge=0, le=4)]
+
 
 @pools.register
 class SpectrumSection(ProceduralSection):
     """The candidates are noise whose amplitude falls with the frequency f as 1 / f^a: soft clouds to fine grain."""
 
     kind: Literal["spectrum"] = "spectrum"
-    exponent: tuple[Annotated[float, Field(ge=0, le=4)], Annotated[float, Field(ge=0, le=4)]] = (0.5, 2.0)
+    exponent: Annotated[tuple[Exponent, Exponent], ASCENDING] = (0.5, 2.0)
     """Least and largest a; each candidate has one of 16 in equal steps."""
     contrast: Annotated[float, Field(gt=0, le=100)] = 2.0
     """Steepness of the sigmoid: how far a standard deviation of the sum takes a pixel from grey."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SpectrumSection:
-        if self.exponent[0] > self.exponent[1]:
-            raise ValueError(f"exponent: the first must not exceed the second, got {list(self.exponent)}")
-        return self
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
