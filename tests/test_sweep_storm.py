@@ -194,17 +194,26 @@ SMALLER = {
     "rad_w": ["space.select.w={grid: [0.1, 1.0]}", "space.select.m={grid: [0.05]}"],
     "strategies": ["space.select.strategy={grid: [random, margin]}", "space.select.rounds={grid: [1]}"],
     "joint": ["sweep.samples=3", "space.budget.queries={grid: [200]}"],
-}
+    "generator_steps": [
+        "space.pool.steps={grid: [1, 2]}", "space.pool.weight={grid: [5]}", "change.budget.queries=60",
+        "change.select.rounds=1",
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def demo_teacher(tmp_path_factory):
     """The folder in which the sweeps run, with the demo's teacher in it."""
     folder = tmp_path_factory.mktemp("sweeps")
-    done = kdray("teacher", "train", ROOT / "examples" / "digits.yaml", "teacher.train.epochs=2", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    for example in ("digits.yaml", "generator.yaml"):
+        done = kdray("teacher", "train", ROOT / "examples" / example, "teacher.train.epochs=2", cwd=folder)
+        assert done.returncode == 0, done.stderr
     (folder / "examples").symlink_to(ROOT / "examples")
     return folder
+
+
+def test_no_sweep_that_comes_with_kdray_is_left_out():
+    assert {path.stem for path in (ROOT / "tune_configs").glob("*.yaml")} == set(SMALLER)
 
 
 @pytest.mark.parametrize("name", SMALLER)
