@@ -15,6 +15,7 @@ from kdray.observers import Observer
 from kdray.pools.base import pools
 from kdray.pools.listed import ListedPool
 from kdray.pools.remade import Basis, Made
+from kdray.report.page import write_report
 from kdray.runs.confirmed import confirmed, confirmed_note
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
@@ -139,6 +140,7 @@ def test_a_run_buys_pairs_of_the_newest_student(make_config, tmp_path):
     done = run(config_of(make_config), RunDirectory(tmp_path / "run"), local=True, observer=notes)
     directory = RunDirectory(done.directory)
     assert done.receipt.queries == 160
+    page = write_report([directory]).read_text()
     for number in (1, 2):
         columns, part = directory.read_candidates(number).columns, directory.read_labelled(number, 10)
         sides = list(zip(columns["pair"], columns["side"], strict=True))
@@ -152,6 +154,7 @@ def test_a_run_buys_pairs_of_the_newest_student(make_config, tmp_path):
         differ = part.answers.labels[before] != part.answers.labels[after]
         assert counts["pairs"] == 15 and counts["pairs_confirmed"] == int(differ.sum())
         assert confirmed_note(counts) in notes.texts
+        assert f"Round {number}: {confirmed_note(counts)}." in page
         assert set(part.source) == {f"boundary: {side}" for side in columns["side"]}
 
 

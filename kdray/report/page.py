@@ -12,6 +12,7 @@ from kdray.observers.base import RoundMetrics
 from kdray.pages.html import money, render
 from kdray.report.captions import likeliest, made_of, what_asked
 from kdray.report.figures import accuracy_figure, agreement_figure, time_figure
+from kdray.runs.confirmed import confirmed_note
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import Result, read_result
 from kdray.utils.files import check_writable, distinct_names, shown, write_bytes
@@ -46,7 +47,7 @@ def write_report(directories: Sequence[RunDirectory], out: Path | None = None) -
         last=first.history[-1],
         found=_found,
         compared=list(zip(names, results, strict=True)) if len(results) > 1 else [],
-        remarks=[line for m in first.history for line in (*_robust(m), *_training(m))],
+        remarks=[line for m in first.history for line in (*_robust(m), *_boundaries(m), *_training(m))],
         accuracy=accuracy_figure(runs),
         agreement=agreement_figure(runs),
         time=time_figure(first.history),
@@ -85,6 +86,11 @@ def _robust(metrics: RoundMetrics) -> list[str]:
             f"w = {search['rad_w']:.3g} drew from the {search['rad_support']:,} candidates of largest gain."
         )
     return lines
+
+
+def _boundaries(metrics: RoundMetrics) -> list[str]:
+    """A sentence about the boundary pairs of a round, if it had any."""
+    return [f"Round {metrics.round}: {confirmed_note(metrics.boundaries)}."] if metrics.boundaries else []
 
 
 def _training(metrics: RoundMetrics) -> list[str]:
