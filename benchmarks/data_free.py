@@ -1,7 +1,7 @@
 """A teacher without a single image: pools that are drawn, on their own and mixed, at random and chosen from.
 
     python benchmarks/data_free.py pools        # MNIST, LeNet-5, hard labels, each pool at random
-    python benchmarks/data_free.py choice       # strategies beside random, on the best generic mixture and on lines
+    python benchmarks/data_free.py choice       # strategies beside random on three pools, all with `augment: affine`
     python benchmarks/data_free.py augment      # augmentations beside none, on pools drawn at random
     python benchmarks/data_free.py balance      # classes balanced before paying, after paying, both, neither
     python benchmarks/data_free.py boundary     # two pools at random, and boundary pairs of them
@@ -37,8 +37,8 @@ from scipy.stats import spearmanr
 
 from kdray.pools.base import pools
 
-GENERIC = "leaves + shaders"
-STRATEGIES = ("random", "margin", "cluster-margin", "rad", "uniform")
+CHOSEN = ("leaves + shaders", "all", "lines, light on dark")
+STRATEGIES = tuple(f"{name}, affine" for name in ("random", "cluster-margin", "margin", "rad", "uniform"))
 AUGMENTED = ("lines, light on dark", "all")
 AUGMENTATIONS = ("random", "random, affine", "random, auto")
 BALANCED = ("leaves, large", "lines")
@@ -74,7 +74,7 @@ def of_pools(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Pools with a strategy, and what else is to be kept."""
     named = {
         "pools": [(name, "random") for name in POOLS],
-        "choice": [(name, how) for name in (GENERIC, "lines") for how in STRATEGIES],
+        "choice": [(name, how) for name in CHOSEN for how in STRATEGIES],
         "augment": [(name, how) for name in AUGMENTED for how in AUGMENTATIONS],
         "boundary": [(name, "random") for name in ("photographs", "leaves, large", *MOVED)],
     }
