@@ -110,6 +110,18 @@ def make_config(teacher_weights):
     return lambda **changes: parse_config(digits_config(teacher_weights, **changes))
 
 
+class StopAtPhase(Observer):
+    """Interrupts a run as Ctrl-C would, at the beginning of its n-th phase."""
+
+    def __init__(self, when: int) -> None:
+        self.left = when
+
+    def phase(self, round: int, name: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
 class Notes(Observer):
     """Keeps what a run says."""
 

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import Notes
+from conftest import Notes, StopAtPhase
 
 from kdray.errors import ConfigError, PoolExhausted
 from kdray.models.checkpoint import load_student
 from kdray.models.classifier import build_model
 from kdray.models.predict import predict
-from kdray.observers import Observer
 from kdray.pools.base import pools
 from kdray.pools.listed import ListedPool
 from kdray.pools.remade import Basis, Made
@@ -118,18 +117,6 @@ def test_the_teacher_confirms_pairs_with_two_classes():
 # ---- runs
 
 
-class StopAt(Observer):
-    """Interrupts a run as Ctrl-C would, at the beginning of its n-th phase."""
-
-    def __init__(self, when: int) -> None:
-        self.left = when
-
-    def phase(self, round: int, name: str) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def config_of(make_config, **fields):
     pool = {"kind": "boundary", "of": "mixup", **fields}
     return make_config(pool=pool, select=RANDOM, student__epochs=3, student__model="mlp", teacher__answers="hard")
@@ -163,7 +150,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(moment, make_config, tmp
     config = config_of(make_config, share=0.5)
     whole = run(config, RunDirectory(tmp_path / "whole"), local=True)
     with pytest.raises(KeyboardInterrupt):
-        run(config, RunDirectory(tmp_path / "part"), local=True, observer=StopAt(moment))
+        run(config, RunDirectory(tmp_path / "part"), local=True, observer=StopAtPhase(moment))
     part = resume(RunDirectory(tmp_path / "part"), local=True)
     assert part.receipt.queries == whole.receipt.queries
     for name in ("001/pool.safetensors", "002/labelled.parquet", "002/student.safetensors"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_words import cut, split_mix
 
 from kdray.errors import ConfigError
 from kdray.pools.procedural.fractals import FractalsPainter
@@ -23,22 +24,6 @@ def painter(shape, maps=(2, 8), fractals=(1, 2), extent=(0.5, 1.0), any_colour=T
 
 
 # The plain form: the same whole numbers, one point after another
-
-
-def split_mix(start: int, number: int) -> int:
-    mixed = (start + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
-    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
-    return mixed ^ mixed >> 31
-
-
-def cut(word: int, *bits: int) -> list[int]:
-    """The numbers of so many bits each that follow one another in a word, from the lowest bit on."""
-    numbers = []
-    for count in bits:
-        numbers.append(word % 2**count)
-        word >>= count
-    return numbers
 
 
 def within(share: int, low: int, high: int) -> int:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import Notes, command, on_workers
+from conftest import Notes, StopAtPhase, command, on_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -17,7 +17,6 @@ from kdray.generate.networks import GENERATORS, build_generator
 from kdray.generate.train import GeneratorRecipe, balanced_labels, codes_of, train_generator
 from kdray.models.checkpoint import load_student, model_bytes
 from kdray.models.classifier import build_model
-from kdray.observers import Observer
 from kdray.pools.base import pools
 from kdray.pools.remade import Basis
 from kdray.runs.directory import RunDirectory
@@ -267,18 +266,6 @@ def ideal(**changes) -> dict:
     return copy.deepcopy(IDEAL | changes)
 
 
-class StopAt(Observer):
-    """Interrupts a run as Ctrl-C would, at the beginning of its n-th phase."""
-
-    def __init__(self, when: int) -> None:
-        self.left = when
-
-    def phase(self, round: int, name: str) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, teacher_weights):
     """IDEAL to the letter: no image, no replay, one student."""
@@ -327,7 +314,7 @@ def test_a_round_is_made_from_the_student_before_it(finished):
 @pytest.mark.parametrize("when", [6, 8, 12])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(when, finished, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(finished.config, RunDirectory(tmp_path / "part"), local=True, observer=StopAt(when))
+        run(finished.config, RunDirectory(tmp_path / "part"), local=True, observer=StopAtPhase(when))
     part = resume(RunDirectory(tmp_path / "part"), local=True)
     assert part.receipt.queries == 120
     for name in ("rounds/003/pool.safetensors", "rounds/003/candidates.parquet", "student.safetensors"):

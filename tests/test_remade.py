@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import command
+from conftest import StopAtPhase, command
 
 from kdray.errors import ConfigError
 from kdray.models.checkpoint import load_student
-from kdray.observers import Observer
 from kdray.pools.base import PoolSection
 from kdray.pools.procedural.base import ProceduralPool
 from kdray.pools.remade import Basis, Made, is_remade
@@ -57,18 +56,6 @@ class Shift:
         )
 
 
-class StopAt(Observer):
-    """Interrupts a run as Ctrl-C would, at the beginning of its n-th phase."""
-
-    def __init__(self, when: int) -> None:
-        self.left = when
-
-    def phase(self, round: int, name: str) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 KIND = f"{__name__}:ShiftedSection"
 
 
@@ -106,7 +93,7 @@ def test_each_round_makes_its_candidates_from_student_and_answers(config, tmp_pa
 def test_a_run_that_was_stopped_ends_with_the_same_bits(moment, config, tmp_path):
     whole = run(config, RunDirectory(tmp_path / "whole"), local=True)
     with pytest.raises(KeyboardInterrupt):
-        run(config, RunDirectory(tmp_path / "part"), local=True, observer=StopAt(moment))
+        run(config, RunDirectory(tmp_path / "part"), local=True, observer=StopAtPhase(moment))
     part = resume(RunDirectory(tmp_path / "part"), local=True)
     assert part.receipt.queries == whole.receipt.queries
     for name in ("001/pool.safetensors", "002/pool.safetensors", "002/candidates.parquet", "002/student.safetensors"):

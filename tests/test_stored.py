@@ -91,7 +91,7 @@ def test_a_file_has_no_name_and_is_gone_with_its_tensor(small, tmp_path, monkeyp
     assert torch.equal(view, pictures(20)[5:9, 1:]) and is_stored(view)
     del view
     gc.collect()
-    assert set(os.listdir("/proc/self/fd")) <= before and not stored.any_stored()
+    assert set(os.listdir("/proc/self/fd")) == before and not stored.any_stored()
 
 
 def test_another_process_of_the_machine_maps_the_same_file(small):

@@ -103,8 +103,25 @@ class FeaturesRequest:
         return map(forward.features, _images(self.ids if self.images is None else self.images, pool, rows, step))
 
 
+class _OfCandidates:
+    """What requests about the rounded pixels of single candidates share."""
+
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def passes(self, pool: Pool, settings: SearchSettings) -> int:
+        """See `kdray.search.requests.Request`."""
+        return len(self)
+
+    def name(self, row: int) -> str:
+        """A row in words."""
+        return f"candidate {self.ids[row]}"
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScoresRequest:
+class ScoresRequest(_OfCandidates):
     """A request for the scores of some candidates, computed from the rounded pixels that the teacher would get.
 
     Attributes:
@@ -115,13 +132,6 @@ class ScoresRequest:
     ids: np.ndarray
     score: Score = "margin"
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def passes(self, pool: Pool, settings: SearchSettings) -> int:
-        """See `kdray.search.requests.Request`."""
-        return len(self)
-
     def perform(self, pool: Pool, context: SearchContext) -> Values:
         """Scores float32 [n, 1].
 
@@ -129,10 +139,6 @@ class ScoresRequest:
             ScoringError: the student's output for one of them is not finite.
         """
         return _values(EachOf(cut=context.cut, of=self), context)
-
-    def name(self, row: int) -> str:
-        """A row in words."""
-        return f"candidate {self.ids[row]}"
 
     def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Scores float32 [B, 1] of the given rows, `step` at a time, and the logits float32 [B, K]."""
@@ -142,7 +148,7 @@ class ScoresRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionsRequest:
+class PredictionsRequest(_OfCandidates):
     """A request for the classes that the student predicts for some candidates, from the rounded pixels that the teacher
     would get.
 
@@ -152,13 +158,6 @@ class PredictionsRequest:
 
     ids: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def passes(self, pool: Pool, settings: SearchSettings) -> int:
-        """See `kdray.search.requests.Request`."""
-        return len(self)
-
     def perform(self, pool: Pool, context: SearchContext) -> Values:
         """Classes int64 [n, 1].
 
@@ -166,10 +165,6 @@ class PredictionsRequest:
             ScoringError: the student's output for one of them is not finite.
         """
         return _values(EachOf(cut=context.cut, of=self), context)
-
-    def name(self, row: int) -> str:
-        """A row in words."""
-        return f"candidate {self.ids[row]}"
 
     def each(self, pool: Pool, forward: Forward, rows: slice, step: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Classes int64 [B, 1] of the given rows, `step` at a time, and the logits float32 [B, K]."""
