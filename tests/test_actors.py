@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from conftest import actor_pids, digits_config, running, served
+from PIL import Image
 from safetensors.torch import save
 
 from actors.cluster import Cluster, connect, count_workers
@@ -33,6 +34,7 @@ from kdray.ledger.limits import Limits
 from kdray.models.checkpoint import ModelCard
 from kdray.models.classifier import build_model
 from kdray.observers.base import Observer
+from kdray.pools.base import pools
 from kdray.pools.mixup import MixupPool
 from kdray.runs.directory import RunDirectory
 from kdray.runs.purchase import PurchasePolicy, buy
@@ -107,6 +109,22 @@ def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, searcher_o
     request = SearchRequest(k=200, taken=taken)
     again = LocalSearcher(512, settings=EXHAUSTIVE).search(pool, other, request)
     assert same(searcher.search(pool, other, request), again)
+
+
+@pytest.mark.parametrize("kind", ["leaves", "mixture", "photographs read on demand"])
+def test_workers_choose_the_same_of_candidates_that_they_draw_themselves(kind, searcher_of, model, tmp_path):
+    section = {"kind": kind, "candidates": 700}
+    if kind.startswith("photographs"):
+        rows = np.random.default_rng(0).integers(0, 256, (20, 40, 50), dtype=np.uint8)
+        for number, pixels in enumerate(rows):
+            Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        images = {"source": "folder", "path": str(tmp_path)}
+        section |= {"kind": "crops", "images": images, "read": "on-demand"}
+    drawn = pools.parse(section).build(torch.empty(0, 1, 28, 28, dtype=torch.uint8), 3)
+    request = SearchRequest(k=20)
+    reference = LocalSearcher(512, settings=EXHAUSTIVE).search(drawn, model, request)
+    assert same(searcher_of(chunk=100, settings=EXHAUSTIVE).search(drawn, model, request), reference)
+    assert len(set(reference.scores.tolist())) > 10
 
 
 def test_workers_guess_as_one_process_does_bit_for_bit(searcher_of, pool, model):
@@ -481,7 +499,7 @@ def test_what_was_bought_is_kept_when_workers_do_not_come_back_and_the_living_go
     teacher = Slow(str(tmp_path))
     for name in ("alone", "stuck"):
         (tmp_path / name).touch()
-    pool = RayTeacherPool(teacher, partial(Slow, str(tmp_path)), 2, patience_s=20)
+    pool = RayTeacherPool(teacher, partial(Slow, str(tmp_path)), 2, patience_s=60)
     try:
         # The second worker never starts; the first one answers everything.
         assert facts(buy(grey(*range(1, 21)), teachers=pool, ledger=ledger, batch_size=5)) == (20, 0, 0)

@@ -39,7 +39,7 @@ def painter(
 class PlainLeaf:
     """Leaf `number` of an image: which pixels it covers, `mask` bool [H, W], and their colours int64 [C, H, W]."""
 
-    def __init__(self, drawn: LeavesPainter, start: int, number: int) -> None:
+    def __init__(self, drawn: LeavesPainter, start: int, number: int, most: int) -> None:
         channels, height, width = drawn._shape
         colour_words = math.ceil(channels / 8)
         words = [split_mix(start, number * (3 + 2 * colour_words) + i) for i in range(3 + 2 * colour_words)]
@@ -47,7 +47,7 @@ class PlainLeaf:
         self.x, self.y, self.radius = column * width * UNIT >> 22, row * height * UNIT >> 22, int(drawn._radii[radius])
         *self.angles, shape, texture = cut(words[1], 10, 10, 10, 10, 12, 12)
         self.kind = SHAPES[drawn._shapes[shape * len(drawn._shapes) >> 12]]
-        if number == drawn._most:
+        if covers := number == most:
             self.kind, self.radius = "circle", 10**6
         down, across = np.mgrid[:height, :width] * UNIT + UNIT // 2
         self.mask = self.covered(drawn._sine.tolist(), across, down)
@@ -55,6 +55,8 @@ class PlainLeaf:
             np.array([cut(words[3 + colour * colour_words + c // 8], *[8] * 8)[c % 8] for c in range(channels)])
             for colour in range(2)
         )
+        if drawn._light:
+            one, two = (np.zeros_like(colour) if covers else 128 + colour // 2 for colour in (one, two))
         share = self.share(drawn, TEXTURES[drawn._textures[texture * len(drawn._textures) >> 12]], words[2])
         self.colours = one[:, None, None] + (share * (two - one)[:, None, None] >> 8)
 
@@ -100,9 +102,11 @@ class PlainLeaf:
 
 def plain(drawn: LeavesPainter, id_: int) -> np.ndarray:
     high, low = drawn._random(torch.tensor([id_])).flatten().tolist()
+    start, (least, most) = high << 31 | low, drawn._leaves.tolist()
+    count = least + (split_mix(start, -1) % 2**24 * (most - least + 1) >> 24)
     leaves, covered = [], np.zeros(drawn._shape[1:], bool)
     while not covered.all():
-        leaves.append(PlainLeaf(drawn, high << 31 | low, len(leaves)))
+        leaves.append(PlainLeaf(drawn, start, len(leaves), count))
         covered |= leaves[-1].mask
     image = np.zeros(drawn._shape, np.uint8)
     for leaf in reversed(leaves):
@@ -137,11 +141,13 @@ def test_every_shape_by_itself(kind):
     textures=st.lists(st.sampled_from(TEXTURES), min_size=1, unique=True),
     radii=st.tuples(st.floats(0.1, 1), st.floats(0.1, 1)).map(sorted),
     sigma=st.floats(0, 10),
-    most=st.integers(0, 60),
+    leaves=st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted),
+    any_colour=st.booleans(),
     id_=st.integers(0, (1 << 62) - 1),
 )
-def test_whatever_the_fields_are(shape, shapes, textures, radii, sigma, most, id_):
-    assert_same(painter(shape, tuple(shapes), tuple(radii), tuple(textures), sigma, most=most), [id_])
+def test_whatever_the_fields_are(shape, shapes, textures, radii, sigma, leaves, any_colour, id_):
+    drawn = painter(shape, tuple(shapes), tuple(radii), tuple(textures), sigma, leaves=leaves, any_colour=any_colour)
+    assert_same(drawn, [id_])
 
 
 def test_random_words_are_those_of_the_published_generator():
@@ -156,7 +162,7 @@ def test_a_leaf_has_the_area_of_its_shape():
     radius = 16  # pixels
     areas = {}
     for kind in SHAPES:
-        drawn = painter((1, 64, 64), shapes=(kind,), radii=(0.25, 0.25), most=1)(torch.arange(400)).flatten(1)
+        drawn = painter((1, 64, 64), shapes=(kind,), radii=(0.25, 0.25), leaves=(1, 1))(torch.arange(400)).flatten(1)
         background = drawn.mode(dim=1, keepdim=True).values
         areas[kind] = (drawn != background).sum(dim=1).numpy() / radius**2
     largest = {
@@ -185,10 +191,26 @@ def test_the_radii_follow_the_power_law():
 
 
 def test_a_leaf_is_half_a_pixel_at_least_and_what_stays_open_is_covered():
-    small = painter((1, 200, 200), radii=(0.001, 0.001), most=100)
+    small = painter((1, 200, 200), radii=(0.001, 0.001), leaves=(100, 100))
     assert small._radii.tolist() == [UNIT // 2] * len(small._radii)
     image = small(torch.tensor([0]))
     assert 0.99 < (image == image.flatten().mode().values).double().mean() < 1
+
+
+def test_a_few_leaves_on_a_plain_ground():
+    drawn = painter((1, 64, 64), shapes=("circle",), radii=(0.02, 0.02), leaves=(2, 5))(torch.arange(400)).flatten(1)
+    ground = drawn.mode(dim=1, keepdim=True).values
+    others = [len(image.unique()) - 1 for image in drawn]
+    assert max(others) == 5 and 3 < np.mean(others) < 3.5, "some lie under others, or outside, or have a like colour"
+    assert 100 < ground.double().mean() < 155
+
+
+def test_light_leaves_on_black():
+    light_ones = painter((3, 16, 16), radii=(0.2, 0.5), textures=TEXTURES, leaves=(1, 4), any_colour=False)
+    drawn = light_ones(torch.arange(200))
+    light = drawn.amin(dim=1) >= 128
+    assert (light | (drawn.amax(dim=1) == 0)).all() and 0.2 < light.double().mean() < 0.8
+    assert 180 < drawn.movedim(1, -1)[light].double().mean() < 205
 
 
 def test_colours_are_uniform():
@@ -200,7 +222,7 @@ def test_colours_are_uniform():
 
 def test_textures_of_one_leaf():
     def covered(texture):
-        return painter((1, 40, 40), textures=(texture,), most=0)(torch.arange(50))[:, 0].long()
+        return painter((1, 40, 40), textures=(texture,), leaves=(0, 0))(torch.arange(50))[:, 0].long()
 
     plain_, gradient, stripes, grain = (covered(texture) for texture in TEXTURES)
     assert (plain_.amin(dim=(1, 2)) == plain_.amax(dim=(1, 2))).all()
@@ -237,6 +259,12 @@ def test_no_images_are_no_images():
         ({"radii": [0.1]}, r"pool\.radii"),
         ({"sigma": -1}, r"pool\.sigma"),
         ({"sigma": math.nan}, r"pool\.sigma"),
+        ({"leaves": [0, 2]}, r"pool\.leaves\.0: .*greater than or equal to 1"),
+        ({"leaves": [5, 2]}, r"leaves: a range is \[least, most\], and 5 is more than 2; swap them"),
+        (
+            {"colours": "light-on-dark"},
+            r"colours: light-on-dark needs a ground; set pool\.leaves, \[1, 8\] for example",
+        ),
         ({"strokes": [1, 2]}, r"pool\.strokes belongs to kind lines"),
     ],
 )

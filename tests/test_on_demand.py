@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import on_workers
 from PIL import Image
 
 from kdray.errors import ImageSetError
@@ -134,13 +133,3 @@ def test_a_run_asks_about_them(folder, make_config, tmp_path):
         )  # fmt: skip
         runs.append(run(config, RunDirectory(tmp_path / read), local=True).labelled[1])
     assert runs[0].ids.tolist() == runs[1].ids.tolist() and torch.equal(runs[0].images, runs[1].images)
-
-
-@pytest.mark.xdist_group("ray")
-def test_workers_open_the_source_themselves_and_choose_the_same(folder, make_config, ray_local, tmp_path):
-    pool = {"kind": "crops", "images": {"source": "folder", "path": str(folder)}, "candidates": 700}
-    config = make_config(pool=pool | {"read": "on-demand"}, select={"strategy": "margin"}, student__epochs=1)
-    ahead = make_config(pool=pool | {"read": "ahead"}, select={"strategy": "margin"}, student__epochs=1)
-    here = run(ahead, RunDirectory(tmp_path / "here"), local=True)
-    there = run(on_workers(config), RunDirectory(tmp_path / "there"))
-    assert here.labelled[1].ids.tolist() == there.labelled[1].ids.tolist()

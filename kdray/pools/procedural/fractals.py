@@ -12,12 +12,11 @@ import numpy as np
 from pydantic import Field
 
 from kdray.pools.base import pools
-from kdray.pools.counter import BITS, CounterRandom
+from kdray.pools.counter import CounterRandom
 from kdray.pools.procedural.base import Painter, ProceduralSection
-from kdray.pools.procedural.compiled import drawing
+from kdray.pools.procedural.compiled import draw, drawing
 from kdray.pools.procedural.sines import sine_table
 from kdray.pools.ranges import ASCENDING
-from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,11 +87,6 @@ class FractalsPainter:
         self._random = CounterRandom(seed, "fractals", 2)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """See `Painter`. They are drawn on a CPU."""
-        high, low = self._random(ids.cpu())
-        starts = ((high << BITS) | low).numpy().view(np.uint64)
-        images = torch.empty(len(ids), *self._shape, dtype=torch.uint8)
-        drawing("fractals").draw(
-            images.numpy(), starts, self._fractals, self._maps, self._extent, self._light, self._sine, self._shares
-        )
-        return images.to(ids.device)
+        """See `Painter`."""
+        fields = self._fractals, self._maps, self._extent, self._light, self._sine, self._shares
+        return draw("fractals", ids, self._random, self._shape, *fields)

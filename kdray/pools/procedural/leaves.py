@@ -1,4 +1,4 @@
-"""Dead leaves: random shapes, one over another, until they cover the image.
+"""Dead leaves: random shapes, one over another, until they cover the image, or a few of them on a plain ground.
 
 Source: the dead leaves of Baradad et al., "Learning to See by Looking at Noise", 2021. Everything is computed in whole
 numbers, with positions in sixteenths of a pixel.
@@ -13,12 +13,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from kdray.pools.base import pools
-from kdray.pools.counter import BITS, CounterRandom
+from kdray.pools.counter import CounterRandom
 from kdray.pools.procedural.base import Painter, ProceduralSection
-from kdray.pools.procedural.compiled import drawing
+from kdray.pools.procedural.compiled import draw, drawing
 from kdray.pools.procedural.sines import sine_table
 from kdray.pools.ranges import ASCENDING
-from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +28,7 @@ MOST_LEAVES = 100_000
 Shape = Literal["circle", "square", "oriented-square", "rectangle", "triangle", "quadrilateral"]
 Texture = Literal["plain", "gradient", "stripes", "grain"]
 Share = Annotated[float, Field(ge=0.001, le=1)]
+Leaves = Annotated[int, Field(ge=1, le=MOST_LEAVES)]
 
 
 @pools.register
@@ -48,6 +48,11 @@ class LeavesSection(ProceduralSection):
     textures: Annotated[tuple[Texture, ...], Field(min_length=1)] = ("plain",)
     """Each leaf has one of these. plain: one colour. gradient, stripes: two colours along a random direction. grain:
     each pixel is a random mix of two colours."""
+    leaves: Annotated[tuple[Leaves, Leaves], ASCENDING] | None = None
+    """Least and most leaves of a candidate, on a plain ground; without it they cover the image."""
+    colours: Literal["any", "light-on-dark"] = "any"
+    """any: the ground and each leaf have random colours. light-on-dark: the ground is black, and no channel of a leaf
+    is below 128; it needs `leaves`."""
 
     @model_validator(mode="after")
     def _sound(self) -> LeavesSection:
@@ -55,12 +60,23 @@ class LeavesSection(ProceduralSection):
             names = getattr(self, name)
             if len(set(names)) < len(names):
                 raise ValueError(f"{name}: name each once, got {list(names)}")
+        if self.leaves is None and self.colours != "any":
+            raise ValueError(f"colours: {self.colours} needs a ground; set pool.leaves, [1, 8] for example")
         return self
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`. A ConfigError also says that numba is missing."""
         _, channels, height, width = images.shape
-        return LeavesPainter((channels, height, width), self.shapes, self.radii, self.sigma, self.textures, seed)
+        return LeavesPainter(
+            (channels, height, width),
+            self.shapes,
+            self.radii,
+            self.sigma,
+            self.textures,
+            seed,
+            leaves=self.leaves or (MOST_LEAVES, MOST_LEAVES),
+            any_colour=self.colours == "any",
+        )
 
 
 class LeavesPainter:
@@ -73,7 +89,8 @@ class LeavesPainter:
         sigma: exponent of the power law of radii.
         textures: names of the leaves' textures, all equally likely.
         seed: the run's seed.
-        most: leaves of an image; if they leave pixels open, one more covers these.
+        leaves: least and most leaves of an image; if they leave pixels open, one more covers these.
+        any_colour: whether all colours are random; if not, leaves are light and the one that covers the rest is black.
 
     Raises:
         ConfigError: numba cannot be imported.
@@ -89,10 +106,11 @@ class LeavesPainter:
         sigma: float,
         textures: tuple[Texture, ...],
         seed: int,
-        most: int = MOST_LEAVES,
+        leaves: tuple[int, int] = (MOST_LEAVES, MOST_LEAVES),
+        any_colour: bool = True,
     ) -> None:
         compiled = drawing("leaves")
-        self._shape, self._most = shape, most
+        self._shape, self._leaves, self._light = shape, np.array(leaves), not any_colour
         self._shapes = np.array([compiled.SHAPES.index(name) for name in shapes])
         self._textures = np.array([compiled.TEXTURES.index(name) for name in textures])
         quantiles = radius_quantiles(*radii, sigma, 1 << compiled.RADIUS_BITS)
@@ -102,14 +120,9 @@ class LeavesPainter:
         self._random = CounterRandom(seed, "leaves", 2)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """See `Painter`. They are drawn on a CPU."""
-        high, low = self._random(ids.cpu())
-        starts = ((high << BITS) | low).numpy().view(np.uint64)
-        images = torch.empty(len(ids), *self._shape, dtype=torch.uint8)
-        drawing("leaves").draw(
-            images.numpy(), starts, self._shapes, self._textures, self._radii, self._sine, self._most
-        )
-        return images.to(ids.device)
+        """See `Painter`."""
+        fields = self._leaves, self._shapes, self._textures, self._radii, self._light, self._sine
+        return draw("leaves", ids, self._random, self._shape, *fields)
 
 
 def radius_quantiles(least: float, largest: float, sigma: float, count: int) -> list[float]:

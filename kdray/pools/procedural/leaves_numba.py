@@ -30,7 +30,9 @@ _CIRCLE, _SQUARE, _ORIENTED, _RECTANGLE, _TRIANGLE, _QUADRILATERAL = range(len(S
 _PLAIN, _GRADIENT, _STRIPES, _GRAIN = range(len(TEXTURES))
 _HALF = UNIT // 2
 _COORDINATE_BITS, _ANGLE_BITS, _CHOICE_BITS, _WIDTH_BITS = 22, 10, 12, 12  # random bits of one each
+_COUNT_BITS = 24  # random bits that choose the number of leaves
 _SHARE_BITS = 8  # of the second colour in a mix
+_LAYOUT = -1  # an image's word, before those of its leaves
 _PLACE, _FORM, _TEXTURE, _COLOURS = range(4)  # a leaf's words; those of colours have a byte a channel, and come last
 _ALL = np.uint64((1 << 64) - 1)
 
@@ -183,18 +185,26 @@ def _paint(
 
 @kept
 def draw(
-    images: Numbers, starts: Numbers, shapes: Numbers, textures: Numbers, radii: Numbers, sine: Numbers, most: int
+    images: Numbers,
+    starts: Numbers,
+    count: Numbers,
+    shapes: Numbers,
+    textures: Numbers,
+    radii: Numbers,
+    light: bool,
+    sine: Numbers,
 ) -> None:
     """Draw images of dead leaves, which follow from their starts and the other arguments alone.
 
     Args:
         images: uint8 [B, C, H, W], to be written.
         starts: uint64 [B], starts of the images' random words.
+        count: int64 [2], least and most leaves of an image. One more covers all that they leave open.
         shapes: int64 [S], indices of SHAPES. A leaf has one of them.
         textures: int64 [T], indices of TEXTURES. A leaf has one of them.
         radii: int64 [2^RADIUS_BITS], equally likely radii, positive.
+        light: whether the leaf that covers the rest is black, and no channel of the others is below 128.
         sine: int64 [5/4 TURN], sines of a turn and a quarter, times 2^SINE_BITS.
-        most: number of leaves after which one more covers all that is open.
     """
     _, channels, height, width = images.shape
     words = _COLOURS + 2 * ((channels + 7) // 8)
@@ -206,6 +216,7 @@ def draw(
         start = starts[image]
         for block in range(uncovered.shape[1]):
             uncovered[:, block] = _columns(0, width - 1, block)
+        most = count[0] + part_below(random_word(start, _LAYOUT), 0, _COUNT_BITS, count[1] - count[0] + 1)
         left, leaf = height * width, -1
         while left > 0:
             leaf += 1
@@ -232,6 +243,10 @@ def draw(
                     ys[corner] = y + ((radius * sine[angles[corner]]) >> SINE_BITS)
                 _outline_polygon(xs, ys, corners, top, bottom, lefts, rights)
             random_colours(start, number + _COLOURS, colours)
+            if light and leaf == most:
+                colours[:] = 0
+            elif light:
+                colours[:] = 128 + (colours >> 1)
             word = random_word(start, number + _TEXTURE)
             left -= _paint(
                 images[image], uncovered, lefts, rights, top, bottom, colours, texture, word, x, y, radius, sine
