@@ -283,7 +283,14 @@ def test_drawn_images_of_noise_are_grey_in_the_mean():
     assert found.mean().item() == pytest.approx(127.5, abs=1) and found.std().item() == pytest.approx(61, abs=3)
 
 
-@pytest.mark.parametrize("pool", ["lines", "mixture", {"kind": "mixup", "lambdas": [0.5]}])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {"kind": "lines", "candidates": 1000},
+        {"kind": "mixture", "candidates": 1000},
+        {"kind": "mixup", "lambdas": [0.5]},
+    ],
+)
 def test_a_run_without_a_single_image(pool, make_config, tmp_path):
     images = drawn(pool={"kind": "mixture", "of": ["lines", "noise"]}, size=16)
     config = make_config(images=images, pool=pool)

@@ -315,7 +315,7 @@ def test_the_command_draws_a_row_a_group(finished, tmp_path):
 
 
 def test_without_groups_of_several_there_is_no_such_sheet(make_config, tmp_path):
-    config = make_config(pool={"kind": "lines"}, student__epochs=1, select__rounds=1)
+    config = make_config(pool={"kind": "lines", "candidates": 500}, student__epochs=1, select__rounds=1)
     with pytest.raises(ConfigError, match="--groups: every candidate of a pool of lines is a group of its own"):
         groups_of_pool(config, 8)
     config = make_config(student__epochs=1, select={"first": 40, "rounds": 0}, budget__queries=40)

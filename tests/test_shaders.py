@@ -453,7 +453,7 @@ def test_a_run_records_the_programs_of_drawn_images_and_goes_on_with_no_others(m
     own = folder(tmp_path / "own", good=SEEDED, more=IMAGE, bad="nothing")
     section = {"kind": "shaders", "programs": own, "builtin": False}
     images = {"source": "drawn", "size": 16, "colour": "grey", "pool": section, "count": 40}
-    config, notes = make_config(images=images, pool="lines", student__epochs=1), Notes()
+    config, notes = make_config(images=images, pool={"kind": "lines", "candidates": 500}, student__epochs=1), Notes()
     directory = RunDirectory(tmp_path / "run")
     run(config, directory, local=True, observer=notes)
     assert [text for text in notes.texts if text.startswith("images.pool.programs: bad.glsl is left out")]
