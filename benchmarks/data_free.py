@@ -1,7 +1,7 @@
 """A teacher without a single image: pools that are drawn, on their own and mixed, at random and chosen from.
 
     python benchmarks/data_free.py pools        # MNIST, LeNet-5, hard labels, each pool at random
-    python benchmarks/data_free.py choice       # strategies beside random on three pools, all with `augment: affine`
+    python benchmarks/data_free.py choice       # strategies beside random on six pools, all with `augment: affine`
     python benchmarks/data_free.py augment      # augmentations beside none, on pools drawn at random
     python benchmarks/data_free.py balance      # classes balanced before paying, after paying, both, neither
     python benchmarks/data_free.py boundary     # two pools at random, and boundary pairs of them
@@ -27,7 +27,8 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,9 +36,13 @@ from free_runs import BATCH, GENERATORS, MOVED, POOLS, TRAININGS, balanced, from
 from machine import all_runs, keep
 from scipy.stats import spearmanr
 
+from kdray.models.classifier import build_model
+from kdray.models.predict import predict
 from kdray.pools.base import pools
 
-CHOSEN = ("leaves + shaders", "all", "lines, light on dark")
+CHOSEN = (
+    "leaves + shaders", "generic", "fractals, light on dark", "generic, light on dark", "all", "lines, light on dark",
+)  # fmt: skip
 STRATEGIES = tuple(f"{name}, affine" for name in ("random", "cluster-margin", "margin", "rad", "uniform"))
 AUGMENTED = ("lines, light on dark", "all")
 AUGMENTATIONS = ("random", "random, affine", "random, auto")
@@ -127,25 +132,42 @@ def summary(results: list[dict[str, float]]) -> dict[str, Any]:
     return {**means, "standard_error": round(error, 5), "accuracies": accuracies}
 
 
-def rates() -> dict[str, dict[str, int]]:
-    """Images a second of CPU time, the best of several, on one thread. Shaders are drawn by another process, so theirs
-    are a second of wall time."""
+def rates() -> dict[str, dict[str, float]]:
+    """Images a second of CPU time, the best of several, on one thread, and the share of rendering in the time that a
+    LeNet-5 takes to render and score them. Shaders are drawn by another process, so theirs are seconds of wall time."""
     torch.set_num_threads(1)
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, float]] = {"LeNet-5, scoring": {}}
     kinds = ("lines", "spectrum", "noise", "leaves", "leaves, large", "fractals", "shaders", "photographs")
-    for name in kinds:
-        clock = time.perf_counter if name == "shaders" else time.process_time
-        found[name] = {}
-        for shape in SHAPES:
+    for shape in SHAPES:
+        size = "x".join(map(str, shape))
+        model = build_model("lenet5", shape, 10, seed=0)
+        scored = rate(
+            partial(predict, model), lambda ids, shape=shape: torch.zeros(len(ids), *shape, dtype=torch.uint8)
+        )
+        found["LeNet-5, scoring"][size] = scored
+        for name in kinds:
             pool = pools.parse(POOLS[name]).build(torch.empty(0, *shape, dtype=torch.uint8), 0)
-            pool.render(torch.arange(64))  # what is compiled or made once
-            taken = []
-            for number in range(_TIMES):
-                begin = clock()
-                pool.render(torch.arange(number * _RENDERED, (number + 1) * _RENDERED))
-                taken.append(clock() - begin)
-            found[name]["x".join(map(str, shape))] = round(_RENDERED / min(taken))
+            clock = time.perf_counter if name == "shaders" else time.process_time
+            rendered = rate(pool.render, clock=clock)
+            share = round(scored / (scored + rendered), 2)
+            found.setdefault(name, {}).update({size: rendered, f"{size}, share of scoring": share})
     return found
+
+
+def rate(
+    work: Callable[[Any], Any],
+    made: Callable[[torch.Tensor], Any] = lambda ids: ids,
+    clock: Callable[[], float] = time.process_time,
+) -> int:
+    """Images a second that are worked on, of what is `made` of their numbers beforehand."""
+    work(made(torch.arange(64)))  # what is compiled or made once
+    taken = []
+    for number in range(_TIMES):
+        batch = made(torch.arange(number * _RENDERED, (number + 1) * _RENDERED))
+        begin = clock()
+        work(batch)
+        taken.append(clock() - begin)
+    return round(_RENDERED / min(taken))
 
 
 if __name__ == "__main__":
