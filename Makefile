@@ -16,15 +16,16 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/ready
 	$(BIN)/kdray run examples/digits.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+# A third process fills two cores while others wait: for the disk, for processes to start, to die, to be found dead.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
 
 # All but the storms, which have a small version here.
 test: .venv/ready
 	$(PYTEST) -m "not storm"
 
-# Most of a storm is waiting: for processes to start, to die, to be found dead. Each process reads all files it is given.
+# Each process reads all files that it is given.
 test-storms: .venv/ready
-	$(PYTEST) --numprocesses 3 -m "storm and not long" $$(grep -l storm tests/test_*.py)
+	$(PYTEST) -m "storm and not long" $$(grep -l storm tests/test_*.py)
 
 test-all: .venv/ready
 	$(PYTEST)

@@ -33,7 +33,8 @@ from typing import Any
 
 import torch
 from free_runs import BATCH, GENERATORS, MOVED, POOLS, TRAININGS, balanced, from_pool, generated
-from machine import all_runs, keep
+from machine import RESULTS, all_runs, keep
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from kdray.models.classifier import build_model
@@ -71,6 +72,8 @@ def main() -> None:
     if options.only:
         print(json.dumps(figures, indent=2))
     else:
+        if options.what == "pools":
+            scatter(figures, f"data_free_pools_{options.queries}", kept["entropy_and_accuracy"])
         about = {"queries": options.queries, "runs_each": options.seeds, **kept}
         keep(f"data_free_{options.what}_{options.queries}", about | {"pools": figures})
 
@@ -117,6 +120,21 @@ def generator(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     rounds = options.queries // BATCH
     figures = {row[0]: summary([found[task] for task in tasks if task[:1] == row]) for row in rows}
     return figures, {"with_requeries": BATCH * rounds * (rounds + 1) // 2}
+
+
+def scatter(figures: dict[str, Any], file: str, correlation: float) -> None:
+    """The accuracy of each pool against the relative entropy of its answers, as an SVG."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, one in figures.items():
+        axes.plot(one["entropy"], 100 * one["accuracy"], "o", color="tab:blue")
+        label = name.removesuffix("; random")
+        axes.annotate(label, (one["entropy"], 100 * one["accuracy"]), (5, 3), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="relative entropy of the answers", ylabel="student's accuracy, %")
+    axes.set_title(f"Random candidates of {len(figures)} pools, MNIST: rank correlation {correlation:.2f}")
+    axes.set_xlim(-0.02, 1.15)  # room for the names
+    axes.grid(alpha=0.3)
+    figure.savefig(RESULTS / f"{file}.svg", metadata={"Date": None})
 
 
 def only(rows: Iterable[tuple[str, ...]], options: Namespace) -> list[tuple[str, ...]]:

@@ -588,7 +588,11 @@ def test_processes_end_with_the_same_message_and_code(config_file, finished, bad
     [
         ("127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1: no connection (Connection refused); is the head node running? "),
         ("nonsense", "RAY_ADDRESS=nonsense is not an address; set it to auto or to HOST:PORT"),
-        ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 is an address for 'ray job submit'"),
+        pytest.param(
+            "http://127.0.0.1:8265",
+            "RAY_ADDRESS=http://127.0.0.1:8265 is an address for 'ray job submit'",
+            marks=pytest.mark.storm,
+        ),
     ],
 )
 def test_a_ray_address_that_leads_nowhere_fails_soon_and_pays_nothing(address, message, finished):

@@ -205,9 +205,13 @@ def test_students_of_fewer_images_are_augmented_as_long_as_no_copies_are_among_t
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pool": "images", "select": {"strategy": "margin"}, "images__count": 200},
         {"labelled": {"source": "digits", "rows": "0:20", "size": 16}, "select__rounds": 0},
-        {"pool": {"kind": "auto", "of": ["mixup", {"kind": "pairs", "blend": "cutmix"}]}},
+        pytest.param(
+            {"pool": "images", "select": {"strategy": "margin"}, "images__count": 200}, marks=pytest.mark.storm
+        ),
+        pytest.param(
+            {"pool": {"kind": "auto", "of": ["mixup", {"kind": "pairs", "blend": "cutmix"}]}}, marks=pytest.mark.storm
+        ),
     ],
 )
 def test_copies_are_of_what_was_bought_whatever_it_was(changes, make_config, tmp_path):

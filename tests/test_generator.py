@@ -311,7 +311,7 @@ def test_a_round_is_made_from_the_student_before_it(finished):
     assert torch.equal(pool.made(2, again.tensors).render(torch.from_numpy(part.ids)), part.images)
 
 
-@pytest.mark.parametrize("when", [6, 8, 12])
+@pytest.mark.parametrize("when", [8, *(pytest.param(k, marks=pytest.mark.storm) for k in (6, 12))])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(when, finished, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(finished.config, RunDirectory(tmp_path / "part"), local=True, observer=StopAtPhase(when))

@@ -262,7 +262,16 @@ def test_ids_on_disk_are_those_of_the_whole_pool(finished):
     assert len(chosen) == 90 and len(np.unique(groups)) == 90, "a pair of the trial is not chosen again"
 
 
-@pytest.mark.parametrize("last", ["rounds/002/kind.json", "rounds/002/candidates.parquet", "rounds/003/metrics.json"])
+@pytest.mark.parametrize(
+    "last",
+    [
+        "rounds/002/kind.json",
+        *(
+            pytest.param(f"rounds/{name}", marks=pytest.mark.storm)
+            for name in ("002/candidates.parquet", "003/metrics.json")
+        ),
+    ],
+)
 def test_a_run_that_goes_on_ends_as_one_that_was_not_broken_off(last, finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished.directory, copy)
@@ -287,6 +296,7 @@ def test_training_from_what_was_bought_takes_the_kind_that_was_found(finished, t
     assert curve.points[-1].student.read_bytes() == directory.student.read_bytes()
 
 
+@pytest.mark.storm
 @pytest.mark.xdist_group("ray")
 def test_ray_finds_and_trains_the_same(finished, ray_local, tmp_path):
     from kdray.config.load import load_config

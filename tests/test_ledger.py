@@ -1210,8 +1210,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert summed.open == sum(account.open for account in whole)
 
 
-def test_any_sequence_of_events_keeps_the_books():
-    run_state_machine_as_test(LedgerMachine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))
+@pytest.mark.parametrize("sequences", [10, pytest.param(40, marks=pytest.mark.storm)])
+def test_any_sequence_of_events_keeps_the_books(sequences):
+    these = settings(max_examples=sequences, stateful_step_count=25, deadline=None)
+    run_state_machine_as_test(LedgerMachine, settings=these)
 
 
 # ---- several processes and threads, and their deaths
@@ -1252,7 +1254,7 @@ def take_until_nothing_is_left(path: Path, seed: int, blocks: list[int], way: st
 
 
 @pytest.mark.parametrize("way", ["reserve", "grant"])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.storm) for seed in (2, 3))])
 def test_eight_processes_take_the_budget_exactly(seed, way, path):
     generator = np.random.default_rng(seed)
     with opened(path, 1000) as ledger:

@@ -89,7 +89,7 @@ def test_each_round_makes_its_candidates_from_student_and_answers(config, tmp_pa
         assert done.history[number].seconds["choose"] >= directory.phases(number)["make"]["seconds"]
 
 
-@pytest.mark.parametrize("moment", [6, 7, 11])
+@pytest.mark.parametrize("moment", [7, *(pytest.param(k, marks=pytest.mark.storm) for k in (6, 11))])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(moment, config, tmp_path):
     whole = run(config, RunDirectory(tmp_path / "whole"), local=True)
     with pytest.raises(KeyboardInterrupt):
