@@ -739,7 +739,7 @@ def is_at_work(pid: int, kind: str) -> bool:
 
 
 @pytest.mark.storm
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_selects_alike_without_ray_and_on_workers_that_are_killed(workers, ray_local, teacher_weights, tmp_path):
     """One scoring worker, and the teacher asked in the driver; or two and a teacher's, one of each kind killed."""
     grid = [0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70]

@@ -176,7 +176,13 @@ def test_a_network_of_torchvisions_takes_any_number_of_channels(name, channels):
 
 
 @pytest.mark.storm
-@pytest.mark.parametrize("name", torchvision_names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name.endswith(("32gf", "128gf")) else name
+        for name in torchvision_names()
+    ],
+)
 def test_every_classifier_of_torchvisions_gives_logits_in_training_too(name):
     with torch.device("cpu" if name.startswith("regnet") else "meta"):  # regnets compute while they are built
         network = build_torchvision(name, (1, 224, 224), 3).to("meta")

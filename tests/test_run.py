@@ -393,7 +393,7 @@ def test_a_run_without_its_last_artefacts_goes_on_from_there(finished, tmp_path)
 
 
 @pytest.mark.storm
-@pytest.mark.parametrize(("epochs", "fewest"), [(10, 1), (60, 5)])
+@pytest.mark.parametrize(("epochs", "fewest"), [(10, 1), pytest.param(60, 5, marks=pytest.mark.long)])
 def test_sigkill_at_random_moments_then_resume_is_bit_identical(epochs, fewest, config_file, tmp_path):
     """The driver is killed with SIGKILL again and again, each time a random moment after it was seen to work."""
     path, out, rng, kills = config_file(student__epochs=epochs), tmp_path / "killed", random.Random(0), 0

@@ -216,7 +216,13 @@ def test_no_sweep_that_comes_with_kdray_is_left_out():
     assert {path.stem for path in (ROOT / "tune_configs").glob("*.yaml")} == set(SMALLER)
 
 
-@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in ("lambda_range", "strategies") else name
+        for name in SMALLER
+    ],
+)
 def test_each_sweep_that_comes_with_kdray_runs_in_small(name, demo_teacher):
     file = ROOT / "tune_configs" / f"{name}.yaml"
     done = kdray("sweep", file, *SMALL, *SMALLER[name], cwd=demo_teacher)
