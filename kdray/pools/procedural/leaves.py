@@ -49,7 +49,7 @@ class LeavesSection(ProceduralSection):
     """Each leaf has one of these. plain: one colour. gradient, stripes: two colours along a random direction. grain:
     each pixel is a random mix of two colours."""
     leaves: Annotated[tuple[Leaves, Leaves], ASCENDING] | None = None
-    """Least and most leaves of a candidate, on a plain ground; without it they cover the image."""
+    """Least and most leaves of a candidate, on a ground of one colour or texture; without it they cover the image."""
     colours: Literal["any", "light-on-dark"] = "any"
     """any: the ground and each leaf have random colours. light-on-dark: the ground is black, and no channel of a leaf
     is below 128; it needs `leaves`."""
