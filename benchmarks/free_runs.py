@@ -21,8 +21,9 @@ PHOTOGRAPHS = {"kind": "crops", "images": {"source": "parquet", "path": "../shar
 LARGE = {"kind": "leaves", "radii": [0.1, 1]}
 STROKES = {"kind": "lines", "colours": "light-on-dark"}
 BRIGHT = {"kind": "fractals", "colours": "light-on-dark"}
-SHAPES = {"kind": "leaves", "radii": [0.1, 0.5], "leaves": [1, 6], "colours": "light-on-dark"}
-CORNERS = SHAPES | {"leaves": [2, 10], "shapes": ["rectangle", "triangle", "quadrilateral"]}
+FEW = {"kind": "leaves", "radii": [0.1, 0.5], "leaves": [1, 6]}
+LIGHT = FEW | {"colours": "light-on-dark"}
+CORNERS = LIGHT | {"leaves": [2, 10], "shapes": ["rectangle", "triangle", "quadrilateral"]}
 
 
 def mixed(*of: Any, shares: list[float] | None = None) -> dict[str, Any]:
@@ -35,8 +36,8 @@ POOLS: dict[str, Any] = {
     "spectrum": "spectrum",
     "leaves": "leaves",
     "leaves, large": LARGE,
-    "leaves, few": LARGE | {"radii": [0.1, 0.5], "leaves": [1, 6]},
-    "leaves, few, light on dark": SHAPES,
+    "leaves, few": FEW,
+    "leaves, few, light on dark": LIGHT,
     "leaves with corners, light on dark": CORNERS,
     "leaves, textured": LARGE | {"textures": ["plain", "gradient", "stripes", "grain"]},
     "fractals": "fractals",
@@ -46,7 +47,7 @@ POOLS: dict[str, Any] = {
     "leaves + spectrum": mixed(LARGE, "spectrum"),
     "leaves + shaders": mixed(LARGE, "shaders"),
     "leaves + shaders + spectrum": mixed(LARGE, "shaders", "spectrum"),
-    "generic": mixed(BRIGHT, "fractals", SHAPES | {"leaves": [1, 8]}, LARGE, "shaders", "spectrum"),
+    "generic": mixed(BRIGHT, "fractals", LIGHT | {"leaves": [1, 8]}, LARGE, "shaders", "spectrum"),
     "generic, light on dark": mixed(BRIGHT, CORNERS),
     "lines": "lines",
     "lines, light on dark": STROKES,
