@@ -54,6 +54,7 @@ POOLS: dict[str, Any] = {
     "lines + leaves": mixed("lines", LARGE),
     "lines + shaders": mixed("lines", "shaders"),
     "all": mixed("lines", STROKES, LARGE, "shaders", "spectrum"),
+    "all, light on dark": mixed(STROKES, BRIGHT, CORNERS),
 }
 MOVED = {
     f"{of}; {how}": {"kind": "boundary", "of": POOLS[of], **fields}
@@ -65,6 +66,7 @@ MOVED = {
     }.items()
 }
 STUDENT = {"model": "lenet5", "early": 0.1, "precision": "float32", "augment": "none"}
+UNPAID = {"students": 2, "model": "small-cnn"}
 TRAININGS = ("none", "equal", "replicate")
 """Values of student.balance."""
 BATCH = 250
@@ -95,13 +97,14 @@ GENERATORS: dict[str, dict[str, Any]] = {
 
 
 def from_pool(name: str, how: str, queries: int, seed: int, folder: str) -> dict[str, float]:
-    """A run on a pool. `how` is a strategy, and perhaps the kind of an augmentation."""
-    strategy, _, augment = how.partition(", ")
+    """A run on a pool. `how` is a strategy, and perhaps "in N rounds", then the kind of an augmentation, and "unpaid"
+    if students label candidates that nobody pays for."""
+    choice, augment, unpaid = (*how.split(", "), "", "")[:3]
+    strategy, _, rounds = choice.partition(" in ")
+    select = {"strategy": strategy} | ({"rounds": int(rounds.split()[0])} if rounds else {})
+    student = STUDENT | ({"augment": augment} if augment else {}) | ({"unpaid": UNPAID} if unpaid else {})
     place = Path(folder) / f"{list(POOLS | MOVED).index(name)}-{how}-{seed}"
-    student = STUDENT | ({"augment": augment} if augment else {})
-    return figures_of(
-        run(_config(name, {"strategy": strategy}, student, queries, seed), RunDirectory(place), local=True)
-    )
+    return figures_of(run(_config(name, select, student, queries, seed), RunDirectory(place), local=True))
 
 
 def balanced(name: str, choice: str, queries: int, student: str, seed: int, folder: str) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def _config(name: str, select: dict[str, Any], student: dict[str, Any], queries:
     drawn = pool["of"] if name in MOVED else pool
     rounds = 1 if select == {"strategy": "random"} and name in POOLS else 2
     images = {"source": "drawn", "pool": drawn, "count": queries // 5, "size": 28, "colour": "grey"}
-    return _written(pool, images, select | {"rounds": rounds}, student, queries, seed)
+    return _written(pool, images, {"rounds": rounds} | select, student, queries, seed)
 
 
 def _written(pool: Any, images: Any, select: Any, student: Any, queries: int, seed: int) -> Config:

@@ -8,8 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,23 @@ def digits_config(weights: Path, **changes) -> dict:
             section = section.setdefault(name, {})
         section[last] = copy.deepcopy(value)  # a later key may change a part of it, and a test shares its constants
     return config
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Callable[[str], str]:
+    """Writes a user's module into the current folder and gives its name; Python forgets it after the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+
+    def write(text: str) -> str:
+        sys.modules.pop(name, None)
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    yield write
+    sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
@@ -13,6 +14,7 @@ from kdray.models.classifier import build_model
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 
+GENERATOR = 'pool: {kind: generator, network: "my_parts:Dense"}\n'
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
 
 
@@ -39,7 +41,7 @@ def merged(sections: list[str]) -> dict:
 
 
 def test_a_run_of_nothing_but_the_pages_own_parts(my_parts):
-    data = merged(blocks("yaml"))
+    data = merged([block for block in blocks("yaml") if block != GENERATOR])
     assert sorted(data) == ["images", "pool", "select", "student", "teacher"]
     data |= {"budget": {"queries": 100}, "resources": {"trainer": {"threads": 1}}}
     data["student"]["epochs"] = 3
@@ -59,9 +61,20 @@ def test_the_class_of_networks_is_a_model_as_well(my_parts):
     assert build_model("my_parts:Averages", (1, 16, 16), 3, seed=0)(torch.zeros(2, 1, 16, 16)).shape == (2, 3)
 
 
+def test_a_run_whose_candidates_are_those_of_the_pages_own_generator(my_parts):
+    data = merged([block for block in blocks("yaml") if "teacher:" in block or "images:" in block] + [GENERATOR])
+    data["pool"]["steps"] = 2
+    data |= {"budget": {"queries": 100}, "select": {"strategy": "random", "rounds": 2}}
+    data |= {"student": {"model": "lenet5", "steps": 5}, "resources": {"trainer": {"threads": 1}}}
+    result = run(parse_config(data), RunDirectory(my_parts / "run"), local=True)
+    assert [m.images for m in result.history] == [60, 80, 100]
+    kept = safetensors.torch.load_file(my_parts / "run" / "rounds" / "002" / "pool.safetensors")
+    assert kept["generator.0.weight"].shape == (256, 100 + 2), "of Dense: noise and a class of two"
+
+
 def test_every_kind_of_part_has_its_example():
     table = re.findall(r"^\| (\w[\w ]*) \| `kdray/([\w/]+)/`", PAGE, flags=re.MULTILINE)
-    assert len(table) == 7
+    assert len(table) == 8
     for kind, package in table:
         assert re.search(rf"^## An? {kind}$", PAGE, flags=re.MULTILINE), kind
         assert (Path(__file__).resolve().parents[1] / "kdray" / package).is_dir(), package

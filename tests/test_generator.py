@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from kdray.errors import ConfigError, PoolExhausted
+from kdray.generate.base import GENERATORS, build_generator
 from kdray.generate.losses import generator_loss, information_loss
-from kdray.generate.networks import GENERATORS, build_generator
 from kdray.generate.train import GeneratorRecipe, balanced_labels, codes_of, train_generator
 from kdray.models.checkpoint import load_student, model_bytes
 from kdray.models.classifier import build_model

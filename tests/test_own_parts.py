@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,23 +20,6 @@ from kdray.training.recipe import Recipe, StudentSection
 from kdray.utils.seeds import numpy_generator
 
 SHAPE = (1, 6, 5)
-
-
-@pytest.fixture
-def own(tmp_path, monkeypatch) -> Callable[[str], str]:
-    """Writes a user's module into the current folder and gives its name; Python forgets it after the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    name = f"own_{tmp_path.name}"
-
-    def write(text: str) -> str:
-        sys.modules.pop(name, None)
-        (tmp_path / f"{name}.py").write_text(text)
-        return name
-
-    yield write
-    sys.modules.pop(name, None)
 
 
 def config(**changes) -> dict:

@@ -166,14 +166,9 @@ class NoSection:
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch) -> str:
-    """The user's module, in the current folder; Python forgets it after the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    name = f"own_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(OWN)
-    yield name
-    sys.modules.pop(name, None)
+def own(own) -> str:
+    """The user's module."""
+    return own(OWN)
 
 
 def images(count: int = 40) -> np.ndarray:

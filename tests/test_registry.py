@@ -89,14 +89,9 @@ def function(task): ...
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch) -> str:
-    """The name of a module with a user's own parts, in the current folder."""
-    name = f"own_parts_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])  # what is added to it is taken away again
-    yield name
-    sys.modules.pop(name, None)
+def own(own) -> str:
+    """The name of a module with a user's own parts."""
+    return own(OWN)
 
 
 def refusal(**sections) -> str:

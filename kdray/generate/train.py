@@ -85,16 +85,18 @@ def train_generator(
         return generator_loss(logits, labels, recipe.weight, recipe.cross_entropy)
 
     generator.train()
-    for step in range(recipe.steps):
-        now = loss()
-        optimizer.zero_grad(set_to_none=True)
-        now.backward()
-        optimizer.step()
-        losses.append(now.detach())
-        on_progress(step + 1, recipe.steps)
-    with torch.no_grad():
-        _settle(generator, images)
-        losses.append(loss())
+    with torch.random.fork_rng():
+        torch.manual_seed(random.initial_seed())  # of dropout, which takes no generator
+        for step in range(recipe.steps):
+            now = loss()
+            optimizer.zero_grad(set_to_none=True)
+            now.backward()
+            optimizer.step()
+            losses.append(now.detach())
+            on_progress(step + 1, recipe.steps)
+        with torch.no_grad():
+            _settle(generator, images)
+            losses.append(loss())
     return torch.stack(losses).tolist()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import PoolExhausted
+from kdray.generate.base import GeneratorName, build_generator
 from kdray.pools.base import PoolSection, pools
 from kdray.pools.procedural.base import ProceduralPool
 from kdray.pools.procedural.normal import TableIndices, normal_table
@@ -42,8 +43,9 @@ class GeneratorSection(PoolSection):
     remade = True
     untaught = True
     kind: Literal["generator"] = "generator"
-    network: Literal["dcgan", "stylegan", "transformer"] = "dcgan"
-    """The generator: a small, a medium or a large network (Table 6)."""
+    network: GeneratorName = "dcgan"
+    """The generator: `dcgan`, `stylegan` or `transformer`, a small, a medium and a large network (Table 6), or your own
+    as module:object."""
     steps: Annotated[int, Field(ge=1)] = 5
     """E_G, training steps of a round's generator. More make images that the student knows better and learns less
     from."""
@@ -199,8 +201,6 @@ class GeneratorPool(ProceduralPool):
 
     def _generator(self, classes: int, number: int, shape: tuple[int, int, int]) -> nn.Module:
         """A generator with the fresh weights of a round."""
-        from kdray.generate.networks import build_generator
-
         code = self._section.noise + (classes if self._section.conditional else 0)
         return build_generator(self._section.network, code, shape, torch_seed(self._seed, "generator", number))
 
