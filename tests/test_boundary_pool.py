@@ -15,9 +15,11 @@ from kdray.pools.base import pools
 from kdray.pools.listed import ListedPool
 from kdray.pools.remade import Basis, Made
 from kdray.report.page import write_report
+from kdray.report.preview import preview_pool
 from kdray.runs.confirmed import confirmed, confirmed_note
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
+from kdray.runs.plan import make_plan, plan_lines
 from kdray.runs.run import resume, run
 
 SHAPE = (1, 16, 16)
@@ -205,3 +207,10 @@ def test_a_pool_that_is_too_small_is_refused(make_config):
     small = {"kind": "boundary", "of": {"kind": "lines", "candidates": 14}}
     with pytest.raises(ConfigError, match=r"60 candidates .* in a round, .* only 56 .*raise pool\.of\.candidates"):
         read_inputs(make_config(pool=small, select=RANDOM))
+
+
+def test_a_plan_and_a_preview_count_no_candidates_that_no_round_has_made(make_config):
+    config = make_config(pool={"kind": "boundary"}, select=RANDOM)
+    rows = dict(plan_lines(make_plan(config, probe_s=0.05)))
+    assert rows["pool"] == "each round makes as many candidates as it asks about"
+    assert preview_pool(config, 8).what.startswith("8 candidates from before there is a student")

@@ -67,7 +67,7 @@ def preview_pool(config: Config, count: int) -> Preview:
     total = sum(len(part.captions) for part in parts)
     what = f"{total:,} of {counted(len(pool), 'candidate')}, drawn at random"
     if is_remade(pool):
-        what += "; each round of a run makes its own from its student, and these are from before there is one"
+        what = f"{counted(total, 'candidate')} from before there is a student; each round makes its own from it"
     return Preview(what=what, parts=parts)
 
 

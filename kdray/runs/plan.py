@@ -65,6 +65,7 @@ class Plan:
         kinds: of candidates, of which the best is found out.
         notes: how the images were read, see `kdray.images.ImageSet`.
         grid: whether the candidates of a group are at the λ of a grid.
+        made: candidates that each round makes anew, in words; None where all rounds choose from the same.
         trainings: of all rounds.
         training_s: seconds they take here, from a probe.
     """
@@ -102,6 +103,7 @@ class Plan:
     kinds: int = 1
     copies: int = 0
     grid: bool = True
+    made: str | None = None
 
     @property
     def scoring_s(self) -> float:
@@ -175,6 +177,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         note=note,
         notes=(*data.notes(), *_making(config, pooled, classes)),
         grid=pool.linear,
+        made=_made(config, pooled),
         trainings=tuple(trainings),
         training_s=seconds_of(
             trainings,
@@ -219,6 +222,12 @@ def _probe(config: Config, pooled: PoolSchedule, classes: int, seconds: float) -
     model = build_model(config.student.model, shape, classes, seed=config.seed, mean=mean, std=std)
     with one_thread():
         return probe(pooled.kinds[0], model, seconds, time.monotonic, options=forward_options(config))
+
+
+def _made(config: Config, pooled: PoolSchedule) -> str | None:
+    if not is_remade(pooled.pool):
+        return None
+    return "as many candidates as it asks about" if config.pool.exact else f"{len(pooled.pool):,} candidates"
 
 
 def _making(config: Config, pooled: PoolSchedule, classes: int) -> list[str]:
@@ -299,6 +308,8 @@ def _memory(plan: Plan) -> str:
 
 
 def _pool(plan: Plan) -> str:
+    if plan.made is not None:
+        return f"each round makes {plan.made}"
     kinds = f"{plan.kinds} kinds of candidates: " if plan.kinds > 1 else ""
     return f"{kinds}{plan.groups:,} groups, {plan.candidates:,} candidates (virtual: rendered when needed)"
 
