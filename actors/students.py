@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -14,7 +15,9 @@ from actors.parcels import pack, pack_images, unpack
 from actors.training_group import TrainingGroup
 from kdray.errors import ScoringError
 from kdray.pools.base import Pool
+from kdray.pools.remade import Basis, Made, RemadePool
 from kdray.sections.search import PATIENCE_S
+from kdray.training.candidates import make_candidates
 from kdray.training.fitting import StudentSpec, fit, with_candidates, with_start
 from kdray.training.loop import TrainResult
 
@@ -74,6 +77,13 @@ class TrainingWorker:
             on_state=self._keep,
         )
 
+    def make(self, call: int, spec: Any, pool: Any, basis: Any) -> Made:
+        """Call `kdray.training.candidates.make_candidates`; see `fit`."""
+        steps: list[tuple[int, int, float]] = []
+        self._progress, self._state = (call, steps), None
+        told = replace(unpack(basis), on_progress=lambda done, of: steps.append((done, of, 0.0)))
+        return make_candidates(unpack(spec), unpack(pool), told)
+
     def _keep(self, state: bytes) -> None:
         self._state = state
 
@@ -117,7 +127,6 @@ class RayTrainer:
         self._place = ""  # ID of the node that was chosen for it
         self._failed: set[str] = set()  # nodes on which training the present student has failed
         self._calls = 0
-        self._final = True
         self._last: bytes | None = None  # the newest state of the present training
         self._on_state: Callable[[bytes], None] = lambda state: None
 
@@ -155,11 +164,39 @@ class RayTrainer:
             ScoringError: the worker died three times, or gets no GPU for `patience_s`.
         """
         arrays = [ray.put(pack_images(images))], [ray.put(targets.numpy())]
+        self._last, self._on_state = last, on_state or (lambda state: None)
+
+        def begin(worker: Any, call: int) -> Any:
+            return worker.fit.remote(call, pack(self._spec), *arrays, round, final, self._last)
+
+        student: tuple[bytes, TrainResult] = self._tried(begin, on_epoch or (lambda done, of, loss: None))
+        return student
+
+    def make(self, pool: RemadePool, basis: Basis) -> Made:
+        """See `kdray.training.base.Trainer.make`. Several workers share no such work, and a teacher's network stays
+        where it is: then this process does it.
+
+        Raises:
+            ScoringError: see `fit`.
+        """
+        if self._workers > 1 or basis.teacher is not None:
+            return make_candidates(self._spec, pool, basis)
+        self._last = None
+        tell, sent = basis.on_progress, pack(replace(basis, on_progress=Basis.on_progress))
+
+        def begin(worker: Any, call: int) -> Any:
+            return worker.make.remote(call, pack(self._spec), pack(pool), sent)
+
+        made: Made = self._tried(begin, lambda done, of, loss: tell(done, of))
+        return made
+
+    def _tried(self, begin: Callable[[Any, int], Any], on_epoch: Callable[[int, int, float], None]) -> Any:
+        """What a worker gives, or another if it dies. `begin` has a worker start with a call, and gives the reference
+        of its result."""
         self._failed.clear()
-        self._final, self._last, self._on_state = final, last, on_state or (lambda state: None)
         for _ in range(_MAX_TRIES):
             try:
-                return self._train(arrays, round, on_epoch or (lambda done, of, loss: None))
+                return self._done(begin, on_epoch)
             except RayTaskError as error:
                 raise unwrap(error) from None
             except (RayActorError, ActorUnavailableError, ActorUnschedulableError):
@@ -168,20 +205,18 @@ class RayTrainer:
                 time.sleep(1.0)  # Ray must notice that the node died before it can choose another
         raise ScoringError(f"the training worker died {_MAX_TRIES} times; look at 'ray status', then 'kdray resume'")
 
-    def _train(
-        self, arrays: tuple[list[Any], list[Any]], round: int, on_epoch: Callable[[int, int, float], None]
-    ) -> tuple[bytes, TrainResult]:
+    def _done(self, begin: Callable[[Any, int], Any], on_epoch: Callable[[int, int, float], None]) -> Any:
         if self._worker is None:
             self._worker = self._start()
             if self._gpus and self._workers == 1:
                 self._wait_for_gpus()
         self._calls += 1
-        result = self._worker.fit.remote(self._calls, pack(self._spec), *arrays, round, self._final, self._last)
-        seen, trained = 0, False
-        begin, told = time.monotonic(), self._workers == 1
-        while not trained:
-            trained = bool(ray.wait([result], timeout=_LOOK_S)[0])
-            if not told and time.monotonic() - begin > LONG_WAIT_S:
+        result = begin(self._worker, self._calls)
+        seen, ended = 0, False
+        begun, told = time.monotonic(), self._workers == 1
+        while not ended:
+            ended = bool(ray.wait([result], timeout=_LOOK_S)[0])
+            if not told and time.monotonic() - begun > LONG_WAIT_S:
                 told = True
                 if not ray.get(self._worker.started.remote()):
                     self._note(f"waiting for {self._workers} training workers for up to {self._patience_s:,.0f} s")
@@ -191,8 +226,7 @@ class RayTrainer:
             if (state := ray.get(self._worker.state.remote())) is not None:
                 self._last = state
                 self._on_state(state)
-        student: tuple[bytes, TrainResult] = ray.get(result)
-        return student
+        return ray.get(result)
 
     def _start(self) -> Any:
         # No CPU is reserved: the scoring workers hold the CPUs, but are idle while the student trains.

@@ -1,17 +1,24 @@
 """Pools whose candidates each round makes anew from its student, in runs: what they are made from, and after a stop."""
 
+import os
+import signal
+
 import pytest
 import torch
-from conftest import StopAtPhase, command
+from conftest import StopAtPhase, actor_pids, command
 
-from kdray.errors import ConfigError
-from kdray.models.checkpoint import load_student
-from kdray.pools.base import PoolSection
+from kdray.errors import ConfigError, PoolExhausted
+from kdray.models.checkpoint import ModelCard, load_student
+from kdray.models.classifier import build_model
+from kdray.pools.base import PoolSection, pools
 from kdray.pools.procedural.base import ProceduralPool
 from kdray.pools.remade import Basis, Made, is_remade
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.run import resume, run
+from kdray.training.fitting import StudentSpec
+from kdray.training.recipe import Recipe
+from kdray.training.trainer import LocalTrainer
 
 
 class ShiftedSection(PoolSection):
@@ -78,7 +85,6 @@ def test_each_round_makes_its_candidates_from_student_and_answers(config, tmp_pa
                 student=student.requires_grad_(False),
                 images=bought,
                 targets=torch.cat([one.answers.probs for one in earlier]),
-                device=torch.device("cpu"),
             )
         )
         assert directory.phases(number)["make"]["shift"] == again.facts["shift"]
@@ -133,3 +139,37 @@ def test_a_plan_counts_what_every_round_scores(config_file):
     done = command("plan", config_file(pool={"kind": KIND}, select={"strategy": "margin", "rounds": 2}))
     assert done.returncode == 0, done.stderr
     assert "300 forward passes" in done.stdout.replace("\n", " ")
+
+
+def test_a_training_worker_makes_the_candidates_and_another_where_it_dies(ray_local):
+    from actors.students import RayTrainer
+
+    card = ModelCard(model="small-cnn", image_shape=(1, 16, 16), num_classes=3)
+    spec = StudentSpec(card=card, mean=[0.5], std=[0.25], recipe=Recipe(device="cpu"), seed=0, threads=1)
+    images = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    pool = pools.parse({"kind": "generator", "steps": 3, "batch": 12, "candidates": 20}).build(images, 0)
+    student = build_model("small-cnn", (1, 16, 16), 3, seed=1).eval().requires_grad_(False)
+    told: list[tuple[int, int]] = []
+    basis = Basis(
+        number=1,
+        student=student,
+        images=images[:0],
+        targets=torch.empty(0, 3),
+        on_progress=lambda done, of: told.append((done, of)),
+    )
+    here = LocalTrainer(spec).make(pool, basis)
+    assert [told.pop(0) for _ in range(3)] == [(1, 3), (2, 3), (3, 3)] and not told
+    trainer = RayTrainer(spec)
+    try:
+        for _ in range(2):
+            there = trainer.make(pool, basis)
+            assert there.tensors.keys() == here.tensors.keys() and there.facts == here.facts
+            assert all(torch.equal(tensor, here.tensors[name]) for name, tensor in there.tensors.items())
+            assert [told.pop(0) for _ in range(3)] == [(1, 3), (2, 3), (3, 3)] and not told
+            (pid,) = actor_pids("TrainingWorker")  # it made them, and the next one has to start
+            os.kill(pid, signal.SIGKILL)
+        picky = pools.parse({"kind": "generator", "steps": 1, "batch": 12, "candidates": 20, "ask_below": 1e-9})
+        with pytest.raises(PoolExhausted, match=r"pool\.ask_below: .* 1e-09 sure"):
+            trainer.make(picky.build(images, 0), basis)
+    finally:
+        trainer.close()

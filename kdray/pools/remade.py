@@ -22,6 +22,10 @@ EACH = 10
 """Candidates that a round makes for each that it chooses, where the size is auto and the strategy looks at them."""
 
 
+def _silent(done: int, of: int) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Basis:
     """What a round makes its candidates from.
@@ -33,7 +37,7 @@ class Basis:
         images: all that has been bought so far, behind images with true labels: uint8 [N, C, H, W], N may be 0.
         targets: their answers as probabilities, float32 [N, K].
         last: what `make` gave in the round before; None in round 1.
-        device: to work on.
+        device: to work on; the trainer puts its own in.
         count: candidates that the round asks about.
         teacher: the teacher's network, as `student` but wherever it is, for a pool that may look into it
             (`kdray.pools.base.PoolSection.white_box`); else None.
@@ -45,10 +49,10 @@ class Basis:
     images: Tensor
     targets: Tensor
     last: Mapping[str, Tensor] | None = None
-    device: torch.device
+    device: torch.device | str = "cpu"
     count: int = 0
     teacher: nn.Module | None = None
-    on_progress: Callable[[int, int], None] = lambda done, of: None
+    on_progress: Callable[[int, int], None] = _silent
 
 
 @dataclass(frozen=True, kw_only=True)

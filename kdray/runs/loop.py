@@ -115,8 +115,7 @@ class Rounds:
         self._remade.make(
             number,
             self._training_set(number - 1),
-            recipe=self._config.student,
-            threads=self._config.resources.trainer.thread_count,
+            trainer=self._run.trainer,
             observer=self._run.observer,
             count=self._inputs.schedule[number],
             teacher=self._inputs.white_box,

@@ -12,8 +12,7 @@ from kdray.observers import Observer
 from kdray.pools.base import Pool
 from kdray.pools.remade import Basis, is_remade
 from kdray.runs.directory import RunDirectory
-from kdray.training.recipe import Recipe
-from kdray.utils.devices import cpu_threads, resolve_device
+from kdray.training.base import Trainer
 from kdray.utils.files import write_bytes
 
 
@@ -38,8 +37,7 @@ class Remade:
         number: int,
         learnt: Sequence[Tensor],
         *,
-        recipe: Recipe,
-        threads: int,
+        trainer: Trainer,
         observer: Observer,
         count: int,
         teacher: nn.Module | None,
@@ -49,8 +47,7 @@ class Remade:
         Args:
             number: of the round, at least 1.
             learnt: images and targets that have been bought before it; empty where there are none.
-            recipe: the student's, for its device.
-            threads: CPU threads; the last bits depend on them.
+            trainer: makes them where it trains students.
             count, teacher: see `Basis`.
         """
         assert self._pool is not None, "see `__bool__`"
@@ -58,20 +55,17 @@ class Remade:
         student = load_student(self._directory.artefact(number - 1, "train")).requires_grad_(False)
         before = self._directory.artefact(number - 1, "make")
         images, targets = learnt or _nothing(student.image_shape)
-        with cpu_threads(threads):
-            made = self._pool.make(
-                Basis(
-                    number=number,
-                    student=student,
-                    images=images,
-                    targets=targets,
-                    last=read_tensors(before) if before.exists() else None,
-                    device=resolve_device(recipe.device, "student.device"),
-                    count=count,
-                    teacher=teacher,
-                    on_progress=observer.progress,
-                )
-            )
+        basis = Basis(
+            number=number,
+            student=student,
+            images=images,
+            targets=targets,
+            last=read_tensors(before) if before.exists() else None,
+            count=count,
+            teacher=teacher,
+            on_progress=observer.progress,
+        )
+        made = trainer.make(self._pool, basis)
         for note in made.notes:
             observer.note(note)
         facts = {"seconds": time.monotonic() - begin, **made.facts, "notes": made.notes}

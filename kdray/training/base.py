@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdray.pools.base import Pool
+    from kdray.pools.remade import Basis, Made, RemadePool
     from kdray.training.loop import TrainResult
 
 
@@ -19,6 +20,14 @@ class Trainer(Protocol):
 
     def start_from(self, student: bytes) -> None:
         """Students to come start from the weights of this one: the bytes of its file."""
+        ...
+
+    def make(self, pool: "RemadePool", basis: "Basis") -> "Made":
+        """Make the candidates of a round, for a pool that makes them anew each time; on the device of the trainer.
+
+        Raises:
+            PoolExhausted: there are none.
+        """
         ...
 
     def fit(

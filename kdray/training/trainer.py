@@ -5,6 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from kdray.pools.base import Pool
+from kdray.pools.remade import Basis, Made, RemadePool
+from kdray.training.candidates import make_candidates
 from kdray.training.fitting import OnEpoch, StudentSpec, fit, with_candidates, with_start
 from kdray.training.loop import TrainResult
 
@@ -22,6 +24,10 @@ class LocalTrainer:
     def start_from(self, student: bytes) -> None:
         """See `kdray.training.base.Trainer.start_from`."""
         self._spec = with_start(self._spec, student)
+
+    def make(self, pool: RemadePool, basis: Basis) -> Made:
+        """See `kdray.training.base.Trainer.make`."""
+        return make_candidates(self._spec, pool, basis)
 
     def fit(
         self,
