@@ -2,6 +2,7 @@
 
     python benchmarks/steps.py mnist      # LeNet-5, 200 images and random candidates of them
     python benchmarks/steps.py cifar10    # small-cnn, 1,000 images and random candidates of them
+    python benchmarks/steps.py mnist-cnn | cifar10-lenet5    # the network of the other, 1,000 answers alone
 
 Each seed draws its own images, and all lengths share its answers. Accuracy is that on labelled images which are neither
 test images nor the student's: what is decided here is measured elsewhere. "enough" is the least number of steps that
@@ -50,8 +51,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "images": 1000,
         "pool": "pool={kind: mixup}",
         "student": {"model": "small-cnn", "augment": {"kind": "crop", "shift": 4, "flip": True}},
-        "steps": {1000: (500, 1000, 2000, 4000), 3000: (500, 1000, 2000, 4000), 10_000: (1000, 2000, 4000, 8000)},
+        "steps": {
+            1000: (500, 1000, 2000, 4000, 8000),
+            3000: (500, 1000, 2000, 4000),
+            10_000: (1000, 2000, 4000, 8000),
+        },
     },
+}
+OTHER = {1000: (1000, 2000, 4000)}
+SETTINGS["mnist-cnn"] = SETTINGS["mnist"] | {"student": {"model": "small-cnn", "augment": "affine"}, "steps": OTHER}
+SETTINGS["cifar10-lenet5"] = SETTINGS["cifar10"] | {
+    "student": SETTINGS["cifar10"]["student"] | {"model": "lenet5"},
+    "steps": OTHER,
 }
 
 
