@@ -164,13 +164,13 @@ def _written(pool: Any, images: Any, select: Any, student: Any, queries: int, se
     )
 
 
-def figures_of(done: Result) -> dict[str, float]:
-    """What a finished run has measured."""
+def figures_of(done: Result, rows: str = "50000:60000") -> dict[str, float]:
+    """What a finished run has measured; `unseen` on these rows of the teacher's training images."""
     last = done.history[-1]
     pairs = {name: sum(one.boundaries.get(name, 0) for one in done.history) for name in last.boundaries}
     return {
         "accuracy": last.student_accuracy,
-        "unseen": unseen(done.config, done.directory / "student.safetensors"),
+        "unseen": unseen(done.config, done.directory / "student.safetensors", rows),
         "entropy": round(last.relative_entropy, 4),
         "training_s": round(sum(metrics.seconds["train"] for metrics in done.history), 1),
         "choosing_s": round(sum(metrics.seconds["choose"] for metrics in done.history), 1),
@@ -178,10 +178,10 @@ def figures_of(done: Result) -> dict[str, float]:
     }
 
 
-def unseen(config: Config, student: Path) -> float:
+def unseen(config: Config, student: Path, rows: str = "50000:60000") -> float:
     """Accuracy on training images by which kdray's defaults are decided, so that none is by test images."""
     images = read_images(
-        config.test.model_copy(update={"path": config.teacher.train.images.path, "rows": "50000:60000"}),
+        config.test.model_copy(update={"path": config.teacher.train.images.path, "rows": rows}),
         generator=numpy_generator(0, "unseen"),
         with_labels=True,
     )
