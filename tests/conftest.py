@@ -28,7 +28,6 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"  # a process for each core: with more threads they would wait for one another
 os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 -- Ray spells it so
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- else its workers wait for all other tests
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
