@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from data_free import summary
-from free_runs import BRIGHT, LARGE, PHOTOGRAPHS, STROKES, figures_of, mixed
+from free_runs import BRIGHT, PHOTOGRAPHS, STROKES, TEXTURED, figures_of, mixed
 from machine import ROOT, all_runs, keep
 
 from kdray.config.load import load_config
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 
-TEXTURED = LARGE | {"textures": ["plain", "gradient", "stripes", "grain"]}
 DRAWN = mixed("shaders", TEXTURED, "fractals", "lines", "spectrum", shares=[4, 2, 2, 1, 1])
 POOLS: dict[str, Any] = {
     "1,000 of its images": "mixup",

@@ -19,6 +19,7 @@ from kdray.utils.seeds import numpy_generator
 
 PHOTOGRAPHS = {"kind": "crops", "images": {"source": "parquet", "path": "../shared/data/natural.parquet"}}
 LARGE = {"kind": "leaves", "radii": [0.1, 1]}
+TEXTURED = LARGE | {"textures": ["plain", "gradient", "stripes", "grain"]}
 STROKES = {"kind": "lines", "colours": "light-on-dark"}
 BRIGHT = {"kind": "fractals", "colours": "light-on-dark"}
 FEW = {"kind": "leaves", "radii": [0.1, 0.5], "leaves": [1, 6]}
@@ -39,7 +40,7 @@ POOLS: dict[str, Any] = {
     "leaves, few": FEW,
     "leaves, few, light on dark": LIGHT,
     "leaves with corners, light on dark": CORNERS,
-    "leaves, textured": LARGE | {"textures": ["plain", "gradient", "stripes", "grain"]},
+    "leaves, textured": TEXTURED,
     "fractals": "fractals",
     "fractals, light on dark": BRIGHT,
     "shaders": "shaders",
