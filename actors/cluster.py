@@ -24,6 +24,7 @@ NAMESPACE = "kdray"
 LONG_WAIT_S = 10.0
 """A wait for a worker that is worth telling."""
 _PROBE_TIMEOUT_S = 5.0
+_STARTS = 2  # of a local Ray, which gives up after 30 s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +118,18 @@ def _describe(address: str) -> Cluster:
 
 
 def _start_local(environ: Mapping[str, str]) -> None:
-    try:
-        # Ray treats an empty RAY_ADDRESS as set, so the local cluster is named explicitly.
-        _init(address="local", include_dashboard=False)
-    except Exception as error:
-        if "timed out during startup" not in str(error):
-            raise
-        raise ClusterError(
-            "Ray did not start in time: this machine is very busy, or has too little memory; try again, or give "
-            "--local to use no Ray"
-        ) from None
+    for _ in range(_STARTS):
+        try:
+            # Ray treats an empty RAY_ADDRESS as set, so the local cluster is named explicitly.
+            _init(address="local", include_dashboard=False)
+            return
+        except Exception as error:  # what it has started ends with this process
+            if "timed out during startup" not in str(error):
+                raise
+    raise ClusterError(
+        f"Ray did not start in time, {_STARTS} times: this machine is very busy, or has too little memory; try again, "
+        "or give --local to use no Ray"
+    )
 
 
 def _join(address: str, environ: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from machine import ROOT, all_runs, keep
+from torch import Tensor, nn
 
 from kdray.config.load import load_config
 from kdray.images.base import read_images
@@ -58,11 +59,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     },
 }
-OTHER = {1000: (1000, 2000, 4000)}
-SETTINGS["mnist-cnn"] = SETTINGS["mnist"] | {"student": {"model": "small-cnn", "augment": "affine"}, "steps": OTHER}
+SETTINGS["mnist-cnn"] = SETTINGS["mnist"] | {
+    "student": {"model": "small-cnn", "augment": "affine"},
+    "steps": {1000: (1000, 2000, 4000)},
+}
 SETTINGS["cifar10-lenet5"] = SETTINGS["cifar10"] | {
     "student": SETTINGS["cifar10"]["student"] | {"model": "lenet5"},
-    "steps": OTHER,
+    "steps": {1000: (1000, 2000, 4000, 8000)},
 }
 
 
@@ -95,6 +98,17 @@ def all_tasks(data: str, seeds: Iterable[int]) -> list[tuple]:
 def one(data: str, answers: int, steps: int, seed: int) -> float:
     """Accuracy of a student of so many random answers, trained for so many steps."""
     setting = SETTINGS[data]
+    images, targets, own = answered(setting, answers, seed)
+    recipe = StudentSection.model_validate(setting["student"] | {"steps": steps, "precision": "float32"})
+    mean, std = pixel_statistics(own)
+    model = build_model(recipe.model, (*own.shape[1:],), targets.shape[1], seed=seed, mean=mean, std=std)
+    train(model, images, targets, recipe, seed=seed, threads=1)
+    return accuracy_on_unseen(setting, model)
+
+
+def answered(setting: dict[str, Any], answers: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """So many images, uint8 [N, C, H, W], and the teacher's answers, float32 [N, K]: first the student's own, which are
+    given again, then random candidates."""
     config = load_config(ROOT / setting["config"], [setting["pool"], f"seed={seed}"])
     source = config.images.model_copy(update={"rows": setting["rows"], "count": setting["images"]})
     own = read_images(source, generator=numpy_generator(seed, "images"))
@@ -105,11 +119,12 @@ def one(data: str, answers: int, steps: int, seed: int) -> float:
     else:
         ids = ids * pool.group_size + pool.middle()
     images = torch.cat([own.images, pool.render(ids)])
-    targets = predict(load_student(config.teacher.weights), images)
-    recipe = StudentSection.model_validate(setting["student"] | {"steps": steps, "precision": "float32"})
-    mean, std = pixel_statistics(own.images)
-    model = build_model(recipe.model, own.image_shape, targets.shape[1], seed=seed, mean=mean, std=std)
-    train(model, images, targets, recipe, seed=seed, threads=1)
+    return images, predict(load_student(config.teacher.weights), images), own.images
+
+
+def accuracy_on_unseen(setting: dict[str, Any], model: nn.Module) -> float:
+    """Accuracy on labelled images that are neither test images nor the student's."""
+    config = load_config(ROOT / setting["config"])
     unseen = read_images(
         config.images.model_copy(update={"rows": setting["unseen"], "count": None}),
         generator=numpy_generator(0, "unseen"),

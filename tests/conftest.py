@@ -28,6 +28,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"  # a process for each core: with more threads they would wait for one another
 os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 -- Ray spells it so
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- else all that is not Ray's comes first, and its tests last
+os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 -- a process for each CPU, and few are used
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -60,7 +62,7 @@ def digits_config(weights: Path, **changes) -> dict:
         "budget": {"queries": 160},
         "pool": {"lambdas": [0.3, 0.5, 0.7]},
         "select": {"strategy": "active-mixup", "rounds": 2},
-        "student": {"model": "small-cnn", "epochs": 6, "batch_size": 64, "lr": 0.05, "augment": {"shift": 1}},
+        "student": {"model": "mlp", "epochs": 6, "batch_size": 64, "lr": 0.2, "augment": {"shift": 1}},
         "resources": {"chunk": 256, "trainer": {"threads": 1}},
     }
     for key, value in changes.items():
@@ -151,9 +153,10 @@ class Notes(Observer):
 
 
 def on_workers(config):
-    """The config with two scoring workers, and training in a worker, on Ray."""
+    """The config with two scoring workers, and training in a worker, on Ray; its teacher is asked here."""
     trainer = config.resources.trainer.model_copy(update={"where": "worker"})
-    resources = config.resources.model_copy(update={"scoring_workers": 2, "trainer": trainer})
+    workers = {"scoring_workers": 2, "teacher_workers": 0, "trainer": trainer}
+    resources = config.resources.model_copy(update=workers)
     return config.model_copy(update={"resources": resources})
 
 

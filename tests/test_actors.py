@@ -23,12 +23,12 @@ from conftest import actor_pids, digits_config, running, served
 from PIL import Image
 from safetensors.torch import save
 
-from actors.cluster import Cluster, connect, count_workers
+from actors.cluster import Cluster, _start_local, connect, count_workers
 from actors.scoring import RaySearcher
 from actors.students import RayTrainer
 from actors.teachers import RayTeacherPool
 from kdray.config.load import parse_config
-from kdray.errors import ImageDeclined, ScoringError, TeacherBusy, TeacherError
+from kdray.errors import ClusterError, ImageDeclined, ScoringError, TeacherBusy, TeacherError
 from kdray.ledger import Ledger
 from kdray.ledger.limits import Limits
 from kdray.models.checkpoint import ModelCard
@@ -775,6 +775,19 @@ def test_a_function_of_the_users_own_module_is_asked_from_a_worker(ray_local, tm
     assert result.receipt.queries == 40
     asked = [path for path in tmp_path.glob("asked-*") if path.name != f"asked-{os.getpid()}"]
     assert sum(int(line) for path in asked for line in path.read_text().split()) == 40
+
+
+def test_a_ray_that_does_not_start_in_time_is_started_once_more(monkeypatch):
+    tries = []
+
+    def too_late(**options):
+        tries.append(options["address"])
+        raise Exception("The current node timed out during startup. This could happen because ...")  # as Ray says it
+
+    monkeypatch.setattr("ray.init", too_late)
+    with pytest.raises(ClusterError, match=r"did not start in time, 2 times: .* or give --local"):
+        _start_local({})
+    assert tries == ["local", "local"]
 
 
 def test_workers_are_counted_from_what_is_free(ray_local):

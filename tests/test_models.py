@@ -420,6 +420,7 @@ def begun(tmp_path_factory, teacher_weights) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("begun")
     init = written(folder, "kdray", classes=2)
     changes = {"student__init": str(init), "student__epochs": 1, "student__lr": 1e-9, "select__rounds": 1}
+    changes["student__model"] = "small-cnn"
     config = parse_config(digits_config(teacher_weights, **changes, budget__queries=60))
     run(config, RunDirectory(folder / "run"), local=True)
     return folder / "run", init
@@ -473,7 +474,9 @@ def test_a_run_goes_on_with_the_same_weights_alone(begun, tmp_path):
 
 def test_weights_that_do_not_fit_cost_nothing(config_file, tmp_path):
     path = changed(tmp_path, lambda tensors: tensors.update(more=torch.zeros(1)))
-    done = command("run", config_file(student__init=str(path)), "--out", tmp_path / "run", "--local")
+    done = command(
+        "run", config_file(student__model="small-cnn", student__init=str(path)), "--out", tmp_path / "run", "--local"
+    )
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     message = f"kdray: student.init: {path}: the weights do not fit small-cnn: 1 unknown (first: more)"
     assert done.stderr.strip().splitlines()[-1] == message

@@ -78,7 +78,7 @@ def test_a_worker_of_another_machine_gets_the_images_through_the_object_store(ra
 
 
 @pytest.mark.storm  # small: `pack_images` above
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_student_is_trained_in_workers_on_images_in_a_file(workers, ray_local, images):
     spec = StudentSpec(
         card=ModelCard(model="small-cnn", image_shape=SHAPE, num_classes=3),

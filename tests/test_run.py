@@ -29,6 +29,8 @@ from kdray.config.load import load_config, parse_config
 from kdray.errors import ConfigError, LedgerError, RunDirectoryError, TeacherError
 from kdray.images.base import ImageSet
 from kdray.ledger import Ledger, hash_images
+from kdray.models.checkpoint import ModelCard, save_model
+from kdray.models.classifier import build_model
 from kdray.observers.base import Observer
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import InMemoryInputs
@@ -575,6 +577,12 @@ def test_a_run_that_set_an_image_aside_and_was_stopped_goes_on(tmp_path):
 # ---- one ledger for several runs
 
 
+def replace_teacher(weights: Path) -> None:
+    """Another small-cnn, which nobody has trained."""
+    card = ModelCard(model="small-cnn", image_shape=(1, 16, 16), num_classes=10)
+    save_model(weights, build_model("small-cnn", card.image_shape, card.num_classes, seed=9).eval(), card)
+
+
 def student(directory: Path) -> bytes:
     return (directory / "student.safetensors").read_bytes()
 
@@ -663,7 +671,7 @@ def test_a_teacher_that_was_replaced_is_found_out_before_anything_is_paid(finish
         run(make_config(teacher__weights=str(weights)), directory, local=True, observer=StopAt(12))
     paid = bought(directory.path)
     assert 0 < paid < 160
-    weights.write_bytes(student(finished.directory))  # a small-cnn too, and another one
+    replace_teacher(weights)
     for _ in range(2):
         with pytest.raises(LedgerError) as error:
             resume(directory, local=True)
@@ -689,7 +697,7 @@ def test_a_replaced_teacher_is_found_out_also_by_a_run_that_has_paid_nothing(fin
     with pytest.raises(KeyboardInterrupt):
         run(config, second, local=True, observer=StopAt(14))
     assert second.artefact(0, "query").exists() and not second.artefact(2, "query").exists()
-    weights.write_bytes(student(finished.directory))
+    replace_teacher(weights)
     with pytest.raises(LedgerError, match="answers of two teachers do not mix"):
         resume(second, local=True)
     assert spent(tmp_path / "shared.sqlite") == 160

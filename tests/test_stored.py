@@ -321,6 +321,7 @@ def test_a_run_on_224_pixels_is_the_same_from_a_file_and_from_memory(photographs
 
 
 @pytest.mark.storm  # small: the run above
+@pytest.mark.long
 def test_hundreds_of_224_pixels_go_through_every_command(photographs, monkeypatch):
     Path("config.yaml").write_text(yaml.safe_dump(photographs(300, 100)))
     monkeypatch.setattr(stored, "IN_MEMORY", 4 * MIB)

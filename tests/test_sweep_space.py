@@ -138,7 +138,7 @@ def test_a_file_names_its_base_and_is_overridden_like_a_config(tmp_path, base):
     )
     config = load_sweep(file, ["sweep.seeds=4", "change.student.epochs=7", "space.budget.queries={grid: [90]}"])
     assert (config.sweep.seeds, config.base["student"]["epochs"], config.base["student"]["lr"]) == (4, 7, 0.5)
-    assert config.base["student"]["model"] == "small-cnn"
+    assert config.base["student"]["model"] == "mlp"
     assert config.space == {"budget.queries": {"grid": [90]}, "select.rounds": {"choice": [1, 2]}}
     assert config.search == "random"
     assert parse_sweep(yaml.safe_load(dump_sweep(config))) == config

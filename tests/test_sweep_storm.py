@@ -19,7 +19,7 @@ from kdray.sweeps.folder import SweepFolder
 from kdray.sweeps.outcome import write_results
 from kdray.utils.seeds import numpy_generator
 
-pytestmark = pytest.mark.storm
+pytestmark = [pytest.mark.storm, pytest.mark.xdist_group("sweeps")]  # one Ray at a time, and early in all tests
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +39,7 @@ def ask(images):
     time.sleep(0.1)
     return TEACHER.answer(torch.from_numpy(images)).probs.numpy()
 """
-CAP = 900
+CAP = 600
 TRIAL, LEDGER = "ray::ResourceTrainable", "ray::LedgerService"
 """Titles that Ray gives to the processes of a trial and of the ledger."""
 
@@ -54,7 +54,7 @@ def slow_sweep(tmp_path, teacher_weights, monkeypatch):
     base["teacher"] = {"kind": "python", "function": "slow:ask", "classes": 10, "batch_size": 4}
     base["resources"]["teacher_workers"] = 0
     space = {"budget.queries": {"grid": [60, 220]}, "pool.lambdas": {"grid": [[0.5], [0.3, 0.5, 0.7]]}}
-    sweep = {"seeds": 2, "budget": {"queries": CAP}, "scheduler": "asha", "reduction": 4, "resources": {"trials": 2}}
+    sweep = {"seeds": 1, "budget": {"queries": CAP}, "scheduler": "asha", "reduction": 4, "resources": {"trials": 2}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": base, "space": space, "sweep": sweep}))
     return tmp_path
 
