@@ -35,7 +35,12 @@ DATA: dict[str, tuple[dict[str, Any], int]] = {  # what is answered, and how man
     ),
     "cifar10": (SETTINGS["cifar10"], 3000),
 }
-RULES = ("disagreement", "cross_entropy", "kl_4")
+RULES = {
+    "disagreement": lambda logits, targets: (logits.argmax(1) != targets.argmax(1)).float().mean(),
+    "cross_entropy": soft_cross_entropy,
+    "kl_4": lambda logits, targets: kd_divergence(logits, targets, 4.0),
+}
+"""Figures of held-out answers; each is taken of all of them, and of those to the student's own images alone."""
 
 
 def main() -> None:
@@ -54,7 +59,7 @@ def main() -> None:
         "accuracy": {name: summary([kinds[name]["accuracy"] for kinds in seeds]) for name in names},
     }
     for halving in (True, False):
-        for rule in RULES:
+        for rule in [*RULES, *(f"own {rule}" for rule in RULES)]:
             taken = [chosen(kinds, rule, halving) for kinds in seeds]
             best = [max(one["accuracy"] for one in kinds.values()) for kinds in seeds]
             lost = [top - kinds[name]["accuracy"] for top, kinds, name in zip(best, seeds, taken, strict=True)]
@@ -89,16 +94,17 @@ def one(data: str, seed: int, name: str) -> dict[str, Any]:
         train(model, images, targets, recipe, seed=seed, threads=1)
         return model
 
-    figures: dict[str, Any] = {rule: [] for rule in RULES}
+    figures: dict[str, Any] = {}
     part = torch.randperm(count, generator=torch_generator(seed, "cross-validation", 0)) % FOLDS
     for fold in range(FOLDS):
         short, held = shortened(recipe, count, SHARE), part == fold
         model = trained(images[~held], targets[~held], short, torch_seed(seed, f"cross-validation {fold}"))
         with torch.inference_mode():
             logits = torch.cat([model(some) for some in images[held].split(512)])
-        figures["disagreement"].append(float((logits.argmax(1) != targets[held].argmax(1)).float().mean()))
-        figures["cross_entropy"].append(float(soft_cross_entropy(logits, targets[held])))
-        figures["kl_4"].append(float(kd_divergence(logits, targets[held], 4.0)))
+        given = held.nonzero().flatten() < len(own)
+        for rule, figure in RULES.items():
+            figures.setdefault(rule, []).append(float(figure(logits, targets[held])))
+            figures.setdefault(f"own {rule}", []).append(float(figure(logits[given], targets[held][given])))
     return figures | {"accuracy": accuracy_on_unseen(setting, trained(images, targets, recipe, seed))}
 
 

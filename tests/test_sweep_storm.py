@@ -218,10 +218,7 @@ def test_no_sweep_that_comes_with_kdray_is_left_out():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.long) if name in ("lambda_range", "strategies") else name
-        for name in SMALLER
-    ],
+    [name if name in ("budgets", "joint") else pytest.param(name, marks=pytest.mark.long) for name in SMALLER],
 )
 def test_each_sweep_that_comes_with_kdray_runs_in_small(name, demo_teacher):
     file = ROOT / "tune_configs" / f"{name}.yaml"
@@ -233,7 +230,7 @@ def test_each_sweep_that_comes_with_kdray_runs_in_small(name, demo_teacher):
     if name == "budgets":
         largest = max(trial.asked for trial in result.trials)
         assert result.bought <= largest  # the smaller budgets cost nothing more
-    if name == "rad_w":
+    if name == "joint":
         again = ["student.steps=20", "--local", "--out", "best"]
         done = kdray("run", result.directory / "best.yaml", *again, cwd=demo_teacher)
         assert done.returncode == 0, done.stderr

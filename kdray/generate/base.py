@@ -13,6 +13,7 @@ from kdray.errors import ModelError
 from kdray.sections.base import did_you_mean
 from kdray.sections.registry import import_object
 from kdray.utils.lazy import torch
+from kdray.utils.seeds import global_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,8 +72,7 @@ def build_generator(name: str, code: int, image_shape: tuple[int, int, int], see
     ours = name in GENERATORS
     # A user's module is imported before random numbers are seeded: it may draw some
     build: Callable[..., Any] = pkgutil.resolve_name(GENERATORS[name]) if ours else import_object(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with global_numbers(seed):
         network: nn.Module = build(code, image_shape) if ours else _build_users_own(build, name, code, image_shape)
     return network
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdray.generate.losses import generator_loss
+from kdray.utils.seeds import global_numbers
 
 _BRIGHTEST = 255.0  # students take pixels as they are stored
 
@@ -85,8 +86,7 @@ def train_generator(
         return generator_loss(logits, labels, recipe.weight, recipe.cross_entropy)
 
     generator.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(random.initial_seed())  # of dropout, which takes no generator
+    with global_numbers(random.initial_seed(), device):  # of dropout
         for step in range(recipe.steps):
             now = loss()
             optimizer.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from kdray.errors import ModelError
 from kdray.models.base import Architecture, find_model
-from kdray.utils.seeds import torch_seed
+from kdray.utils.seeds import global_numbers, torch_seed
 from kdray.utils.stored import rows_in_a_part
 
 _TRIES = 16  # of a network that leaves layers out at random: each of them has its turn
@@ -168,8 +168,7 @@ def build_model(
     """
     shape = _as_shape(image_shape)
     find_model(name)  # imports a user's module, which may draw random numbers, before these are seeded
-    with torch.random.fork_rng():
-        torch.manual_seed(torch_seed(seed, f"weights of {name}"))
+    with global_numbers(torch_seed(seed, f"weights of {name}")):
         network = build_network(name, shape, num_classes)
     return ImageClassifier(network, shape, mean or [0.5] * shape[0], std or [0.25] * shape[0])
 

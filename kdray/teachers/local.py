@@ -211,7 +211,7 @@ class LocalTeacherConfig(TeacherSection):
                 f"the teacher takes images of shape {tuple(shape)} (channels, height, width), "
                 f"but is asked about images of {tuple(image_shape)}; set teacher.input.size and teacher.input.colour"
             )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             network = build_network(name, shape, count)
         channels = shape[0]
         if card is not None and self.input.mean is not None:
@@ -233,7 +233,7 @@ class LocalTeacherConfig(TeacherSection):
             raise TeacherError(
                 f"teacher.model: {model} takes RGB images, the images are grey; set teacher.input.colour to rgb"
             )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             network = build_torchvision(model.removeprefix(PREFIX), image_shape, count)
         self.input.check_channels(image_shape[0])
         mean, std = self.input.mean or _IMAGENET[0], self.input.std or _IMAGENET[1]

@@ -25,7 +25,7 @@ from kdray.training.saved import Saved
 from kdray.training.shard import Shard
 from kdray.training.unpaid import Labeller
 from kdray.utils.devices import cpu_threads, resolve_device
-from kdray.utils.seeds import torch_generator, torch_seed
+from kdray.utils.seeds import seed_globally, torch_generator, torch_seed
 
 _GOOD_EVERY = 50  # steps between two copies of the weights, to go back to
 
@@ -172,7 +172,8 @@ class _Training:
         # Each epoch has streams of its own, so a training that goes on needs no state of random numbers.
         shuffle = torch_generator(self._seed, f"order of epoch {number}", self._round)  # on CPU, whatever the device
         self._vary.manual_seed(torch_seed(self._seed, f"augmentation in epoch {number}", self._round))
-        torch.manual_seed(torch_seed(self._seed, f"dropout in epoch {number}, part {self._shard.rank}", self._round))
+        dropout = torch_seed(self._seed, f"dropout in epoch {number}, part {self._shard.rank}", self._round)
+        seed_globally(dropout, self._device)
         order = self._kept[self._order(shuffle)].to(device)
         begin, edges = self._descent.steps, self._length.edges
         batches = list(pairwise(edges))[: self._length.steps - begin]
