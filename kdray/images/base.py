@@ -4,6 +4,7 @@ Reading has three steps: the source says how many rows it has, the wanted rows a
 and only those are decoded.
 """
 
+import hashlib
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
@@ -85,6 +86,8 @@ class ImageRows:
             are wanted.
         colour: what images become if the config names no colour; None keeps grey grey and makes all others RGB.
         notes: what the user should know, such as files that were left out.
+        listing: lines that tell these images from others, such as names and sizes of their files; None: their number
+            alone does.
     """
 
     name: str
@@ -96,6 +99,14 @@ class ImageRows:
     no_labels: str = ""
     colour: Literal["grey", "rgb"] | None = None
     notes: tuple[str, ...] = ()
+    listing: Callable[[], Iterable[str]] | None = None
+
+    def digest(self) -> str:
+        """Of the number of images and of `listing`. No image is read."""
+        found = hashlib.blake2b(str(self.rows).encode(), digest_size=8)
+        for line in self.listing() if self.listing is not None else ():
+            found.update(b"\0" + line.encode(errors="surrogateescape"))
+        return found.hexdigest()
 
 
 def _colour_name(value: Any) -> Any:
@@ -138,6 +149,8 @@ class ImageSource(Section):
     """How many bits images of 16 bits a channel use, such as 12; null takes what the file says, else all 16."""
     classes: ClassNames | None = None
     """Class names in the order of the labels, in place of those that the source has; null takes the source's."""
+    digest: str | None = None
+    """Leave it out: a run records here which images there are, and does not go on with others."""
 
     @field_validator("rows", mode="before")
     @classmethod
@@ -150,7 +163,8 @@ class ImageSource(Section):
 
     def recorded(self, other: "ImageSource") -> "ImageSource":
         """This section with what the config of a run that goes on, `other`, has recorded; see `resolved`."""
-        return self
+        told = self.model_copy(update={"digest": other.digest})
+        return told if told == other else self
 
     def resolved(self, field: str) -> "tuple[ImageSource, list[str]]":
         """This section with what a run records in its config, to go on with the same images, and what the user should
@@ -162,7 +176,9 @@ class ImageSource(Section):
         Raises:
             ConfigError: what was recorded does not hold any more.
         """
-        return self, []
+        if self.digest is not None:
+            return self, []  # whoever reads the images looks, see `open_rows`
+        return self.model_copy(update={"digest": open_source(self, field).digest()}), []
 
     @abstractmethod
     def open(self, field: str) -> ImageRows:
@@ -229,11 +245,30 @@ def _read(source: ImageSource, generator: np.random.Generator, field: str, with_
 
 def open_rows(source: ImageSource, *, generator: np.random.Generator, field: str) -> tuple[ImageRows, np.ndarray]:
     """The source that a section names, opened, and the numbers of the rows that it takes, int64 [M], in order. No image
-    is decoded. For arguments and errors see `read_images`."""
+    is decoded. For arguments and errors see `read_images`.
+
+    Raises:
+        ImageSetError: or a run has recorded other images.
+    """
+    opened = open_source(source, field)
+    if source.digest is not None and source.digest != (now := opened.digest()):
+        raise ImageSetError(
+            f"{field}: the images of {opened.name} have changed since the run began (there are {opened.rows:,} now, "
+            f"and digest {source.digest} is {now}); bring back the old ones, or start a new run"
+        )
+    return opened, _choose_rows(opened, source.rows, source.count, generator, field)
+
+
+def open_source(source: ImageSource, field: str) -> ImageRows:
+    """The source that a section names, opened; see `ImageSource.open`.
+
+    Raises:
+        ImageSetError: or what a user's own source gives is no `ImageRows`.
+    """
     opened = source.open(field)
     if not isinstance(opened, ImageRows):
         raise ImageSetError(f"{field}.source: open() of {source.source} gave {_kind(opened)}, not an ImageRows")
-    return opened, _choose_rows(opened, source.rows, source.count, generator, field)
+    return opened
 
 
 def read_class_names(source: ImageSource, field: str) -> tuple[str, ...] | None:
@@ -242,7 +277,7 @@ def read_class_names(source: ImageSource, field: str) -> tuple[str, ...] | None:
     Raises:
         ImageSetError: the source cannot be read.
     """
-    opened = source.open(field)
+    opened = open_source(source, field)
     if callable(opened.classes):
         opened = replace(opened, classes=opened.classes())
     return _class_names(opened, source, None, field)

@@ -1,6 +1,7 @@
 """Images as files in a folder."""
 
 import os
+import stat
 from collections import Counter
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -64,6 +65,7 @@ class FolderImages(ImageSource):
             no_labels="give each class a folder of its own, and each image to one of them",
             classes=tuple(shown(name) for name in classes) if labelled else None,
             notes=(note,) if note else (),
+            listing=lambda: (f"{'/'.join(parts)} {found.files[parts]}" for parts in files),
         )
 
 
@@ -74,14 +76,14 @@ class _Walk:
     Attributes:
         root: the folder.
         field: the config field, for messages.
-        files: image files, by their parts below the root.
+        files: sizes in bytes of the image files, by their parts below the root.
         folders: names of the folders in the root.
         others: what was left out, counted by suffix.
     """
 
     root: Path
     field: str
-    files: list[tuple[str, ...]] = dataclass_field(default_factory=list)
+    files: dict[tuple[str, ...], int] = dataclass_field(default_factory=dict)
     folders: list[str] = dataclass_field(default_factory=list)
     others: Counter[str] = dataclass_field(default_factory=Counter)
 
@@ -109,19 +111,21 @@ class _Walk:
             path = Path(entry.path)
             if entry.name.startswith(".") or entry.name in _LEFTOVERS:
                 self.others["hidden"] += 1
-            elif self._is_folder(entry):
+                continue
+            state_of_it = self._state(entry)
+            if stat.S_ISDIR(state_of_it.st_mode):
                 if folder == self.root:
                     self.folders.append(entry.name)
                 self.enter(path, [*above, (state.st_dev, state.st_ino, folder)])
             elif path.suffix.lower() in _suffixes():
-                self.files.append(path.relative_to(self.root).parts)
+                self.files[path.relative_to(self.root).parts] = state_of_it.st_size
             else:
                 self.others[path.suffix.lower() or "no suffix"] += 1
 
-    def _is_folder(self, entry: "os.DirEntry[str]") -> bool:
+    def _state(self, entry: "os.DirEntry[str]") -> os.stat_result:
+        """Of the file or folder, links followed."""
         try:
-            os.stat(entry.path)
-            return entry.is_dir()
+            return os.stat(entry.path)
         except OSError as error:
             what = "is a link to a file that is not there" if entry.is_symlink() else "cannot be read"
             raise ImageSetError(f"{self.field}: {shown(entry.path)} {what} ({error.strerror})") from None

@@ -61,6 +61,7 @@ class ParquetImages(ImageSource):
             no_labels=f"its columns are {listed(shards[0].schema)}; name one as {field}.label_column",
             classes=labels.classes,
             notes=notes,
+            listing=lambda: (f"{shard.file.name} {shard.rows} {shard.file.stat().st_size}" for shard in shards),
         )
 
     def _files(self, field: str) -> tuple[list[Path], tuple[str, ...]]:

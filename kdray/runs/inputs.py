@@ -22,6 +22,7 @@ from kdray.observers import Observer
 from kdray.pools.base import Pool
 from kdray.runs.pool_schedule import PoolSchedule, read_pool
 from kdray.search.first_layer import split
+from kdray.sections.base import Section
 from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
@@ -105,10 +106,14 @@ def resolve(config: Config, recorded: Config | None = None) -> Config:
     Args:
         recorded: the config a run directory already holds: a resumed run keeps its thread count.
     """
-    if recorded is not None:
-        kept = {"images": config.images.recorded(recorded.images), "pool": config.pool.recorded(recorded.pool)}
-        config = config.model_copy(update=kept)
     data = config.with_absolute_paths()
+    if recorded is not None:
+        config = Config.model_validate(data)
+        kept: dict[str, Any] = {"pool": config.pool.recorded(recorded.pool)}
+        for name in ("images", "labelled", "validation", "test"):
+            if (own := getattr(config, name)) is not None and (its := getattr(recorded, name)) is not None:
+                kept[name] = own.recorded(its)
+        data = config.model_copy(update=kept).model_dump(mode="json")
     if (init := data["student"]["init"]) is not None:
         data["student"]["init"] = with_digest(init, recorded.student.init if recorded else None)
     trainer = data["resources"]["trainer"]
@@ -126,12 +131,14 @@ class Data:
         pooled: what there is to choose from.
         labelled, validation, test: with labels as their sources number them; see `of_teacher`. `validation` is None
             where nothing is estimated; `test` may have no labels.
+        sections: what a run records in its config, by field.
     """
 
     pooled: PoolSchedule
     labelled: ImageSet | None
     validation: ImageSet | None
     test: ImageSet | None
+    sections: dict[str, Section]
 
     def notes(self) -> list[str]:
         """What the user should know of how the images were read."""
@@ -193,7 +200,11 @@ def read_data(config: Config, in_memory: InMemoryInputs | None = None, *, ledger
             f"validation has {len(validation):,}; lower it to {len(validation):,}"
         )
     _check_student(config, shape)
-    data = Data(pooled=pooled, labelled=labelled, validation=validation, test=test)
+    sections: dict[str, Section] = {"images": pooled.source, "pool": pooled.section}
+    for field, images in (("labelled", labelled), ("validation", validation), ("test", test)):
+        if images is not None and field not in in_memory.image_sets():
+            sections[field], _ = getattr(config, field).resolved(field)
+    data = Data(pooled=pooled, labelled=labelled, validation=validation, test=test, sections=sections)
     if config.teacher.missing():
         data.of_teacher(config, *config.teacher.expected_classes(labelled))
     return data
@@ -255,7 +266,7 @@ def read_inputs(
     )
     estimation = Estimation(queries=pooled.estimate, validation=data.validation) if pooled.estimate else None
     return Inputs(
-        config=config.model_copy(update={"images": pooled.source, "pool": pooled.section}),
+        config=config.model_copy(update=data.sections),
         images=images,
         labelled=data.labelled,
         test=data.test,

@@ -15,7 +15,7 @@ from pydantic import Field
 from kdray.errors import ConfigError
 from kdray.images.base import ImageSource, open_rows, sources
 from kdray.images.on_demand import ImagesOnDemand
-from kdray.pools.base import pools
+from kdray.pools.base import PoolSection, pools
 from kdray.pools.counter import CounterRandom, below
 from kdray.pools.procedural.base import Painter, ProceduralSection
 from kdray.pools.ranges import PositiveShares
@@ -60,6 +60,19 @@ class CropsSection(ProceduralSection):
     def drawn(self) -> bool:
         """See `EndlessSection`."""
         return self.images is not None
+
+    def recorded(self, other: PoolSection) -> CropsSection:
+        """See `PoolSection`."""
+        if self.images is None or not isinstance(other, CropsSection) or other.images is None:
+            return self
+        return self.model_copy(update={"images": self.images.recorded(other.images)})
+
+    def resolved(self, image_shape: tuple[int, int, int]) -> tuple[CropsSection, list[str]]:
+        """See `PoolSection`."""
+        if self.images is None:
+            return self, []
+        images, told = self.images.resolved("pool.images")
+        return self.model_copy(update={"images": images}), told
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
