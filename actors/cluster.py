@@ -118,6 +118,8 @@ def _describe(address: str) -> Cluster:
 
 
 def _start_local(environ: Mapping[str, str]) -> None:
+    # Ray would start a Python for each CPU, which actors do not wait for: each gets a process of its own.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     for _ in range(_STARTS):
         try:
             # Ray treats an empty RAY_ADDRESS as set, so the local cluster is named explicitly.
