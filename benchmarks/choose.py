@@ -138,7 +138,8 @@ def one_run(data: str, pool: str, name: str, seed: int, folder: str) -> dict[str
             f"seed={seed}",
             "resources.trainer.threads=1",
             "student.precision=float32",  # on a GPU, too
-            "student.loss=cross-entropy",  # the default when these studies were made
+            "student.loss=cross-entropy",  # the defaults when these studies were made
+            "student.steps_factor=1",
         ],
     )
     result = run(config, RunDirectory(Path(folder) / f"{data}-{pool}-{name}-{seed}"), local=True)

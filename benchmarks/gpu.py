@@ -207,7 +207,9 @@ def all_tasks(seeds: Iterable[int]) -> list[tuple]:
 
 def one_run(name: str, seed: int, folder: str) -> dict[str, float]:
     """A run of 2,000 images and 40,000 queries."""
-    config = load_config(ROOT / CIFAR10, [*ALEXNET, *WAYS[name], f"seed={seed}", "budget.queries=40000"])
+    config = load_config(
+        ROOT / CIFAR10, [*ALEXNET, *WAYS[name], f"seed={seed}", "budget.queries=40000", "student.steps_factor=1"]
+    )
     return figures_of(run(config, RunDirectory(Path(folder) / f"{name}-{seed}"), local=True).history)
 
 

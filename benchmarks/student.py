@@ -187,8 +187,9 @@ def one_run(file: str, images: int, queries: int, seed: int, changes: Sequence[s
     """One run of a config with changes."""
     fixed = [f"images.count={images}", f"budget.queries={queries}", f"seed={seed}", "resources.trainer.threads=1"]
     fixed.append("student.precision=float32")  # on a GPU, too
+    fixed.append("student.steps_factor=1")  # the default when these studies were made
     if not any("loss" in change for change in changes):
-        fixed.append("student.loss=cross-entropy")  # the default when these studies were made
+        fixed.append("student.loss=cross-entropy")  # so was this
     config = load_config(ROOT / file, [*changes, *fixed])
     name = hashlib.blake2b(json.dumps((file, images, queries, seed, changes)).encode(), digest_size=8).hexdigest()
     out = Path(folder) / name

@@ -14,7 +14,7 @@ from kdray.models.classifier import ImageClassifier, build_model
 from kdray.training.augment import Crop
 from kdray.training.descent import Descent, MovingAverage
 from kdray.training.fitting import StudentSpec
-from kdray.training.length import auto_steps, length
+from kdray.training.length import auto_steps, compared, early, length
 from kdray.training.loop import TrainResult, train
 from kdray.training.losses import soft_cross_entropy
 from kdray.training.losses.base import Loss
@@ -54,6 +54,26 @@ def test_more_answers_are_trained_on_no_shorter_and_fewer_times_each(one, other)
     few, many = sorted((one, other))
     assert auto_steps(few) <= auto_steps(many)
     assert auto_steps(many) / many <= auto_steps(few) / few * 1.001
+
+
+@pytest.mark.parametrize(
+    ("changes", "channels", "steps", "compared_steps"),
+    [
+        ({}, 1, 2000, 600),
+        ({}, 3, 8000, 600),  # a comparison takes no longer
+        ({"steps_factor": 0.5}, 3, 1000, 300),
+        ({"steps_factor": 2}, 1, 4000, 600),
+        ({"steps": 90}, 3, 90, 27),
+        ({"epochs": 3}, 3, 24, 7),
+    ],
+)
+def test_colour_images_are_trained_on_four_times_as_long(changes, channels, steps, compared_steps):
+    section = StudentSection(**changes).for_images((channels, 32, 32))
+    assert length(section, 1000).steps == steps
+    assert length(compared(section, 1000, 0.3), 1000).steps == compared_steps
+    assert length(early(section.model_copy(update={"early": 0.5}), 1000), 1000).steps == steps / 2
+    teachers = Recipe(**{name: value for name, value in changes.items() if name != "steps_factor"})
+    assert length(teachers, 1000).steps == (steps if "steps" in changes or "epochs" in changes else 2000)
 
 
 def test_so_many_steps_are_done_and_the_last_epoch_is_cut_short():

@@ -258,7 +258,7 @@ def read_inputs(
         card=card,
         mean=mean,
         std=std,
-        recipe=config.student,
+        recipe=config.student.for_images(images.image_shape),
         seed=config.seed,
         threads=threads,
         start=read_start(config.student, card),

@@ -232,7 +232,7 @@ def _student_spec(run: RunDirectory, config: Config) -> StudentSpec:
         card=card,
         mean=tensors["mean"].flatten().tolist(),  # of the run's images, which need not be here any more
         std=tensors["std"].flatten().tolist(),
-        recipe=config.student,
+        recipe=config.student.for_images(card.image_shape),
         seed=config.seed,
         threads=config.resources.trainer.thread_count,
         start=read_start(config.student, card),

@@ -16,7 +16,7 @@ from kdray.pools.base import Pool, placed
 from kdray.training.augment.auto import Auto
 from kdray.training.augment.none import Nothing
 from kdray.training.choice import SHARE, Choice, choose, networks
-from kdray.training.length import early, length, shortened
+from kdray.training.length import compared, early, length
 from kdray.training.loop import TrainResult, train
 from kdray.training.recipe import Recipe, StudentSection
 from kdray.training.saved import Saved, training_key
@@ -220,7 +220,7 @@ class _Making:
     # What is chosen by cross-validation
 
     def _epochs_of_choices(self, recipe: Recipe) -> int:
-        count, short = len(self._data[0]), shortened(recipe, len(self._data[0]), SHARE)
+        count, short = len(self._data[0]), compared(recipe, len(self._data[0]), SHARE)
         return sum(
             number * length(short, count - held).epochs
             for _, changes in _open(recipe, self._spec.card.image_shape)
@@ -237,7 +237,7 @@ class _Making:
 
     def _choice(self, recipes: dict[str, Recipe]) -> Choice:
         def fitted(name: str, images: Tensor, targets: Tensor, fold: int) -> ImageClassifier | None:
-            short = shortened(recipes[name], len(self._data[0]), SHARE)
+            short = compared(recipes[name], len(self._data[0]), SHARE)
             try:
                 return self._helper(short, images, targets, torch_seed(self._spec.seed, f"cross-validation {fold}"))
             except TrainingError:  # this recipe is no choice, and the others still are

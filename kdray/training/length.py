@@ -41,7 +41,8 @@ def length(recipe: Recipe, answers: int) -> Length:
     if recipe.epochs is not None:
         steps = recipe.epochs * (len(edges) - 1)
     else:
-        steps = auto_steps(count) if recipe.steps == "auto" else recipe.steps
+        factor = recipe.steps_factor if isinstance(recipe, StudentSection) else None
+        steps = auto_steps(count, factor or 1.0) if recipe.steps == "auto" else recipe.steps
     return Length(steps, tuple(edges))
 
 
@@ -60,9 +61,17 @@ def shortened(recipe: Recipe, answers: int, share: float) -> Recipe:
     return recipe.model_copy(update={"steps": steps, "epochs": None})
 
 
-def auto_steps(answers: int) -> int:
+def compared(recipe: Recipe, answers: int, share: float) -> Recipe:
+    """The recipe of a network that is only compared with others: a share of the steps. Those of `auto` are taken
+    without a factor above 1: kinds of augmentation differ by more than longer training brings."""
+    if isinstance(recipe, StudentSection) and recipe.steps_factor is not None:
+        recipe = recipe.model_copy(update={"steps_factor": min(1.0, recipe.steps_factor)})
+    return shortened(recipe, answers, share)
+
+
+def auto_steps(answers: int, factor: float = 1.0) -> int:
     """Steps after which longer training gains little, by the number of answers (benchmarks/steps.py)."""
-    return round(_LEAST * math.sqrt(max(1.0, answers / _AT)))
+    return max(1, round(factor * _LEAST * math.sqrt(max(1.0, answers / _AT))))
 
 
 def held_out(count: int, recipe: Recipe) -> int:

@@ -93,6 +93,10 @@ class Recipe(Section):
         return self.weight_decay if self.weight_decay is not None else {"sgd": 5e-4, "adamw": 0.05}[self.optimizer]
 
 
+_COLOUR = 4.0
+"""`steps_factor` of colour images (benchmarks/steps.py)."""
+
+
 class StudentSection(Recipe):
     """The student, trained each round, by default anew and on all that has been bought."""
 
@@ -117,6 +121,9 @@ class StudentSection(Recipe):
     recipe: Literal["given", "auto"] = "given"
     """auto: optimiser and learning rate are the ones with which students agree best with answers that were held out;
     the fields here are one of the choices."""
+    steps_factor: Annotated[float, Field(gt=0)] | None = None
+    """What steps: auto is multiplied by. null: 4 where images have colours, from which students learn for longer, else
+    1; see docs/training.md."""
     early: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the steps in rounds before the last, whose students only choose."""
     labels: Literal["reuse", "requery"] = "reuse"
@@ -157,6 +164,12 @@ class StudentSection(Recipe):
                 f"new, or {first.split()[0]} to {'null' if first.endswith('set') else 'one of its kinds'}"
             )
         return self
+
+    def for_images(self, image_shape: tuple[int, int, int]) -> "StudentSection":
+        """This section for images (C, H, W): with a number as `steps_factor`."""
+        if self.steps_factor is not None:
+            return self
+        return self.model_copy(update={"steps_factor": _COLOUR if image_shape[0] > 1 else 1.0})
 
     def variants(self) -> dict[str, dict[str, Any]]:
         """Changes of the recipe that `recipe: auto` tries, by name; the first changes nothing."""

@@ -9,7 +9,7 @@ import torch
 from kdray.models.classifier import build_model
 from kdray.training.augment.auto import Auto
 from kdray.training.choice import FOLDS, SHARE, networks
-from kdray.training.length import early, length, shortened
+from kdray.training.length import compared, early, length
 from kdray.training.loop import train
 from kdray.training.recipe import Recipe, StudentSection
 
@@ -45,12 +45,13 @@ def workload(
         image_shape: (C, H, W).
         tried: kinds of candidates that are compared, and images that a student of the comparison learns from.
     """
+    section = section.for_images(image_shape)
     some = [_training(section.model, 1, early(section, count), count) for count in answers[:-1]]
     if tried is not None:
         kinds, count = tried
         some.append(_training(section.model, FOLDS * kinds, early(section, count), count))
     count = answers[-1]
-    short = shortened(section, count, SHARE)
+    short = compared(section, count, SHARE)
     choices = [len(section.augment.candidates(image_shape))] if isinstance(section.augment, Auto) else []
     choices += [len(section.variants())] if section.recipe == "auto" else []
     for recipes in choices:
