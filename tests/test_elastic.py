@@ -53,10 +53,8 @@ def test_a_node_that_dies_costs_its_tasks_and_nothing_else(elastic, reference):
     assert found["workers_before"] == 2 and found["requeued"] >= 1
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["training", *(pytest.param(case, marks=pytest.mark.long) for case in ("scoring", "asking", "billed", "of_two"))],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["training", "scoring", "asking", "billed", "of_two"])
 def test_a_node_that_dies_in_a_run_changes_nothing_but_the_time(case, node_loss, tmp_path):
     from kdray.config.load import parse_config
     from kdray.runs.directory import RunDirectory
