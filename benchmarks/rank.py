@@ -7,8 +7,8 @@
 For each kind that `auto` tries, three students are trained for 0.3 of the steps, each with another third of the answers
 held out, and one student on all answers for all steps. Each rule takes a kind by the held-out answers alone; "lost" is
 how far that kind's student is behind the best kind's, in accuracy on labelled images that are neither test images nor
-the student's. Each seed draws its own images. Each finished seed is kept. Needs ../shared/data and the config's
-teacher.
+the student's. Each seed draws its own images. Each finished kind of a seed is kept. Needs ../shared/data and
+the config's teacher.
 """
 
 import argparse
@@ -16,13 +16,11 @@ from typing import Any
 
 import torch
 from machine import all_runs, keep
-from steps import SETTINGS, accuracy_on_unseen, answered, summary
+from steps import SETTINGS, accuracy_on_unseen, answered, summary, trained
 
-from kdray.models.classifier import ImageClassifier, build_model, pixel_statistics
 from kdray.training.augment.auto import Auto
 from kdray.training.choice import FOLDS, SHARE, networks
-from kdray.training.length import shortened
-from kdray.training.loop import train
+from kdray.training.length import compared
 from kdray.training.losses import kd_divergence, soft_cross_entropy
 from kdray.training.recipe import StudentSection
 from kdray.utils.seeds import torch_generator, torch_seed
@@ -87,25 +85,19 @@ def one(data: str, seed: int, name: str) -> dict[str, Any]:
     image_shape = own.shape[1], own.shape[2], own.shape[3]
     kind = Auto().candidates(image_shape)[name]
     recipe = StudentSection.model_validate(setting["student"] | {"precision": "float32", "augment": kind})
-    mean, std = pixel_statistics(own)
-
-    def trained(images: torch.Tensor, targets: torch.Tensor, recipe: StudentSection, seed: int) -> ImageClassifier:
-        model = build_model(recipe.model, image_shape, targets.shape[1], seed=seed, mean=mean, std=std)
-        train(model, images, targets, recipe, seed=seed, threads=1)
-        return model
-
     figures: dict[str, Any] = {}
     part = torch.randperm(count, generator=torch_generator(seed, "cross-validation", 0)) % FOLDS
     for fold in range(FOLDS):
-        short, held = shortened(recipe, count, SHARE), part == fold
-        model = trained(images[~held], targets[~held], short, torch_seed(seed, f"cross-validation {fold}"))
+        short, held = compared(recipe, count, SHARE), part == fold
+        fold_seed = torch_seed(seed, f"cross-validation {fold}")
+        model = trained(short, images[~held], targets[~held], own, fold_seed)
         with torch.inference_mode():
             logits = torch.cat([model(some) for some in images[held].split(512)])
         given = held.nonzero().flatten() < len(own)
         for rule, figure in RULES.items():
             figures.setdefault(rule, []).append(float(figure(logits, targets[held])))
             figures.setdefault(f"own {rule}", []).append(float(figure(logits[given], targets[held][given])))
-    return figures | {"accuracy": accuracy_on_unseen(setting, trained(images, targets, recipe, seed))}
+    return figures | {"accuracy": accuracy_on_unseen(setting, trained(recipe, images, targets, own, seed))}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kdray.config.load import load_config
 from kdray.images.base import read_images
 from kdray.models.checkpoint import load_student
-from kdray.models.classifier import build_model, pixel_statistics
+from kdray.models.classifier import ImageClassifier, build_model, pixel_statistics
 from kdray.models.predict import accuracy, predict
 from kdray.training.length import auto_steps
 from kdray.training.loop import train
@@ -100,10 +100,15 @@ def one(data: str, answers: int, steps: int, seed: int) -> float:
     setting = SETTINGS[data]
     images, targets, own = answered(setting, answers, seed)
     recipe = StudentSection.model_validate(setting["student"] | {"steps": steps, "precision": "float32"})
+    return accuracy_on_unseen(setting, trained(recipe, images, targets, own, seed))
+
+
+def trained(recipe: StudentSection, images: Tensor, targets: Tensor, own: Tensor, seed: int) -> ImageClassifier:
+    """A student of these answers, which knows the pixel statistics of its own images."""
     mean, std = pixel_statistics(own)
     model = build_model(recipe.model, (*own.shape[1:],), targets.shape[1], seed=seed, mean=mean, std=std)
     train(model, images, targets, recipe, seed=seed, threads=1)
-    return accuracy_on_unseen(setting, model)
+    return model
 
 
 def answered(setting: dict[str, Any], answers: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -105,7 +105,7 @@ class ImageRows:
         """Of the number of images and of `listing`. No image is read."""
         found = hashlib.blake2b(str(self.rows).encode(), digest_size=8)
         for line in self.listing() if self.listing is not None else ():
-            found.update(b"\0" + line.encode(errors="surrogateescape"))
+            found.update(b"\0" + str(line).encode(errors="surrogatepass"))  # a user's own lines may be anything
         return found.hexdigest()
 
 

@@ -112,13 +112,13 @@ class _Walk:
             if entry.name.startswith(".") or entry.name in _LEFTOVERS:
                 self.others["hidden"] += 1
                 continue
-            state_of_it = self._state(entry)
-            if stat.S_ISDIR(state_of_it.st_mode):
+            its = self._state(entry)
+            if stat.S_ISDIR(its.st_mode):
                 if folder == self.root:
                     self.folders.append(entry.name)
                 self.enter(path, [*above, (state.st_dev, state.st_ino, folder)])
             elif path.suffix.lower() in _suffixes():
-                self.files[path.relative_to(self.root).parts] = state_of_it.st_size
+                self.files[path.relative_to(self.root).parts] = its.st_size
             else:
                 self.others[path.suffix.lower() or "no suffix"] += 1
 

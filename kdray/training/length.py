@@ -63,7 +63,7 @@ def shortened(recipe: Recipe, answers: int, share: float) -> Recipe:
 
 def compared(recipe: Recipe, answers: int, share: float) -> Recipe:
     """The recipe of a network that is only compared with others: a share of the steps. Those of `auto` are taken
-    without a factor above 1: kinds of augmentation differ by more than longer training brings."""
+    without a factor above 1, as they were where the choice was measured (benchmarks/student.py augment)."""
     if isinstance(recipe, StudentSection) and recipe.steps_factor is not None:
         recipe = recipe.model_copy(update={"steps_factor": min(1.0, recipe.steps_factor)})
     return shortened(recipe, answers, share)
