@@ -8,8 +8,10 @@ import re
 import shutil
 import socket
 import sqlite3
+import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -278,6 +280,37 @@ def test_a_machine_that_gives_no_sign_is_followed_by_another(machine, address):
         assert read_owner(Storage(address)).host == HOST
     assert "process 1 on gone has worked" in notes.texts[0]
     assert read_owner(Storage(address)) is None
+
+
+def test_a_file_that_is_replaced_meanwhile_is_read_whole(machine, address, tmp_path):
+    """An object store tells the size first and gives the bytes afterwards."""
+    whole, storage, target = [b"a" * 10, b"b" * 1000], Storage(address), tmp_path / "got"
+    storage.put("file", whole[0])
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(20):
+            Storage(address).put("file", whole[number % 2])
+        done.set()
+
+    with ThreadPoolExecutor(1) as other:
+        writing = other.submit(write)
+        read = set()
+        while not done.is_set():
+            read.add(storage.read("file"))
+            storage.get("file", target)
+            read.add(target.read_bytes())
+        writing.result()
+    assert read == set(whole)
+
+
+def test_a_file_that_is_not_there(machine, address, tmp_path):
+    storage = Storage(address)
+    storage.put("other", b"")
+    assert storage.read("file") is None and storage.read("other") == b""
+    with pytest.raises(RunDirectoryError, match="cannot read file: it is not there"):
+        storage.get("file", tmp_path / "got")
+    assert not (tmp_path / "got").exists()
 
 
 def test_a_machine_that_was_taken_for_dead_stops_before_it_asks_or_copies(machine, address, make_config):

@@ -1,10 +1,11 @@
 """Files at an address of a pyarrow file system: s3://, gs://, file:// and others."""
 
+import io
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from kdray.errors import ConfigError, RunDirectoryError
@@ -12,6 +13,7 @@ from kdray.errors import ConfigError, RunDirectoryError
 _PART = ".part"  # end of the name of a file that is not whole yet
 _BLOCK = 2**20
 _TRIES_S = 60
+_READINGS = 10
 
 
 class Storage:
@@ -88,28 +90,51 @@ class Storage:
         Raises:
             RunDirectoryError: it cannot be read.
         """
-        with self._explained(f"read {path}"):
-            if self._fs.get_file_info(self._at(path)).type != self._fs_module.FileType.File:
-                return None
-            with self._fs.open_input_stream(self._at(path)) as file:
-                data: bytes = file.read()
-                return data
+        data = io.BytesIO()
+
+        @contextmanager
+        def emptied() -> Iterator[IO[bytes]]:
+            data.seek(0)
+            data.truncate()
+            yield data
+
+        return data.getvalue() if self._read_whole(path, emptied) else None
 
     def get(self, path: str, target: Path) -> None:
         """Copy a file to this machine, whole or not at all.
 
         Raises:
-            RunDirectoryError: it cannot be read.
+            RunDirectoryError: it cannot be read, or is not there.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + _PART)
-        with (
-            self._explained(f"read {path}"),
-            self._fs.open_input_stream(self._at(path)) as source,
-            part.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file, _BLOCK)
+        if not self._read_whole(path, lambda: part.open("wb")):
+            raise RunDirectoryError(f"{self.address}: cannot read {path}: it is not there")
         part.replace(target)
+
+    def _read_whole(self, path: str, opened: Callable[[], AbstractContextManager[IO[bytes]]]) -> bool:
+        """Copy a file into what is opened, empty each time; False if it is not there.
+
+        A stream of an object store asks for the size first and for the bytes afterwards, so of a file that is replaced
+        in between it gives a part, or parts of two. Such a file is read again.
+
+        Raises:
+            RunDirectoryError: it cannot be read.
+        """
+        with self._explained(f"read {path}"):
+            before = self._fs.get_file_info(self._at(path))
+            for _ in range(_READINGS):
+                if before.type != self._fs_module.FileType.File:
+                    return False
+                with suppress(FileNotFoundError), opened() as target:
+                    with self._fs.open_input_stream(self._at(path)) as source:
+                        shutil.copyfileobj(source, target, _BLOCK)
+                    size = target.tell()
+                    after = self._fs.get_file_info(self._at(path))
+                    if (before.size, before.mtime_ns) == (after.size, after.mtime_ns) and size == after.size:
+                        return True
+                before = self._fs.get_file_info(self._at(path))
+            raise OSError("it is replaced all the time")
 
     def put(self, path: str, source: Path | bytes) -> None:
         """Copy a file or these bytes there, whole or not at all.
