@@ -1,7 +1,7 @@
 """Which of several recipes learns best from the answers at hand: cross-validation by agreement with held-out answers.
 
-Halving saves time: all recipes are tried with the first part held out, and the better third of them (two at least) with
-the other parts. Test labels are never looked at.
+Halving saves time: all recipes are tried with the first part held out, the better half of them with the second, and the
+better half of these with the third, but two at least. Test labels are never looked at.
 """
 
 import math
@@ -56,9 +56,12 @@ class Choice:
 def networks(recipes: int, count: int, *, halving: bool = True) -> list[tuple[int, int]]:
     """What `choose` trains: for each fold, how many networks, and how many of `count` images are held out from them.
     Of a single image none can be held out."""
-    folds = min(FOLDS, count) if count > 1 else 0
-    kept = max(2, recipes // 3) if halving else recipes
-    return [(min(recipes, kept) if fold else recipes, -(-(count - fold) // folds)) for fold in range(folds)]
+    folds, number, plan = min(FOLDS, count) if count > 1 else 0, recipes, []
+    for fold in range(folds):
+        plan.append((number, -(-(count - fold) // folds)))
+        if halving:
+            number = min(number, max(2, math.ceil(number / 2)))
+    return plan
 
 
 def choose(
@@ -72,7 +75,7 @@ def choose(
         targets: float32 [N, K].
         fit: trains one student.
         seed, round: name the random numbers that divide the images.
-        halving: try only the better ones with all parts.
+        halving: try only the better ones with the other parts.
     """
     plan = networks(len(names), len(images), halving=halving)
     order = torch.randperm(len(images), generator=torch_generator(seed, "cross-validation", round))
