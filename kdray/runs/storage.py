@@ -3,7 +3,7 @@
 import io
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -126,14 +126,20 @@ class Storage:
             for _ in range(_READINGS):
                 if before.type != self._fs_module.FileType.File:
                     return False
-                with suppress(FileNotFoundError), opened() as target:
-                    with self._fs.open_input_stream(self._at(path)) as source:
+                size, failed = -1, None
+                try:
+                    with opened() as target, self._fs.open_input_stream(self._at(path)) as source:
                         shutil.copyfileobj(source, target, _BLOCK)
-                    size = target.tell()
-                    after = self._fs.get_file_info(self._at(path))
-                    if (before.size, before.mtime_ns) == (after.size, after.mtime_ns) and size == after.size:
+                        size = target.tell()
+                except OSError as error:
+                    failed = error
+                after = self._fs.get_file_info(self._at(path))
+                if (before.size, before.mtime_ns) == (after.size, after.mtime_ns):
+                    if failed is not None:
+                        raise failed
+                    if size == after.size:
                         return True
-                before = self._fs.get_file_info(self._at(path))
+                before = after
             raise OSError("it is replaced all the time")
 
     def put(self, path: str, source: Path | bytes) -> None:
