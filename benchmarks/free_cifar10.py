@@ -37,7 +37,9 @@ POOLS: dict[str, Any] = {
 STRATEGIES = ("random", "cluster-margin", "margin")
 STUDENT = {
     "model": "small-cnn", "early": 0.1, "precision": "float32", "augment": {"kind": "crop", "shift": 4, "flip": True},
+    "steps_factor": 1,
 }  # fmt: skip
+"""A quarter of the steps that colour images have by default, which gain a point more: all runs are made alike."""
 
 
 def main() -> None:

@@ -4,9 +4,14 @@ All errors have one base class, so the command line prints the message and exits
 All errors take one string, so a Ray actor can return them unchanged.
 """
 
+from typing import ClassVar
+
 
 class KdrayError(Exception):
     """Base of all errors raised on purpose by kdray."""
+
+    repeats: ClassVar[bool] = False
+    """Whether a run that goes on with the same config ends the same way again."""
 
 
 class ConfigError(KdrayError):
@@ -23,6 +28,8 @@ class ModelError(KdrayError):
 
 class TrainingError(KdrayError):
     """A network cannot be trained: its loss is not finite."""
+
+    repeats = True
 
 
 class TeacherError(KdrayError):
@@ -68,6 +75,12 @@ class PoolExhausted(KdrayError):
 
 class ScoringError(KdrayError):
     """The student's scores are invalid, or no worker is left."""
+
+
+class DivergedError(ScoringError):
+    """The student's outputs are not finite."""
+
+    repeats = True
 
 
 class RunDirectoryError(KdrayError):

@@ -296,7 +296,7 @@ def test_a_network_that_normalises_over_a_batch_needs_more_than_single_images(ow
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("ten", r"gives torch.float32 \[2, 10\] for two images; it must give float logits \[2, 3\]"),
+        ("ten", r"gives torch.float32 \[2, 10\] for two images and 3 classes; it must give float logits \[2, 3\]"),
         ("text", "gave a str, not a torch.nn.Module"),
         ("nothing", r"\(\(1, 6, 5\), 3\) failed \(TypeError: "),
         ("wide", r"cannot take float images \[2, 1, 6, 5\] \(RuntimeError: "),
@@ -304,7 +304,7 @@ def test_a_network_that_normalises_over_a_batch_needs_more_than_single_images(ow
         ("spare", "do not depend on its parameter spare; remove it"),
         ("pair", "gives a tuple for two images"),
         ("TooMany", r"\(\(1, 6, 5\), 3\) failed \(TypeError: .*'depth'"),
-        ("Wrong", r"gives torch.float32 \[2, 4\] for two images; it must give float logits \[2, 3\]"),
+        ("Wrong", r"gives torch.float32 \[2, 4\] for two images and 3 classes; it must give float logits \[2, 3\]"),
         ("network", "is a network already; name its class, or a function that makes one"),
     ],
 )

@@ -26,7 +26,7 @@ from processes import Program, kdray
 
 import kdray as package
 from kdray.config.load import load_config, parse_config
-from kdray.errors import ConfigError, LedgerError, RunDirectoryError, TeacherError
+from kdray.errors import ConfigError, LedgerError, RunDirectoryError, TeacherError, TrainingError
 from kdray.images.base import ImageSet
 from kdray.ledger import Ledger, hash_images
 from kdray.models.checkpoint import ModelCard, save_model
@@ -661,6 +661,22 @@ def test_a_cap_on_the_ledger_holds_for_all_runs_together(make_config, tmp_path):
     ledger.close()
     with pytest.raises(LedgerError, match="was made for a budget of 200 queries, not 300"):
         run(make_config(**changes | {"ledger__queries": 300}), RunDirectory(tmp_path / "third"), local=True)
+
+
+def test_a_run_that_would_diverge_again_says_how_another_one_has_its_answers(make_config, tmp_path):
+    """And that one pays for the rest alone."""
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(TrainingError) as error:
+        run(make_config(student__lr=1e30, student__clip_norm=None), directory, local=True)
+    assert re.fullmatch(
+        r"the loss is not finite at step \d of \d+; set lr, which is 1e\+30, lower\. What was answered is kept; a new "
+        rf"run with ledger\.path={directory.ledger} pays for none of it again",
+        str(error.value),
+    )
+    assert bought(directory.path) == 40
+    other = run(make_config(ledger__path=str(directory.ledger)), RunDirectory(tmp_path / "other"), local=True)
+    assert (other.receipt.queries, other.receipt.reused) == (120, 40)
+    assert bought(directory.path) == 160
 
 
 def test_a_teacher_that_was_replaced_is_found_out_before_anything_is_paid(finished, make_config, tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import entr
 
-from kdray.errors import PoolExhausted, ScoringError
+from kdray.errors import DivergedError, PoolExhausted, ScoringError
 from kdray.models.classifier import build_model
 from kdray.models.features import head
 from kdray.pools.images import ImagePool, ImagesSection
@@ -168,9 +168,10 @@ def test_a_student_that_has_diverged_chooses_nothing(strategy, settings, where, 
         assert len(choose(strategy, pool, 5, diverged(where), settings=settings).ids) == 5
         return
     with pytest.raises(
-        ScoringError, match=r"the student's output for (candidate|image) \d+ is not a number: .*student\.lr"
-    ):
+        DivergedError, match=r"the student's output for (candidate|image) \d+ is not a number: .*student\.lr"
+    ) as error:
         choose(strategy, pool, 5, diverged(where), settings=settings)
+    assert error.value.repeats
 
 
 @pytest.mark.parametrize("where", ["all", "head", "class", "infinite"])

@@ -276,9 +276,21 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_the_last_good_weights_
     assert TrainResult().notes() == []
 
 
-def test_a_loss_that_is_never_finite_is_an_error_with_the_step():
-    with pytest.raises(TrainingError, match=r"the loss is not finite at step 2 of 200; set lr, which is 0.05, lower"):
-        train(fresh(), images(8), soft_targets(8), short(steps=200, loss=Breaking(at=2, calls=[])), seed=0, threads=1)
+def test_weights_are_good_once_a_finite_loss_came_of_them():
+    """A copy is taken after two steps: it is as bad as the loss of step 3, and good if step 4 is the first bad one."""
+
+    def trained(broken: int) -> TrainResult:
+        how = short(steps=200, batch_size=4, loss=Breaking(at=broken, calls=[]))  # one call tries the loss
+        return train(fresh(), images(8), soft_targets(8), how, seed=0, threads=1)
+
+    for step in (2, 3):
+        with pytest.raises(
+            TrainingError, match=rf"the loss is not finite at step {step} of 200; set lr, which is 0.05, l"
+        ):
+            trained(step)
+    assert (trained(4).diverged, trained(4).kept) == (4, 2)
+    assert (trained(53).diverged, trained(53).kept) == (53, 2)
+    assert (trained(54).diverged, trained(54).kept) == (54, 52)
 
 
 def test_with_early_stopping_the_best_weights_before_are_kept_and_it_is_told():

@@ -140,7 +140,8 @@ def _try(network: nn.Module, name: str, image_shape: tuple[int, int, int], num_c
     if not isinstance(logits, Tensor) or list(logits.shape) != [2, num_classes] or not logits.is_floating_point():
         got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ModelError(
-            f"{name} made a network that gives {got} for two images; it must give float logits {[2, num_classes]}"
+            f"{name} made a network that gives {got} for two images and {num_classes} classes; it must "
+            f"give float logits {[2, num_classes]}"
         )
     return logits
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from kdray.runs.policy import PurchasePolicy
 from kdray.runs.status import Record
 from kdray.runs.tables import write_image_set
 from kdray.teachers.http.secrets import Secrets
-from kdray.utils.files import shown, write_bytes
+from kdray.utils.files import is_address, shown, write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +97,8 @@ def open_run(
             for name, data in (in_memory or InMemoryInputs()).image_sets().items():
                 write_image_set(Path(getattr(config, name).path), data)
             write_bytes(directory.config, dump_config(config).encode())
-        way = f"kdray resume {directory.name}"
-        if in_memory is not None:
-            way = f"kdray.distil with the same arguments and out={str(directory.path)!r}"
         with (
-            _saying_how_to_go_on(None if shared else way),
+            nullcontext() if shared else _saying_how_to_go_on(directory, config, from_python=in_memory is not None),
             _opened(inputs, backend, directory, observer, shared, record) as rounds,
             record.ending(),  # before workers and ledger are closed, which may take longer than 'ray job stop' waits
         ):
@@ -119,14 +116,22 @@ def _kept(record: Record, directory: RunDirectory, shared: Shared | None) -> Ite
 
 
 @contextmanager
-def _saying_how_to_go_on(way: str | None) -> Iterator[None]:
-    """Whatever stops a run that has begun, the message says how to go on with it; None: the caller says it."""
+def _saying_how_to_go_on(directory: RunDirectory, config: Config, *, from_python: bool) -> Iterator[None]:
+    """Whatever stops a run that has begun, the message says how to go on with it, or with its answers."""
     try:
         yield
     except KdrayError as error:
-        if way is not None:
-            end = "" if str(error).endswith((".", "?", "!")) else "."
-            error.args = (f"{error}{end} What was answered is kept; go on with: {way}", *error.args[1:])
+        ledger = str(directory.ledger_of(config.ledger))
+        if error.repeats:
+            how = f"ledger={{'path': {ledger!r}}}" if from_python else f"ledger.path={ledger}"
+            where = " in a local folder" if is_address(directory.name) else ""
+            way = f"a new run{where} with {how} pays for none of it again"
+        elif from_python:
+            way = f"go on with: kdray.distil with the same arguments and out={str(directory.path)!r}"
+        else:
+            way = f"go on with: kdray resume {directory.name}"
+        end = "" if str(error).endswith((".", "?", "!")) else "."
+        error.args = (f"{error}{end} What was answered is kept; {way}", *error.args[1:])
         raise
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kdray.errors import ScoringError
+from kdray.errors import DivergedError
 
 
 def sound_logits(logits: np.ndarray) -> np.ndarray:
@@ -21,10 +21,10 @@ def refuse_unsound(sound: np.ndarray, name: Callable[[int], str]) -> None:
         name: a row to the words for its candidate or image.
 
     Raises:
-        ScoringError: a row is not sound.
+        DivergedError: a row is not sound.
     """
     if not sound.all():
-        raise ScoringError(
+        raise DivergedError(
             f"the student's output for {name(int(np.argmin(sound)))} is not a number: its training has diverged; lower "
             "student.lr"
         )

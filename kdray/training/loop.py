@@ -151,7 +151,8 @@ class _Training:
         if can_replay(model, recipe, self._device) and shard.size == 1 and unpaid is None:
             self._replay = Replay(list(model.parameters()), self._vary)
         self._best: tuple[int, dict[str, Tensor]] = (0, {})  # the same, of the lowest held-out loss
-        self._good: tuple[int, dict[str, Tensor]] = (0, {})  # steps, and the weights after them
+        self._good: tuple[int, dict[str, Tensor]] = (0, {})  # steps, and weights of which a finite loss came
+        self._newest: tuple[int, dict[str, Tensor]] = (0, {})  # the same, of which none may have come yet
         self._waited = False
         self.result = TrainResult(steps=self._length.steps)
 
@@ -192,17 +193,24 @@ class _Training:
         wrong = (~means.isfinite()).nonzero().flatten()
         if len(wrong):
             self.result.diverged = begin + int(wrong[0]) + 1
+            self._prove(self.result.diverged - 1)
             return
+        self._prove(self._descent.steps)
         self.result.losses.append(float((means * sizes).sum() / sizes.sum()))
         if self._recipe.early_stop is None or len(self._held[0]) == 0:
             self.result.best_epoch = len(self.result.losses)
         else:
             self._judge(self._recipe.early_stop.patience)
-        due = self._descent.steps >= self._good[0] + _GOOD_EVERY or not self._good[1]
+        due = self._descent.steps >= self._newest[0] + _GOOD_EVERY or not self._newest[1]
         if due and not self.finished:
             weights = self._weights()
             if _finite(weights):
-                self._good = self._descent.steps, weights
+                self._newest = self._descent.steps, weights
+
+    def _prove(self, steps: int) -> None:
+        """So many steps had a finite loss: the loss of each is that of the weights before it."""
+        if self._newest[0] < steps:
+            self._good = self._newest
 
     def _order(self, shuffle: torch.Generator) -> Tensor:
         """The images of an epoch, as places among those to train on."""
@@ -303,6 +311,7 @@ class _Training:
             "average": None if self._average is None else self._average.state(),
             "best": self._best,
             "good": self._good,
+            "newest": self._newest,
             "result": asdict(self.result),
         }
 
@@ -314,7 +323,8 @@ class _Training:
         self._descent.load(state["descent"])
         if self._average is not None:
             self._average.load(state["average"])
-        self._best, self._good, self.result = state["best"], state["good"], TrainResult(**state["result"])
+        self._best, self._good, self._newest = state["best"], state["good"], state["newest"]
+        self.result = TrainResult(**state["result"])
 
 
 def precision_of(recipe: Recipe, device: torch.device) -> Any:

@@ -58,7 +58,7 @@ class Saved:
         self._state = None
 
 
-_FORMAT = 3  # of a state, and of which networks follow one another; one of another format is another training's
+_FORMAT = 4  # of a state, and of which networks follow one another; one of another format is another training's
 
 
 def _read(data: bytes | None, key: str) -> dict[str, Any]:
