@@ -72,6 +72,8 @@ class LedgerError(KdrayError):
 class PoolExhausted(KdrayError):
     """More candidates were requested than are left in the pool."""
 
+    repeats = True
+
 
 class ScoringError(KdrayError):
     """The student's scores are invalid, or no worker is left."""
