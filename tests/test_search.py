@@ -503,9 +503,16 @@ def test_a_fitted_guess_is_better_than_a_linear_one():
     assert error["fitted"] < error["linear"]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("compile", ["off", "on"])
-def test_a_student_is_scored_alike_with_every_option(precision, compile):
+@pytest.mark.parametrize(
+    ("compile", "precision"),
+    [
+        ("off", "float32"),
+        ("off", "bfloat16"),
+        pytest.param("on", "float32", marks=pytest.mark.storm),
+        pytest.param("on", "bfloat16", marks=[pytest.mark.storm, pytest.mark.long]),
+    ],
+)
+def test_a_student_is_scored_alike_with_every_option(compile, precision):
     model = build_model("lenet5", (1, 28, 28), 10, seed=1)
     images = torch.randint(
         0, 256, (CPU_BATCH + 7, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

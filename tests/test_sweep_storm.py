@@ -218,7 +218,7 @@ def test_no_sweep_that_comes_with_kdray_is_left_out():
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("budgets", "joint") else pytest.param(name, marks=pytest.mark.long) for name in SMALLER],
+    [name if name == "budgets" else pytest.param(name, marks=pytest.mark.long) for name in SMALLER],
 )
 def test_each_sweep_that_comes_with_kdray_runs_in_small(name, demo_teacher):
     file = ROOT / "tune_configs" / f"{name}.yaml"
