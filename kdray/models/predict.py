@@ -1,7 +1,7 @@
 """Predictions of a classifier, and their accuracy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,29 @@ def predict(
     Raises:
         ConfigError: a GPU is named that is not there.
     """
+    return _passes(model, images, lambda logits: logits.softmax(dim=1), batch_size, device, threads)
+
+
+def predict_log_probs(
+    model: nn.Module, images: Tensor, *, batch_size: int = 256, device: str = "cpu", threads: int | None = None
+) -> Tensor:
+    """Natural logarithms of what `predict` gives, also of probabilities that float32 rounds to 0 or 1."""
+    return _passes(model, images, lambda logits: logits.log_softmax(dim=1), batch_size, device, threads)
+
+
+def _passes(
+    model: nn.Module,
+    images: Tensor,
+    finish: Callable[[Tensor], Tensor],
+    batch_size: int,
+    device: str,
+    threads: int | None,
+) -> Tensor:
     target = resolve_device(device)
     model = model.to(target).eval()
     step = images_at_a_time(batch_size, images.shape[1:], target)
     with cpu_threads(threads), torch.inference_mode():
-        parts = [model(batch.to(target)).float().softmax(dim=1).cpu() for batch in images.split(step)]
+        parts = [finish(model(batch.to(target)).float()).cpu() for batch in images.split(step)]
     return torch.cat(parts)
 
 

@@ -1,0 +1,1 @@
+"""How good a student is: by class, by its confidence, under attack, and how fast it answers."""
