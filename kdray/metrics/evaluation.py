@@ -1,4 +1,4 @@
-"""All figures of a student at once: right classes, calibration, agreement with the teacher, attacks, features, speed."""
+"""All figures of a student at once: classes, calibration, agreement with the teacher, attacks, features, speed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

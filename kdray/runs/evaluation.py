@@ -47,8 +47,12 @@ def rows_to_ask(test: int, allowed: int, seed: int) -> Tensor:
     They are a random sample, as the images may be sorted by class. A larger cap adds rows to the sample of a smaller
     one, so answers that were paid for are used again.
     """
-    order = numpy_generator(seed, "evaluation").permutation(test)
-    return torch.from_numpy(order[:allowed]).sort().values
+    return asking_order(test, seed)[:allowed].sort().values
+
+
+def asking_order(test: int, seed: int) -> Tensor:
+    """Rows of `test` images in the order in which a growing cap asks about them, int64 [test]."""
+    return torch.from_numpy(numpy_generator(seed, "evaluation").permutation(test))
 
 
 def score(predictions: Tensor, labels: Tensor | None, rows: Tensor, answers: Tensor) -> Scores:

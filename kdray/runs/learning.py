@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from kdray.config.load import dump_config, load_config
@@ -16,11 +15,11 @@ from kdray.config.root import Config
 from kdray.errors import ConfigError, KdrayError, RunDirectoryError
 from kdray.images import ImageSet
 from kdray.images.labels import with_teachers_labels
-from kdray.ledger.store import Ledger
 from kdray.models.checkpoint import load_student, read_own_card, read_tensors
 from kdray.models.predict import predict
 from kdray.observers import Observer
 from kdray.pools.base import Pool
+from kdray.runs.answered import Known, answers_of_run
 from kdray.runs.copies import Copies
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores, score
@@ -29,10 +28,9 @@ from kdray.runs.kinds import Kinds
 from kdray.runs.pool_schedule import read_pool
 from kdray.runs.remade import Remade
 from kdray.runs.training_set import with_bought, with_true_labels
-from kdray.teachers.answers import to_answers
 from kdray.training.fitting import StudentSpec, fit
 from kdray.training.losses.base import check_loss
-from kdray.utils.files import shown, why_unwritable, write_bytes
+from kdray.utils.files import why_unwritable, write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +135,7 @@ def learn(
     given = of_teacher(read_labelled(recorded, "labelled", shape=card.image_shape), "labelled")
     same_images = config.model_copy(update={"seed": recorded.seed})
     test = of_teacher(read_test(same_images, shape=card.image_shape), "test")
-    answered = _answered(run, recorded, test, card.num_classes, observer)
+    known = Known.none() if test is None else answers_of_run(run, recorded, test.images, card.num_classes, observer)
     free = 0 if given is None else len(given)
     images, targets = bought.read(with_true_labels(given, card.num_classes), counts[-1], recorded, card.num_classes)
     curve = LearningCurve(directory=_make_folder(run, out), points=[])
@@ -158,7 +156,7 @@ def learn(
             first=count,
             images=rows,
             round=number,
-            scores=Scores() if test is None else _measure(path, test, *answered, threads=spec.threads),
+            scores=Scores() if test is None else _measure(path, test, known, threads=spec.threads),
             loss=result.losses[-1],
             seconds=seconds,
             student=path,
@@ -254,33 +252,11 @@ def _pool(run: RunDirectory, config: Config) -> Pool:
         ) from None
 
 
-def _answered(
-    run: RunDirectory, config: Config, test: ImageSet | None, num_classes: int, observer: Observer
-) -> tuple[Tensor, Tensor]:
-    """Rows of `test` that the run's ledger has the teacher's answers to, and its classes for them; both int64 [M]."""
-    nothing = torch.empty(0, dtype=torch.int64)
-    if test is None:
-        return nothing, nothing
-    path = run.ledger_of(config.ledger)
-    if not path.exists():
-        observer.note(f"the run's ledger {shown(path)} is not there, so agreement with the teacher is not measured")
-        return nothing, nothing
-    ledger = Ledger(path, read_only=True)
-    try:
-        teachers = ledger.teachers(run.owner())  # one, as a run has one teacher
-        hashes = config.teacher.input.hashes(test.images) if teachers else []
-        known = ledger.lookup(teachers[0], hashes) if teachers else {}
-    finally:
-        ledger.close()
-    rows = [row for row, key in enumerate(hashes) if key in known]
-    return torch.tensor(rows, dtype=torch.int64), to_answers([known[hashes[row]] for row in rows], num_classes).labels
-
-
-def _measure(student: Path, test: ImageSet, rows: Tensor, answers: Tensor, *, threads: int) -> Scores:
-    if test.labels is None and len(rows) == 0:
+def _measure(student: Path, test: ImageSet, known: Known, *, threads: int) -> Scores:
+    if test.labels is None and len(known.rows) == 0:
         return Scores()
     predictions = predict(load_student(student), test.images, threads=threads).argmax(dim=1)
-    return score(predictions, test.labels, rows, answers)
+    return score(predictions, test.labels, known.rows, known.labels)
 
 
 def _make_folder(run: RunDirectory, out: Path | None) -> Path:
