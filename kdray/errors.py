@@ -93,5 +93,9 @@ class ClusterError(KdrayError):
     """The Ray cluster cannot be reached, or refuses this client."""
 
 
+class ExportError(KdrayError):
+    """A student cannot be written in a format, or what was written does not say what the student says."""
+
+
 class SweepError(KdrayError):
     """A sweep cannot be run as it is configured, or none of its trials can."""

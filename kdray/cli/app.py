@@ -7,6 +7,7 @@ import typer
 from kdray.cli.bench import bench_app
 from kdray.cli.common import OnceCommand, speak_any_encoding
 from kdray.cli.evaluate import evaluate_command
+from kdray.cli.export import export_command
 from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
 from kdray.cli.preview import preview_command
@@ -31,6 +32,7 @@ COMMANDS = (
     plan_command,
     preview_command,
     evaluate_command,
+    export_command,
     status_command,
     report_command,
     ledger_command,

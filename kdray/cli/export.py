@@ -1,0 +1,40 @@
+"""`kdray export`: the student as a file of other software."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdray.cli.common import exit_on_error
+from kdray.errors import ConfigError
+
+
+def export_command(
+    where: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A finished run, or a model file of kdray's.")],
+    kind: Annotated[
+        str, typer.Option("--format", metavar="F", help="onnx, pt2, torchscript, hf or safetensors.")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The file, or the folder of hf; default: beside the student.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="Divide the logits by it, see 'kdray evaluate'.")
+    ] = 1.0,
+) -> None:
+    """Write the student in a format of other software: uint8 images in, probabilities out. What was written is run and
+    compared with the student."""
+    with exit_on_error():
+        from kdray.utils.files import expand, shown
+
+        where = expand(where)
+        if not where.exists():
+            raise ConfigError(f"{where} is not there; give a run directory, or a model file of kdray's")
+
+        from kdray.runs.exporting import export
+
+        done = export(where, kind, None if out is None else expand(out), temperature)
+        which = "images that were bought" if done.real else "images of random pixels"
+        print(
+            f"{shown(done.path)}: {done.size / 1e6:.2f} MB; on {done.images} {which}, 1, 2 and 7 at a time, its "
+            f"probabilities are the student's within {done.difference:.1e}"
+        )

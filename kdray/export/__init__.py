@@ -1,0 +1,1 @@
+"""A student as a file that other software runs: one module a format."""

@@ -1,0 +1,32 @@
+"""torch.export's program, for torch without kdray."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from kdray.errors import ExportError
+from kdray.export.base import About, Deployed, Format, Runner, reason, register_format
+
+
+@register_format
+class Pt2(Format):
+    """`torch.export.load(path).module()` opens it."""
+
+    name: ClassVar[str] = "pt2"
+    suffix: ClassVar[str] = ".pt2"
+
+    def write(self, graph: Deployed, about: About, path: Path) -> None:
+        """See `Format`; the names of the classes are in the file `metadata.json` within."""
+        example = torch.zeros(2, *about.card.image_shape, dtype=torch.uint8)
+        try:
+            program = torch.export.export(
+                graph.eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
+            )
+        except Exception as error:  # torch raises many kinds
+            raise ExportError(f"{about.card.model} cannot be exported by torch.export: {reason(error)}") from None
+        torch.export.save(program, path, extra_files=about.metadata())
+
+    def load(self, path: Path) -> Runner:
+        """See `Format`."""
+        return torch.export.load(path).module()

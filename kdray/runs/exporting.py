@@ -1,0 +1,145 @@
+"""`kdray export`: the student of a run, or a model file, in a format of other software, checked against the student."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdray.errors import ConfigError, ExportError, RunDirectoryError
+from kdray.export.base import About, Deployed, Format, find_format, largest_difference
+from kdray.models.checkpoint import ModelCard, load_student, read_own_card
+from kdray.runs.directory import RunDirectory
+from kdray.runs.result import Result, read_result
+from kdray.runs.status import read_status
+from kdray.utils.files import check_writable
+
+_CHECKED = 64  # images of the newest round that the exported file is checked on, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the file, or the folder.
+        size: in bytes, of all files.
+        difference: the largest difference of a probability from the student's.
+        images: number of images that both answered.
+        real: whether they are images that were bought; else random pixels.
+    """
+
+    path: Path
+    size: int
+    difference: float
+    images: int
+    real: bool
+
+
+def export(where: Path, name: str, out: Path | None = None, temperature: float = 1.0) -> Exported:
+    """Write a student in a format, and check that it says what the student says, in batches of 1, 2 and 7.
+
+    Args:
+        where: a finished run, or a model file that kdray wrote.
+        name: of the format.
+        out: what to write; None: RUN/student.SUFFIX, or MODEL.SUFFIX. It must not be there yet.
+        temperature: divides the logits.
+
+    Raises:
+        ConfigError: the temperature is not above 0, or `where` is neither.
+        RunDirectoryError: the run is not finished.
+        ExportError: the format is unknown, a package is missing, `out` is there, or the file says something else.
+            Nothing is left then.
+    """
+    kind = find_format(name)
+    kind.check_installed()
+    if not 0 < temperature < float("inf"):
+        raise ConfigError(f"--temperature: got {temperature:g}; give a number above 0")
+    run = RunDirectory(where)
+    student, result = where.absolute(), None
+    if run.is_run():
+        student, result = run.student, _finished(run)
+    elif where.is_dir():
+        raise ConfigError(f"{where} is a folder that holds no run; give a run directory, or a model file")
+    card = read_own_card(student)
+    graph = Deployed(load_student(student), temperature).eval()
+    target = _target(student, kind, out)
+    images = _bought(run, result) if result is not None else _random(card)
+    about = About(
+        card=card,
+        names=tuple(card.classes or map(str, range(card.num_classes))),
+        temperature=temperature,
+        figures={} if result is None else _figures(result),
+    )
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{kind.suffix}")
+    try:
+        kind.write(graph, about, temporary)
+        difference = largest_difference(kind.load(temporary), graph, images)
+        os.rename(temporary, target)
+    except OSError as error:
+        raise ExportError(f"cannot write {target}: {error.strerror or error}; choose another --out") from None
+    finally:
+        _remove(temporary)
+    files = [target] if target.is_file() else [path for path in target.rglob("*") if path.is_file()]
+    return Exported(
+        path=target,
+        size=sum(file.stat().st_size for file in files),
+        difference=difference,
+        images=len(images),
+        real=result is not None,
+    )
+
+
+def _finished(run: RunDirectory) -> Result:
+    result, state = read_result(run), read_status(run).state
+    if state != "finished":
+        raise RunDirectoryError(
+            f"{run.path} is {state}, and not finished; go on with: kdray resume {run.path}, or export the student that "
+            f"it has so far: kdray export {run.student}"
+        )
+    return result
+
+
+def _target(student: Path, kind: Format, out: Path | None) -> Path:
+    default = student.with_suffix(kind.suffix) if kind.suffix else student.with_name(f"{student.stem}-{kind.name}")
+    target = default if out is None else out.absolute()
+    if target.suffix != kind.suffix and kind.suffix:
+        raise ExportError(f"--out: {target.name} is no name for --format {kind.name}; it must end in {kind.suffix}")
+    if target.exists():
+        raise ExportError(f"--out: {target} is there already, and nothing is overwritten; choose another --out")
+    check_writable(target, "--out")
+    return target
+
+
+def _bought(run: RunDirectory, result: Result) -> Tensor:
+    return run.read_labelled(result.history[-1].round, result.num_classes, count=_CHECKED).images
+
+
+def _random(card: ModelCard) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (8, *card.image_shape), dtype=torch.uint8, generator=generator)
+
+
+def _figures(result: Result) -> dict[str, str]:
+    """What a model card says of the run."""
+    last, receipt = result.history[-1], result.receipt
+    rows = {
+        "teacher": ", ".join(receipt.teachers) or "unknown",
+        "candidates": result.config.pool.kind,
+        "queries": f"{receipt.paid:,} of the teacher, in {len(result.history)} rounds",
+    }
+    shares = {
+        "accuracy on the test images": last.student_accuracy,
+        "the teacher's accuracy on them": last.teacher_accuracy,
+        "agreement with the teacher on them": last.agreement,
+    }
+    return rows | {name: f"{share:.2%}" for name, share in shares.items() if share is not None}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
