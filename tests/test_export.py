@@ -16,6 +16,7 @@ from conftest import command, copy_run, digits_config
 from test_cli_errors import everything, refused
 from torch import nn
 
+from kdray.cli.export import _of_int8
 from kdray.config.load import parse_config
 from kdray.errors import ExportError
 from kdray.export.base import (
@@ -29,6 +30,7 @@ from kdray.export.base import (
     register_format,
 )
 from kdray.export.hub import Student, model_card
+from kdray.export.int8 import Int8, compare, quantise
 from kdray.models.checkpoint import ModelCard, load_student, save_model
 from kdray.models.classifier import build_model
 from kdray.runs.directory import RunDirectory
@@ -307,3 +309,60 @@ def test_a_network_that_cannot_be_exported_is_refused_and_leaves_nothing(own, tm
         done = command("export", tmp_path / "odd.safetensors", "--format", kind)
         assert done.returncode == 2 and f"{name}:Odd cannot be exported" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and everything(tmp_path) == before
+
+
+# ---- 8 bits
+
+
+def test_8_bits_are_measured_beside_32_bits(finished, tmp_path):
+    done = command("export", finished, "--int8", "--out", tmp_path / "small.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "before it was brought to 8 bits" in done.stdout and "of 100 images; accuracy" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+    assert (tmp_path / "small.onnx").stat().st_size < 0.75 * (finished / "student.safetensors").stat().st_size
+    types = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= types
+    some = images(7, (1, 16, 16))
+    got = find_format("onnx").load(tmp_path / "small.onnx")(some)
+    assert torch.allclose(got, load_student(finished)(some).softmax(dim=1), atol=0.1)
+
+
+def test_8_bits_by_hand(tmp_path):
+    """A student that sums pixels is no worse with 8 bits, and one beside another is told by how much."""
+    for number in (1, 2):
+        graph = deployed("lenet5")
+        with torch.no_grad():
+            list(graph.student.parameters())[-2].mul_(20.0 if number == 1 else -20.0)
+        find_format("onnx").write(graph, about("lenet5"), tmp_path / f"{number}.onnx")
+    some = images(40, (1, 16, 16))
+    quantise(tmp_path / "1.onnx", tmp_path / "q.onnx", some[:20])
+    run = find_format("onnx").load(tmp_path / "1.onnx")
+    labels = run(some[20:]).argmax(dim=1)
+    found = compare(tmp_path / "1.onnx", tmp_path / "q.onnx", some[20:], labels)
+    assert found.images == 20 and found.float_accuracy == 1.0 and found.accuracy == found.agreement >= 0.8
+    assert found.faster > 0 and found.faster_in_batches > 0
+    other = compare(tmp_path / "1.onnx", tmp_path / "2.onnx", some[20:], None)
+    assert (other.accuracy, other.float_accuracy) == (None, None) and other.agreement < 0.5
+
+
+@pytest.mark.parametrize(("factor", "slow"), [(0.4, True), (1.7, False)])
+def test_who_is_slower_is_said(factor, slow):
+    told = _of_int8(
+        Int8(images=9, agreement=1, accuracy=None, float_accuracy=None, faster=1.2, faster_in_batches=factor)
+    )
+    assert "same class on 100.00% of 9 images; 1.20 times as fast with one image" in told
+    assert ("8 bits are slower" in told) is slow
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN", "--format", "pt2"], "--int8 is for --format onnx, not pt2; leave it out"),
+        (["MODEL"], "--int8 needs a run, whose bought images set the ranges, and"),
+    ],
+)
+def test_8_bits_that_cannot_be_made_are_refused(arguments, message, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = {"RUN": finished, "MODEL": finished / "student.safetensors"}
+    arguments = [paths.get(text, text) for text in arguments]
+    assert message in refused("export", *arguments, "--int8", unchanged=(finished,))

@@ -4,18 +4,26 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kdray.errors import ConfigError, ExportError, RunDirectoryError
+from kdray.errors import ConfigError, ExportError, KdrayError, RunDirectoryError
 from kdray.export.base import About, Deployed, Format, find_format, largest_difference
+from kdray.images.labels import with_teachers_labels
 from kdray.models.checkpoint import ModelCard, load_student, read_own_card
 from kdray.runs.directory import RunDirectory
+from kdray.runs.inputs import read_test
 from kdray.runs.result import Result, read_result
 from kdray.runs.status import read_status
 from kdray.utils.files import check_writable
+from kdray.utils.seeds import numpy_generator
 
+if TYPE_CHECKING:
+    from kdray.export.int8 import Int8
+
+_RANGES = 512  # bought images that set the ranges of 8 bits, at most
 _CHECKED = 64  # images of the newest round that the exported file is checked on, at most
 
 
@@ -29,6 +37,7 @@ class Exported:
         difference: the largest difference of a probability from the student's.
         images: number of images that both answered.
         real: whether they are images that were bought; else random pixels.
+        int8: what 8 bits cost and bring, where they were wanted; `difference` is then that of the 32 bits before.
     """
 
     path: Path
@@ -36,9 +45,12 @@ class Exported:
     difference: float
     images: int
     real: bool
+    int8: "Int8 | None" = None
 
 
-def export(where: Path, name: str, out: Path | None = None, temperature: float = 1.0) -> Exported:
+def export(
+    where: Path, name: str, out: Path | None = None, temperature: float = 1.0, *, int8: bool = False
+) -> Exported:
     """Write a student in a format, and check that it says what the student says, in batches of 1, 2 and 7.
 
     Args:
@@ -46,9 +58,11 @@ def export(where: Path, name: str, out: Path | None = None, temperature: float =
         name: of the format.
         out: what to write; None: RUN/student.SUFFIX, or MODEL.SUFFIX. It must not be there yet.
         temperature: divides the logits.
+        int8: weights and activations of 8 bits, whose ranges the images that the run has bought set. ONNX alone.
 
     Raises:
-        ConfigError: the temperature is not above 0, or `where` is neither.
+        ConfigError: the temperature is not above 0, `where` is neither, or 8 bits are wanted of another format or
+            without a run.
         RunDirectoryError: the run is not finished.
         ExportError: the format is unknown, a package is missing, `out` is there, or the file says something else.
             Nothing is left then.
@@ -58,6 +72,10 @@ def export(where: Path, name: str, out: Path | None = None, temperature: float =
     if not 0 < temperature < float("inf"):
         raise ConfigError(f"--temperature: got {temperature:g}; give a number above 0")
     run = RunDirectory(where)
+    if int8 and kind.name != "onnx":
+        raise ConfigError(f"--int8 is for --format onnx, not {kind.name}; leave it out")
+    if int8 and not run.is_run():
+        raise ConfigError(f"--int8 needs a run, whose bought images set the ranges, and {where} is none")
     student, result = where.absolute(), None
     if run.is_run():
         student, result = run.student, _finished(run)
@@ -65,7 +83,7 @@ def export(where: Path, name: str, out: Path | None = None, temperature: float =
         raise ConfigError(f"{where} is a folder that holds no run; give a run directory, or a model file")
     card = read_own_card(student)
     graph = Deployed(load_student(student), temperature).eval()
-    target = _target(student, kind, out)
+    target = _target(student, kind, out, "-int8" if int8 else "")
     images = _bought(run, result) if result is not None else _random(card)
     about = About(
         card=card,
@@ -73,15 +91,19 @@ def export(where: Path, name: str, out: Path | None = None, temperature: float =
         temperature=temperature,
         figures={} if result is None else _figures(result),
     )
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{kind.suffix}")
+    temporary, small = (target.with_name(f".{target.stem}.{os.getpid()}.{end}{kind.suffix}") for end in ("tmp", "int8"))
+    compared = None
     try:
         kind.write(graph, about, temporary)
         difference = largest_difference(kind.load(temporary), graph, images)
-        os.rename(temporary, target)
+        if int8 and result is not None:
+            compared = _quantised(run, result, temporary, small, card)
+        os.rename(small if int8 else temporary, target)
     except OSError as error:
         raise ExportError(f"cannot write {target}: {error.strerror or error}; choose another --out") from None
     finally:
-        _remove(temporary)
+        for path in (temporary, small):
+            _remove(path)
     files = [target] if target.is_file() else [path for path in target.rglob("*") if path.is_file()]
     return Exported(
         path=target,
@@ -89,7 +111,27 @@ def export(where: Path, name: str, out: Path | None = None, temperature: float =
         difference=difference,
         images=len(images),
         real=result is not None,
+        int8=compared,
     )
+
+
+def _quantised(run: RunDirectory, result: Result, network: Path, out: Path, card: ModelCard) -> "Int8":
+    """Write the network of 8 bits, and compare the two: on the test images where they are there and have labels, else
+    on images that were bought and set no range."""
+    from kdray.export.int8 import compare, quantise
+
+    bought = run.read_labelled(result.history[-1].round, card.num_classes, count=2 * _RANGES).images
+    order = torch.from_numpy(numpy_generator(result.config.seed, "ranges").permutation(len(bought)))
+    ranges, others = order.tensor_split(2)
+    quantise(network, out, bought[ranges])
+    try:
+        test = read_test(result.config, shape=card.image_shape)
+    except KdrayError:  # the files are not there any more
+        test = None
+    if test is not None and test.labels is not None:
+        test = with_teachers_labels(test, card.classes, card.num_classes, field="test")
+        return compare(network, out, test.images, test.labels)
+    return compare(network, out, bought[others] if len(others) else bought, None)
 
 
 def _finished(run: RunDirectory) -> Result:
@@ -102,8 +144,8 @@ def _finished(run: RunDirectory) -> Result:
     return result
 
 
-def _target(student: Path, kind: Format, out: Path | None) -> Path:
-    default = student.with_suffix(kind.suffix) if kind.suffix else student.with_name(f"{student.stem}-{kind.name}")
+def _target(student: Path, kind: Format, out: Path | None, end: str) -> Path:
+    default = student.with_name(f"{student.stem}{end}{kind.suffix}" if kind.suffix else f"{student.stem}-{kind.name}")
     target = default if out is None else out.absolute()
     if target.suffix != kind.suffix and kind.suffix:
         raise ExportError(f"--out: {target.name} is no name for --format {kind.name}; it must end in {kind.suffix}")
