@@ -311,6 +311,25 @@ def test_a_network_that_cannot_be_exported_is_refused_and_leaves_nothing(own, tm
         assert "Traceback" not in done.stderr and everything(tmp_path) == before
 
 
+# ---- what was bought
+
+
+def test_what_was_bought_opens_as_a_data_set_of_the_hub_with_images(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from datasets import load_dataset
+
+    data = load_dataset(str(finished / "labelled"), cache_dir=str(tmp_path))["train"]
+    directory = RunDirectory(finished)
+    parts = [directory.read_labelled(number, 10) for number in (0, 1)]
+    assert len(data) == sum(len(part) for part in parts) and data.features["label"].num_classes == 10
+    whole = torch.cat([part.images for part in parts])
+    for row in (0, 39, 40, len(data) - 1):
+        assert np.array_equal(np.asarray(data[row]["image"]), whole[row, 0])
+    labels = torch.cat([part.answers.labels for part in parts])
+    assert data["label"][:] == labels.tolist()
+    assert np.allclose(data[40]["probs"], parts[1].answers.probs[0])
+
+
 # ---- 8 bits
 
 
