@@ -13,6 +13,7 @@ from kdray.cli.plan import plan_command
 from kdray.cli.preview import preview_command
 from kdray.cli.report import report_command
 from kdray.cli.run import resume_command, run_command
+from kdray.cli.serve import serve_command
 from kdray.cli.status import status_command
 from kdray.cli.sweep import sweep_command
 from kdray.cli.teacher import teacher_app
@@ -33,6 +34,7 @@ COMMANDS = (
     preview_command,
     evaluate_command,
     export_command,
+    serve_command,
     status_command,
     report_command,
     ledger_command,
