@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/kdray run examples/digits.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/kdray demo
 
 # A third process fills two cores while others wait: for the disk, for processes to start, to die, to be found dead.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup

@@ -12,7 +12,7 @@ from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
 from kdray.cli.preview import preview_command
 from kdray.cli.report import report_command
-from kdray.cli.run import resume_command, run_command
+from kdray.cli.run import demo_command, resume_command, run_command
 from kdray.cli.serve import serve_command
 from kdray.cli.status import status_command
 from kdray.cli.sweep import sweep_command
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     run_command,
+    demo_command,
     resume_command,
     sweep_command,
     train_command,

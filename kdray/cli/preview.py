@@ -36,6 +36,7 @@ def preview_command(
     """Write one PNG that shows random candidates of a config's pool, or what a run has bought with the teacher's three
     likeliest classes. Asks and spends nothing."""
     with exit_on_error():
+        from kdray.config.files import bundled
         from kdray.config.load import load_config
         from kdray.runs.directory import RunDirectory, runs_folder
 
@@ -46,7 +47,8 @@ def preview_command(
         if run.is_run():
             _check_of_run(run, overrides, round_number, pool)
         else:
-            _check_of_config(expand(where), round_number, pool)
+            where = bundled(expand(where))
+            _check_of_config(where, round_number, pool)
         config = load_config(run.config if run.is_run() else where, overrides or [])  # before what brings torch
 
         from kdray.report.groups import groups_of_pool, groups_of_run

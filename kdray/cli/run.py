@@ -1,6 +1,8 @@
-"""`kdray run` and `kdray resume`."""
+"""`kdray run`, `kdray demo` and `kdray resume`."""
 
 import contextlib
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +45,20 @@ def run_command(
             from kdray.runs.run import run
 
             _show(run(parsed, directory, local=local, observer=observer, finish=_write_report), directory)
+
+
+def demo_command(
+    out: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Run directory; default: runs/demo-DATE-TIME.")
+    ] = None,
+    local: Local = False,
+) -> None:
+    """Distil a teacher of handwritten digits with 1,000 queries: examples/digits.yaml, in about a minute."""
+    if out is None:
+        from kdray.runs.directory import runs_folder
+
+        out = str(runs_folder() / f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
+    run_command(Path("examples/digits.yaml"), None, out, local)
 
 
 def resume_command(

@@ -10,6 +10,20 @@ import yaml
 from kdray.errors import ConfigError
 from kdray.utils.files import expand
 
+_BUNDLED = ("examples", "tune_configs")  # folders of configs that come with kdray
+
+
+def bundled(path: Path) -> Path:
+    """Where a config is: `path`; or, if it is not there and names one that comes with kdray, such as
+    examples/digits.yaml, the file that was installed."""
+    if path.exists() or path.is_absolute() or path.parts[:1] == () or path.parts[0] not in _BUNDLED:
+        return path
+    package = Path(__file__).parents[1]
+    for root in (package, package.parent):  # of a wheel; of a clone
+        if (found := root / path).is_file():
+            return found
+    return path
+
 
 def read_yaml(path: str | Path) -> Any:
     """What a YAML file holds.
@@ -17,7 +31,7 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         ConfigError: there is no such file, or it is not readable YAML.
     """
-    path = expand(path)
+    path = bundled(expand(path))
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
