@@ -187,6 +187,25 @@ def test_other_images_are_named_field_by_field(own):
     assert evaluated(model, "test.source=digits", "test.rows=900:950")["images"] == 50
 
 
+def test_another_source_has_fields_of_its_own(own, tmp_path):
+    test = read_test(load_config(own / "config.yaml"))
+    pets = as_folder(test.images[:30], test.labels[:30], tmp_path / "pets")
+    assert evaluated(own, "test.source=folder", f"test.path={pets}")["images"] == 30
+    assert evaluated(own, f"test={{source: folder, path: {pets}, count: 7}}")["images"] == 7
+
+
+def test_without_its_ledger_a_run_asks_nothing(own):
+    (own / "ledger.sqlite").unlink()
+    assert evaluated(own)["teacher"] is None
+    before = everything(own)
+    done = command("evaluate", own, "--ask", 3, *QUICK)
+    assert done.returncode == 2 and "ledger.sqlite knows nothing of this run" in done.stderr
+    assert everything(own) == before
+    Ledger(own / "ledger.sqlite", 10).close()
+    done = command("evaluate", own, "--ask", 3, *QUICK)
+    assert done.returncode == 2 and "ledger.sqlite knows nothing of this run" in done.stderr
+
+
 def test_data_may_be_a_parquet_file_or_a_folder_of_them(own, tmp_path):
     part = next((own / "labelled").rglob("*.parquet"))
     assert section_of_data(part)["source"] == section_of_data(part.parent)["source"] == "parquet"

@@ -15,6 +15,7 @@ from kdray.runs.answered import Known, answers_of_run
 from kdray.runs.asking import namer
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import asking_order
+from kdray.runs.opening import another_ledger
 from kdray.runs.policy import PurchasePolicy
 from kdray.runs.purchase import buy
 from kdray.teachers.pool import make_pool
@@ -38,6 +39,7 @@ def ask_more(
 
     Raises:
         RunDirectoryError: another process works in the run's directory.
+        LedgerError: the ledger is not there, or knows nothing of the run.
         TeacherError: it cannot be asked, is another than the run's, or fails.
     """
     section = config.teacher
@@ -53,8 +55,12 @@ def ask_more(
         )
         section.check(teacher)
         owner, path = run.owner(), run.ledger_of(config.ledger)
+        if not path.exists():
+            raise another_ledger(path)  # before a new one is made there
         ledger: Any = Ledger(path)
         try:
+            if not ledger.knows(owner):
+                raise another_ledger(path)
             if (mine := ledger.teachers(owner)) and mine != [teacher.identity]:
                 raise TeacherError(
                     f"{run.path} has bought its answers from {mine[0]}, and the teacher is now {teacher.identity}: "

@@ -155,7 +155,7 @@ def _section(config: Config | None, wanted: Wanted, card: ModelCard, where: Path
     data: dict[str, Any] = {}
     if wanted.data is not None:
         data = {"test": section_of_data(wanted.data)}
-    elif config is not None and config.test is not None:
+    elif config is not None and config.test is not None and not _names_a_source(wanted.overrides):
         data = {"test": config.test.model_dump(mode="json")}
         if wanted.overrides:
             data["test"]["digest"] = None  # of the images that the run named
@@ -170,6 +170,11 @@ def _section(config: Config | None, wanted: Wanted, card: ModelCard, where: Path
     if section.colour is None:
         fitted["colour"] = {1: "grey", 3: "rgb"}.get(card.image_shape[0])
     return parse_section(_Test, {"test": section.with_absolute_paths() | fitted}, origin="evaluate").test
+
+
+def _names_a_source(overrides: Sequence[str]) -> bool:
+    """Whether all fields are given anew: those of another source mean nothing to it."""
+    return any(text.partition("=")[0] in ("test", "test.source") for text in overrides)
 
 
 def _read(section: ImageSource, card: ModelCard, seed: int, observer: Observer) -> ImageSet:

@@ -195,7 +195,7 @@ def _opened(
             observer.note(unlabelled_note(len(test), evaluation))
     owner, path = directory.owner(), directory.ledger_of(config.ledger)
     if shared is None and directory.has_begun() and not path.exists():
-        raise _another_ledger(path)  # before a new one is made there
+        raise another_ledger(path)  # before a new one is made there
     ledger = shared.open_ledger() if shared else backend.open_ledger(path, config.ledger.queries)
     try:
         _check_teacher(ledger, owner, inputs.teacher.identity, path, observer)
@@ -277,10 +277,11 @@ def _check_ledger(ledger: Any, directory: RunDirectory, owner: str, path: Path) 
         LedgerError: the file knows nothing of this run.
     """
     if directory.has_begun() and not ledger.knows(owner):
-        raise _another_ledger(path)
+        raise another_ledger(path)
 
 
-def _another_ledger(path: Path) -> LedgerError:
+def another_ledger(path: Path) -> LedgerError:
+    """What to say of a ledger that knows nothing of a run that has begun."""
     return LedgerError(
         f"{path} knows nothing of this run, which has begun with another ledger file; bring that file back, or set "
         "ledger.path to where it is now"
