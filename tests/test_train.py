@@ -176,6 +176,15 @@ def test_a_run_from_python_needs_its_function_no_more(tmp_path):
 # Other students
 
 
+def test_a_network_by_name(finished, tmp_path):
+    """The option is the field."""
+    short = "student.epochs=1"
+    trained(finished, "--model", "lenet5", short, out=tmp_path / "option")
+    trained(finished, "student.model=lenet5", short, out=tmp_path / "field")
+    files = [(tmp_path / name / "160" / "student.safetensors").read_bytes() for name in ("option", "field")]
+    assert files[0] == files[1] and read_own_card(tmp_path / "option" / "160" / "student.safetensors").model == "lenet5"
+
+
 def test_another_network_seed_and_test_set(finished, tmp_path):
     changes = ["student.model=lenet5", "student.epochs=1", "test.rows=1500:1550"]
     (row,) = trained(finished, "--first", "50", *changes, out=tmp_path / "one")
@@ -290,6 +299,8 @@ def test_students_go_to_a_free_folder_of_the_run_and_overwrite_nothing(finished,
         (["student.epoch=3"], "{run}/config.yaml: unknown key 'student.epoch'; did you mean 'epochs'?"),
         (["student"], "override 'student' is not of the form key.sub=value"),
         (["student.augment.shift=16"], "student.augment.shift: 16 pixels do not fit images of 16x16"),
+        (["--model", "vgg17"], "{run}/config.yaml: student.model: no model named 'vgg17'"),
+        (["--model", "lenet5", "student.model=mlp"], "student.model is given twice on the command line"),
         (["student.model=vgg17"], "{run}/config.yaml: student.model: no model named 'vgg17'"),
         (["student.model=nowhere:net"], "{run}/config.yaml: student.model: no model 'nowhere:net': cannot"),
         (["student.loss=nowhere:loss"], "{run}/config.yaml: student.loss.kind: cannot import nowhere:loss"),

@@ -30,6 +30,7 @@ def train_command(
         str | None,
         typer.Option(metavar="N,N,...", help="A student on the first N images, for each N; default: one on all."),
     ] = None,
+    model: Annotated[str | None, typer.Option(help="Another network: the same as student.model=NAME.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: RUN/students, or the next free one.")] = None,
 ) -> None:
     """Train students on the images that a run has bought already: a learning curve without a query."""
@@ -39,9 +40,10 @@ def train_command(
         from kdray.utils.files import expand, shown
 
         counts = None if first is None else _counts(first)
-        _check_overrides(overrides or [])
+        changes = [*(overrides or []), *([] if model is None else [f"student.model={model}"])]
+        _check_overrides(changes)
         run = find_run(expand(labelled))
-        config = load_config(run.config, overrides or [])  # before the next imports, which bring torch
+        config = load_config(run.config, changes)  # before the next imports, which bring torch
 
         from kdray.observers.display import make_display
         from kdray.runs.learning import learn
