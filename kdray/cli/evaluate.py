@@ -46,11 +46,11 @@ def evaluate_command(
                 raise ConfigError(f"{option}: got {number:,}; give 0 or more")
         if not 0 < seconds <= 3600:
             raise ConfigError(f"--seconds: got {seconds:g}; give more than 0, and 3600 at most")
-        from kdray.utils.files import check_writable, expand, shown
+        from kdray.runs.directory import find_student
+        from kdray.utils.files import check_writable, expand, shown, write_bytes
 
         where = expand(where)
-        if not where.exists():
-            raise ConfigError(f"{where} is not there; give a run directory, or a model file of kdray's")
+        find_student(where)  # before the next imports, which bring torch
         default = where / "evaluation.json" if where.is_dir() else where.with_suffix(".evaluation.json")
         target = default if out is None else expand(out)
         check_writable(target, "--out")
@@ -58,7 +58,6 @@ def evaluate_command(
         from kdray.observers.display import make_display
         from kdray.runs.judging import Wanted, judge
         from kdray.utils.console import make_console
-        from kdray.utils.files import write_bytes
 
         wanted = Wanted(
             data=None if data is None else expand(data),

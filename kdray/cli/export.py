@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdray.cli.common import exit_on_error
-from kdray.errors import ConfigError
 
 if TYPE_CHECKING:
     from kdray.export.int8 import Int8
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 def export_command(
     where: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A finished run, or a model file of kdray's.")],
     kind: Annotated[
-        str, typer.Option("--format", metavar="F", help="onnx, pt2, torchscript, hf or safetensors.")
+        str, typer.Option("--format", metavar="F", help="See docs/exporting.md; an unknown one names all.")
     ] = "onnx",
     out: Annotated[
         Path | None, typer.Option(help="The file, or the folder of hf; default: beside the student.")
@@ -30,15 +29,10 @@ def export_command(
     """Write the student in a format of other software: uint8 images in, probabilities out. What was written is run and
     compared with the student."""
     with exit_on_error():
+        from kdray.runs.exporting import export
         from kdray.utils.files import expand, shown
 
-        where = expand(where)
-        if not where.exists():
-            raise ConfigError(f"{where} is not there; give a run directory, or a model file of kdray's")
-
-        from kdray.runs.exporting import export
-
-        done = export(where, kind, None if out is None else expand(out), temperature, int8=int8)
+        done = export(expand(where), kind, None if out is None else expand(out), temperature, int8=int8)
         which = "images that were bought" if done.real else "images of random pixels"
         print(
             f"{shown(done.path)}: {done.size / 1e6:.2f} MB; on {done.images} {which}, 1, 2 and 7 at a time, its "

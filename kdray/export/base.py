@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdray.errors import ExportError
+from kdray.errors import ConfigError, ExportError
 from kdray.models.checkpoint import ModelCard
 from kdray.models.classifier import ImageClassifier
 from kdray.sections.registry import Catalogue
@@ -59,13 +59,17 @@ class About:
     temperature: float = 1.0
     figures: Mapping[str, str] = field(default_factory=dict)
 
+    def example(self) -> Tensor:
+        """Two black images, for exporters that follow what the student does with some."""
+        return torch.zeros(2, *self.card.image_shape, dtype=torch.uint8)
+
     def metadata(self) -> dict[str, str]:
         """As short texts, for formats that keep some."""
-        shape = "x".join(map(str, self.card.image_shape))
         return {
             "model": self.card.model,
-            "input": f"uint8 [batch, {', '.join(map(str, self.card.image_shape))}], pixels of {shape} images",
+            "input": f"uint8 [batch, {', '.join(map(str, self.card.image_shape))}], pixels",
             "output": f"float32 [batch, {self.card.num_classes}], probabilities",
+            "temperature": f"{self.temperature:g}",
             "classes": "\n".join(self.names),
         }
 
@@ -109,6 +113,16 @@ class Format(ABC):
     @abstractmethod
     def load(self, path: Path) -> Runner:
         """What `write` has written, as its users run it."""
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what logits cannot be divided by.
+
+    Raises:
+        ConfigError: it is not above 0, or not finite.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ConfigError(f"--temperature: got {temperature:g}; give a number above 0")
 
 
 _FORMATS: dict[str, Format] = {}

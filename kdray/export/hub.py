@@ -58,6 +58,7 @@ def model_card(about: About) -> str:
         "network": about.card.model,
         "input": f"uint8 images of {channels} x {height} x {width} (channels, height, width), not resized",
         "output": f"probabilities of {len(about.names)} classes: {names}",
+        "temperature": f"{about.temperature:g}, which divides the logits",
     } | dict(about.figures)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---

@@ -83,8 +83,8 @@ def reliability(log_probs: Tensor, labels: Tensor, bins: int = BINS) -> Reliabil
 def best_temperature(log_probs: Tensor, labels: Tensor) -> float:
     """The temperature T with the lowest mean negative log-likelihood of softmax(log_probs / T), in [0.01, 100].
 
-    Log-probabilities serve as well as logits, since softmax ignores a shift. If all predictions are right, the limit on
-    sureness is the lower end.
+    Log-probabilities serve as well as logits, since softmax ignores a shift. Where all predictions are right, it is the
+    lower end.
 
     Raises:
         ValueError: there is no image, or not one label for each.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdray.config.money import LedgerSection
-from kdray.errors import RunDirectoryError
+from kdray.errors import ConfigError, RunDirectoryError
 from kdray.utils.files import expand, is_address, read_json, shown, why_unwritable, write_bytes, write_json
 
 if TYPE_CHECKING:  # `kdray ledger` needs a run's paths, and neither torch nor pyarrow
@@ -265,6 +265,24 @@ def find_run(path: Path) -> RunDirectory:
         if (run := RunDirectory(folder)).is_run():
             return run
     raise RunDirectoryError(f"{path} is no run directory, nor the labelled folder in one; give RUN or RUN/labelled")
+
+
+def find_student(where: Path) -> tuple[RunDirectory | None, Path]:
+    """The run at `where` and its newest student's file; or None and the model file that `where` is.
+
+    Raises:
+        ConfigError: there is neither.
+        RunDirectoryError: the run has no student yet.
+    """
+    run = RunDirectory(where)
+    if run.is_run():
+        if not run.student.exists():
+            raise RunDirectoryError(f"{run.path} has not finished a round yet; go on with: kdray resume {run.path}")
+        return run, run.student
+    if not where.is_file():
+        what = "is a folder that holds no run" if where.is_dir() else "is not there"
+        raise ConfigError(f"{where} {what}; give a run directory, or a model file of kdray's")
+    return None, where.absolute()
 
 
 def _locks(handle: int) -> bool:

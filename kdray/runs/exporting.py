@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kdray.errors import ConfigError, ExportError, KdrayError, RunDirectoryError
-from kdray.export.base import About, Deployed, Format, find_format, largest_difference
+from kdray.export.base import About, Deployed, Format, check_temperature, find_format, largest_difference
 from kdray.images.labels import with_teachers_labels
 from kdray.models.checkpoint import ModelCard, load_student, read_own_card
-from kdray.runs.directory import RunDirectory
+from kdray.runs.directory import RunDirectory, find_student
 from kdray.runs.inputs import read_test
 from kdray.runs.result import Result, read_result
 from kdray.runs.status import read_status
@@ -69,22 +69,17 @@ def export(
     """
     kind = find_format(name)
     kind.check_installed()
-    if not 0 < temperature < float("inf"):
-        raise ConfigError(f"--temperature: got {temperature:g}; give a number above 0")
-    run = RunDirectory(where)
+    check_temperature(temperature)
+    run, student = find_student(where)
     if int8 and kind.name != "onnx":
         raise ConfigError(f"--int8 is for --format onnx, not {kind.name}; leave it out")
-    if int8 and not run.is_run():
+    if int8 and run is None:
         raise ConfigError(f"--int8 needs a run, whose bought images set the ranges, and {where} is none")
-    student, result = where.absolute(), None
-    if run.is_run():
-        student, result = run.student, _finished(run)
-    elif where.is_dir():
-        raise ConfigError(f"{where} is a folder that holds no run; give a run directory, or a model file")
+    result = None if run is None else _finished(run)
     card = read_own_card(student)
     graph = Deployed(load_student(student), temperature).eval()
     target = _target(student, kind, out, "-int8" if int8 else "")
-    images = _bought(run, result) if result is not None else _random(card)
+    images = _random(card) if run is None or result is None else _bought(run, result)
     about = About(
         card=card,
         names=tuple(card.classes or map(str, range(card.num_classes))),
@@ -96,7 +91,7 @@ def export(
     try:
         kind.write(graph, about, temporary)
         difference = largest_difference(kind.load(temporary), graph, images)
-        if int8 and result is not None:
+        if int8 and run is not None and result is not None:
             compared = _quantised(run, result, temporary, small, card)
         os.rename(small if int8 else temporary, target)
     except OSError as error:
@@ -120,7 +115,7 @@ def _quantised(run: RunDirectory, result: Result, network: Path, out: Path, card
     on images that were bought and set no range."""
     from kdray.export.int8 import compare, quantise
 
-    bought = run.read_labelled(result.history[-1].round, card.num_classes, count=2 * _RANGES).images
+    bought = run.read_labelled(_newest(result), card.num_classes, count=2 * _RANGES).images
     order = torch.from_numpy(numpy_generator(result.config.seed, "ranges").permutation(len(bought)))
     ranges, others = order.tensor_split(2)
     quantise(network, out, bought[ranges])
@@ -156,7 +151,12 @@ def _target(student: Path, kind: Format, out: Path | None, end: str) -> Path:
 
 
 def _bought(run: RunDirectory, result: Result) -> Tensor:
-    return run.read_labelled(result.history[-1].round, result.num_classes, count=_CHECKED).images
+    return run.read_labelled(_newest(result), result.num_classes, count=_CHECKED).images
+
+
+def _newest(result: Result) -> int:
+    """The newest round that bought anything."""
+    return max(metrics.round for metrics in result.history if metrics.bought)
 
 
 def _random(card: ModelCard) -> Tensor:

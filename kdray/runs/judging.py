@@ -16,9 +16,8 @@ from kdray.metrics.evaluation import Evaluation, evaluate
 from kdray.models.checkpoint import ModelCard, load_student, read_own_card
 from kdray.observers import Observer
 from kdray.runs.answered import Known, answers_of_file, answers_of_run
-from kdray.runs.directory import RunDirectory
+from kdray.runs.directory import RunDirectory, find_student
 from kdray.sections.base import Section
-from kdray.utils.files import expand
 from kdray.utils.seeds import numpy_generator
 
 
@@ -91,11 +90,10 @@ def judge(where: Path, wanted: Wanted, observer: Observer | None = None) -> Judg
             read. Nothing was paid then.
     """
     observer = observer or Observer()
-    run = RunDirectory(where)
-    config = load_config(run.config) if run.is_run() else None
+    run, student = find_student(where)
+    config = None if run is None else load_config(run.config)
     if config is None and wanted.ask:
         raise ConfigError(f"--ask {wanted.ask:,} needs a run, whose teacher is asked, and {where} is none")
-    student = _student(run, config, where)
     card = read_own_card(student)
     section = _section(config, wanted, card, where)
     seed = config.seed if config is not None else 0
@@ -134,16 +132,6 @@ def section_of_data(path: Path) -> dict[str, Any]:
         f"--data: {path} {what}; give a folder of images, or of parquet files, or a parquet file; for any other source "
         "set test.source and its fields, as in a config"
     )
-
-
-def _student(run: RunDirectory, config: Config | None, where: Path) -> Path:
-    if config is None:
-        if where.is_dir():
-            raise ConfigError(f"{where} is a folder that holds no run; give a run directory, or a model file")
-        return where.absolute()
-    if not run.student.exists():
-        raise ConfigError(f"{run.path} has not finished a round yet; go on with: kdray resume {run.path}")
-    return run.student
 
 
 def _section(config: Config | None, wanted: Wanted, card: ModelCard, where: Path) -> ImageSource:
@@ -193,7 +181,7 @@ def _read(section: ImageSource, card: ModelCard, seed: int, observer: Observer) 
 
 
 def _known(
-    run: RunDirectory,
+    run: RunDirectory | None,
     config: Config | None,
     wanted: Wanted,
     test: ImageSet,
@@ -201,7 +189,7 @@ def _known(
     seed: int,
     observer: Observer,
 ) -> Known:
-    if config is not None:
+    if run is not None and config is not None:
         known = answers_of_run(run, config, test.images, card.num_classes, observer)
         if wanted.ask:
             from kdray.runs.asking_more import ask_more
@@ -212,7 +200,7 @@ def _known(
     if wanted.answers is None:
         return Known.none()
     teacher_input = None if config is None else config.teacher.input
-    return answers_of_file(expand(wanted.answers), test.images, teacher_input, card.num_classes)
+    return answers_of_file(wanted.answers, test.images, teacher_input, card.num_classes)
 
 
 def _finite(value: Any) -> Any:

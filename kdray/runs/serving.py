@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdray.errors import ConfigError
+from kdray.export.base import check_temperature
 from kdray.models.checkpoint import load_student, read_own_card
 from kdray.models.predict import predict_log_probs
-from kdray.runs.directory import RunDirectory
+from kdray.runs.directory import find_student
 from kdray.runs.teachers import Served
 from kdray.teachers.answers import AnswerFormat
 from kdray.teachers.function import FunctionTeacher
@@ -22,18 +22,12 @@ def student_to_serve(where: Path, temperature: float = 1.0, threads: int = 1) ->
         threads: of the CPU.
 
     Raises:
-        ConfigError: there is neither, the run has no student yet, or the temperature is not above 0.
+        ConfigError: there is neither, or the temperature is not above 0.
+        RunDirectoryError: the run has no student yet.
         ModelError: the file is none of kdray's.
     """
-    if not 0 < temperature < float("inf"):
-        raise ConfigError(f"--temperature: got {temperature:g}; give a number above 0")
-    run = RunDirectory(where)
-    if run.is_run() and not run.student.exists():
-        raise ConfigError(f"{run.path} has not finished a round yet; go on with: kdray resume {run.path}")
-    path = run.student if run.is_run() else where.absolute()
-    if not path.is_file():
-        what = "is a folder that holds no run" if path.is_dir() else "is not there"
-        raise ConfigError(f"{where} {what}; give a run directory, or a model file of kdray's")
+    check_temperature(temperature)
+    _, path = find_student(where)
     card, student = read_own_card(path), load_student(path)
 
     def answer(images: np.ndarray) -> np.ndarray:

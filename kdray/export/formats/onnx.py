@@ -26,14 +26,13 @@ class Onnx(Format):
 
     def write(self, graph: Deployed, about: About, path: Path) -> None:
         """See `Format`."""
-        example = torch.zeros(2, *about.card.image_shape, dtype=torch.uint8)
         batch = torch.export.Dim("batch")
         try:
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
                 program = torch.onnx.export(
                     graph.eval(),
-                    (example,),
+                    (about.example(),),
                     dynamo=True,
                     input_names=[INPUT],
                     output_names=[OUTPUT],

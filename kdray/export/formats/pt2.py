@@ -18,10 +18,9 @@ class Pt2(Format):
 
     def write(self, graph: Deployed, about: About, path: Path) -> None:
         """See `Format`; the names of the classes are in the file `metadata.json` within."""
-        example = torch.zeros(2, *about.card.image_shape, dtype=torch.uint8)
         try:
             program = torch.export.export(
-                graph.eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
+                graph.eval(), (about.example(),), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
             )
         except Exception as error:  # torch raises many kinds
             raise ExportError(f"{about.card.model} cannot be exported by torch.export: {reason(error)}") from None

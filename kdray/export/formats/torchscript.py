@@ -19,12 +19,11 @@ class TorchScript(Format):
 
     def write(self, graph: Deployed, about: About, path: Path) -> None:
         """See `Format`: what the student does with two images is recorded."""
-        example = torch.zeros(2, *about.card.image_shape, dtype=torch.uint8)
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 # The batches of `largest_difference` check more than torch's own comparison of two recordings.
-                recorded = torch.jit.trace(graph.eval(), (example,), check_trace=False)
+                recorded = torch.jit.trace(graph.eval(), (about.example(),), check_trace=False)
                 torch.jit.save(recorded, str(path), _extra_files=about.metadata())
         except Exception as error:  # torch raises many kinds
             raise ExportError(f"{about.card.model} cannot be recorded as TorchScript: {reason(error)}") from None
