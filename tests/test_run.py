@@ -1089,8 +1089,7 @@ def test_the_report_is_one_page_that_stands_alone(finished, tmp_path):
     done = command("report", finished.directory, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     page = (finished.directory / "report.html").read_text()
-    assert page.count("<svg") == 2
-    assert page.count("data:image/png;base64,") == 24  # eight of each round
+    assert page.count('alt="Queried image') == 24  # eight of each round
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
@@ -1102,7 +1101,7 @@ def test_runs_of_the_same_folder_name_have_labels_that_tell_them_apart(finished,
     assert command("report", *runs).returncode == 0
     page = (runs[0] / "report.html").read_text()
     for label in ("a/x/seed-0", "b/x/seed-0", "seed-1"):
-        assert f"<td>{label}</td>" in page and f">{label}</text>" in page, "in the table, and in the figure's legend"
+        assert f">{label}</th>" in page and f">{label}</text>" in page, "in the table, and in the figure's legend"
 
 
 def test_a_name_is_no_longer_than_it_takes():

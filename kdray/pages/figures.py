@@ -17,9 +17,9 @@ from kdray.utils.files import shown
 
 _T = TypeVar("_T")
 
-INK, SOFT, GRID = "#1f2933", "#5f6c7b", "#d9dee4"
-BEST = "#c2410c"
+INK, SOFT, GRID, BACK = "#1f2933", "#5f6c7b", "#d9dee4", "#ffffff"
 COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#475569")
+BEST = COLOURS[1]
 BAD_TO_GOOD = LinearSegmentedColormap.from_list("kdray", ["#dbe7ee", "#7fb3cc", "#0b6e99", "#083a52"])
 
 
@@ -35,15 +35,24 @@ def new_axes(width: float = 6.4, height: float = 3.6) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+_THEME = {INK: "ink", SOFT: "soft", GRID: "line", BACK: "back"} | {
+    colour: f"c{number}" for number, colour in enumerate(COLOURS, start=1)
+}
+
+
 def svg(figure: Figure) -> str:
-    """The figure as an <svg> element. Its text stays text, in the page's sans-serif font."""
+    """The figure as an <svg> element. Its text stays text, in the page's sans-serif font, and its colours are the
+    page's: base.html has others for dark screens. It is hidden from screen readers: what it shows is told beside it."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}), warnings.catch_warnings():
         # The browser's fonts show the text; matplotlib's own, which may lack a character, only measures it.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :].replace("<svg", '<svg aria-hidden="true"', 1)
+    for colour, name in _THEME.items():
+        text = text.replace(f": {colour}", f": var(--{name},{colour})")
+    return text
 
 
 def plain(text: str, most: int = 40) -> str:

@@ -78,12 +78,61 @@ class Wanted:
     seconds: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A student, and the images that it is to be measured on.
+
+    Attributes:
+        student: the model file.
+        card: what it says of itself.
+        names: of the classes.
+        section: that of the images.
+        test: the images, with labels in the student's numbers where they have some.
+        known: the teacher's answers to them, as far as there are any.
+        seed: of the run; 0 of a model file.
+        threads: of the run's trainer; None of a model file.
+    """
+
+    student: Path
+    card: ModelCard
+    names: tuple[str, ...]
+    section: ImageSource
+    test: ImageSet
+    known: Known
+    seed: int
+    threads: int | None
+
+
 def judge(where: Path, wanted: Wanted, observer: Observer | None = None) -> Judged:
     """Measure a student.
 
     Args:
         where: a run directory, then its newest student; or a model file that kdray wrote.
         observer: told what happens; not closed.
+
+    Raises:
+        KdrayError: see `read_subject`.
+    """
+    subject = read_subject(where, wanted, observer)
+    found = evaluate(
+        load_student(subject.student),
+        subject.test.images,
+        subject.test.labels,
+        rows=subject.known.rows,
+        answers=subject.known.labels,
+        attacked=wanted.attacked,
+        seconds=wanted.seconds,
+        seed=subject.seed,
+        threads=subject.threads,
+    )
+    return Judged(student=subject.student, card=subject.card, names=subject.names, test=subject.section, found=found)
+
+
+def read_subject(where: Path, wanted: Wanted, observer: Observer | None = None) -> Subject:
+    """Read what a student is measured on.
+
+    Args:
+        where: see `judge`.
 
     Raises:
         KdrayError: no run and no model file, images that do not fit, no image to measure on, or answers that cannot be
@@ -98,21 +147,17 @@ def judge(where: Path, wanted: Wanted, observer: Observer | None = None) -> Judg
     section = _section(config, wanted, card, where)
     seed = config.seed if config is not None else 0
     test = _read(section, card, seed, observer)
-    model = load_student(student)
-    known = _known(run, config, wanted, test, card, seed, observer)
-    found = evaluate(
-        model,
-        test.images,
-        test.labels,
-        rows=known.rows,
-        answers=known.labels,
-        attacked=wanted.attacked,
-        seconds=wanted.seconds,
+    names = card.classes or test.classes or tuple(map(str, range(card.num_classes)))
+    return Subject(
+        student=student,
+        card=card,
+        names=tuple(map(str, names)),
+        section=section,
+        test=test,
+        known=_known(run, config, wanted, test, card, seed, observer),
         seed=seed,
         threads=None if config is None else config.resources.trainer.thread_count,
     )
-    names = card.classes or test.classes or tuple(map(str, range(card.num_classes)))
-    return Judged(student=student, card=card, names=tuple(map(str, names)), test=section, found=found)
 
 
 def section_of_data(path: Path) -> dict[str, Any]:

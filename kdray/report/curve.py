@@ -1,0 +1,135 @@
+"""Would more queries help? The learning curve of a run, what it promises, and its price."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isclose
+from pathlib import Path
+
+from kdray.config.load import load_config
+from kdray.config.root import Config
+from kdray.errors import KdrayError
+from kdray.metrics.extrapolation import LEAST, Expected, extrapolate
+from kdray.observers.base import RoundMetrics
+from kdray.pages.html import money
+from kdray.runs.directory import RunDirectory
+from kdray.runs.result import Result
+from kdray.utils.files import shown
+from kdray.utils.text import counted
+
+_TIMES = (2, 4)  # the answers of this run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Students by the number of images that they were trained on.
+
+    Attributes:
+        points: (images, share of the test images), ascending.
+        measure: what the share is: "accuracy" or "agreement".
+        expected: with more answers; empty where the points do not say.
+        said: what that means, in sentences.
+    """
+
+    points: Sequence[tuple[int, float]]
+    measure: str
+    expected: Sequence[Expected]
+    said: Sequence[str]
+
+
+def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Curve:
+    """The learning curve of a run.
+
+    Its points are the students of the rounds. Where `kdray train --first` has trained students on fewer of the answers,
+    and as the run trains, those are its points.
+
+    Args:
+        tested: number of test images; None where it is not known.
+    """
+    measure = "agreement" if result.history[-1].student_accuracy is None else "accuracy"
+    rounds = [(m.images, share) for m in result.history if (share := _share(m, measure)) is not None]
+    last = rounds[-1:]
+    trained = max(
+        (_trained(folder, result.config, measure) for folder in sorted(directory.path.glob("students*"))),
+        key=len,
+        default=[],
+    )
+    points = _rising(trained + last) if trained else _rising(rounds)
+    why = _why_not(directory, result, points, trained, tested)
+    if why or tested is None:
+        return Curve(points=points, measure=measure, expected=[], said=why)
+    counts, values = [count for count, _ in points], [value for _, value in points]
+    expected = extrapolate(counts, values, tested, [times * counts[-1] for times in _TIMES])
+    said = [_sentence(one, counts[-1], measure, result) for one in expected]
+    if trained:
+        said.append(
+            f"The points are {counted(len(points), 'student')} that `kdray train --first` trained on the first of the "
+            "answers, and the last of the run."
+        )
+    said.append(
+        "A curve a + b n^-c was fitted to the points by Bayes' rule; the intervals hold 95 % of what it allows. They "
+        "hold for the same images, pool and strategy, and for a student of the same architecture."
+    )
+    return Curve(points=points, measure=measure, expected=expected, said=said)
+
+
+def _share(metrics: RoundMetrics, measure: str) -> float | None:
+    return metrics.student_accuracy if measure == "accuracy" else metrics.agreement
+
+
+def _trained(folder: Path, config: Config, measure: str) -> list[tuple[int, float]]:
+    """Points that `kdray train` has measured, if it trained as the run does and measured on the same images."""
+    try:
+        used = load_config(folder / "config.yaml")
+        if used.student != config.student or used.test != config.test:
+            return []
+        rows = list(csv.DictReader((folder / "learning_curve.csv").read_text().splitlines()))
+        field = "student_accuracy" if measure == "accuracy" else "agreement"
+        return [(int(row["images"]), float(row[field])) for row in rows if row[field]]
+    except (KdrayError, OSError, ValueError, KeyError, UnicodeError):
+        return []  # a folder of something else, or one that is being written
+
+
+def _rising(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """In ascending order; of as many images the last one."""
+    return sorted(dict(points).items())
+
+
+def _why_not(
+    directory: RunDirectory,
+    result: Result,
+    points: Sequence[tuple[int, float]],
+    trained: Sequence[tuple[int, float]],
+    tested: int | None,
+) -> list[str]:
+    """What stands in the way of a look ahead, and what to do about it; empty if nothing does."""
+    if not points:
+        return ["Not known: no student of this run was measured. Give it test images (the field test)."]
+    if tested is None:
+        return ["Not known: the test images cannot be read again, and their number says how far chance goes."]
+    early = getattr(result.config.student, "early", 1.0)
+    cut = not trained and len(points) > 1 and not isclose(early, 1.0)
+    if not cut and len(points) >= LEAST:
+        return []
+    reason = f"a curve needs {LEAST} points, and this run has {len(points)}"
+    if cut:
+        reason = f"the students of earlier rounds were trained shorter (student.early is {early:g}), so they are worse"
+    count = points[-1][0]
+    some = ",".join(str(count // part) for part in (8, 4, 2) if count // part)
+    path = shown(directory.path)
+    return [
+        f"Not known yet: {reason}. Students trained on fewer of the answers that are bought show it, without a query:",
+        f"kdray train {path} --first {some} && kdray report {path}",
+    ]
+
+
+def _sentence(one: Expected, count: int, measure: str, result: Result) -> str:
+    """What to expect, and at what price."""
+    more = one.count - count
+    price = result.config.budget.price_per_query
+    cost = "" if price is None else f", for {money(more * price, result.config.budget.currency)}"
+    return (
+        f"With {more:,} more answers{cost}, a student would have an {measure} of about {100 * one.value:.1f} % "
+        f"({100 * one.low:.1f} to {100 * one.high:.1f} %): {100 * one.gain:.1f} points more than now "
+        f"({100 * one.gain_low:.1f} to {100 * one.gain_high:.1f})."
+    )
