@@ -48,27 +48,29 @@ def chromium() -> str:
     pytest.fail("this test needs Chromium: apt-get install -y --no-install-recommends chromium")
 
 
-def looked_at(path: Path, folder: Path, windows: Sequence[tuple[int, str]] = WINDOWS) -> list[Look]:
-    """The page at `path`, in each window; its pictures are left in `folder`."""
+def looked_at(
+    path: Path, folder: Path, windows: Sequence[tuple[int, str]] = WINDOWS, *, axe: bool = True
+) -> list[Look]:
+    """The page at `path`, in each window; its pictures are left in `folder`. Without `axe` only the console complains."""
     found = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         for window, scheme in windows:
             page = browser.new_page(viewport={"width": window, "height": 900}, color_scheme=scheme)
-            found.append(_look(page, path, window, scheme))
+            found.append(_look(page, path, window, scheme, axe))
             page.screenshot(path=folder / f"{path.stem}-{window}.png", full_page=True)
         browser.close()
     return found
 
 
-def _look(page: Page, path: Path, window: int, scheme: str) -> Look:
+def _look(page: Page, path: Path, window: int, scheme: str, axe: bool) -> Look:
     complaints: list[str] = []
     requests: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(path.as_uri())
-    for wrong in Axe().run(page).response["violations"]:
+    for wrong in Axe().run(page).response["violations"] if axe else ():
         complaints.append(f"{wrong['id']}: {wrong['nodes'][0]['html'][:200]} {wrong['nodes'][0].get('failureSummary')}")
     colours = {
         "text": _style(page, "body", "color"),

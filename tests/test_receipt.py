@@ -411,8 +411,7 @@ def test_a_budget_too_large_and_an_export_in_the_way_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "Missing argument 'RUN|FILE'"),
-        (["x.sqlite", "y.sqlite"], "y.sqlite"),
+        ([], "Missing argument 'RUN|FILE...'"),
         (["x.sqlite", "--budget", "0"], "Invalid value for '--budget'"),
         (["x.sqlite", "--budget", "many"], "Invalid value for '--budget'"),
         (["x.sqlite", "--price", "-1"], "Invalid value for '--price'"),

@@ -326,7 +326,8 @@ def test_what_is_no_run_is_named(finished, tmp_path):
         done = command("train", path)
         assert done.returncode == 2
         assert done.stderr == (
-            f"kdray: {path} is no run directory, nor the labelled folder in one; give RUN or RUN/labelled\n"
+            f"kdray: {path} is neither a run directory nor a folder of labelled images; give RUN, RUN/labelled, or a "
+            "folder that kdray ledger --merge wrote\n"
         )
 
 

@@ -23,8 +23,14 @@ _COUNTS = ("requests", "answered", "rejected", "uncertain", "charged", "returned
 
 
 def ledger_command(
-    where: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run directory, a sweep, or a ledger file.")],
+    where: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN|FILE...", help="A run directory, a sweep, or a ledger file; runs to merge."),
+    ],
     export: Annotated[Path | None, typer.Option(help="Write all answers to this parquet file.")] = None,
+    merge: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the answers of several runs as one labelled set.")
+    ] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Set the cap of a shared ledger file.")] = None,
     forget_declined: Annotated[
         bool, typer.Option("--forget-declined", help="Ask about images again that their teacher declined.")
@@ -39,9 +45,14 @@ def ledger_command(
         from kdray.utils.files import expand
         from kdray.utils.text import counted
 
+        if merge is not None:
+            _merge([expand(path) for path in where], expand(merge))
+            return
+        if len(where) > 1:
+            raise ConfigError(f"{len(where)} paths, but a receipt is of one; --merge DIR takes the answers of several")
         if export is not None:
             export = expand(export)
-        book = find_book(expand(where), price)
+        book = find_book(expand(where[0]), price)
         if budget is not None:
             change_budget(book, budget)
         if forget_declined:
@@ -50,6 +61,17 @@ def ledger_command(
         show(book, make_console(width=output_width()))
         if export is not None:
             print(f"wrote {write_parquet(book, export):,} answers to {shown(export)}")
+
+
+def _merge(runs: list[Path], out: Path) -> None:
+    from kdray.runs.directory import RunDirectory
+    from kdray.runs.labelled_set import merge
+    from kdray.utils.text import counted
+
+    merged = merge([RunDirectory(run) for run in runs], out)
+    twice = f"; {merged.twice:,} more were bought twice, and have their first answer" if merged.twice else ""
+    print(f"{counted(merged.images, 'image')} of {counted(len(runs), 'run')} in {shown(merged.folder)}{twice}")
+    print(f"a student of them: kdray train {shown(merged.folder)} student.model=MODEL")
 
 
 @dataclass(frozen=True, kw_only=True)

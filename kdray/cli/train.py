@@ -1,6 +1,7 @@
 """`kdray train`: students from answers that are bought already."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,11 @@ from kdray.cli.common import exit_on_error, output_width
 from kdray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
-    from kdray.runs.learning import LearningCurve
+    from kdray.runs.students import LearningCurve
 
 _CHANGEABLE = ("student", "seed", "test")
 """Sections of a run's config that change what its answers teach, or how that is measured."""
@@ -20,7 +23,7 @@ _CHANGEABLE = ("student", "seed", "test")
 
 def train_command(
     labelled: Annotated[
-        Path, typer.Argument(metavar="LABELLED", help="A run directory, or the labelled folder in it.")
+        Path, typer.Argument(metavar="LABELLED", help="A run directory, or a folder of labelled images.")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -33,25 +36,21 @@ def train_command(
     model: Annotated[str | None, typer.Option(help="Another network: the same as student.model=NAME.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: RUN/students, or the next free one.")] = None,
 ) -> None:
-    """Train students on the images that a run has bought already: a learning curve without a query."""
+    """Train students on images that are bought already, by a run or by several: a learning curve without a query."""
     with exit_on_error():
-        from kdray.config.load import load_config
-        from kdray.runs.directory import find_run
         from kdray.utils.files import expand, shown
 
         counts = None if first is None else _counts(first)
         changes = [*(overrides or []), *([] if model is None else [f"student.model={model}"])]
         _check_overrides(changes)
-        run = find_run(expand(labelled))
-        config = load_config(run.config, changes)  # before the next imports, which bring torch
+        train = _trainer(expand(labelled), changes)
 
         from kdray.observers.display import make_display
-        from kdray.runs.learning import learn
         from kdray.utils.console import make_console
 
         display = make_display()
         try:
-            curve = learn(run, config, first=counts, out=expand(out) if out else None, observer=display)
+            curve = train(first=counts, out=expand(out) if out else None, observer=display)
         except KeyboardInterrupt:
             print("\nkdray: stopped; the students that were finished are kept", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -61,6 +60,22 @@ def train_command(
         console.print(_table(curve))
         for name, value in (("students", curve.directory), ("table", curve.table)):
             console.print(f"{name:<10}{shown(value)}", soft_wrap=True)
+
+
+def _trainer(where: Path, changes: list[str]) -> "Callable[..., LearningCurve]":
+    """What trains students on the answers of the run at `where`, or on the labelled images there."""
+    from kdray.runs.directory import find_run
+
+    if (run := find_run(where)) is None:
+        from kdray.runs.labelled_set import learn_set
+
+        return partial(learn_set, where, changes)
+    from kdray.config.load import load_config
+
+    config = load_config(run.config, changes)  # before the next import, which brings torch
+    from kdray.runs.learning import learn
+
+    return partial(learn, run, config)
 
 
 def _counts(text: str) -> list[int]:

@@ -178,16 +178,23 @@ class RunDirectory:
         return tables.read_candidates(self.artefact(number, "choose"))
 
     def write_labelled(
-        self, number: int, labelled: Labelled, classes: tuple[str, ...] | None, sample: bool = False
+        self,
+        number: int,
+        labelled: Labelled,
+        classes: tuple[str, ...] | None,
+        sample: bool = False,
+        *,
+        top: int | None = None,
     ) -> None:
         """rounds/NNN/labelled.parquet, and the same rows in labelled/.
 
         Args:
+            top: see `kdray.runs.tables.write_labelled`.
             sample: they are of the sample for the round's estimate, which are kept beside: rounds/NNN/sample.parquet.
         """
         from kdray.runs import tables
 
-        tables.write_labelled(self._rows(number, sample), labelled, classes)
+        tables.write_labelled(self._rows(number, sample), labelled, classes, top=top)
         self.publish(number, sample)
 
     def read_labelled(self, number: int, num_classes: int, count: int | None = None, sample: bool = False) -> Labelled:
@@ -254,17 +261,23 @@ class RunDirectory:
         return read_json(path) if path.exists() else {}
 
 
-def find_run(path: Path) -> RunDirectory:
-    """The run whose directory, or whose folder of labelled images, is at `path`.
+def find_run(path: Path) -> RunDirectory | None:
+    """The run whose directory, or whose folder of labelled images, is at `path`; None where it is a folder of parquet
+    files that belong to no run.
 
     Raises:
-        RunDirectoryError: there is none.
+        RunDirectoryError: it is neither.
     """
     path = path.absolute()
     for folder in (path, path.parent) if path.name == "labelled" else (path,):
         if (run := RunDirectory(folder)).is_run():
             return run
-    raise RunDirectoryError(f"{path} is no run directory, nor the labelled folder in one; give RUN or RUN/labelled")
+    if path.is_dir() and any(path.glob("*.parquet")):
+        return None
+    raise RunDirectoryError(
+        f"{path} is neither a run directory nor a folder of labelled images; give RUN, RUN/labelled, or a folder that "
+        "kdray ledger --merge wrote"
+    )
 
 
 def find_student(where: Path) -> tuple[RunDirectory | None, Path]:

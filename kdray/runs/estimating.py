@@ -52,7 +52,8 @@ class Estimating:
         facts["repeated"] = self._asking.repeated(drawn.images, bought, [first.images])
         if drawn.ids is not None and len(rows):
             labelled = self._kept(drawn.images, drawn.ids, bought)
-            self._directory.write_labelled(ESTIMATE_ROUND, labelled, self._inputs.classes, sample=True)
+            top = self._inputs.config.teacher.form.top
+            self._directory.write_labelled(ESTIMATE_ROUND, labelled, self._inputs.classes, sample=True, top=top)
         self._directory.add_phase(ESTIMATE_ROUND, "estimate", facts)
         write_json(self._directory.artefact(ESTIMATE_ROUND, "estimate"), estimate.to_json())
 

@@ -146,7 +146,7 @@ def read_subject(where: Path, wanted: Wanted, observer: Observer | None = None) 
     card = read_own_card(student)
     section = _section(config, wanted, card, where)
     seed = config.seed if config is not None else 0
-    test = _read(section, card, seed, observer)
+    test = read_measured(section, card, seed, observer)
     names = card.classes or test.classes or tuple(map(str, range(card.num_classes)))
     return Subject(
         student=student,
@@ -195,14 +195,18 @@ def _section(config: Config | None, wanted: Wanted, card: ModelCard, where: Path
     data = apply_overrides(data, wanted.overrides)
     if "test" not in data:
         raise ConfigError(f"{where} names no images to measure on; give --data PATH, or fields of test")
-    section = parse_section(_Test, data, origin="evaluate").test
+    return fitted(parse_section(_Test, data, origin="evaluate").test, card)
+
+
+def fitted(section: ImageSource, card: ModelCard) -> ImageSource:
+    """The same images in the size and the colour that a student takes, where the section names none."""
     height, width = card.image_shape[1:]
-    fitted: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if section.size is None:
-        fitted["size"] = [height, width]
+        changes["size"] = [height, width]
     if section.colour is None:
-        fitted["colour"] = {1: "grey", 3: "rgb"}.get(card.image_shape[0])
-    return parse_section(_Test, {"test": section.with_absolute_paths() | fitted}, origin="evaluate").test
+        changes["colour"] = {1: "grey", 3: "rgb"}.get(card.image_shape[0])
+    return parse_section(_Test, {"test": section.with_absolute_paths() | changes}, origin="evaluate").test
 
 
 def _names_a_source(overrides: Sequence[str]) -> bool:
@@ -210,8 +214,12 @@ def _names_a_source(overrides: Sequence[str]) -> bool:
     return any(text.partition("=")[0] in ("test", "test.source") for text in overrides)
 
 
-def _read(section: ImageSource, card: ModelCard, seed: int, observer: Observer) -> ImageSet:
-    """The images, with labels in the student's numbers where they have some."""
+def read_measured(section: ImageSource, card: ModelCard, seed: int, observer: Observer) -> ImageSet:
+    """The images to measure a student on, with labels in its numbers where they have some.
+
+    Raises:
+        ImageSetError: they cannot be read, or the student does not take them.
+    """
     test = read_images(section, generator=numpy_generator(seed, "test"), field="test", with_labels=None)
     for note in test.notes:
         observer.note(note)

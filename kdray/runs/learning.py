@@ -1,11 +1,8 @@
 """Students trained on the first n of the images that a run has bought: learning curves without a query."""
 
-import csv
-import io
 import itertools
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,81 +12,22 @@ from kdray.config.root import Config
 from kdray.errors import ConfigError, KdrayError, RunDirectoryError
 from kdray.images import ImageSet
 from kdray.images.labels import with_teachers_labels
-from kdray.models.checkpoint import load_student, read_own_card, read_tensors
-from kdray.models.predict import predict
+from kdray.models.checkpoint import read_own_card, read_tensors
 from kdray.observers import Observer
 from kdray.pools.base import Pool
 from kdray.runs.answered import Known, answers_of_run
 from kdray.runs.copies import Copies
 from kdray.runs.directory import RunDirectory
-from kdray.runs.evaluation import Scores, score
+from kdray.runs.evaluation import Scores
 from kdray.runs.inputs import check_student, read_labelled, read_start, read_test, resolve
 from kdray.runs.kinds import Kinds
 from kdray.runs.pool_schedule import read_pool
 from kdray.runs.remade import Remade
+from kdray.runs.students import LearningCurve, Work, check_counts, make_folder, measured, train_each
 from kdray.runs.training_set import with_bought, with_true_labels
-from kdray.training.fitting import StudentSpec, fit
+from kdray.training.fitting import StudentSpec
 from kdray.training.losses.base import check_loss
-from kdray.utils.files import why_unwritable, write_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One student of a learning curve.
-
-    Attributes:
-        first: n, number of bought images that it was trained on.
-        images: these, and the images with true labels beside them.
-        round: of the run, the round in which the last of the n was bought; it names the random numbers of training.
-        scores: what was measured on the test images.
-        loss: mean training loss of the last epoch.
-        seconds: of training.
-        student: its file.
-    """
-
-    first: int
-    images: int
-    round: int
-    scores: Scores
-    loss: float
-    seconds: float
-    student: Path
-
-    def row(self) -> dict[str, object]:
-        """The point as a row of learning_curve.csv."""
-        return {
-            "first": self.first,
-            "images": self.images,
-            "round": self.round,
-            "student_accuracy": self.scores.student,
-            "teacher_accuracy": self.scores.teacher,
-            "success_rate": self.scores.success,
-            "agreement": self.scores.agreement,
-            "agreement_low": self.scores.agreement_low,
-            "agreement_high": self.scores.agreement_high,
-            "compared": self.scores.compared,
-            "loss": self.loss,
-            "seconds": round(self.seconds, 3),
-            "student": f"{self.student.parent.name}/{self.student.name}",
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningCurve:
-    """What `learn` made.
-
-    Attributes:
-        directory: where it is: learning_curve.csv, config.yaml, N/student.safetensors.
-        points: a student each, in ascending order of n.
-    """
-
-    directory: Path
-    points: list[Point]
-
-    @property
-    def table(self) -> Path:
-        """The points as a file."""
-        return self.directory / "learning_curve.csv"
+from kdray.utils.files import write_bytes
 
 
 def learn(
@@ -122,7 +60,7 @@ def learn(
     recorded = load_config(run.config)
     config = resolve(config, recorded)
     bought = _Bought(run)
-    counts = bought.counts(first)
+    counts = check_counts(first, bought.total, run.path)
     spec = _student_spec(run, config)
     card = spec.card
     without_copies = replace(spec, recipe=config.student.model_copy(update={"labels": "reuse"}))
@@ -138,34 +76,20 @@ def learn(
     known = Known.none() if test is None else answers_of_run(run, recorded, test.images, card.num_classes, observer)
     free = 0 if given is None else len(given)
     images, targets = bought.read(with_true_labels(given, card.num_classes), counts[-1], recorded, card.num_classes)
-    curve = LearningCurve(directory=_make_folder(run, out), points=[])
+    curve = LearningCurve(directory=make_folder(run.path / "students", out), points=[])
     write_bytes(curve.directory / "config.yaml", dump_config(config).encode())
-    for count in counts:
-        begin, rows, number = time.monotonic(), free + count, bought.round_of(count)
-        observer.phase(number, "train")
-        data, result = fit(
-            spec if bought.has_copies(count) else without_copies,
-            images[:rows],
-            targets[:rows],
-            number,
-            lambda done, of, loss: observer.progress(done, of),
-        )
-        seconds, path = time.monotonic() - begin, curve.directory / str(count) / "student.safetensors"
-        write_bytes(path, data)
-        point = Point(
-            first=count,
-            images=rows,
-            round=number,
-            scores=Scores() if test is None else _measure(path, test, known, threads=spec.threads),
-            loss=result.losses[-1],
-            seconds=seconds,
-            student=path,
-        )
-        curve.points.append(point)
-        _write_table(curve)
-        for note in result.notes():
-            observer.note(note)
-        observer.note(f"trained a student on the first {count:,} images in {seconds:.1f} s")
+    train_each(
+        curve,
+        counts,
+        lambda count: Work(
+            spec=spec if bought.has_copies(count) else without_copies,
+            images=images[: free + count],
+            targets=targets[: free + count],
+            round=bought.round_of(count),
+        ),
+        lambda path: Scores() if test is None else measured(path, test, known, threads=spec.threads),
+        observer,
+    )
     return curve
 
 
@@ -187,15 +111,6 @@ class _Bought:
         self.total = sum(count for _, _, count in self._parts)
         if self.total == 0:
             raise RunDirectoryError(f"{run.path} has bought no images; go on with: kdray resume {run.path}")
-
-    def counts(self, wanted: Sequence[int] | None) -> list[int]:
-        """The numbers n, checked, ascending."""
-        for count in wanted if wanted is not None else ():
-            if count < 1:
-                raise ConfigError(f"--first: a student cannot be trained on {count:,} images; give at least 1")
-            if count > self.total:
-                raise ConfigError(f"--first: {count:,} images wanted, but {self._run.path} has bought {self.total:,}")
-        return sorted(set(wanted)) if wanted else [self.total]
 
     def round_of(self, count: int) -> int:
         """The round in which the last of the first `count` images was bought, or a later one that bought nothing."""
@@ -250,36 +165,3 @@ def _pool(run: RunDirectory, config: Config) -> Pool:
             f"student.unpaid needs the images of {run.path}, but {error}; set student.unpaid to null to train on "
             "bought answers alone"
         ) from None
-
-
-def _measure(student: Path, test: ImageSet, known: Known, *, threads: int) -> Scores:
-    if test.labels is None and len(known.rows) == 0:
-        return Scores()
-    predictions = predict(load_student(student), test.images, threads=threads).argmax(dim=1)
-    return score(predictions, test.labels, known.rows, known.labels)
-
-
-def _make_folder(run: RunDirectory, out: Path | None) -> Path:
-    """A new folder: `out`, or the first of RUN/students, RUN/students-2, ... that is not there."""
-    names = (run.path / ("students" if number == 1 else f"students-{number}") for number in itertools.count(1))
-    folder = out.absolute() if out is not None else next(path for path in names if not path.exists())
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise RunDirectoryError(f"{folder} is there already, and nothing is overwritten; choose another --out")
-    reason = why_unwritable(folder / "config.yaml")
-    try:
-        if reason is None:
-            folder.mkdir(parents=True, exist_ok=out is not None)
-    except OSError as error:
-        reason = error.strerror
-    if reason is not None:
-        raise RunDirectoryError(f"cannot write students to {folder}: {reason}; choose another --out")
-    return folder
-
-
-def _write_table(curve: LearningCurve) -> None:
-    text = io.StringIO()
-    rows = [point.row() for point in curve.points]
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(curve.table, text.getvalue().encode())

@@ -288,7 +288,8 @@ class Rounds:
         if boundaries := confirmed(candidates.columns, rows, bought.answers.labels):
             self._run.observer.note(confirmed_note(boundaries))
         self.directory.add_phase(number, "query", {**facts, "boundaries": boundaries})
-        self.directory.write_labelled(number, labelled, self._inputs.classes)
+        top = self._inputs.config.teacher.form.top
+        self.directory.write_labelled(number, labelled, self._inputs.classes, top=top)
         self._bought[number] = labelled
 
     def _answered(self, number: int) -> Iterator[Tensor]:

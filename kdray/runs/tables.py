@@ -101,8 +101,12 @@ def read_candidates(path: Path) -> Candidates:
     )
 
 
-def write_labelled(path: Path, labelled: Labelled, classes: tuple[str, ...] | None) -> None:
-    """Images and answers, Hugging Face style: columns image, probs, label, source, id."""
+def write_labelled(path: Path, labelled: Labelled, classes: tuple[str, ...] | None, *, top: int | None = None) -> None:
+    """Images and answers, Hugging Face style: columns image, probs, label, source, id.
+
+    Args:
+        top: k of the answers, or None where all classes are shown; it is kept beside the features.
+    """
     names = list(classes) if classes else [str(k) for k in range(labelled.answers.num_classes)]
     features = {
         "image": {"_type": "Image"},
@@ -112,7 +116,7 @@ def write_labelled(path: Path, labelled: Labelled, classes: tuple[str, ...] | No
         "id": {"dtype": "int64", "_type": "Value"},
     }
     parts = (_labelled_rows(labelled, rows) for rows in _slices(labelled.images))
-    _write_tables(path, (_with_features(part, features) for part in parts))
+    _write_tables(path, (_with_features(part, features, top) for part in parts))
     give_back_memory()
 
 
@@ -184,6 +188,17 @@ def read_classes(path: Path) -> tuple[str, ...]:
         return tuple(json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]["label"]["names"])
 
 
+def read_top(path: Path) -> int | None:
+    """k of the answers in what `write_labelled` wrote, or None where all classes are shown.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        ours = json.loads(file.schema_arrow.metadata.get(b"kdray", b"{}"))
+    return int(ours["top"]) if ours.get("top") else None
+
+
 def write_image_set(path: Path, data: ImageSet) -> None:
     """An image set as Hugging Face style parquet, to the bit: for arrays a run was given from Python."""
     features: dict[str, Any] = {"image": {"_type": "Image"}}
@@ -226,8 +241,9 @@ def _image_column(images: Tensor) -> pa.Array:
     return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 
 
-def _with_features(table: pa.Table, features: dict[str, Any]) -> pa.Table:
-    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+def _with_features(table: pa.Table, features: dict[str, Any], top: int | None = None) -> pa.Table:
+    ours = {} if top is None else {"kdray": json.dumps({"top": top})}
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})} | ours)
 
 
 def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
