@@ -51,7 +51,11 @@ def chromium() -> str:
 def looked_at(
     path: Path, folder: Path, windows: Sequence[tuple[int, str]] = WINDOWS, *, axe: bool = True
 ) -> list[Look]:
-    """The page at `path`, in each window; its pictures are left in `folder`. Without `axe` only the console complains."""
+    """The page at `path`, in each window; its pictures are left in `folder`.
+
+    Args:
+        axe: whether to check its accessibility.
+    """
     found = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
