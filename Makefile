@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # are compiled when they are first imported: most never are.
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev,fractals,gl,hf,leaves,onnx,optuna,tensorboard]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev,fractals,gl,hf,leaves,mlflow,onnx,optuna,tensorboard,wandb]'
 	touch $@
 
 demo: .venv/ready

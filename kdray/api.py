@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from kdray.config.load import load_config, parse_config
 from kdray.errors import ConfigError, ImageSetError
 from kdray.images.arrays import are_images, as_labelled, as_unlabelled
 from kdray.images.base import ImageSet
+from kdray.observers import Observer, Observers
 from kdray.observers.display import make_display
 from kdray.runs.class_count import find_class_count
 from kdray.runs.directory import RunDirectory, runs_folder
 from kdray.runs.inputs import InMemoryInputs
 from kdray.runs.result import Result
 from kdray.runs.run import check, run
+from kdray.runs.tracked import trackings
 from kdray.sections.classes import are_numbers
 from kdray.teachers.function import PythonTeacherConfig, own_name, shown_name
 
@@ -36,6 +38,7 @@ def distil(
     out: str | os.PathLike[str] | None = None,
     local: bool | None = None,
     progress: bool = True,
+    track: Sequence[str] = (),
     **config: Any,
 ) -> Result:
     """Distil `teacher` into a student with at most `budget` queries.
@@ -61,6 +64,7 @@ def distil(
         local: True runs everything in this process, False uses Ray. None uses Ray if this process is connected to it or
             RAY_ADDRESS is set.
         progress: show progress on standard error.
+        track: trackers that are told of the figures: "wandb", "mlflow", or both.
         config: further sections and fields, as in the YAML: `select={"rounds": 3}`, `student={"epochs": 20}`, `seed=1`.
 
     Returns:
@@ -107,11 +111,13 @@ def distil(
         if data["teacher"].get("classes") is None:
             data["teacher"]["classes"] = _count_classes(function, data, directory, given)
     parsed = parse_config(data, origin="kdray.distil")
+    shown = make_display() if progress else Observer()
+    observer = Observers([shown, *trackings(track, directory, shown)])
     return run(
         parsed,
         directory,
         local=_no_ray() if local is None else local,
-        observer=make_display() if progress else None,
+        observer=observer,
         in_memory=given,
     )
 

@@ -33,6 +33,11 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Config fields to change.")]
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process: no Ray, the same selection.")]
 
+Track = Annotated[
+    str | None,
+    typer.Option(metavar="TRACKER,...", help="Tell wandb or mlflow, or both, of the figures of each round."),
+]
+
 
 def speak_any_encoding() -> None:
     """A character that the terminal or pipe cannot show, such as a currency sign, is shown as its code: printing the

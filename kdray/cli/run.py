@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdray.cli.common import ConfigArgument, Local, Overrides, exit_on_error, output_width, stoppable
+from kdray.cli.common import ConfigArgument, Local, Overrides, Track, exit_on_error, output_width, stoppable
 from kdray.errors import ConfigError
 from kdray.utils.files import is_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from kdray.config.money import LedgerSection
     from kdray.observers import Observer
@@ -31,6 +31,7 @@ def run_command(
         ),
     ] = None,
     local: Local = False,
+    track: Track = None,
 ) -> None:
     """Distil: query, train, choose, query again. Started again with the same config it goes on where it stopped."""
     with exit_on_error():
@@ -41,7 +42,7 @@ def run_command(
             from kdray.runs.run import choose_directory
 
             out = str(choose_directory(parsed, config.stem).path)
-        with _opened(out, parsed.ledger) as (directory, observer):
+        with _opened(out, parsed.ledger, _names(track)) as (directory, observer):
             from kdray.runs.run import run
 
             _show(run(parsed, directory, local=local, observer=observer, finish=_write_report), directory)
@@ -58,31 +59,42 @@ def demo_command(
         from kdray.runs.directory import runs_folder
 
         out = str(runs_folder() / f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
-    run_command(Path("examples/digits.yaml"), None, out, local)
+    run_command(Path("examples/digits.yaml"), None, out, local, None)
 
 
 def resume_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or the address of one.")],
     local: Local = False,
+    track: Track = None,
 ) -> None:
     """Go on with a run that was stopped, killed or cut off."""
-    with exit_on_error(), _opened(run) as (directory, observer):
+    with exit_on_error(), _opened(run, track=_names(track)) as (directory, observer):
         from kdray.runs.run import resume
 
         _show(resume(directory, local=local, observer=observer, finish=_write_report), directory)
 
 
+def _names(track: str | None) -> list[str]:
+    """The names of --track."""
+    return [] if track is None else [name.strip() for name in track.split(",")]
+
+
 @contextlib.contextmanager
-def _opened(where: str, ledger: "LedgerSection | None" = None) -> "Iterator[tuple[RunDirectory, Observer]]":
+def _opened(
+    where: str, ledger: "LedgerSection | None" = None, track: "Sequence[str]" = ()
+) -> "Iterator[tuple[RunDirectory, Observer]]":
     """The run directory that a user named, and who is told of the run. One at an address is brought here and back."""
     from kdray.observers import Observers
     from kdray.observers.display import make_display
     from kdray.runs.directory import RunDirectory
+    from kdray.runs.tracked import trackings
 
     if not is_address(where):
         directory = RunDirectory(where)
+        display = make_display()
+        told = trackings(track, directory, display)
         with stoppable(directory.name):
-            yield directory, make_display()
+            yield directory, Observers([display, *told])
         return
     from kdray.runs.remote import check_ledger, mirrored
 
@@ -93,7 +105,7 @@ def _opened(where: str, ledger: "LedgerSection | None" = None) -> "Iterator[tupl
         contextlib.closing(make_display()) as display,
         mirrored(where, display) as (directory, mirror),
     ):
-        yield directory, Observers([display, mirror])
+        yield directory, Observers([display, mirror, *trackings(track, directory, display)])
 
 
 def _write_report(directory: "RunDirectory") -> None:

@@ -88,6 +88,15 @@ class RoundMetrics:
             return ""
         return f" ({self.agreement_low:.1%} to {self.agreement_high:.1%})"
 
+    def figures(self) -> dict[str, float]:
+        """The figures that are plotted against the queries charged, by name."""
+        names = ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "relative_entropy", "loss")
+        found = {name: getattr(self, name) for name in names}
+        found |= {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
+        found |= {f"search/{name}": self.search.get(name) for name in ("passes", "recall", "rad_m", "rad_support")}
+        found["images"] = self.images
+        return {name: value for name, value in found.items() if value is not None}
+
     def to_json(self) -> dict[str, Any]:
         """The metrics as a plain mapping."""
         return asdict(self)

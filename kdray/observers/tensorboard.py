@@ -27,14 +27,6 @@ class EventWriter(Observer):
 
     def round_done(self, metrics: RoundMetrics) -> None:
         """Write one point for each figure, at x = queries charged."""
-        for name in ("student_accuracy", "teacher_accuracy", "success_rate", "agreement", "relative_entropy", "loss"):
-            value = getattr(metrics, name)
-            if value is not None:
-                self._writer.add_scalar(name, value, metrics.paid)
-        for phase, seconds in metrics.seconds.items():
-            self._writer.add_scalar(f"seconds/{phase}", seconds, metrics.paid)
-        for name in ("passes", "recall", "rad_m", "rad_support"):
-            if metrics.search.get(name) is not None:
-                self._writer.add_scalar(f"search/{name}", metrics.search[name], metrics.paid)
-        self._writer.add_scalar("images", metrics.images, metrics.paid)
+        for name, value in metrics.figures().items():
+            self._writer.add_scalar(name, value, metrics.paid)
         self._writer.flush()

@@ -1,0 +1,1 @@
+"""Trackers, one file each; see `kdray.observers.tracking`."""

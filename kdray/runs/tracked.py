@@ -1,0 +1,34 @@
+"""Observers that tell experiment trackers of a run."""
+
+from collections.abc import Sequence
+
+from kdray.config.files import read_yaml
+from kdray.errors import ConfigError
+from kdray.observers import Observer
+from kdray.observers.tracking import Tracked, Tracking, make_tracker
+from kdray.runs.directory import RunDirectory
+
+
+def trackings(names: Sequence[str], directory: RunDirectory, observer: Observer) -> list[Observer]:
+    """An observer for each of the trackers.
+
+    Args:
+        names: see `kdray.observers.tracking.tracker_names`.
+        observer: told if one is given up.
+
+    Raises:
+        ConfigError: there is no such tracker, one is named twice, or its packages are missing.
+    """
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise ConfigError(f"--track: {twice[0]} is given twice; keep one of the two")
+
+    def known() -> Tracked:
+        return Tracked(
+            key=directory.owner(),
+            name=directory.path.name,
+            folder=directory.path,
+            report=directory.report,
+            config=read_yaml(directory.config),
+        )
+
+    return [Tracking(make_tracker(name), known, observer.note) for name in names]
