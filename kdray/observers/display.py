@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kdray.observers.base import Observer, RoundMetrics
-from kdray.utils.console import make_console
+from kdray.utils.console import in_notebook, make_console
 from kdray.utils.text import counted, printable
 
 _PHASES = {
@@ -34,7 +34,9 @@ _QUIET_S = 10.0  # least time between two plain lines within one phase
 
 
 def make_display(stream: TextIO | None = None) -> Observer:
-    """A live display if `stream` (default: standard error) is a terminal, else plain lines."""
+    """A live display in a notebook, or if `stream` (default: standard error) is a terminal, else plain lines."""
+    if stream is None and in_notebook():
+        return LiveDisplay(make_console())
     stream = stream or sys.stderr
     return LiveDisplay(make_console(stream)) if stream.isatty() else PlainDisplay(stream)
 

@@ -1,6 +1,7 @@
 """What a run directory holds: the student, the figures of each round, what was spent."""
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from kdray.config.load import load_config
@@ -12,7 +13,7 @@ from kdray.models.classifier import ImageClassifier
 from kdray.observers import RoundMetrics
 from kdray.runs.directory import RunDirectory
 from kdray.runs.tables import Labelled
-from kdray.utils.files import read_json
+from kdray.utils.files import read_json, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Receipt:
         return None if self.cost is None else self.cost + (self.estimate_cost or 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
     """A finished run.
 
@@ -79,6 +80,33 @@ class Result:
     classes: tuple[str, ...] | None
     config: Config
 
+    def __repr__(self) -> str:
+        last = self.history[-1]
+        measured = f", {last.measured()}" if last.measured() else ""
+        return (
+            f"<kdray.Result of {self.config.student.model}{measured}, {self.receipt.paid:,} of {self.receipt.budget:,} "
+            f"queries, in {self.directory}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row for each round, and what was spent."""
+        heads = ("round", "images", "queries", "student", "teacher", "success", "agreement")
+        rows = [
+            (
+                str(m.round),
+                f"{m.images:,}",
+                f"{m.paid:,}",
+                *(_share(share) for share in (m.student_accuracy, m.teacher_accuracy, m.success_rate, m.agreement)),
+            )
+            for m in self.history
+        ]
+        head = "".join(f"<th>{name}</th>" for name in heads)
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+        cost = "" if self.receipt.paid_cost is None else f" for {self.receipt.paid_cost:,.2f} {self.receipt.currency}"
+        spent = f"{self.receipt.paid:,} of {self.receipt.budget:,} queries{cost}"
+        title = escape(f"{self.config.student.model}: {spent}, in {shown(self.directory)}")
+        return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
     @property
     def labelled(self) -> list[Labelled]:
         """The labelled set, a part for each round, read from the run directory; the part of an estimate comes before
@@ -88,6 +116,10 @@ class Result:
             kinds = (True, False) if run.has_sample(metrics.round) else (False,)
             parts += [run.read_labelled(metrics.round, self.num_classes, sample=kind) for kind in kinds]
         return parts
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"
 
 
 def read_result(directory: RunDirectory) -> Result:
