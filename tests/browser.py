@@ -84,7 +84,7 @@ def _look(page: Page, path: Path, window: int, scheme: str, axe: bool) -> Look:
     width = page.evaluate("document.documentElement.scrollWidth")
     headings = [text.strip() for text in page.locator("h2").all_text_contents()]
     page.emulate_media(media="print")
-    height = page.evaluate("document.querySelector('#config ~ details pre').getBoundingClientRect().height")
+    height = page.evaluate("document.querySelector('details pre').getBoundingClientRect().height")
     return Look(
         window=window,
         scheme=scheme,

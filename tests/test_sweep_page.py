@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from browser import looked_at
 from sweep_trials import after, trial
 
 from kdray.pages.figures import plain, set_apart, short_number, suits_logarithm
@@ -21,6 +22,7 @@ FACTS = SweepFacts(
     title="budgets", metric="student_accuracy", mode="max", cap=5000, bought=1234, price=0.5, currency="€",
     config="space:\n  select.w: {grid: [0.1, 0.2]}\n", command="kdray run base.yaml select.w=0.1",
 )  # fmt: skip
+pytestmark = pytest.mark.xdist_group("browser")
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -65,6 +67,22 @@ def page_of(folder, trials, **facts):
     assert not {"script", "link", "iframe", "object", "embed", "img", "form"} & set(page.tags)
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
     return page
+
+
+def test_the_page_reads_in_light_and_dark_at_any_width_and_by_screen_readers(tmp_path):
+    trials = swept(9, kind=3)
+    page_of(tmp_path, trials)
+    for look in looked_at(tmp_path / "report.html", tmp_path):
+        assert look.complaints == [] and look.requests == []
+        assert look.width <= look.window and look.colours["figure"] == look.colours["text"]
+
+
+def test_numbers_on_cells_keep_their_colour_whatever_the_page_is():
+    trials = [trial(f"t{k}", [0.7 + 0.02 * k], x=k % 3, y=k // 3) for k in range(9)]
+    figure = heat_map(trials, "student_accuracy", "max", "x", "y")
+    for k in range(9):
+        (style,) = re.findall(f'<text style="([^"]*)"[^>]*>{70 + 2 * k}</text>', figure)[:1]
+        assert "#fffffe" in style or "#1f2934" in style
 
 
 def swept(count=12, seeds=2, **fixed):

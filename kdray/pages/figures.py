@@ -20,6 +20,8 @@ _T = TypeVar("_T")
 INK, SOFT, GRID, BACK = "#1f2933", "#5f6c7b", "#d9dee4", "#ffffff"
 COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#475569")
 BEST = COLOURS[1]
+ON_DARK, ON_LIGHT = "#fffffe", "#1f2934"
+"""Text on what has a colour of its own, which is the same on light and on dark pages; so these are, too."""
 BAD_TO_GOOD = LinearSegmentedColormap.from_list("kdray", ["#dbe7ee", "#7fb3cc", "#0b6e99", "#083a52"])
 
 

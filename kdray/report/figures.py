@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdray.metrics.calibration import Reliability
 from kdray.observers.base import RoundMetrics
-from kdray.pages.figures import BAD_TO_GOOD, COLOURS, INK, SOFT, new_axes, plain, short_number, svg
+from kdray.pages.figures import BAD_TO_GOOD, COLOURS, INK, ON_DARK, ON_LIGHT, SOFT, new_axes, plain, short_number, svg
 from kdray.report.curve import Curve
 from kdray.utils.intervals import clopper_pearson
 
@@ -168,7 +168,7 @@ def matrix_figure(matrix: Tensor, names: Sequence[str]) -> str | None:
             ha="center",
             va="center",
             fontsize=8,
-            color="#fffffe" if share > 0.45 else "#1f2934",
+            color=ON_DARK if share > 0.45 else ON_LIGHT,
         )
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -18,6 +18,8 @@ from kdray.pages.figures import (
     COLOURS,
     GRID,
     INK,
+    ON_DARK,
+    ON_LIGHT,
     SOFT,
     new_axes,
     plain,
@@ -123,7 +125,7 @@ def heat_map(trials: Sequence[Trial], metric: str, mode: Mode, x_key: str, y_key
                 dark = colours(norm(mean))[1] < 0.6  # its green
                 axes.text(
                     xs.index(x), ys.index(y), f"{mean:.4g}", ha="center", va="center", fontsize=9,
-                    color="white" if dark else INK, fontweight="bold" if (x, y) == best else "normal",
+                    color=ON_DARK if dark else ON_LIGHT, fontweight="bold" if (x, y) == best else "normal",
                 )  # fmt: skip
     else:
         x, y = zip(*means, strict=True)

@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from kdray.pages.figures import (
-    BAD_TO_GOOD,
     BEST,
+    COLOURS,
     INK,
     SOFT,
     new_axes,
@@ -40,7 +40,8 @@ def parallel_figure(trials: Sequence[Trial], metric: str, mode: Mode) -> str | N
     columns.append(_Axis(figures, figure_words(metric)))
     figure, axes = new_axes(max(9.6, 1.7 * len(columns)), 4.6)
     for row, (trial, _) in enumerate(measured):
-        look: dict[str, Any] = {"color": BAD_TO_GOOD(row / (len(measured) - 1)), "linewidth": 1.3, "zorder": 2}
+        strength = 0.15 + 0.85 * row / (len(measured) - 1)  # of any page colour, on light and on dark
+        look: dict[str, Any] = {"color": COLOURS[0], "alpha": strength, "linewidth": 1.3, "zorder": 2}
         if trial is best:
             look = {"color": BEST, "linewidth": 2.4, "zorder": 3}
         # Lines that meet in a category are set apart a little, in the order of the metric.
