@@ -18,6 +18,7 @@ from kdray.runs.tracked import trackings
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     """Both trackers keep all they are told in a folder."""
+    monkeypatch.chdir(tmp_path)  # MLflow's artifacts lie in the current one
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for name, value in {
         "WANDB_MODE": "offline",
