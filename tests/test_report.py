@@ -158,6 +158,16 @@ def test_too_few_points_and_unmeasured_students_are_said(finished):
     assert "was measured" in curve_of(of(finished), _with_history(finished, bare), 100).said[0]
 
 
+def test_a_student_that_was_taught_nothing_is_no_point(finished):
+    first, *rest = finished.history
+    history = [metrics(round=0, images=0, student_accuracy=0.1), first, *rest]
+    assert [count for count, _ in curve_of(of(finished), _with_history(finished, history), 100).points] == [
+        40,
+        100,
+        160,
+    ]
+
+
 def _with_history(result, history):
     from dataclasses import replace
 

@@ -47,7 +47,8 @@ def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Cur
         tested: number of test images; None where it is not known.
     """
     measure = "agreement" if result.history[-1].student_accuracy is None else "accuracy"
-    rounds = [(m.images, share) for m in result.history if (share := _share(m, measure)) is not None]
+    known = [(m.images, share) for m in result.history if (share := _share(m, measure)) is not None]
+    rounds = [(count, share) for count, share in known if count]  # not what no image has taught
     last = rounds[-1:]
     trained = max(
         (_trained(folder, result.config, measure) for folder in sorted(directory.path.glob("students*"))),
@@ -67,7 +68,7 @@ def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Cur
             "answers, and the last of the run."
         )
     said.append(
-        "A curve a + b n^-c was fitted to the points by Bayes' rule; the intervals hold 95 % of what it allows. They "
+        "A curve a n^-b + c was fitted to the points by Bayes' rule; the intervals hold 95 % of what it allows. They "
         "hold for the same images, pool and strategy, and for a student of the same architecture."
     )
     return Curve(points=points, measure=measure, expected=expected, said=said)
