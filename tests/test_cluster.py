@@ -110,6 +110,7 @@ def test_ray_address_auto_joins_the_cluster_and_selects_as_without_ray(head, con
 
 
 @pytest.mark.storm
+@pytest.mark.long  # smaller, on Ray: test_faults.py
 @pytest.mark.timeout(1200)
 def test_a_driver_killed_on_the_cluster_is_resumed_to_the_same_bits(head, config_file, tmp_path):
     environment, _, _ = head

@@ -27,6 +27,7 @@ def outputs(cell):
     return found
 
 
+@pytest.mark.storm
 @pytest.mark.timeout(300)
 def test_the_notebook_runs_with_a_live_display_and_shows_its_result(tmp_path):
     notebook = nbformat.read(PATH, as_version=4)
