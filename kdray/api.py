@@ -20,7 +20,7 @@ from kdray.runs.directory import RunDirectory, runs_folder
 from kdray.runs.inputs import InMemoryInputs
 from kdray.runs.result import Result
 from kdray.runs.run import check, run
-from kdray.runs.tracked import trackings
+from kdray.runs.tracked import make_trackers, trackings
 from kdray.sections.classes import are_numbers
 from kdray.teachers.function import PythonTeacherConfig, own_name, shown_name
 
@@ -73,6 +73,7 @@ def distil(
     Raises:
         KdrayError: see `kdray.runs.run.run`.
     """
+    make_trackers(track)
     function = None
     if isinstance(teacher, Mapping):
         if classes is not None or teacher_options:

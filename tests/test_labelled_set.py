@@ -136,6 +136,14 @@ def test_images_of_two_shapes_make_no_set(runs, tmp_path):
         merge([RunDirectory(runs[0].directory), other], tmp_path / "set")
 
 
+def test_a_round_that_asked_nothing_is_no_obstacle(teacher_weights, tmp_path):
+    own = {"source": "digits", "rows": "600:660", "size": 16}
+    config = digits_config(teacher_weights, labelled=own, select__first=0, budget__queries=40)
+    done = run(parse_config(config), RunDirectory(tmp_path / "run"), local=True)
+    assert done.history[0].bought == 0
+    assert merge(directories(done), tmp_path / "set").images == 40
+
+
 def test_what_cannot_be_merged_or_trained_is_said_and_nothing_is_written(runs, tmp_path):
     first = RunDirectory(runs[0].directory)
     with pytest.raises(RunDirectoryError, match="holds no run"):
@@ -151,6 +159,10 @@ def test_what_cannot_be_merged_or_trained_is_said_and_nothing_is_written(runs, t
     assert not (tmp_path / "set").exists()
     done = command("ledger", first.path, first.path)
     assert done.returncode == 2 and "2 paths, but a receipt is of one; --merge DIR" in done.stderr
+
+    done = command("ledger", first.path, "--merge", tmp_path / "set", "--export", tmp_path / "a.parquet")
+    assert done.returncode == 2 and "--merge writes a labelled set and does nothing else" in done.stderr
+    assert not (tmp_path / "set").exists()
 
     merge([first], tmp_path / "set")
     before = sorted(tmp_path.iterdir())

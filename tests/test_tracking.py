@@ -3,6 +3,7 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 from conftest import command, copy_run, digits_config
 from test_display import metrics
@@ -13,6 +14,8 @@ from kdray.observers.tracking import Tracked, Tracker, Tracking, make_tracker, t
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import read_result
 from kdray.runs.tracked import trackings
+
+NAME = "it's 50 %: λ?"
 
 
 @pytest.fixture
@@ -72,18 +75,18 @@ def wandb_records(folder):
 
 
 def test_both_are_told_every_figure_of_every_round_the_config_and_the_report(config_file, offline, tmp_path):
-    done = command("run", config_file(), "--local", "--out", tmp_path / "r", "--track", "wandb,mlflow", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = read_result(RunDirectory(tmp_path / "r"))
+    done = command("run", config_file(), "--local", "--out", tmp_path / NAME, "--track", "wandb,mlflow", cwd=tmp_path)
+    assert done.returncode == 0 and "any more" not in done.stderr, done.stderr
+    result = read_result(RunDirectory(tmp_path / NAME))
     client, (found,) = mlflow_runs(offline)
-    assert found.info.status == "FINISHED" and found.info.run_name == "r"
+    assert found.info.status == "FINISHED" and found.info.run_name == NAME
     assert found.data.params["select.strategy"] == "active-mixup" and found.data.params["budget.queries"] == "160"
     for name, last in result.history[-1].figures().items():
         history = [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, name)]
         assert history == [(m.paid, m.figures()[name]) for m in result.history if name in m.figures()], name
         assert history[-1][1] == pytest.approx(last)
     assert [item.path for item in client.list_artifacts(found.info.run_id)] == ["report.html"]
-    config, rows = wandb_records(tmp_path / "r")
+    config, rows = wandb_records(tmp_path / NAME)
     assert config["select"]["strategy"] == "active-mixup"
     assert [row["queries"] for row in rows] == [m.paid for m in result.history]
     for row, m in zip(rows, result.history, strict=True):
@@ -178,4 +181,6 @@ def test_what_is_no_tracker_is_refused_before_anything_is_paid(config_file, tmp_
         ConfigError, match=r"--track wandb needs wandb, which is not installed: pip install 'kdray\[wandb\]'"
     ):
         make_tracker("wandb")
+    with pytest.raises(ConfigError, match="is not one of mlflow, wandb"):
+        kdray.distil(lambda images: pytest.fail("the function is asked"), np.zeros((4, 8, 8), np.uint8), track=["none"])
     assert trackings([], RunDirectory(tmp_path / "r"), None) == []

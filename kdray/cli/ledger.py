@@ -46,6 +46,8 @@ def ledger_command(
         from kdray.utils.text import counted
 
         if merge is not None:
+            if export is not None or budget is not None or forget_declined or price is not None:
+                raise ConfigError("--merge writes a labelled set and does nothing else; give the other options apart")
             _merge([expand(path) for path in where], expand(merge))
             return
         if len(where) > 1:

@@ -87,8 +87,9 @@ def _opened(
     from kdray.observers import Observers
     from kdray.observers.display import make_display
     from kdray.runs.directory import RunDirectory
-    from kdray.runs.tracked import trackings
+    from kdray.runs.tracked import make_trackers, trackings
 
+    make_trackers(track)
     if not is_address(where):
         directory = RunDirectory(where)
         display = make_display()

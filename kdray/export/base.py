@@ -1,7 +1,5 @@
 """The contract of an export format, and the check that an exported file says what the student says."""
 
-import importlib
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from kdray.errors import ConfigError, ExportError
 from kdray.models.checkpoint import ModelCard
 from kdray.models.classifier import ImageClassifier
 from kdray.sections.registry import Catalogue
+from kdray.utils.packages import why_missing
 
 BATCHES = (1, 2, 7)
 """Batches that an exported file is tried with: a batch that was frozen at another size fails or answers otherwise."""
@@ -95,12 +94,8 @@ class Format(ABC):
         Raises:
             ExportError: with the command that installs them.
         """
-        missing = [package for package in self.needs if importlib.util.find_spec(package) is None]
-        if missing:
-            raise ExportError(
-                f"--format {self.name} needs {' and '.join(missing)}, which is not installed: "
-                f"pip install 'kdray[{self.extra}]'"
-            )
+        if why := why_missing(f"--format {self.name}", self.needs, self.extra):
+            raise ExportError(why)
 
     @abstractmethod
     def write(self, graph: Deployed, about: About, path: Path) -> None:

@@ -1,7 +1,6 @@
 """Experiment trackers: services that collect the figures of many runs. They get figures, the config and the report, and
 neither answers nor weights."""
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from kdray.errors import ConfigError
 from kdray.observers.base import Observer, RoundMetrics
 from kdray.sections.registry import Catalogue
+from kdray.utils.packages import why_missing
 
 PROJECT = "kdray"
 """Project, or experiment, of all runs, unless the tracker's own settings name another."""
@@ -21,7 +21,7 @@ class Tracked:
     """A run, as trackers know it.
 
     Attributes:
-        key: names the run for good; one that is resumed or moved keeps it.
+        key: names the run for good; one that is resumed or moved keeps it. Letters and digits.
         name: for people.
         folder: of the run.
         report: its page, which need not be there.
@@ -53,12 +53,8 @@ class Tracker(ABC):
         Raises:
             ConfigError: with the command that installs them.
         """
-        missing = [package for package in cls.needs if importlib.util.find_spec(package) is None]
-        if missing:
-            raise ConfigError(
-                f"--track {cls.name} needs {' and '.join(missing)}, which is not installed: "
-                f"pip install 'kdray[{cls.name}]'"
-            )
+        if why := why_missing(f"--track {cls.name}", cls.needs, cls.name):
+            raise ConfigError(why)
 
     @abstractmethod
     def start(self, run: Tracked) -> None:

@@ -1,6 +1,7 @@
 """Would more queries help? The learning curve of a run, what it promises, and its price."""
 
 import csv
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose
@@ -64,7 +65,7 @@ def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Cur
     said = [_sentence(one, counts[-1], measure, result) for one in expected]
     if trained:
         said.append(
-            f"The points are {counted(len(points), 'student')} that `kdray train --first` trained on the first of the "
+            f"The points are {counted(len(points) - 1, 'student')} that `kdray train --first` trained on the first "
             "answers, and the last of the run."
         )
     said.append(
@@ -117,7 +118,7 @@ def _why_not(
         reason = f"the students of earlier rounds were trained shorter (student.early is {early:g}), so they are worse"
     count = points[-1][0]
     some = ",".join(str(count // part) for part in (8, 4, 2) if count // part)
-    path = shown(directory.path)
+    path = shlex.quote(shown(directory.path))
     return [
         f"Not known yet: {reason}. Students trained on fewer of the answers that are bought show it, without a query:",
         f"kdray train {path} --first {some} && kdray report {path}",

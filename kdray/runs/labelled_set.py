@@ -74,8 +74,6 @@ def merge(runs: Sequence[RunDirectory], out: Path) -> Merged:
     for run in runs:
         if not run.is_run():
             raise RunDirectoryError(f"{run.path} holds no run")
-        if not run.asked_rounds():
-            raise RunDirectoryError(f"{run.path} has bought no images; go on with: kdray resume {run.path}")
     _check_alike(runs)
     folder = make_folder(out, out) if not out.exists() else _empty(out)
     seen: set[bytes] = set()
@@ -96,7 +94,9 @@ def merge(runs: Sequence[RunDirectory], out: Path) -> Merged:
 def _check_alike(runs: Sequence[RunDirectory]) -> None:
     first: tuple[str, Any, Any] | None = None
     for run in runs:
-        number = run.asked_rounds()[0]
+        number = next((one for one in run.asked_rounds() if run.count_labelled(one)), None)
+        if number is None:
+            raise RunDirectoryError(f"{run.path} has bought no images; go on with: kdray resume {run.path}")
         classes = run.read_classes(number)
         shape = tuple(run.read_labelled(number, len(classes), count=1).images.shape[1:])
         found = (_teacher(run), classes, shape)
