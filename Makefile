@@ -19,15 +19,21 @@ demo: .venv/ready
 # A third process fills two cores while others wait: for the disk, for processes to start, to die, to be found dead.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
 
-# All but the storms, which have a small version here.
+# All but the storms, which have a small version here. CI takes MARKS="not long": storms wait much, and others run meanwhile.
+MARKS := not storm
 test: .venv/ready
-	$(PYTEST) -m "not storm"
+	$(PYTEST) -m "$(MARKS)"
+
+# What exported web pages run on, for the tests that open one.
+.venv/web/ready: .venv/ready
+	npm install --silent --no-save --prefix .venv/web onnxruntime-web
+	touch $@
 
 # Each process reads all files that it is given.
-test-storms: .venv/ready
+test-storms: .venv/ready .venv/web/ready
 	$(PYTEST) -m "storm and not long" $$(grep -l storm tests/test_*.py)
 
-test-all: .venv/ready
+test-all: .venv/ready .venv/web/ready
 	$(PYTEST)
 
 lint: .venv/ready

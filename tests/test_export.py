@@ -36,7 +36,7 @@ from kdray.models.classifier import build_model
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".pt", "hf": "", "safetensors": ".safetensors"}
+SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".pt", "hf": "", "safetensors": ".safetensors", "web": ""}
 NAMES = ("ant", "bee", "cat", "dög")
 
 
@@ -115,6 +115,7 @@ def test_onnx_says_what_goes_in_and_what_comes_out(tmp_path):
     onnx.checker.check_model(tmp_path / "a.onnx", full_check=True)
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize(
     ("name", "opens"), [("pt2", "torch.export.load({!r}).module()"), ("torchscript", "torch.jit.load({!r})")]
 )
@@ -243,6 +244,7 @@ def test_a_model_card_has_the_figures_of_the_run(finished, tmp_path):
         assert text in card, text
 
 
+@pytest.mark.storm
 def test_without_a_name_it_lies_beside_the_student(finished, tmp_path):
     own = copy_run(finished, tmp_path / "run")
     assert command("export", own).returncode == 0 and (own / "student.onnx").is_file()
@@ -270,7 +272,7 @@ def test_a_run_that_is_not_finished_is_not_exported(state, finished, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN", "--format", "onx"], "--format: 'onx' is not one of hf, onnx, pt2, safetensors, torchscript"),
+        (["RUN", "--format", "onx"], "--format: 'onx' is not one of hf, onnx, pt2, safetensors, torchscript, web"),
         (["nothing"], "nothing is not there; give a run directory, or a model file of kdray's"),
         (["folder"], "folder is a folder that holds no run"),
         (["text.safetensors"], "text.safetensors is not a readable safetensors file"),
@@ -346,6 +348,7 @@ def test_8_bits_are_measured_beside_32_bits(finished, tmp_path):
     assert torch.allclose(got, load_student(finished)(some).softmax(dim=1), atol=0.1)
 
 
+@pytest.mark.storm
 def test_8_bits_by_hand(tmp_path):
     """A student that sums pixels is no worse with 8 bits, and one beside another is told by how much."""
     for number in (1, 2):
