@@ -39,10 +39,18 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that needs a Ray runs in one worker, one test after the other: there is one Ray, and nobody in its way."""
+    """All that needs a Ray runs in one worker, one test after the other: there is one Ray, and nobody in its way. What
+    shares a fixture of its module runs in one worker, too, which makes it once."""
     for item in items:
         if "ray_local" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.get_closest_marker("xdist_group") is None and _shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _shares_a_fixture(item: pytest.Item) -> bool:
+    known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+    return any(found[-1].scope == "module" for found in known.values())
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -111,6 +111,7 @@ def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, searcher_o
     assert same(searcher.search(pool, other, request), again)
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("kind", ["leaves", "mixture", "photographs read on demand"])
 def test_workers_choose_the_same_of_candidates_that_they_draw_themselves(kind, searcher_of, model, tmp_path):
     section = {"kind": kind, "candidates": 700}
@@ -138,6 +139,7 @@ def test_workers_guess_as_one_process_does_bit_for_bit(searcher_of, pool, model)
     assert found.recall.sampled == 200 and found.evaluated <= found.exhaustive / 2
 
 
+@pytest.mark.storm
 def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(searcher_of, pool, model):
     pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
     searchers = LocalSearcher(512, settings=GUESSING), searcher_of(chunk=300, settings=GUESSING)
@@ -161,6 +163,7 @@ def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(searcher
             assert here.search.facts() == there.search.facts(), name
 
 
+@pytest.mark.storm
 def test_what_is_scored_shows_in_rays_metrics(ray_local, pool, model):
     searcher = RaySearcher(1, chunk=2048, settings=EXHAUSTIVE)
     try:
@@ -369,6 +372,7 @@ def working(folder: Path) -> int:
     return len(list(folder.glob("working-*")))
 
 
+@pytest.mark.storm
 def test_a_worker_has_one_batch_at_a_time_and_replies_come_as_they_are_ready(playful):
     pool, folder = playful
     assert (pool.slots, pool.teacher.identity) == (2, "playful"), "slots are for teachers on HTTP"
@@ -401,6 +405,7 @@ def test_what_goes_wrong_in_one_worker_takes_no_reply_of_another_with_it(count, 
     assert torch.equal(replies["right"].answers.probs, brightness(grey(7)).probs)
 
 
+@pytest.mark.storm
 def test_dead_workers_are_reported_and_serve_again(playful):
     pool, folder = playful
     for word in ("a", "b"):
@@ -451,6 +456,7 @@ def facts(bought) -> tuple[int, int, int]:
     return bought.charged, bought.reused, bought.short
 
 
+@pytest.mark.storm
 def test_a_worker_that_cannot_make_its_teacher_costs_nothing(ray_local, ledger, tmp_path):
     ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -494,6 +500,7 @@ class Slow(Playful):
             time.sleep(0.05)
 
 
+@pytest.mark.storm
 def test_what_was_bought_is_kept_when_workers_do_not_come_back_and_the_living_go_on(ray_local, ledger, tmp_path):
     ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     teacher = Slow(str(tmp_path))
@@ -582,6 +589,7 @@ def http_parts(office):
     return pool, desk, counting
 
 
+@pytest.mark.storm
 def test_one_worker_keeps_many_requests_on_their_way(http_parts, ledger):
     pool, desk, counting = http_parts
     assert pool.slots == 4
@@ -599,6 +607,7 @@ def test_one_worker_keeps_many_requests_on_their_way(http_parts, ledger):
     assert ledger.rejected() == 5
 
 
+@pytest.mark.storm
 def test_an_http_worker_killed_with_requests_on_their_way_loses_those_and_serves_again(http_parts, ledger):
     """The server has four requests in hand when the worker that sent them is killed."""
     pool, desk, counting = http_parts
@@ -623,6 +632,7 @@ def test_an_http_worker_killed_with_requests_on_their_way_loses_those_and_serves
     assert counting.asked.total() <= ledger.spent(), "never more than the ledger knows of"
 
 
+@pytest.mark.storm
 def test_a_reply_that_one_worker_got_makes_a_new_request_of_the_try_of_another(ray_local):
     """The server replies once to an Idempotency-Key; it fails at the first two that it gets for a picture."""
     from aiohttp import web

@@ -188,6 +188,7 @@ def test_a_run_without_test_labels_gives_agreement_everywhere(finished, folder, 
     assert f"{low:.2f} %–{high:.2f} %" in page
 
 
+@pytest.mark.storm
 def test_runs_with_and_without_labels_are_compared_on_one_page(finished, make_config, tmp_path):
     here, _ = finished
     run(make_config(select__rounds=0), RunDirectory(tmp_path / "labelled"), local=True)

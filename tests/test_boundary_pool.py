@@ -147,6 +147,7 @@ def test_a_run_buys_pairs_of_the_newest_student(make_config, tmp_path):
         assert set(part.source) == {f"boundary: {side}" for side in columns["side"]}
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("moment", [8, pytest.param(6, marks=pytest.mark.storm)])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(moment, make_config, tmp_path):
     config = config_of(make_config, share=0.5)

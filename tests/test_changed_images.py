@@ -67,7 +67,16 @@ def sections(folder: Path) -> dict[str, dict]:
     }
 
 
-@pytest.mark.parametrize("field", ["images", "labelled", "test", "pool.images", "pool.of.1.images"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "images",
+        *(
+            pytest.param(field, marks=pytest.mark.storm)
+            for field in ("labelled", "test", "pool.images", "pool.of.1.images")
+        ),
+    ],
+)
 def test_a_run_does_not_go_on_with_other_images(field, photographs, make_config, tmp_path):
     config, directory = make_config(**sections(photographs)[field]), RunDirectory(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):

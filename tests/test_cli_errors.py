@@ -567,6 +567,7 @@ def test_wrong_words_get_a_usage_line_and_exit_code_2(arguments, tmp_path):
 # The same in processes of their own
 
 
+@pytest.mark.storm
 def test_processes_end_with_the_same_message_and_code(config_file, finished, bad):
     path = config_file()
     out = ["--local", "--out", "out"]
@@ -583,6 +584,7 @@ def test_processes_end_with_the_same_message_and_code(config_file, finished, bad
     assert refused_process("resume", "nothing").startswith(f"{Path.cwd() / 'nothing'} holds no run")
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize(
     ("address", "message"),
     [

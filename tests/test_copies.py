@@ -230,6 +230,7 @@ def test_the_report_says_what_each_round_asked_about(finished):
     assert "copy of row 0 of labelled" in page
 
 
+@pytest.mark.storm
 @pytest.mark.xdist_group("ray")
 def test_ray_asks_and_trains_the_same(finished, ray_local, tmp_path):
     config = on_workers(load_config(RunDirectory(finished.directory).config))

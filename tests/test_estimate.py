@@ -188,6 +188,7 @@ def test_the_page_counts_all_that_the_budget_paid(tmp_path, teacher_weights):
     assert html.count('alt="Queried image') == 16
 
 
+@pytest.mark.storm
 def test_a_run_killed_between_its_estimate_and_what_follows_ends_with_the_same_bits(robust, tmp_path):
     """Whatever of round 1 is already on disk."""
     whole = RunDirectory(robust.directory)

@@ -311,6 +311,7 @@ def test_a_round_is_made_from_the_student_before_it(finished):
     assert torch.equal(pool.made(2, again.tensors).render(torch.from_numpy(part.ids)), part.images)
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("when", [8, *(pytest.param(k, marks=pytest.mark.storm) for k in (6, 12))])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(when, finished, tmp_path):
     with pytest.raises(KeyboardInterrupt):
@@ -321,6 +322,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(when, finished, tmp_path
         assert (part.directory / name).read_bytes() == (finished.directory / name).read_bytes(), name
 
 
+@pytest.mark.storm
 @pytest.mark.xdist_group("ray")
 def test_ray_chooses_and_trains_the_same(make_config, ray_local, tmp_path):
     changes = {

@@ -121,6 +121,7 @@ def test_a_server_that_fails_now_and_then_costs_what_the_receipt_says(here, conf
     assert answered == sum(len(ids) for ids in bought(tmp_path / "run")["id"])
 
 
+@pytest.mark.storm
 def test_a_teacher_that_is_down_stops_the_run_and_resume_goes_on(here, config_file, tmp_path):
     url = here(quota(100))
     path = http_config(config_file, url, teacher__retry={"max_wait_s": 10}, teacher__name="the same")

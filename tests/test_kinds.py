@@ -227,6 +227,7 @@ def test_a_kind_that_cannot_be_trained_with_is_no_choice(diverges, chosen, finis
     assert choice.name == chosen and sorted(choice.agreement.values())[0] == 0
 
 
+@pytest.mark.storm
 def test_a_strategy_that_compares_features_knows_the_images_of_every_kind(make_config, monkeypatch, tmp_path):
     tasks = []
     monkeypatch.setattr("kdray.runs.loop.select", lambda strategy, task: tasks.append(task) or select(strategy, task))

@@ -1312,6 +1312,7 @@ def open_at_once(paths: list[Path], budget: int, start, results) -> None:
         ledger.close()
 
 
+@pytest.mark.storm
 def test_many_make_a_file_at_the_same_moment(path):
     files = [path.with_name(f"{number}.sqlite") for number in range(20)]
     start, results = processes.Barrier(6, timeout=30), processes.Queue()

@@ -208,6 +208,7 @@ def test_two_runs_buy_each_image_once_while_the_actor_is_killed_again_and_again(
     ledger.close()
 
 
+@pytest.mark.storm
 def test_all_who_name_the_file_share_an_actor_and_the_last_to_leave_ends_it(open_ledger, ray_local, tmp_path):
     (tmp_path / "same").symlink_to(tmp_path)
     before = ledgers(ray_local)
@@ -269,6 +270,7 @@ def test_a_ledger_is_found_by_its_name_and_halted_for_all(ray_local, tmp_path):
         trial.spent()
 
 
+@pytest.mark.storm
 def test_a_file_that_was_deleted_and_made_anew_is_the_one_that_is_used(open_ledger, tmp_path):
     """A driver was killed, and never left; its run was deleted, and started again under the same name."""
     killed = open_ledger(100)

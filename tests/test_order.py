@@ -33,6 +33,7 @@ def test_huge_orders_stay_inside_and_do_not_repeat(n):
     assert np.abs(counts - 20_000).max() < 6 * np.sqrt(20_000 * 0.9)
 
 
+@pytest.mark.storm
 def test_small_orders_are_all_equally_likely():
     counts: dict[tuple, int] = {}
     for seed in range(3000):

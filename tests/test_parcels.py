@@ -49,6 +49,7 @@ def test_a_parcel_holds_files_and_not_their_images(ray_local, images):
     assert pack(small) is small, "it goes as it is"
 
 
+@pytest.mark.storm
 def test_workers_search_a_pool_in_a_file_as_one_process_does(ray_local, images):
     pool, model = MixupPool(images, [0.3, 0.5]), build_model("small-cnn", SHAPE, 3, seed=0)
     searcher = RaySearcher(1, chunk=200)

@@ -68,6 +68,7 @@ def _writes(path: Path) -> None:
     (path / "x").touch()
 
 
+@pytest.mark.storm
 def test_a_finished_run_is_read_where_nothing_can_be_written(read_only, tmp_path):
     """The receipt, the end of the run again, and a report somewhere else; no file is made or changed."""
     work, before = tmp_path / "work", everything(read_only)

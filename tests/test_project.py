@@ -40,6 +40,7 @@ def test_the_pages_made_from_the_code_are_up_to_date(monkeypatch):
     assert "| `sweep.budget.queries` | null |" in sweeps
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("path", sorted((ROOT / "tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_that_comes_with_kdray_has_valid_trials(path, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -194,6 +194,7 @@ def test_the_draw_is_that_from_the_list_of_gains(k: int, share: float) -> None:
     assert got.passes == 20_000 + 1000  # one pass, and the pilot
 
 
+@pytest.mark.storm
 def test_marginals_and_pairs_over_many_draws() -> None:
     gains = np.array([0.9, 0.9, 0.9, 0.5, 0.5, 0.3, 0.2, 0.2, 0.2, 0.2, 0.05, 0.7], dtype=np.float32)
     counts, bins, times = histogram(gains), bins_of(gains), 2000
@@ -310,6 +311,7 @@ def choose(mixes, strategy: str, ask, k: int = 40, taken=(), **fields):
     return select(strategies.parse({"strategy": strategy, "m": 0.2, **fields}), task)
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize(
     ("strategy", "settings"),
     [
@@ -360,6 +362,7 @@ def test_workers_of_ray_draw_the_same(workers: int, ray_local, mixes, listed_up_
 # --- memory
 
 
+@pytest.mark.storm
 def test_what_the_driver_holds_does_not_grow_with_the_pool() -> None:
     """Beside the arrays of one task."""
     peaks = []

@@ -88,6 +88,7 @@ def granted(path: Path) -> list[float]:
         ledger.close()
 
 
+@pytest.mark.storm
 def test_four_runs_on_one_ledger_keep_to_one_rate(server, tmp_path: Path):
     url, arrivals = server
     path = tmp_path / "ledger.sqlite"

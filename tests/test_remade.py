@@ -141,6 +141,7 @@ def test_a_plan_counts_what_every_round_scores(config_file):
     assert "300 forward passes" in done.stdout.replace("\n", " ")
 
 
+@pytest.mark.storm
 def test_a_training_worker_makes_the_candidates_and_another_where_it_dies(ray_local):
     from actors.students import RayTrainer
 

@@ -96,6 +96,7 @@ def fetched(address: str, folder: Path) -> RunDirectory:
     return RunDirectory(folder)
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("address", ["s3", pytest.param("file", marks=STORM)], indirect=True)
 def test_what_is_at_the_address_is_the_run(machine, address, config_file, tmp_path, undisturbed):
     done = command("run", config_file(student__epochs=1), "--local", "--out", address)
@@ -221,6 +222,7 @@ def test_a_copy_cut_off_anywhere_is_gone_on_with_and_nothing_is_paid_twice(
     assert student(directory.path) == student(undisturbed.directory)
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("address", ["file"], indirect=True)
 def test_the_same_machine_goes_on_with_its_own_files(machine, address, config_file):
     path = config_file(student__epochs=1)
@@ -236,6 +238,7 @@ def test_the_same_machine_goes_on_with_its_own_files(machine, address, config_fi
     assert done.returncode == 0 and "fetched" not in done.stderr
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("address", ["file", pytest.param("s3", marks=STORM)], indirect=True)
 def test_files_that_another_machine_went_on_from_are_set_aside(machine, address, make_config, tmp_path, undisturbed):
     def go(rounds_done: int | None) -> Notes:

@@ -72,6 +72,7 @@ def test_a_curve_without_noise_goes_on_as_it_is():
         assert last.high - last.low > first.high - first.low, "further ahead less is known"
 
 
+@pytest.mark.storm
 def test_the_intervals_hold_what_they_say():
     draw, held = numpy_generator(0, "curves"), 0
     for _ in range(80):
@@ -298,6 +299,7 @@ def test_the_page_is_printed_on_white_with_its_config_open(looks):
         assert look.print_config_height > 100
 
 
+@pytest.mark.storm
 def test_runs_side_by_side_say_how_they_differ(finished, tmp_path, teacher_weights):
     other = digits_config(teacher_weights, seed=4, select__strategy="random")
     second = run(parse_config(other), RunDirectory(tmp_path / "other"), local=True)
@@ -314,6 +316,7 @@ def name(images):
 """
 
 
+@pytest.mark.storm
 @pytest.mark.timeout(300)
 def test_a_page_stays_under_two_megabytes_whatever_the_run(own, tmp_path):
     """300 rounds, 300 classes with long names, large images of noise that no format makes small."""

@@ -369,6 +369,7 @@ def test_how_many_rounds_there_are_is_known_before_images_are_read(make_config, 
     assert directory.student.read_bytes() == student
 
 
+@pytest.mark.storm
 def test_another_schedule_is_another_experiment(config_file, tmp_path):
     path = config_file(test=None, student__epochs=1, budget__queries=80, select={"strategy": "random"})
     assert command("run", path, "--local", "--out", tmp_path / "run").returncode == 0

@@ -216,6 +216,7 @@ def test_guessing_finds_nearly_all_for_a_fraction_of_the_passes(per, score):
     assert found.recall.sampled == 200
 
 
+@pytest.mark.storm
 def test_margins_are_hard_to_guess_and_the_search_notices():
     """On a line that crosses a decision boundary the margin is small only right beside it: the crossing has to be known
     to a fraction of the grid's step."""

@@ -399,6 +399,7 @@ def test_a_whole_run_keeps_the_keys_to_itself(tmp_path, monkeypatch):
     hidden(tmp_path, wrong, done.stdout, done.stderr, ledger)
 
 
+@pytest.mark.storm
 @pytest.mark.usefixtures("keys")
 def test_a_run_that_is_killed_leaves_no_key_behind_and_goes_on_only_with_it(tmp_path, monkeypatch):
     server_side = Indiscreet(hang_at=8)

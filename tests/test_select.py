@@ -346,6 +346,7 @@ def test_of_the_others_none_could_say_so(strategy, pool, model):
     assert not set(fewer) <= set(more), "and no other order would help"
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize(
     "strategy", ["margin", *(pytest.param(name, marks=pytest.mark.storm) for name in ("active-mixup", "entropy"))]
 )

@@ -188,6 +188,7 @@ def pair(tmp_path_factory) -> list[dict]:
     return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("name", [name for name in SPECS if name != "killed once"])
 def test_two_processes_train_the_student_of_one(name, pair):
     check_alike(LocalTrainer(SPECS[name]).fit(*labelled(), 2), pair[0][name])

@@ -214,6 +214,7 @@ def highest_from_here() -> int:
     return memory("VmHWM")
 
 
+@pytest.mark.storm
 def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch):
     """600 images of 147 KiB: 86 MiB."""
     monkeypatch.setattr(stored, "IN_MEMORY", 16 * MIB)
@@ -309,6 +310,7 @@ def photographs(tmp_path, monkeypatch) -> Iterator[dict]:
     sys.modules.pop(name, None)
 
 
+@pytest.mark.storm
 def test_a_run_on_224_pixels_is_the_same_from_a_file_and_from_memory(photographs, monkeypatch):
     students = []
     for name, limit in (("memory", 2 << 30), ("file", MIB)):

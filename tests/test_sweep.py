@@ -74,6 +74,7 @@ def test_a_failed_trial_loses_only_itself_and_goes_on_when_its_cause_is_mended(r
     assert done.returncode == 0 and "the sweep is complete; nothing is asked again" in done.stderr
 
 
+@pytest.mark.storm
 def test_a_proposal_of_optuna_that_is_no_config_is_a_failed_trial(ray_local, base, tmp_path):
     base |= {"budget": {"queries": 40}, "select": {"rounds": 0}}
     shutil.copy(base["teacher"]["weights"], tmp_path / "own.safetensors")

@@ -69,6 +69,7 @@ def page_of(folder, trials, **facts):
     return page
 
 
+@pytest.mark.storm
 def test_the_page_reads_in_light_and_dark_at_any_width_and_by_screen_readers(tmp_path):
     trials = swept(9, kind=3)
     page_of(tmp_path, trials)
@@ -154,6 +155,7 @@ def test_hostile_names_are_text(tmp_path):
     assert [row[0] for row in page.rows if len(row) == 9][1:] == [f"{k}{seen}" for k in (6, 5, 4, 3, 2, 1)]
 
 
+@pytest.mark.storm
 def test_a_page_of_forty_trials_and_six_keys(tmp_path):
     trials = swept(20, a=[1, 2], b=None, c=True)
     trials += swept(20, a=[3], b=1, c=False)

@@ -74,6 +74,7 @@ def wandb_records(folder):
     return config, rows
 
 
+@pytest.mark.storm
 def test_both_are_told_every_figure_of_every_round_the_config_and_the_report(config_file, offline, tmp_path):
     done = command("run", config_file(), "--local", "--out", tmp_path / NAME, "--track", "wandb,mlflow", cwd=tmp_path)
     assert done.returncode == 0 and "any more" not in done.stderr, done.stderr
@@ -93,6 +94,7 @@ def test_both_are_told_every_figure_of_every_round_the_config_and_the_report(con
         assert {name: row[name] for name in m.figures()} == pytest.approx(m.figures())
 
 
+@pytest.mark.storm
 def test_a_resumed_run_goes_on_where_it_is_tracked(teacher_weights, offline, tmp_path):
     directory = tmp_path / "r"
     config = digits_config(teacher_weights)

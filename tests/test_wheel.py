@@ -39,6 +39,7 @@ def kdray(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
+@pytest.mark.storm
 def test_everything_that_is_no_code_is_in_the_wheel(installed):
     inside = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     for folder in ("examples", "tune_configs"):
@@ -50,6 +51,7 @@ def test_everything_that_is_no_code_is_in_the_wheel(installed):
     assert not [name for name in inside if name.startswith(("tests", "benchmarks", "docs"))]
 
 
+@pytest.mark.storm
 def test_a_config_that_is_not_here_is_the_installed_one(installed, tmp_path):
     done = kdray(installed, "plan", "examples/digits.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
