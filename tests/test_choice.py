@@ -27,7 +27,7 @@ from kdray.training.choice import FOLDS, SHARE, Choice, choose, networks
 from kdray.training.fitting import StudentSpec, fit, smallest_batch
 from kdray.training.length import early, shortened
 from kdray.training.recipe import StudentSection
-from kdray.training.workload import seconds_of, workload
+from kdray.training.workload import probed, seconds_of, workload
 from kdray.utils.seeds import torch_seed
 
 
@@ -176,6 +176,7 @@ def test_rounds_before_the_last_do_not_choose():
     assert content == fit(spec(augment="affine"), data, targets, 1)[0]
 
 
+@pytest.mark.storm
 def test_a_choice_that_is_killed_goes_on_to_the_same_bits(monkeypatch):
     monkeypatch.setattr("kdray.training.saved.EVERY_S", 0.0)
     data, targets, states, seen = images(30), soft_targets(30), [], []
@@ -230,9 +231,11 @@ def section(**changes) -> StudentSection:
 def test_a_plan_measures_how_long_training_takes():
     how = section(steps=50)
     some = workload(how, [16], (1, 8, 8))
-    took = seconds_of(some, how, (1, 8, 8), 3, probe_s=0.05, threads=1)
-    more = seconds_of([some[0]._replace(number=100)], how, (1, 8, 8), 3, probe_s=0.05, threads=1)
-    assert 0 < took < more
+    seconds = probed(some, how, (1, 8, 8), 3, probe_s=0.05, threads=1)
+    assert seconds.keys() == {"small-cnn"}
+    assert seconds["small-cnn"] > 0
+    own = some[-1]  # 50 steps of 8 images
+    assert seconds_of([own, own._replace(number=3)], {"small-cnn": 0.25}) == 4 * 50 * 8 * 0.25
 
 
 @pytest.mark.parametrize("changes", [{"lr": 1e38, "clip_norm": None}, {"early_stop": {"holdout": 0.5, "patience": 1}}])
@@ -245,7 +248,7 @@ def test_a_probe_of_a_training_does_all_its_steps(changes, monkeypatch):
 
     monkeypatch.setattr("kdray.training.workload.train", train)
     how = section(steps=50, **changes)
-    assert seconds_of(workload(how, [16], (1, 8, 8)), how, (1, 8, 8), 3, probe_s=0.2, threads=1) > 0
+    assert probed(workload(how, [16], (1, 8, 8)), how, (1, 8, 8), 3, probe_s=0.2, threads=1)["small-cnn"] > 0
     assert [len(result.losses) for result in results] == [result.steps for result in results]  # of one batch an epoch
 
 
@@ -257,6 +260,7 @@ class Wild(StudentSection):
         return {"wild": {"lr": 1e38, "clip_norm": None}, "as given": {}}
 
 
+@pytest.mark.storm
 def test_a_recipe_that_diverges_is_not_chosen_and_stops_nothing():
     data, labels = torch.zeros(48, 1, 8, 8, dtype=torch.uint8), torch.arange(48) % 3
     for n, k in enumerate(labels.tolist()):

@@ -907,7 +907,7 @@ def a_plan(**changes) -> Plan:
         "cost": None, "currency": "USD", "requests": 750, "batch": 32, "asking_s": None,
         "asking_days": 1, "scored": 21_989_000, "exhaustive": 21_989_000, "group_size": 11, "rate_per_s": 2000.0,
         "workers": 2, "worker_bytes": 500 << 20, "driver_bytes": 0, "held": "", "note": None,
-        "pairs": None, "trainings": (Training("lenet5", 1, 480, 125),), "training_s": 7.4,
+        "pairs": None, "trainings": (Training("lenet5", 1, 480, 125),), "training_s": 7.4, "shorter_s": 7.4,
     }  # fmt: skip
     return Plan(**(values | changes))
 
@@ -933,6 +933,10 @@ def test_a_plan_says_how_long_training_takes():
     assert training(schedule=[1000]) == "about 7 s here: the last student for 480 steps of 125 images"
     some = (Training("lenet5", 1, 240, 63), Training("small-cnn", 5, 480, 125), Training("lenet5", 1, 480, 250))
     assert training(trainings=some).endswith("the last student for 480 steps of 250 images and 5 networks beside it")
+    told = training(trainings=some, training_s=1500.0, shorter_s=750.0)
+    assert told.endswith("beside it; student.steps_factor=1 would take about 12 min, see docs/training.md")
+    for short in ({"training_s": 600.0, "shorter_s": 100.0}, {"training_s": 1500.0, "shorter_s": 1400.0}):
+        assert "steps_factor" not in training(**short), "not long, or not shorter"
 
 
 def test_a_plan_whose_scoring_is_long_says_what_takes_the_time_and_how_to_take_less():
@@ -1047,6 +1051,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_resume(config_file, tmp_path):
     assert (out / "report.html").exists()
 
 
+@pytest.mark.storm
 def test_ctrl_c_waits_for_the_answers_that_are_on_their_way(finished, config_file, tmp_path):
     """Four requests are in the hands of a server when the user stops the run: what they bring is paid, and kept."""
     seen, go = [], threading.Event()

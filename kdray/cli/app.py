@@ -8,6 +8,7 @@ from kdray.cli.bench import bench_app
 from kdray.cli.common import OnceCommand, speak_any_encoding
 from kdray.cli.evaluate import evaluate_command
 from kdray.cli.export import export_command
+from kdray.cli.init import init_command
 from kdray.cli.ledger import ledger_command
 from kdray.cli.plan import plan_command
 from kdray.cli.preview import preview_command
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
+    init_command,
     run_command,
     demo_command,
     resume_command,

@@ -18,7 +18,7 @@ from kdray.runs.pool_schedule import PoolSchedule
 from kdray.search.forward import one_thread
 from kdray.search.local import probe
 from kdray.select import balanced
-from kdray.training.workload import Training, seconds_of, workload
+from kdray.training.workload import Training, probed, seconds_of, workload
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.lazy import torch
 from kdray.utils.text import counted
@@ -26,7 +26,7 @@ from kdray.utils.text import counted
 PROBE_S = 2.0  # of scoring
 _TRAINING_PROBE_S = 0.4
 _UNKNOWN_CLASSES = 10
-_LONG_S = 600.0  # of scoring: above it the plan says what takes the time, and how to take less
+_LONG_S = 600.0  # of scoring, and of training: above it the plan says how to take less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,7 @@ class Plan:
         made: candidates that each round makes anew, in words; None where all rounds choose from the same.
         trainings: of all rounds.
         training_s: seconds they take here, from a probe.
+        shorter_s: seconds they would take with student.steps_factor=1.
     """
 
     images: int
@@ -99,6 +100,7 @@ class Plan:
     note: str | None
     trainings: tuple[Training, ...]
     training_s: float
+    shorter_s: float
     notes: tuple[str, ...] = ()
     kinds: int = 1
     copies: int = 0
@@ -145,6 +147,9 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         bought = [given + queries for queries in schedule]
     tried = (len(pooled.kinds), given + schedule[0] * 2 // 3 + schedule[1] // len(pooled.kinds)) if trial else None
     trainings = workload(config.student, bought, images.image_shape, tried)
+    shorter = workload(config.student.model_copy(update={"steps_factor": 1.0}), bought, images.image_shape, tried)
+    threads = config.resources.trainer.thread_count
+    seconds = probed(trainings, config.student, images.image_shape, classes, probe_s=_TRAINING_PROBE_S, threads=threads)
     return Plan(
         images=len(images),
         groups=sum(kind.num_groups for kind in pooled.kinds),
@@ -179,14 +184,8 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         grid=pool.linear,
         made=_made(config, pooled),
         trainings=tuple(trainings),
-        training_s=seconds_of(
-            trainings,
-            config.student,
-            images.image_shape,
-            classes,
-            probe_s=_TRAINING_PROBE_S,
-            threads=config.resources.trainer.thread_count,
-        ),
+        training_s=seconds_of(trainings, seconds),
+        shorter_s=seconds_of(shorter, seconds),
     )
 
 
@@ -350,9 +349,12 @@ def _training(plan: Plan) -> str:
     last = plan.trainings[-1]
     beside = sum(training.number for training in plan.trainings[len(plan.schedule) - 1 + (plan.kinds > 1) :]) - 1
     others = f" and {counted(beside, 'network')} beside it" if beside else ""
-    return (
+    text = (
         f"about {_time(plan.training_s)} here: the last student for {last.steps:,} steps of {last.batch} images{others}"
     )
+    if plan.training_s <= _LONG_S or plan.shorter_s > 0.9 * plan.training_s:
+        return text
+    return f"{text}; student.steps_factor=1 would take about {_time(plan.shorter_s)}, see docs/training.md"
 
 
 def _time(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """What a run's trainings amount to, and how long they take here: for a plan."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ def _training(model: str, number: int, recipe: Recipe, count: int) -> Training:
     return Training(model, number, planned.steps, -(-count // (len(planned.edges) - 1)))
 
 
-def seconds_of(
+def probed(
     trainings: Sequence[Training],
     section: StudentSection,
     image_shape: tuple[int, int, int],
@@ -78,18 +78,22 @@ def seconds_of(
     *,
     probe_s: float,
     threads: int,
-) -> float:
-    """Seconds that the trainings take here, from a probe of each network; without the labels of unpaid candidates.
+) -> dict[str, float]:
+    """Seconds an image that each network of the trainings takes here, from a probe of each.
 
     Args:
-        probe_s: of each probe, about.
+        probe_s: of all probes, about.
         threads: CPU threads of training.
     """
     names = {training.model for training in trainings}
-    each = {
+    return {
         name: _seconds_an_image(name, section, image_shape, classes, probe_s / len(names), threads) for name in names
     }
-    return sum(one.number * one.steps * one.batch * each[one.model] for one in trainings)
+
+
+def seconds_of(trainings: Sequence[Training], seconds: Mapping[str, float]) -> float:
+    """Seconds that the trainings take, without the labels of unpaid candidates, by what `probed` has found."""
+    return sum(one.number * one.steps * one.batch * seconds[one.model] for one in trainings)
 
 
 def _seconds_an_image(

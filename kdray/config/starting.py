@@ -1,0 +1,155 @@
+"""A first config, for images in a folder and a teacher behind HTTP: `kdray init`."""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdray.errors import ConfigError
+from kdray.images.base import ImageRows
+from kdray.images.folder import FolderImages
+
+SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
+"""Sizes that images of several shapes are brought to."""
+_LOOKED_AT = 40  # images whose shapes are read
+_TEST_SHARE, _MOST_TESTED, _FEWEST = 5, 100, 20  # one image of five is for the test, at most 100; none of fewer than 20
+
+_TEMPLATE = """\
+# Written by kdray init. What this would do and cost: kdray plan {name}. All fields: docs/config.md
+seed: 0
+
+{images}
+# The teacher. An API is told by what its requests and replies look like; other forms, and Triton, KServe and MLServer:
+# docs/teachers.md. The first image is asked alone: if the reply is not as said here, no other is paid for.
+teacher:
+  kind: http
+  protocol: json
+  url: {url}
+  classes: {classes}{classes_note}
+  answers: top3            # classes with probabilities that a reply has; soft: all of them; hard: one, without
+  batch_size: 1            # images of a request
+  headers: {{Authorization: "Bearer ${{API_KEY}}"}}   # ${{API_KEY}} is taken from the environment, and written nowhere
+  input: {{encoding: png}}   # in base64; array: nested lists of numbers
+  request: {{image: "$image"}}
+  reply: {{items: predictions, label: class, score: confidence}}
+  limits: {{requests_per_s: 10, in_flight: 4}}
+
+budget:
+  queries: {queries}             # a hard cap
+{evaluation}  # price_per_query: 0.001
+  # currency: USD
+
+# student: {{steps_factor: 1}}   # a quarter of the training of colour images, for a first look
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A first config.
+
+    Attributes:
+        text: as YAML.
+        images: how many images the folder has; None where none was given.
+        tested: how many of them are for the test.
+        size: to which they are resized; None where they have one shape.
+    """
+
+    text: str
+    images: int | None
+    tested: int
+    size: int | None
+
+
+def starting_config(name: str, folder: str | None, url: str | None, classes: str | None, queries: int) -> Start:
+    """A config with comments, for images in a folder and a teacher that takes and gives JSON.
+
+    Args:
+        name: of the file, for its first line.
+        folder: with the images; None leaves a place for it.
+        url: of the teacher; None leaves a place for it.
+        classes: their number, or their names with commas between them; None leaves a place for them.
+        queries: the budget.
+
+    Raises:
+        ConfigError: a class is named twice or not at all, there are fewer than two, or `queries` is below 1.
+        ImageSetError: the folder is not there, or it holds no images that can be read.
+    """
+    if queries < 1:
+        raise ConfigError(f"--queries: got {queries:,}; give a number from 1 on")
+    named = _classes(classes)
+    opened = None if folder is None else FolderImages(path=folder).open("--images")
+    size = None if opened is None else _size(opened)
+    count = 0 if opened is None else opened.rows
+    tested = min(_MOST_TESTED, count // _TEST_SHARE) if count >= _FEWEST else 0
+    text = _TEMPLATE.format(
+        name=name,
+        images=_images(folder, count, tested, size if opened is not None else 64),
+        url=json.dumps(url or "https://api.example.org/v1/classify"),
+        classes=json.dumps(named, ensure_ascii=False),
+        classes_note="" if classes else "   # all that it may answer, or their number",
+        queries=queries,
+        evaluation=f"  evaluation: {tested}          # queries about the images of test, counted apart\n"
+        if tested
+        else "",
+    )
+    return Start(text=text, images=None if opened is None else count, tested=tested, size=size)
+
+
+def _images(folder: str | None, count: int, tested: int, size: int | None) -> str:
+    """The sections images and test."""
+    shape = "" if size is None else f", size: {size}"
+    source = f"source: folder, path: {json.dumps(folder or 'images', ensure_ascii=False)}{shape}"
+    if not tested:
+        return f"# Images without labels, to ask about and to mix.\nimages: {{{source}}}\n"
+    first = count - tested
+    return (
+        f"# Images without labels, to ask about and to mix. The last {tested} of {count:,}, by name, are kept out: the "
+        "student is\n# measured on them by its agreement with the teacher. Where names go by what is shown, move a "
+        "random part of the\n# files to a folder of its own, and name that one in test.\n"
+        f'images: {{{source}, rows: "0:{first}"}}\ntest:   {{{source}, rows: "{first}:{count}"}}\n'
+    )
+
+
+def _classes(text: str | None) -> list[str] | int:
+    if text is None:
+        return ["cat", "dog", "rabbit"]
+    names = [name.strip() for name in text.split(",")]
+    if len(names) == 1 and names[0].isdecimal():
+        if int(names[0]) < 2:
+            raise ConfigError(f"--classes: got {names[0]}; a classifier has two classes or more")
+        return int(names[0])
+    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"--classes: got {text!r}; give their number, or different names with commas between them")
+    return names
+
+
+def _size(opened: ImageRows) -> int | None:
+    """What images are resized to: the largest of `SIZES` that half of them have; None if all have one shape."""
+    from PIL import UnidentifiedImageError
+
+    step, shapes = max(1, opened.rows // _LOOKED_AT), []
+    for row in range(0, opened.rows, step):
+        try:
+            with opened.decode(row) as image:
+                shapes.append(image.size)
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+            continue  # `kdray plan` reads every image, and names it
+    if not shapes or len(set(shapes)) == 1:
+        return None
+    shorter = statistics.median(min(shape) for shape in shapes)
+    return max((size for size in SIZES if size <= shorter), default=SIZES[0])
+
+
+def write_start(path: Path, text: str) -> None:
+    """Write a new file.
+
+    Raises:
+        ConfigError: it is there already, or cannot be written.
+    """
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already, and nothing is overwritten; give another FILE") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; give another FILE") from None

@@ -1,0 +1,108 @@
+"""`kdray init`: a config that is valid as it is, by what lies in the folder, and nothing overwritten."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import command
+from PIL import Image
+from test_cli_errors import refused
+
+from kdray.config.load import load_config
+from kdray.config.starting import SIZES, starting_config
+
+
+def folder_of(path: Path, sizes: list[tuple[int, int]]) -> Path:
+    """A folder of images of these (width, height), and files that are none."""
+    generator = np.random.default_rng(0)
+    (path / "a part").mkdir(parents=True)
+    for number, (width, height) in enumerate(sizes):
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save((path / "a part" if number % 3 == 0 else path) / f"{number:04}.png")
+    (path / "notes.txt").write_text("no image")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "rows"),
+    [
+        ([(70, 66)] * 25, None, ("0:20", "20:25")),
+        ([(70, 66), (300, 100)] * 15, 64, ("0:24", "24:30")),
+        ([(9, 20), (20, 9)] * 10, 32, ("0:16", "16:20")),
+        ([(900, 700), (700, 901)] * 10, 224, ("0:16", "16:20")),
+        ([(40, 40)] * 600, None, ("0:500", "500:600")),
+        ([(70, 66)] * 19, None, (None, None)),
+    ],
+)
+def test_a_config_fits_the_folder_and_loads(sizes, size, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("API_KEY", "k")
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / 'my "pho\\tos', sizes)
+    done = command("init", "--images", 'my "pho\\tos', "--url", "http://127.0.0.1:1/x", "--classes", "cat, dög")
+    assert done.returncode == 0, done.stderr
+    config = load_config("kdray.yaml")
+    assert (config.images.path, config.images.rows) == ('my "pho\\tos', rows[0])
+    assert config.images.size == (None if size is None else (size, size))
+    assert config.teacher.classes == ["cat", "dög"] and config.teacher.url == "http://127.0.0.1:1/x"
+    assert config.budget.queries == 500
+    if rows[1] is None:
+        assert config.test is None and "0 of them are for the test" in done.stdout
+    else:
+        assert (config.test.rows, config.test.size) == (rows[1], config.images.size)
+        first, last = map(int, rows[1].split(":"))
+        assert config.budget.evaluation == last - first
+        assert f"{len(sizes):,} images, " in done.stdout and f"{last - first} of them are for the test" in done.stdout
+    assert "complete `teacher`, then: kdray plan kdray.yaml" in done.stdout
+
+
+def test_without_anything_it_is_a_config_with_places_to_fill_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("API_KEY", "k")
+    done = command("init", tmp_path / "mine.yaml", "--queries", 1200)
+    assert done.returncode == 0 and "images" not in done.stdout.replace("images.", "").split("wrote")[0]
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.images.path == "images" and config.images.size == (64, 64) and config.budget.queries == 1200
+    assert config.teacher.classes == ["cat", "dog", "rabbit"]
+    assert yaml.safe_load(starting_config("x", None, None, "7", 1).text)["teacher"]["classes"] == 7
+
+
+def test_the_plan_of_it_needs_nothing_but_the_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "photos", [(40, 30), (33, 50)] * 20)
+    assert command("init", "--images", "photos", "--queries", 60).returncode == 0
+    assert "API_KEY, which is not set" in command("plan", "kdray.yaml").stderr
+    done = command("plan", "kdray.yaml", env={"API_KEY": "k"})
+    assert done.returncode == 0, done.stderr
+    for text in ("60 = 32 for the images + 1 x 28", "8 queries, counted apart", "at least 6 s at the limits"):
+        assert text in done.stdout, text
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "kdray.yaml").write_text("mine")
+    found = refused("init", tmp_path / "kdray.yaml", unchanged=(tmp_path,))
+    assert "kdray.yaml is there already, and nothing is overwritten; give another FILE" in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "nowhere"], "--images.path: no folder at nowhere"),
+        (["--images", "empty"], "--images: empty holds no images"),
+        (["--classes", "cat"], "--classes: got 'cat'; give their number, or different names with commas between them"),
+        (["--classes", "cat,,dog"], "--classes: got 'cat,,dog'; give their number"),
+        (["--classes", "cat,cat"], "--classes: got 'cat,cat'; give their number"),
+        (["--classes", "1"], "--classes: got 1; a classifier has two classes or more"),
+        (["--queries", "0"], "--queries: got 0; give a number from 1 on"),
+        (["no/folder/a.yaml"], "cannot write no/folder/a.yaml: No such file or directory; give another FILE"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_written(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert message in refused("init", *arguments, unchanged=(tmp_path,))
+
+
+def test_an_image_that_cannot_be_read_is_left_to_the_plan(tmp_path):
+    folder = folder_of(tmp_path / "photos", [(50, 40), (64, 64)] * 10)
+    (folder / "0000a.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
+    assert starting_config("x", str(folder), None, None, 10).size in SIZES
