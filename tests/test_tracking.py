@@ -14,6 +14,7 @@ from kdray.observers.tracking import Tracked, Tracker, Tracking, make_tracker, t
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import read_result
 from kdray.runs.tracked import trackings
+from kdray.utils.packages import why_missing
 
 NAME = "it's 50 %: λ?"
 
@@ -186,3 +187,13 @@ def test_what_is_no_tracker_is_refused_before_anything_is_paid(config_file, tmp_
     with pytest.raises(ConfigError, match="is not one of mlflow, wandb"):
         kdray.distil(lambda images: pytest.fail("the function is asked"), np.zeros((4, 8, 8), np.uint8), track=["none"])
     assert trackings([], RunDirectory(tmp_path / "r"), None) == []
+
+
+def test_packages_that_are_missing_are_named_with_the_command_that_brings_them():
+    assert why_missing("x", ("json", "ast"), "all") is None
+    for needs, said in (
+        (("json", "no_such"), "no_such, which is not installed"),
+        (("no_such", "nor_this"), "no_such and nor_this, which are not installed"),
+        (("no_such", "nor_this", "nor_that"), "no_such, nor_this and nor_that, which are not installed"),
+    ):
+        assert why_missing("x", needs, "all") == f"x needs {said}: pip install 'kdray[all]'"

@@ -39,7 +39,7 @@ budget:
 {evaluation}  # price_per_query: 0.001
   # currency: USD
 
-# student: {{steps_factor: 1}}   # a quarter of the training of colour images, for a first look
+# student: {{steps_factor: 1}}   # a shorter training of colour images, for a first look
 """
 
 

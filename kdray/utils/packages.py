@@ -15,4 +15,6 @@ def why_missing(what: str, needs: Sequence[str], extra: str) -> str | None:
     missing = [package for package in needs if importlib.util.find_spec(package) is None]
     if not missing:
         return None
-    return f"{what} needs {' and '.join(missing)}, which is not installed: pip install 'kdray[{extra}]'"
+    named = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+    are = "is" if len(missing) == 1 else "are"
+    return f"{what} needs {named}, which {are} not installed: pip install 'kdray[{extra}]'"
