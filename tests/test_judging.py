@@ -168,6 +168,18 @@ def test_images_of_another_size_become_those_of_the_student(own, tmp_path):
     assert done.returncode == 2 and "its images have shape (1, 8, 8), the student takes (1, 16, 16)" in done.stderr
 
 
+def test_images_that_the_student_was_trained_on_are_counted(own, tmp_path):
+    directory = RunDirectory(own)
+    bought = directory.read_labelled(0, 10).images
+    test = read_test(load_config(directory.config), shape=(1, 16, 16))
+    images = torch.cat([bought, test.images[:10], directory.read_labelled(1, 10).images[:3]])
+    folder = as_folder(images, torch.cat([torch.zeros(40), test.labels[:10], torch.zeros(3)]).long(), tmp_path / "all")
+    done = command("evaluate", own, *QUICK, "--data", folder)
+    assert done.returncode == 0 and "the student was trained on 43 of these 53 images" in done.stdout + done.stderr
+    done = command("evaluate", own, *QUICK)
+    assert done.returncode == 0 and "was trained on" not in done.stdout + done.stderr
+
+
 def test_images_without_labels_show_agreement_alone(own, tmp_path):
     test = read_test(load_config(own / "config.yaml"))
     plain = tmp_path / "plain"

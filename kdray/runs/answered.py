@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdray.config.root import Config
 from kdray.errors import ConfigError
+from kdray.ledger.records import hash_images
 from kdray.ledger.store import Ledger
 from kdray.observers import Observer
 from kdray.runs.directory import RunDirectory
@@ -70,6 +71,19 @@ def answers_of_run(
     finally:
         ledger.close()
     return Known.among(hashes, known, num_classes)
+
+
+def trained_on(run: RunDirectory, images: Tensor, num_classes: int) -> int:
+    """How many of the images the run has bought, so that its student was trained on them.
+
+    Args:
+        images: uint8 [N, C, H, W], as the student sees them.
+    """
+    hashes, found = hash_images(images), set[bytes]()
+    for number in run.asked_rounds():
+        for sample in (False, True)[: 1 + run.has_sample(number)]:
+            found.update(hash_images(run.read_labelled(number, num_classes, sample=sample).images))
+    return sum(key in found for key in hashes)
 
 
 def answers_of_file(path: Path, images: Tensor, seen: TeacherInput | None, num_classes: int) -> Known:

@@ -15,7 +15,7 @@ from kdray.images.labels import with_teachers_labels
 from kdray.metrics.evaluation import Evaluation, evaluate
 from kdray.models.checkpoint import ModelCard, load_student, read_own_card
 from kdray.observers import Observer
-from kdray.runs.answered import Known, answers_of_file, answers_of_run
+from kdray.runs.answered import Known, answers_of_file, answers_of_run, trained_on
 from kdray.runs.directory import RunDirectory, find_student
 from kdray.sections.base import Section
 from kdray.utils.seeds import numpy_generator
@@ -147,6 +147,11 @@ def read_subject(where: Path, wanted: Wanted, observer: Observer | None = None) 
     section = _section(config, wanted, card, where)
     seed = config.seed if config is not None else 0
     test = read_measured(section, card, seed, observer)
+    if run is not None and (count := trained_on(run, test.images, card.num_classes)):
+        observer.note(
+            f"the student was trained on {count:,} of these {len(test):,} images, which the run has bought: figures of "
+            "images that it never saw are lower; leave them out, for example with test.rows"
+        )
     names = card.classes or test.classes or tuple(map(str, range(card.num_classes)))
     return Subject(
         student=student,
