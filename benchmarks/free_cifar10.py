@@ -2,7 +2,7 @@
 
     python benchmarks/free_cifar10.py --queries 5000      # and 20000
 
-Soft answers; small-cnn, a network of 114,000 weights, learns from benchmarks.networks:cnn, which has 81 % of the test
+Soft answers; small-cnn learns from benchmarks.networks:cnn, a network of 114,000 weights that has 81 % of the test
 set. Round 0 asks about a fifth of the budget, drawn from the pool itself, or about the 1,000 images. Accuracy is that
 on the 10,000 test images, `unseen` that on 5,000 training images, by which kdray's defaults are decided.
 

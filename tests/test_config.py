@@ -619,7 +619,7 @@ def test_a_minimal_config_gets_the_documented_defaults():
     assert (config.images.rows, config.images.count, config.images.size, config.images.colour) == (None,) * 4
     assert config.pool.kind == "mixup" and len(config.pool.grid()) == 11
     assert (config.select.strategy, config.select.rounds, config.select.per_round) == ("cluster-margin", 1, None)
-    assert (config.student.model, config.student.steps, config.student.early_stop) == ("lenet5", "auto", None)
+    assert (config.student.model, config.student.steps, config.student.early_stop) == ("small-cnn", "auto", None)
     assert config.student.augment.kind == "auto"
     assert (config.teacher.answers, config.teacher.decimals) == ("soft", None)
     assert (config.budget.evaluation, config.budget.price_per_query) == ("auto", None)

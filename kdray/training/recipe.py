@@ -102,7 +102,7 @@ class StudentSection(Recipe):
 
     path_fields: ClassVar[tuple[str, ...]] = ("init",)
 
-    model: ModelName = "lenet5"
+    model: ModelName = "small-cnn"
     """A network of kdray's zoo or one of torchvision's classifiers by name (docs/models.md), or a class or function of
     your own as module:object."""
     init: str | None = None
