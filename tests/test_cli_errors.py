@@ -71,6 +71,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 def everything(root: Path) -> dict[str, bytes | None]:
     """All files below `root` with their content, and all folders."""
+    assert not (root / ".git").exists(), f"{root} is a clone with gigabytes in it: change to a folder of the test's own"
     return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
 

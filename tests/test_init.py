@@ -77,7 +77,8 @@ def test_the_plan_of_it_needs_nothing_but_the_key(tmp_path, monkeypatch):
         assert text in done.stdout, text
 
 
-def test_nothing_is_overwritten(tmp_path):
+def test_nothing_is_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "kdray.yaml").write_text("mine")
     found = refused("init", tmp_path / "kdray.yaml", unchanged=(tmp_path,))
     assert "kdray.yaml is there already, and nothing is overwritten; give another FILE" in found
