@@ -150,7 +150,7 @@ def read_subject(where: Path, wanted: Wanted, observer: Observer | None = None) 
     if run is not None and (count := trained_on(run, test.images, card.num_classes)):
         observer.note(
             f"the student was trained on {count:,} of these {len(test):,} images, which the run has bought: figures of "
-            "images that it never saw are lower; leave them out, for example with test.rows"
+            "images that it never saw are usually lower; leave them out, for example with test.rows"
         )
     names = card.classes or test.classes or tuple(map(str, range(card.num_classes)))
     return Subject(

@@ -31,13 +31,17 @@ export async function openClassifier(ort) {
     return found;
   }
 
-  /** The classes of an image as [{name, probability}], the likeliest first. */
-  async function classify(image) {
-    const found = await probabilities(await pixels(image));
+  /** The classes with their probabilities as [{name, probability}], the likeliest first. */
+  function ranked(found) {
     return names.map((name, at) => ({ name, probability: found[at] })).sort((a, b) => b.probability - a.probability);
   }
 
-  return { names, shape, probabilities, pixels, classify };
+  /** The classes of an image, see `ranked`. */
+  async function classify(image) {
+    return ranked(await probabilities(await pixels(image)));
+  }
+
+  return { names, shape, probabilities, pixels, ranked, classify };
 }
 
 async function read(name) {
