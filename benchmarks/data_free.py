@@ -143,10 +143,11 @@ def only(rows: Iterable[tuple[str, ...]], options: Namespace) -> list[tuple[str,
 
 
 def summary(results: list[dict[str, float]]) -> dict[str, Any]:
-    """Means, the standard error of the accuracy, and all accuracies."""
+    """Means of what all runs have, the standard error of the accuracy, and all accuracies."""
     accuracies = [result["accuracy"] for result in results]
     error = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else 0.0
-    means = {name: round(statistics.mean(result[name] for result in results), 5) for name in results[0]}
+    names = [name for name in results[0] if all(name in result for result in results)]
+    means = {name: round(statistics.mean(result[name] for result in results), 5) for name in names}
     return {**means, "standard_error": round(error, 5), "accuracies": accuracies}
 
 

@@ -1,6 +1,9 @@
 """The runs without images that data_free.py compares: MNIST, LeNet-5 to LeNet-5, hard labels, one thread."""
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,10 @@ from kdray.config.root import Config
 from kdray.images.base import read_images
 from kdray.models.checkpoint import load_student
 from kdray.models.predict import accuracy, predict
+from kdray.pools.boundary import BoundaryPool
+from kdray.pools.images import ImagePool
+from kdray.pools.mixture import MixturePool
+from kdray.pools.procedural.base import ProceduralPool
 from kdray.runs.directory import RunDirectory
 from kdray.runs.learning import learn
 from kdray.runs.result import Result
@@ -105,7 +112,9 @@ def from_pool(name: str, how: str, queries: int, seed: int, folder: str) -> dict
     select = {"strategy": strategy} | ({"rounds": int(rounds.split()[0])} if rounds else {})
     student = STUDENT | ({"augment": augment} if augment else {}) | ({"unpaid": UNPAID} if unpaid else {})
     place = Path(folder) / f"{list(POOLS | MOVED).index(name)}-{how}-{seed}"
-    return figures_of(run(_config(name, select, student, queries, seed), RunDirectory(place), local=True))
+    with _rendering() as spent:
+        found = figures_of(run(_config(name, select, student, queries, seed), RunDirectory(place), local=True))
+    return found | {"rendering_s": round(sum(spent), 1)}
 
 
 def balanced(name: str, choice: str, queries: int, student: str, seed: int, folder: str) -> dict[str, Any]:
@@ -165,6 +174,37 @@ def _written(pool: Any, images: Any, select: Any, student: Any, queries: int, se
     )
 
 
+@contextmanager
+def _rendering() -> Iterator[list[float]]:
+    """Seconds of each call that has a pool render; those by which a mixture has its parts render count once."""
+    spent: list[float] = []
+    inside = False
+    kinds = (ProceduralPool, ImagePool, MixturePool, BoundaryPool)
+    plain = {kind: kind.render for kind in kinds}
+
+    def timed(kind: Any) -> Any:
+        def render(pool: Any, ids: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return plain[kind](pool, ids)
+            inside, begin = True, time.perf_counter()
+            try:
+                return plain[kind](pool, ids)
+            finally:
+                inside = False
+                spent.append(time.perf_counter() - begin)
+
+        return render
+
+    for kind in kinds:
+        kind.render = timed(kind)
+    try:
+        yield spent
+    finally:
+        for kind in kinds:
+            kind.render = plain[kind]
+
+
 def figures_of(done: Result, rows: str = "50000:60000") -> dict[str, float]:
     """What a finished run has measured; `unseen` on these rows of the teacher's training images."""
     last = done.history[-1]
@@ -175,6 +215,7 @@ def figures_of(done: Result, rows: str = "50000:60000") -> dict[str, float]:
         "entropy": round(last.relative_entropy, 4),
         "training_s": round(sum(metrics.seconds["train"] for metrics in done.history), 1),
         "choosing_s": round(sum(metrics.seconds["choose"] for metrics in done.history), 1),
+        "rounds_s": round(sum(sum(metrics.seconds.values()) for metrics in done.history), 1),
         **pairs,
     }
 

@@ -18,8 +18,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from kdray.errors import ImageSetError
-from kdray.images.base import ImageSet, parse_rows, read_images, sources
+from kdray.images.base import ImageRows, ImageSet, read_images, sources
 from kdray.images.png import decode_png, encode_png
+from kdray.images.rows import choose_rows, parse_rows
 from kdray.utils.seeds import numpy_generator
 
 CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -327,6 +328,28 @@ def test_a_draw_lies_in_its_rows_keeps_their_order_and_repeats(sixty, first, len
 )
 def test_rows_are_a_half_open_range(sixty, rows, expected):
     assert rows_of(read(source="parquet", path=sixty, rows=rows)) == expected
+
+
+@given(st.integers(0, 2**40), st.integers(1, 59), st.sampled_from([None, 1]))
+@settings(max_examples=30, deadline=None)
+def test_one_shuffle_splits_a_source_at_random(sixty, shuffle, cut, count):
+    parts = [
+        rows_of(read(source="parquet", path=sixty, shuffle=shuffle, rows=rows, seed=seed))
+        for seed, rows in enumerate((f":{cut}", f"{cut}:"))
+    ]
+    assert sorted(parts[0] + parts[1]) == list(range(60)) and len(parts[0]) == cut
+    assert all(part == sorted(part) for part in parts)
+    (one,) = rows_of(read(source="parquet", path=sixty, shuffle=shuffle, rows=f":{cut}", count=1))
+    assert one in parts[0]
+
+
+def test_every_row_is_as_likely_to_come_first_in_a_shuffled_source():
+    five = ImageRows(name="five", rows=5, decode=lambda row: Image.new("L", (4, 4)), where=str)
+    first = np.zeros(5)
+    for seed in range(1000):
+        section = sources.parse({"source": "digits", "shuffle": seed, "rows": "0:1"})
+        first[choose_rows(five, section, numpy_generator(0, "not used"), "images")] += 1
+    assert np.abs(first - 200).max() < 5 * (1000 * 0.2 * 0.8) ** 0.5
 
 
 def test_a_draw_of_all_is_all_and_other_seeds_draw_others(sixty):

@@ -50,6 +50,7 @@ def test_a_config_fits_the_folder_and_loads(sizes, size, rows, tmp_path, monkeyp
         assert config.test is None and "0 of them are for the test" in done.stdout
     else:
         assert (config.test.rows, config.test.size) == (rows[1], config.images.size)
+        assert config.images.shuffle == config.test.shuffle == 0
         first, last = map(int, rows[1].split(":"))
         assert config.budget.evaluation == last - first
         assert f"{len(sizes):,} images, " in done.stdout and f"{last - first} of them are for the test" in done.stdout

@@ -12,7 +12,7 @@ from kdray.images.base import read_images, sources
 from kdray.models.base import find_model
 from kdray.models.checkpoint import ModelCard, load_student, model_bytes, save_model
 from kdray.models.classifier import build_model
-from kdray.runs.inputs import check_student
+from kdray.runs.student_check import check_student
 from kdray.training.fitting import StudentSpec, fit
 from kdray.training.loop import train
 from kdray.training.losses.base import check_loss, losses

@@ -103,10 +103,10 @@ def _images(folder: str | None, count: int, tested: int, size: int | None) -> st
         return f"# Images without labels, to ask about and to mix.\nimages: {{{source}}}\n"
     first = count - tested
     return (
-        f"# Images without labels, to ask about and to mix. The last {tested} of {count:,}, by name, are kept out: the "
-        "student is\n# measured on them by its agreement with the teacher. Where names go by what is shown, move a "
-        "random part of the\n# files to a folder of its own, and name that one in test.\n"
-        f'images: {{{source}, rows: "0:{first}"}}\ntest:   {{{source}, rows: "{first}:{count}"}}\n'
+        f"# Images without labels, to ask about and to mix. {tested} of the {count:,}, drawn at random by the seed "
+        "shuffle, are kept\n# out: the student is measured on them by its agreement with the teacher.\n"
+        f'images: {{{source}, shuffle: 0, rows: "0:{first}"}}\n'
+        f'test:   {{{source}, shuffle: 0, rows: "{first}:{count}"}}\n'
     )
 
 

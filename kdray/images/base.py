@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
 from kdray.errors import ImageSetError
+from kdray.images.rows import choose_rows, parse_rows
 from kdray.sections.base import ClassNames, Section, Size
 from kdray.sections.registry import Registry
 from kdray.utils.lazy import torch
@@ -137,6 +138,8 @@ class ImageSource(Section):
     """Kind of source, or a class of your own as module:class."""
     rows: str | None = None
     """Half-open range of rows, "start:stop", taken before `count` is drawn; null takes all."""
+    shuffle: Annotated[int, Field(ge=0)] | None = None
+    """Seed of a random order for `rows` to count in; null takes the source's. One seed splits a source at random."""
     count: Annotated[int, Field(ge=1)] | None = None
     """How many images to draw (seeded, without looking at labels); null takes all."""
     size: Size | None = None
@@ -197,7 +200,7 @@ sources = Registry(
     field="images",
     tag="source",
     package=("kdray.images", "kdray.pools.sources"),
-    skip=("arrays", "decode", "labels", "on_demand", "pixels", "shards", "splits"),
+    skip=("arrays", "decode", "labels", "on_demand", "pixels", "rows", "shards", "splits"),
 )
 """The sources of images, by name."""
 
@@ -256,7 +259,7 @@ def open_rows(source: ImageSource, *, generator: np.random.Generator, field: str
             f"{field}: the images of {opened.name} have changed since the run began (there are {opened.rows:,} now, "
             f"and digest {source.digest} is {now}); bring back the old ones, or start a new run"
         )
-    return opened, _choose_rows(opened, source.rows, source.count, generator, field)
+    return opened, choose_rows(opened, source, generator, field)
 
 
 def open_source(source: ImageSource, field: str) -> ImageRows:
@@ -309,47 +312,12 @@ def _some(names: tuple[str, ...], most: int = 12) -> str:
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
-def parse_rows(text: str) -> tuple[int, int | None]:
-    """The half-open range "start:stop" as two numbers; either may be left out, and a missing stop is None.
-
-    Raises:
-        ValueError: it is not a range.
-    """
-    start, colon, stop = text.partition(":")
-    if not colon:
-        raise ValueError(f"rows = {text!r} is not a range; write it as start:stop, for example 0:1000")
-    try:
-        first, last = int(start or 0), int(stop) if stop else None
-    except ValueError:
-        raise ValueError(f"rows = {text!r} is not a range of whole numbers; write it as start:stop") from None
-    if first < 0 or (last is not None and last <= first):
-        raise ValueError(f"rows = {text!r} is empty or negative; write it as start:stop with 0 <= start < stop")
-    return first, last
-
-
 def in_order(names: Iterable[str]) -> list[str]:
     """Names of classes in the order of numbers where all are whole numbers, else in that of text."""
     names = list(names)
     if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
-
-
-def _choose_rows(
-    opened: ImageRows, window: str | None, count: int | None, generator: np.random.Generator, field: str
-) -> np.ndarray:
-    """The numbers of the wanted rows, int64 [M], in ascending order."""
-    first, last = parse_rows(window) if window else (0, None)
-    if last is not None and last > opened.rows:
-        raise ImageSetError(f"{field}.rows: {window} reaches past the {opened.rows:,} images of {opened.name}")
-    rows = np.arange(opened.rows)[first:last]
-    if len(rows) == 0:
-        raise ImageSetError(f"{field}: {opened.name} holds no images" + (f" in rows {window}" if window else ""))
-    if count is None:
-        return rows
-    if count > len(rows):
-        raise ImageSetError(f"{field}.count: {count:,} images wanted, but {opened.name} holds {len(rows):,}")
-    return np.sort(generator.choice(rows, size=count, replace=False))
 
 
 def _read_labels(opened: ImageRows, rows: np.ndarray, field: str) -> np.ndarray:

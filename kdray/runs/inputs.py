@@ -1,6 +1,5 @@
 """From a config to what it names: images, pool, teacher and student, read and checked before anything is paid."""
 
-import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,31 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdray.config.root import Config
-from kdray.errors import ConfigError, ImageSetError, ModelError, TeacherError
+from kdray.errors import ConfigError, ImageSetError, TeacherError
 from kdray.images import ImageSet, read_images
 from kdray.images.labels import with_teachers_labels
 from kdray.ledger.check import check_ledger
 from kdray.models.base import find_model
 from kdray.models.checkpoint import ModelCard
-from kdray.models.classifier import ImageClassifier, build_model, pixel_statistics
-from kdray.models.features import head
-from kdray.models.start import start_weights, with_digest
+from kdray.models.classifier import pixel_statistics
+from kdray.models.start import with_digest
 from kdray.observers import Observer
 from kdray.pools.base import Pool
+from kdray.runs.overlap import overlap_note
 from kdray.runs.pool_schedule import PoolSchedule, read_pool
-from kdray.search.first_layer import split
+from kdray.runs.student_check import check_student_and_search, read_start
 from kdray.sections.base import Section
 from kdray.select.rad.estimate import Estimation
 from kdray.teachers.base import Teacher
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http.secrets import Secrets
 from kdray.teachers.local import LocalTeacher
-from kdray.training.augment import check_augment
 from kdray.training.fitting import StudentSpec
 from kdray.training.losses.base import check_loss
-from kdray.training.recipe import StudentSection
-from kdray.utils.devices import auto_threads, resolve_device
-from kdray.utils.lazy import torch
+from kdray.utils.devices import auto_threads
 from kdray.utils.seeds import numpy_generator
 
 if TYPE_CHECKING:
@@ -143,7 +139,8 @@ class Data:
     def notes(self) -> list[str]:
         """What the user should know of how the images were read."""
         sets = (self.pooled.images, self.labelled, self.validation, self.test)
-        return [*(note for data in sets if data is not None for note in data.notes), *self.pooled.notes]
+        notes = [*(note for data in sets if data is not None for note in data.notes), *self.pooled.notes]
+        return notes + overlap_note(self.test, {"images": self.pooled.images, "labelled": self.labelled})
 
     def of_teacher(
         self, config: Config, count: int | None, names: tuple[str, ...] | None, observer: Observer | None = None
@@ -199,7 +196,7 @@ def read_data(config: Config, in_memory: InMemoryInputs | None = None, *, ledger
             f"select.estimate_queries: {pooled.estimate:,} labelled images wanted for the estimate of m, but "
             f"validation has {len(validation):,}; lower it to {len(validation):,}"
         )
-    _check_student(config, shape)
+    check_student_and_search(config, shape)
     sections: dict[str, Section] = {"images": pooled.source, "pool": pooled.section}
     for field, images in (("labelled", labelled), ("validation", validation), ("test", test)):
         if images is not None and field not in in_memory.image_sets():
@@ -342,58 +339,3 @@ def _with_true_labels(data: ImageSet, field: str) -> ImageSet:
     if (lowest := int(data.true_labels.min())) < 0:
         raise ImageSetError(f"{field}: label {lowest} found; every image of it needs its true label")
     return data
-
-
-def _check_student(config: Config, image_shape: tuple[int, int, int]) -> None:
-    """Refuse what training or choosing would refuse after the first answers were paid."""
-    student = check_student(config.student, image_shape)
-    if config.select.features:
-        try:
-            head(student)
-        except ModelError as error:
-            raise ConfigError(f"select.strategy: {config.select.strategy} compares features, but {error}") from None
-    if config.search.mixing == "first-layer" and split(student) is None:
-        raise ConfigError(
-            f"pool.mixing: the first layer of {config.student.model} cannot be taken apart from the rest; "
-            "set it to auto or pixels"
-        )
-
-
-def check_student(section: StudentSection, image_shape: tuple[int, int, int]) -> ImageClassifier:
-    """A student with fresh weights for two classes.
-
-    Raises:
-        ConfigError: a shift that does not fit the images, or a device that is not there.
-        ModelError: an unknown network, images too small for it, or weights of `init` that do not fit it.
-    """
-    check_augment(section.augment, image_shape, "student.augment")
-    if section.unpaid is not None and section.unpaid.model is not None:
-        build_model(section.unpaid.model, image_shape, 2, seed=0)
-    resolve_device(section.device, "student.device")
-    student = build_model(section.model, image_shape, 2, seed=0)
-    if section.batch_size == 1:
-        _check_single(student, section, image_shape)
-    if section.init is not None:
-        start_weights(section.init, student.network, section.model)
-    return student
-
-
-def _check_single(student: ImageClassifier, section: StudentSection, image_shape: tuple[int, int, int]) -> None:
-    try:
-        copy.deepcopy(student).train()(torch.zeros(1, *image_shape))
-    except ValueError as error:  # of batch normalisation
-        raise ConfigError(
-            f"student.batch_size: {section.model} cannot be trained on single images ({error}); raise it"
-        ) from None
-
-
-def read_start(section: StudentSection, card: ModelCard) -> bytes | None:
-    """The weights that students start from, see `kdray.models.start`; None for fresh ones.
-
-    Raises:
-        ModelError: see `check_student`.
-    """
-    if section.init is None:
-        return None
-    fresh = build_model(card.model, card.image_shape, card.num_classes, seed=0)
-    return start_weights(section.init, fresh.network, card.model)

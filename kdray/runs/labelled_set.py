@@ -22,8 +22,8 @@ from kdray.observers import Observer
 from kdray.runs.answered import Known
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores
-from kdray.runs.inputs import check_student, read_start
 from kdray.runs.judging import fitted, read_measured
+from kdray.runs.student_check import check_student, read_start
 from kdray.runs.students import LearningCurve, Work, check_counts, make_folder, measured, train_each
 from kdray.runs.tables import Labelled, count_rows, read_classes, read_labelled, read_rows, read_top, write_labelled
 from kdray.runs.training_set import with_bought

@@ -19,10 +19,11 @@ from kdray.runs.answered import Known, answers_of_run
 from kdray.runs.copies import Copies
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores
-from kdray.runs.inputs import check_student, read_labelled, read_start, read_test, resolve
+from kdray.runs.inputs import read_labelled, read_test, resolve
 from kdray.runs.kinds import Kinds
 from kdray.runs.pool_schedule import read_pool
 from kdray.runs.remade import Remade
+from kdray.runs.student_check import check_student, read_start
 from kdray.runs.students import LearningCurve, Work, check_counts, make_folder, measured, train_each
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.training.fitting import StudentSpec
