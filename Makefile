@@ -17,9 +17,10 @@ demo: .venv/ready
 	$(BIN)/kdray demo
 
 # A third process fills two cores while others wait: for the disk, for processes to start, to die, to be found dead.
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
+PROCESSES := 3
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
 
-# All but the storms, which have a small version here. CI takes MARKS="not long": storms wait much, and others run meanwhile.
+# All but the storms, which have a small version here. CI takes MARKS="not long" and a fourth process: storms wait much.
 MARKS := not storm
 test: .venv/ready
 	$(PYTEST) -m "$(MARKS)"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -31,6 +32,8 @@ os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 -- Ray spe
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- else all that is not Ray's comes first, and its tests last
 os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 -- a process for each CPU, and few are used
 
+gc.disable()  # until all tests are found: what is imported stays
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -55,6 +58,8 @@ def _shares_a_fixture(item: pytest.Item) -> bool:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Groups show in the names of tests; where they do not, each worker would start a Ray of its own."""
+    gc.freeze()
+    gc.enable()
     if getattr(session.config.option, "loadgroup", False):
         grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
         assert all("@" in item.nodeid for item in grouped), "this pytest-xdist does not group tests"

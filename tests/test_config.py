@@ -4,7 +4,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from fractions import Fraction
 from typing import Annotated, Any
@@ -165,13 +165,17 @@ def limits(field: FieldInfo) -> list[tuple[str, float]]:
     return [outside[type(rule)](rule) for rule in rules if type(rule) in outside]
 
 
-def case(path: str, data: dict, *rest: Any) -> Any:
-    """A test case, named after the field and the kind of section it is in."""
-    section: Any = data
-    for name in path.split(".")[:-1]:
-        section = section.get(name) or {}
-    kind = section.get("source") or section.get("kind") or section.get("strategy")
-    return pytest.param(path, data, *rest, id=f"{path}[{kind}]" if kind else path)
+def by_section(cases: Iterable[tuple]) -> list[Any]:
+    """Cases (path, data, ...) as a test for each section and kind of it: one for each field would be thousands."""
+    found: dict[str, list[tuple]] = {}
+    for path, data, *rest in cases:
+        section: Any = data
+        *names, _ = path.split(".")
+        for name in names:
+            section = section.get(name) or {}
+        kind = section.get("source") or section.get("kind") or section.get("strategy")
+        found.setdefault(".".join(names) + (f"[{kind}]" if kind else ""), []).append((path, data, *rest))
+    return [pytest.param(rows, id=name or "top") for name, rows in found.items()]
 
 
 FIELDS = list(walk())
@@ -190,53 +194,54 @@ def test_the_walk_finds_the_fields_and_the_configs_it_makes_are_valid():
 
 
 @pytest.mark.parametrize(
-    ("path", "data", "limit", "value"),
-    [case(path, data, *bound) for path, field, data in LEAVES for bound in limits(field)],
+    "cases", by_section((path, data, *bound) for path, field, data in LEAVES for bound in limits(field))
 )
-def test_a_value_out_of_range_is_told_field_limit_and_value(path, data, limit, value):
-    message = refusal(f"{path}={value}", data=data)
-    first = message.splitlines()[0]
-    assert first.startswith(f"{path}: input should be {limit} ") and first.endswith(f", got {value}")
+def test_a_value_out_of_range_is_told_field_limit_and_value(cases):
+    for path, data, limit, value in cases:
+        first = refusal(f"{path}={value}", data=data).splitlines()[0]
+        assert first.startswith(f"{path}: input should be {limit} ") and first.endswith(f", got {value}")
 
 
 @pytest.mark.parametrize(
-    ("path", "data", "value"),
-    [
-        case(path, data, 3 if field.annotation in (str, str | None, ReplyPath | None) else "abc")
+    "cases",
+    by_section(
+        (path, data, 3 if field.annotation in (str, str | None, ReplyPath | None) else "abc")
         for path, field, data in LEAVES
         if field.annotation is not Any and path not in HIDDEN
-    ],
+    ),
 )
-def test_a_value_of_the_wrong_type_is_told_field_and_value(path, data, value):
-    message = refusal(f"{path}={value}", data=data)
-    assert message.startswith(f"{path}: ") and repr(value) in message.splitlines()[0]
+def test_a_value_of_the_wrong_type_is_told_field_and_value(cases):
+    for path, data, value in cases:
+        first = refusal(f"{path}={value}", data=data).splitlines()[0]
+        assert first.startswith(f"{path}: ") and repr(value) in first
 
 
-@pytest.mark.parametrize(("path", "data"), [case(path, data) for path, _, data, _ in FIELDS])
-def test_a_misspelt_key_is_told_the_nearest_known_one(path, data):
-    name = path.rpartition(".")[2]
-    lines = refusal(f"{path}{name[-1]}=1", data=data).splitlines()
-    assert f"unknown key '{path}{name[-1]}'; did you mean '{name}'?" in [line.strip() for line in lines]
+@pytest.mark.parametrize("cases", by_section((path, data) for path, _, data, _ in FIELDS))
+def test_a_misspelt_key_is_told_the_nearest_known_one(cases):
+    for path, data in cases:
+        name = path.rpartition(".")[2]
+        lines = refusal(f"{path}{name[-1]}=1", data=data).splitlines()
+        assert f"unknown key '{path}{name[-1]}'; did you mean '{name}'?" in [line.strip() for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("path", "data", "known"), [case(path, data, known) for path, _, data, known in FIELDS if path.count(".") < 2]
-)
-def test_a_key_like_no_other_is_told_all_that_are_known(path, data, known):
+@pytest.mark.parametrize("cases", by_section((path, data, known) for path, _, data, known in FIELDS))
+def test_a_key_like_no_other_is_told_all_that_are_known(cases):
+    path, data, known = cases[0]
     wrong = f"{path.rpartition('.')[0]}.zzzzzz".lstrip(".")
     assert f"unknown key {wrong!r}; known here: {', '.join(known)}" in refusal(f"{wrong}=1", data=data)
 
 
-@pytest.mark.parametrize(("path", "data"), [case(path, data) for path, field, data, _ in FIELDS if field.is_required()])
-def test_a_required_field_that_is_missing_is_named(path, data):
-    data = deepcopy(data)
-    *sections, name = path.split(".")
-    section = data
-    for part in sections:
-        section = section[part]
-    del section[name]
-    first = refusal(data=data).splitlines()[0]
-    assert first == f"{path} is missing" or first.startswith(f"{path}: is missing; give one of '")
+@pytest.mark.parametrize("cases", by_section((path, data) for path, field, data, _ in FIELDS if field.is_required()))
+def test_a_required_field_that_is_missing_is_named(cases):
+    for path, data in cases:
+        left = deepcopy(data)
+        *sections, name = path.split(".")
+        section = left
+        for part in sections:
+            section = section[part]
+        del section[name]
+        first = refusal(data=left).splitlines()[0]
+        assert first == f"{path} is missing" or first.startswith(f"{path}: is missing; give one of '")
 
 
 # What single fields are told

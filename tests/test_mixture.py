@@ -67,13 +67,20 @@ def test_every_candidate_of_a_part_is_the_next_of_its_pool():
         assert torch.equal(drawn[mine], part.pool.render(torch.arange(len(mine))))
 
 
-@settings(deadline=None, max_examples=20)
-@given(ids=st.lists(st.integers(0, 2999), max_size=40))
-def test_a_candidate_follows_from_its_id_alone(ids):
+@pytest.fixture(scope="module")
+def three_parts() -> tuple[Pool, Pool, torch.Tensor]:
+    """A mixture, one of more candidates that was pickled, and all images of the first."""
     parts = ["lines", "spectrum", {"kind": "mixup", "lambdas": [0.3, 0.5]}]
     pool = mixture(parts, over=images(n=60), candidates=3000)
     other = pickle.loads(pickle.dumps(mixture(parts, over=images(n=60), candidates=5000)))
-    wanted, every = torch.tensor(ids, dtype=torch.int64), pool.render(torch.arange(3000))
+    return pool, other, pool.render(torch.arange(3000))
+
+
+@settings(deadline=None, max_examples=20)
+@given(ids=st.lists(st.integers(0, 2999), max_size=40))
+def test_a_candidate_follows_from_its_id_alone(three_parts, ids):
+    pool, other, every = three_parts
+    wanted = torch.tensor(ids, dtype=torch.int64)
     assert torch.equal(pool.render(wanted), every[wanted])
     assert torch.equal(torch.cat([every[:0], *other.batches(wanted, 7)]), every[wanted])
 
