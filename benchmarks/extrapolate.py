@@ -18,7 +18,10 @@ from kdray.runs.run import run
 SETTINGS = {
     "digits": ("examples/digits.yaml", ()),
     "mnist": ("examples/mnist.yaml", ("student={model: lenet5, augment: affine}", "images.count=500")),
-    "cifar10": ("benchmarks/cifar10-small.yaml", ("student={model: lenet5, steps_factor: 1}", "images.count=500")),
+    "cifar10": (
+        "benchmarks/cifar10-small.yaml",
+        ("student={model: small-cnn, augment: standard, steps_factor: 1}", "images.count=500"),
+    ),
 }
 """The pool and the strategy are kdray's defaults, but for the digits of the demo."""
 DEFAULTS = ("pool={kind: pairs, pre: affine}", "select={strategy: cluster-margin, rounds: 3}")
