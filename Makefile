@@ -17,10 +17,9 @@ demo: .venv/ready
 	$(BIN)/kdray demo
 
 # A third process fills two cores while others wait: for the disk, for processes to start, to die, to be found dead.
-PROCESSES := 3
-PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
 
-# All but the storms, which have a small version here. CI takes MARKS="not long" and a fourth process: storms wait much.
+# All but the storms, which have a small version here. CI takes MARKS="not long": storms wait much, and others run meanwhile.
 MARKS := not storm
 test: .venv/ready
 	$(PYTEST) -m "$(MARKS)"

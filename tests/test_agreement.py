@@ -233,7 +233,7 @@ def test_a_metered_teacher_is_not_asked_by_itself_and_the_user_is_told_before_an
         "import numpy as np\n\n\ndef ask(images):\n    return np.full((len(images), 2), 0.5, np.float32)\n"
     )
     config = {
-        "images": {"source": "digits", "count": 20, "size": 16}, "test": {"source": "folder", "path": str(folder)},
+        "images": {"source": "digits", "rows": "0:20", "size": 16}, "test": {"source": "folder", "path": str(folder)},
         "teacher": {"kind": "python", "function": "metered_teacher:ask", "classes": 2}, "budget": {"queries": 30},
     } | SMALL  # fmt: skip
     heard: list[str] = []

@@ -155,7 +155,7 @@ def knows(images: np.ndarray) -> np.ndarray:
 
 
 def config_of(tmp_path: Path, classes, **sets):
-    images = write_folder(tmp_path / "unlabelled", {"images": 1}, each=6)
+    images = write_folder(tmp_path / "unlabelled", {"images": 11}, each=6)
     teacher = {"kind": "python", "function": "m:f", "classes": classes}
     data = {"images": images, "teacher": teacher, "budget": {"queries": 20}, "student": {"model": "small-cnn"}, **sets}
     return resolve(parse_config(data))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import threading
@@ -225,7 +226,7 @@ def test_a_copy_cut_off_anywhere_is_gone_on_with_and_nothing_is_paid_twice(
 @pytest.mark.storm
 @pytest.mark.parametrize("address", ["file"], indirect=True)
 def test_the_same_machine_goes_on_with_its_own_files(machine, address, config_file):
-    path = config_file(student__epochs=1)
+    path = config_file(student__epochs=60)
     with Program("run", path, "--local", "--out", address) as process:
         assert any(line.startswith("round 1/2 training") for line in process.stderr)
         process.terminate()
@@ -336,6 +337,7 @@ def test_a_machine_that_was_taken_for_dead_stops_before_it_asks_or_copies(machin
 def test_status_at_an_address_of_a_machine_that_is_lost(machine, address, config_file):
     with Program("run", config_file(student__epochs=1), "--local", "--out", address) as process:
         assert any(line.startswith("round 1/2 choosing") for line in process.stderr)
+        process.send_signal(signal.SIGSTOP)  # it stays there, however long the command takes
         running = command("status", address)
         process.kill()
     assert running.returncode == 3 and "running" in running.stdout

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -93,9 +94,10 @@ def test_neither_torch_nor_ray_is_imported(finished):
 
 
 def test_running_killed_stopped_and_gone_on(config_file, tmp_path):
-    path, out = config_file(student__epochs=8), tmp_path / "run"
+    path, out = config_file(student__epochs=60), tmp_path / "run"
     with Program("run", path, "--local", "--out", out) as process:
         assert any(line.startswith("round 1/2 choosing") for line in process.stderr)
+        process.send_signal(signal.SIGSTOP)  # it stays there, however long the commands take
         assert told(out)[0] == 3
         assert (status_of(out)["state"], status_of(out)["pid"]) == ("running", process.pid)
         before = status_of(out)
