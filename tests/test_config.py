@@ -350,6 +350,7 @@ def test_a_required_field_that_is_missing_is_named(cases):
         ),
         ("pool.lambdas=[0.5, 0.3, 0.5]", "pool.lambdas: a λ is given twice; every λ of the grid must differ"),
         ("student.device=gpu", "student.device: 'gpu' is not a device; use auto, cpu, cuda or cuda:N"),
+        ("images.shuffle=3", 'images: shuffle = 3 is an order for rows to count in; give rows, such as "0:1000"'),
         (
             "select={rounds: 0, per_round: 5}",
             "select.per_round is set, but select.rounds is 0; set select.rounds to at least 1",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from kdray.errors import ImageSetError
 from kdray.images.rows import choose_rows, parse_rows
@@ -163,6 +163,12 @@ class ImageSource(Section):
         if isinstance(value, str):
             parse_rows(value)
         return value
+
+    @model_validator(mode="after")
+    def _a_shuffle_is_for_rows(self) -> "ImageSource":
+        if self.shuffle is not None and self.rows is None:
+            raise ValueError(f'shuffle = {self.shuffle} is an order for rows to count in; give rows, such as "0:1000"')
+        return self
 
     def recorded(self, other: "ImageSource") -> "ImageSource":
         """This section with what the config of a run that goes on, `other`, has recorded; see `resolved`."""
