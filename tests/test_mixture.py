@@ -4,6 +4,7 @@ import io
 import pickle
 from fractions import Fraction
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -281,6 +282,16 @@ def test_drawn_images_follow_from_the_runs_seed_and_are_not_the_pools_candidates
     pool = read_inputs(make_config(images=drawn(size=16), pool={"kind": "lines", "candidates": 2000})).pool
     both = torch.cat([first, pool.render(torch.arange(2000))]).flatten(1)
     assert len(both.unique(dim=0)) > 2030
+
+
+@pytest.mark.parametrize("colour", ["grey", "rgb"])
+def test_images_drawn_together_are_those_drawn_one_by_one(colour):
+    section = sources.parse({"source": "drawn", "pool": "lines", "size": 9, "colour": colour})
+    opened, rows = section.open("images"), np.array([3, 700, 701, 999_999, *range(1000, 1300)])
+    together = [np.asarray(image) for image in opened.decode_many(rows)]
+    assert len(together) == len(rows)
+    for row, image in zip(rows.tolist(), together, strict=True):
+        assert np.array_equal(image, np.asarray(opened.decode(row)))
 
 
 def test_drawn_images_of_noise_are_grey_in_the_mean():

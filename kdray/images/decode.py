@@ -2,8 +2,9 @@
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -65,8 +66,10 @@ def decode_rows(
     def decoded() -> Iterator[np.ndarray]:
         nonlocal wide, frames
         shape: tuple[int, ...] | None = None
+        many = None if opened.decode_many is None else opened.decode_many(rows)
         for row in rows.tolist():
-            shown = _decode(opened, row, source, field)
+            read = partial(opened.decode, row) if many is None else partial(next, many, None)
+            shown = _decode(opened, row, read, source, field)
             frames += shown.frames
             if shown.highest is not None and shown.highest >= wide.highest:
                 wide = _Wide(highest=shown.highest, row=row, scalable=shown.scalable)
@@ -103,7 +106,7 @@ def decode_row(opened: ImageRows, row: int, source: ImageSource, field: str) -> 
         ImageSetError: the file cannot be read, or has 16 bits a channel and neither it nor the section says how many it
             uses: other images of a set would tell.
     """
-    shown = _decode(opened, row, source, field)
+    shown = _decode(opened, row, partial(opened.decode, row), source, field)
     if shown.highest is not None:
         raise ImageSetError(
             f"{field}: {opened.where(row)} has 16 bits a channel and does not say how many it uses, which a single "
@@ -112,11 +115,11 @@ def decode_row(opened: ImageRows, row: int, source: ImageSource, field: str) -> 
     return _resized(shown.image, source.size)
 
 
-def _decode(opened: ImageRows, row: int, source: ImageSource, field: str) -> Shown:
-    """One image as a viewer shows it."""
+def _decode(opened: ImageRows, row: int, read: Callable[[], object], source: ImageSource, field: str) -> Shown:
+    """What `read` gives, the image of a row, as a viewer shows it."""
     background = ImageColor.getrgb(source.background)
     try:
-        image = opened.decode(row)
+        image = read()
         if not isinstance(image, Image.Image):
             raise TypeError(f"it was decoded to a {type(image).__name__}, not to a PIL image")
         return as_shown(image, background[:3], source.bits, source.colour or opened.colour)
