@@ -67,10 +67,11 @@ def test_without_anything_it_is_a_config_with_places_to_fill_in(tmp_path, monkey
     assert yaml.safe_load(starting_config("x", None, None, "7", 1).text)["teacher"]["classes"] == 7
 
 
-def test_the_plan_of_it_needs_nothing_but_the_key(tmp_path, monkeypatch):
+@pytest.mark.parametrize("classes", ["cat,dog", "2", "cat,dog,rabbit,horse"])
+def test_the_plan_of_it_needs_nothing_but_the_key(classes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "photos", [(40, 30), (33, 50)] * 20)
-    assert command("init", "--images", "photos", "--queries", 60).returncode == 0
+    assert command("init", "--images", "photos", "--queries", 60, "--classes", classes).returncode == 0
     assert "API_KEY, which is not set" in command("plan", "kdray.yaml").stderr
     done = command("plan", "kdray.yaml", env={"API_KEY": "k"})
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ teacher:
   protocol: json
   url: {url}
   classes: {classes}{classes_note}
-  answers: top3            # classes with probabilities that a reply has; soft: all of them; hard: one, without
+  answers: top{most}            # classes with probabilities that a reply has; soft: all of them; hard: one, without
   batch_size: 1            # images of a request
   headers: {{Authorization: "Bearer ${{API_KEY}}"}}   # ${{API_KEY}} is taken from the environment, and written nowhere
   input: {{encoding: png}}   # in base64; array: nested lists of numbers
@@ -86,6 +86,7 @@ def starting_config(name: str, folder: str | None, url: str | None, classes: str
         images=_images(folder, count, tested, size if opened is not None else 64),
         url=json.dumps(url or "https://api.example.org/v1/classify"),
         classes=json.dumps(named, ensure_ascii=False),
+        most=min(3, named if isinstance(named, int) else len(named)),
         classes_note="" if classes else "   # all that it may answer, or their number",
         queries=queries,
         evaluation=f"  evaluation: {tested}          # queries about the images of test, counted apart\n"
