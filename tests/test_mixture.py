@@ -334,7 +334,8 @@ def test_a_run_without_a_single_image(pool, make_config, tmp_path):
         ({"size": None}, r"images\.size: drawn images have no size or number of their own; give one"),
         ({"count": None}, r"images\.count: drawn images have no size or number of their own; give one"),
         ({"count": 0}, r"images\.count"),
-        ({"rows": "0:5"}, r"images\.rows: drawn images are random ones; leave rows out"),
+        ({"rows": "0:5"}, r"images\.rows: drawn images are random ones; leave rows and shuffle out"),
+        ({"shuffle": 3}, r"images\.shuffle: drawn images are random ones; leave rows and shuffle out"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(fields, words, make_config):

@@ -51,11 +51,11 @@ class DrawnImages(ImageSource):
             raise ValueError("drawn images have no size or number of their own; give one")
         return value
 
-    @field_validator("rows")
+    @field_validator("rows", "shuffle")
     @classmethod
-    def _no_rows(cls, value: str | None) -> None:
+    def _no_rows(cls, value: object) -> None:
         if value is not None:
-            raise ValueError("drawn images are random ones; leave rows out, and say how many in count")
+            raise ValueError("drawn images are random ones; leave rows and shuffle out, and say how many in count")
 
     def recorded(self, other: ImageSource) -> "DrawnImages":
         """See `ImageSource`."""
