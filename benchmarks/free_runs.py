@@ -31,6 +31,7 @@ STROKES = {"kind": "lines", "colours": "light-on-dark"}
 BRIGHT = {"kind": "fractals", "colours": "light-on-dark"}
 FEW = {"kind": "leaves", "radii": [0.1, 0.5], "leaves": [1, 6]}
 LIGHT = FEW | {"colours": "light-on-dark"}
+CUT = LIGHT | {"leaves": [4, 20], "colours": "light-and-dark"}
 CORNERS = LIGHT | {"leaves": [2, 10], "shapes": ["rectangle", "triangle", "quadrilateral"]}
 
 
@@ -57,6 +58,7 @@ POOLS: dict[str, Any] = {
     "leaves + shaders + spectrum": mixed(LARGE, "shaders", "spectrum"),
     "generic": mixed(BRIGHT, "fractals", LIGHT | {"leaves": [1, 8]}, LARGE, "shaders", "spectrum"),
     "generic, light on dark": mixed(BRIGHT, CORNERS),
+    "generic, light and dark": mixed(BRIGHT, CUT),
     "lines": "lines",
     "lines, light on dark": STROKES,
     "lines + leaves": mixed("lines", LARGE),

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from plain_words import cut, split_mix
 
 from kdray.errors import ConfigError
 from kdray.pools.base import pools
-from kdray.pools.procedural.leaves import LeavesPainter, LeavesSection, Shape, Texture, radius_quantiles
-from kdray.pools.procedural.leaves_numba import SHAPES, TEXTURES, TURN, UNIT, draw
+from kdray.pools.procedural.leaves import Colours, LeavesPainter, LeavesSection, Shape, Texture, radius_quantiles
+from kdray.pools.procedural.leaves_numba import COLOURS, SHAPES, TEXTURES, TURN, UNIT, draw
 from kdray.pools.procedural.words_numba import random_word
 from kdray.runs.inputs import read_inputs
 
@@ -43,7 +44,7 @@ class PlainLeaf:
         channels, height, width = drawn._shape
         colour_words = math.ceil(channels / 8)
         words = [split_mix(start, number * (3 + 2 * colour_words) + i) for i in range(3 + 2 * colour_words)]
-        column, row, radius = cut(words[0], 22, 22, 12)
+        column, row, radius, dark = cut(words[0], 22, 22, 12, 1)
         self.x, self.y, self.radius = column * width * UNIT >> 22, row * height * UNIT >> 22, int(drawn._radii[radius])
         *self.angles, shape, texture = cut(words[1], 10, 10, 10, 10, 12, 12)
         self.kind = SHAPES[drawn._shapes[shape * len(drawn._shapes) >> 12]]
@@ -55,8 +56,9 @@ class PlainLeaf:
             np.array([cut(words[3 + colour * colour_words + c // 8], *[8] * 8)[c % 8] for c in range(channels)])
             for colour in range(2)
         )
-        if drawn._light:
-            one, two = (np.zeros_like(colour) if covers else 128 + colour // 2 for colour in (one, two))
+        if (colours := COLOURS[drawn._colours]) != "any":
+            black = covers or (dark and colours == "light-and-dark")
+            one, two = (np.zeros_like(colour) if black else 128 + colour // 2 for colour in (one, two))
         share = self.share(drawn, TEXTURES[drawn._textures[texture * len(drawn._textures) >> 12]], words[2])
         self.colours = one[:, None, None] + (share * (two - one)[:, None, None] >> 8)
 
@@ -142,11 +144,11 @@ def test_every_shape_by_itself(kind):
     radii=st.tuples(st.floats(0.1, 1), st.floats(0.1, 1)).map(sorted),
     sigma=st.floats(0, 10),
     leaves=st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted),
-    any_colour=st.booleans(),
+    colours=st.sampled_from(COLOURS),
     id_=st.integers(0, (1 << 62) - 1),
 )
-def test_whatever_the_fields_are(shape, shapes, textures, radii, sigma, leaves, any_colour, id_):
-    drawn = painter(shape, tuple(shapes), tuple(radii), tuple(textures), sigma, leaves=leaves, any_colour=any_colour)
+def test_whatever_the_fields_are(shape, shapes, textures, radii, sigma, leaves, colours, id_):
+    drawn = painter(shape, tuple(shapes), tuple(radii), tuple(textures), sigma, leaves=leaves, colours=colours)
     assert_same(drawn, [id_])
 
 
@@ -206,11 +208,22 @@ def test_a_few_leaves_on_a_plain_ground():
 
 
 def test_light_leaves_on_black():
-    light_ones = painter((3, 16, 16), radii=(0.2, 0.5), textures=TEXTURES, leaves=(1, 4), any_colour=False)
+    light_ones = painter((3, 16, 16), radii=(0.2, 0.5), textures=TEXTURES, leaves=(1, 4), colours="light-on-dark")
     drawn = light_ones(torch.arange(200))
     light = drawn.amin(dim=1) >= 128
     assert (light | (drawn.amax(dim=1) == 0)).all() and 0.2 < light.double().mean() < 0.8
     assert 180 < drawn.movedim(1, -1)[light].double().mean() < 205
+
+
+def test_dark_leaves_cut_into_light_ones():
+    fields = {"shapes": ("circle",), "radii": (0.3, 0.3), "leaves": (6, 6)}
+    light, both = (painter((1, 16, 16), colours=colours, **fields)(torch.arange(400)) for colours in COLOURS[1:])
+    same = both == light
+    assert (same | (both == 0)).all(), "the same leaves, some of them black"
+    covered = light > 0
+    assert 0.48 < (both[covered] > 0).double().mean() < 0.52, "half of what leaves cover"
+    untouched = same.flatten(1).all(dim=1).double().mean()
+    assert 0 < untouched < 0.1, "images whose visible leaves are all light"
 
 
 def test_colours_are_uniform():
@@ -265,6 +278,7 @@ def test_no_images_are_no_images():
             {"colours": "light-on-dark"},
             r"colours: light-on-dark needs a ground; set pool\.leaves, \[1, 8\] for example",
         ),
+        ({"colours": "light-and-dark"}, r"colours: light-and-dark needs a ground; set pool\.leaves"),
         ({"strokes": [1, 2]}, r"pool\.strokes belongs to kind lines"),
     ],
 )
@@ -276,6 +290,7 @@ def test_a_section_that_cannot_work_is_refused(fields, words, make_config):
 def test_names_of_the_section_are_those_of_the_drawing():
     section = pools.parse({"kind": "leaves", "shapes": list(SHAPES), "textures": list(TEXTURES)})
     assert section.shapes == ALL.shapes == SHAPES and section.textures == TEXTURES
+    assert get_args(Colours) == COLOURS
 
 
 def test_without_numba_the_pool_says_what_to_install(make_config, monkeypatch):

@@ -33,7 +33,7 @@ def drawing(kind: str) -> ModuleType:
 
 
 def draw(
-    kind: str, ids: Tensor, random: CounterRandom, shape: tuple[int, int, int], *fields: npt.NDArray[np.int64] | bool
+    kind: str, ids: Tensor, random: CounterRandom, shape: tuple[int, int, int], *fields: npt.NDArray[np.int64] | int
 ) -> Tensor:
     """The images of ids int64 [B]: uint8 [B, C, H, W] on their device. They are drawn on a CPU.
 

@@ -27,6 +27,7 @@ MOST_LEAVES = 100_000
 
 Shape = Literal["circle", "square", "oriented-square", "rectangle", "triangle", "quadrilateral"]
 Texture = Literal["plain", "gradient", "stripes", "grain"]
+Colours = Literal["any", "light-on-dark", "light-and-dark"]
 Share = Annotated[float, Field(ge=0.001, le=1)]
 Leaves = Annotated[int, Field(ge=1, le=MOST_LEAVES)]
 
@@ -50,9 +51,10 @@ class LeavesSection(ProceduralSection):
     each pixel is a random mix of two colours."""
     leaves: Annotated[tuple[Leaves, Leaves], ASCENDING] | None = None
     """Least and most leaves of a candidate, on a ground of one colour or texture; without it they cover the image."""
-    colours: Literal["any", "light-on-dark"] = "any"
+    colours: Colours = "any"
     """any: the ground and each leaf have random colours. light-on-dark: the ground is black, and no channel of a leaf
-    is below 128; it needs `leaves`."""
+    is below 128. light-and-dark: half of the leaves are black, too, and cut holes and notches into the light ones. Both
+    need `leaves`."""
 
     @model_validator(mode="after")
     def _sound(self) -> LeavesSection:
@@ -75,7 +77,7 @@ class LeavesSection(ProceduralSection):
             self.textures,
             seed,
             leaves=self.leaves or (MOST_LEAVES, MOST_LEAVES),
-            any_colour=self.colours == "any",
+            colours=self.colours,
         )
 
 
@@ -90,7 +92,7 @@ class LeavesPainter:
         textures: names of the leaves' textures, all equally likely.
         seed: the run's seed.
         leaves: least and most leaves of an image; if they leave pixels open, one more covers these.
-        any_colour: whether all colours are random; if not, leaves are light and the one that covers the rest is black.
+        colours: which colours leaves have, and the one that covers the rest.
 
     Raises:
         ConfigError: numba cannot be imported.
@@ -107,10 +109,10 @@ class LeavesPainter:
         textures: tuple[Texture, ...],
         seed: int,
         leaves: tuple[int, int] = (MOST_LEAVES, MOST_LEAVES),
-        any_colour: bool = True,
+        colours: Colours = "any",
     ) -> None:
         compiled = drawing("leaves")
-        self._shape, self._leaves, self._light = shape, np.array(leaves), not any_colour
+        self._shape, self._leaves, self._colours = shape, np.array(leaves), compiled.COLOURS.index(colours)
         self._shapes = np.array([compiled.SHAPES.index(name) for name in shapes])
         self._textures = np.array([compiled.TEXTURES.index(name) for name in textures])
         quantiles = radius_quantiles(*radii, sigma, 1 << compiled.RADIUS_BITS)
@@ -121,7 +123,7 @@ class LeavesPainter:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """See `Painter`."""
-        fields = self._leaves, self._shapes, self._textures, self._radii, self._light, self._sine
+        fields = self._leaves, self._shapes, self._textures, self._radii, self._colours, self._sine
         return draw("leaves", ids, self._random, self._shape, *fields)
 
 

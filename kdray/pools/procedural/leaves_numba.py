@@ -16,6 +16,8 @@ SHAPES = ("circle", "square", "oriented-square", "rectangle", "triangle", "quadr
 """Shapes by their numbers. The corners of a leaf lie on the circle of its radius."""
 TEXTURES = ("plain", "gradient", "stripes", "grain")
 """Textures by their numbers. All but plain mix two colours."""
+COLOURS = ("any", "light-on-dark", "light-and-dark")
+"""Which colours leaves have, by their numbers."""
 _UNIT_BITS = 4
 UNIT = 1 << _UNIT_BITS
 """Positions a pixel. The centre of pixel i is at UNIT * i + UNIT // 2."""
@@ -28,6 +30,7 @@ RADIUS_BITS = 12
 
 _CIRCLE, _SQUARE, _ORIENTED, _RECTANGLE, _TRIANGLE, _QUADRILATERAL = range(len(SHAPES))
 _PLAIN, _GRADIENT, _STRIPES, _GRAIN = range(len(TEXTURES))
+_ANY, _LIGHT, _LIGHT_AND_DARK = range(len(COLOURS))
 _HALF = UNIT // 2
 _COORDINATE_BITS, _ANGLE_BITS, _CHOICE_BITS, _WIDTH_BITS = 22, 10, 12, 12  # random bits of one each
 _COUNT_BITS = 24  # random bits that choose the number of leaves
@@ -191,7 +194,7 @@ def draw(
     shapes: Numbers,
     textures: Numbers,
     radii: Numbers,
-    light: bool,
+    colouring: int,
     sine: Numbers,
 ) -> None:
     """Draw images of dead leaves, which follow from their starts and the other arguments alone.
@@ -203,7 +206,8 @@ def draw(
         shapes: int64 [S], indices of SHAPES. A leaf has one of them.
         textures: int64 [T], indices of TEXTURES. A leaf has one of them.
         radii: int64 [2^RADIUS_BITS], equally likely radii, positive.
-        light: whether the leaf that covers the rest is black, and no channel of the others is below 128.
+        colouring: index of COLOURS. But for any, the leaf that covers the rest is black, and no channel of a light one
+            is below 128.
         sine: int64 [5/4 TURN], sines of a turn and a quarter, times 2^SINE_BITS.
     """
     _, channels, height, width = images.shape
@@ -243,9 +247,10 @@ def draw(
                     ys[corner] = y + ((radius * sine[angles[corner]]) >> SINE_BITS)
                 _outline_polygon(xs, ys, corners, top, bottom, lefts, rights)
             random_colours(start, number + _COLOURS, colours)
-            if light and leaf == most:
+            dark = colouring == _LIGHT_AND_DARK and bits(place, 2 * _COORDINATE_BITS + RADIUS_BITS, 1) == 1
+            if colouring != _ANY and (dark or leaf == most):
                 colours[:] = 0
-            elif light:
+            elif colouring != _ANY:
                 colours[:] = 128 + (colours >> 1)
             word = random_word(start, number + _TEXTURE)
             left -= _paint(
