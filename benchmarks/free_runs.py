@@ -109,16 +109,14 @@ GENERATORS: dict[str, dict[str, Any]] = {
 
 
 def from_pool(name: str, how: str, queries: int, seed: int, folder: str) -> dict[str, float]:
-    """A run on a pool. `how` is a strategy, and perhaps "in N rounds", then the kind of an augmentation (or "half affine"), and
-    "unpaid" if students label candidates that nobody pays for."""
+    """A run on a pool. `how` is a strategy, and perhaps "in N rounds", then the kind of an augmentation or "half
+    affine", and "unpaid" if students label candidates that nobody pays for."""
     choice, augment, unpaid = (*how.split(", "), "", "")[:3]
     strategy, _, rounds = choice.partition(" in ")
     select = {"strategy": strategy} | ({"rounds": int(rounds.split()[0])} if rounds else {})
-    student = (
-        STUDENT
-        | ({"augment": HALF if augment == "half affine" else augment} if augment else {})
-        | ({"unpaid": UNPAID} if unpaid else {})
-    )
+    student = STUDENT | ({"unpaid": UNPAID} if unpaid else {})
+    if augment:
+        student["augment"] = HALF if augment == "half affine" else augment
     place = Path(folder) / f"{list(POOLS | MOVED).index(name)}-{how}-{seed}"
     with _rendering() as spent:
         found = figures_of(run(_config(name, select, student, queries, seed), RunDirectory(place), local=True))
