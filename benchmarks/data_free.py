@@ -34,7 +34,10 @@ from typing import Any
 import torch
 from free_runs import BATCH, GENERATORS, MOVED, POOLS, TRAININGS, balanced, from_pool, generated
 from machine import RESULTS, all_runs, keep
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from scipy.stats import spearmanr
 
 from kdray.models.classifier import build_model
@@ -124,17 +127,34 @@ def generator(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def scatter(figures: dict[str, Any], file: str, correlation: float) -> None:
     """The accuracy of each pool against the relative entropy of its answers, as an SVG."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots()
-    for name, one in figures.items():
-        axes.plot(one["entropy"], 100 * one["accuracy"], "o", color="tab:blue")
-        label = name.removesuffix("; random")
-        axes.annotate(label, (one["entropy"], 100 * one["accuracy"]), (5, 3), textcoords="offset points", fontsize=7)
+    points = {name.removesuffix("; random"): (one["entropy"], 100 * one["accuracy"]) for name, one in figures.items()}
+    axes.plot(*zip(*points.values(), strict=True), "o", color="tab:blue")
     axes.set(xlabel="relative entropy of the answers", ylabel="student's accuracy, %")
     axes.set_title(f"Random candidates of {len(figures)} pools, MNIST: rank correlation {correlation:.2f}")
     axes.set_xlim(-0.02, 1.15)  # room for the names
     axes.grid(alpha=0.3)
-    figure.savefig(RESULTS / f"{file}.svg", metadata={"Date": None})
+    label(axes, points)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "kdray"}):  # small, and the same each time
+        figure.savefig(RESULTS / f"{file}.svg", metadata={"Date": None})
+
+
+def label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Write each point's name beside it, on the first side where it covers no name and no point, or else above."""
+    axes.figure.draw_without_rendering()  # places are known from here on
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(list(points.values()))]
+    sides = [(6 * sign, down, side) for down in (2, -7, 7) for sign, side in ((1, "left"), (-1, "right"))]
+    for name, point in sorted(points.items(), key=lambda one: -len(one[0])):  # long ones find a place the hardest
+        for across, down, side in [*sides, (0, 12, "center")]:
+            text = axes.annotate(name, point, (across, down), textcoords="offset points", fontsize=7, ha=side)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            axes.add_artist(text)
+        taken.append(box)
 
 
 def only(rows: Iterable[tuple[str, ...]], options: Namespace) -> list[tuple[str, ...]]:

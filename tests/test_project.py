@@ -1,6 +1,8 @@
 """The project as a whole: who imports whom, that documents say what the code does, and that examples can be planned."""
 
+import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -53,10 +55,8 @@ def test_every_example_is_a_valid_config(path):
     assert load_config(path).budget.queries > 0
 
 
-def test_the_readme_names_only_commands_and_files_that_exist():
+def test_the_readme_names_only_commands_that_exist():
     text = (ROOT / "README.md").read_text()
-    for name in re.findall(r"\]\(([\w./-]+)\)", text):
-        assert (ROOT / name).exists(), name
     commands = subprocess.run([sys.executable, "-m", "kdray", "--help"], capture_output=True, text=True).stdout
     named = set(re.findall(r"^kdray (\w+) .*#|^\| `kdray (\w+)", text, flags=re.MULTILINE))
     assert len(named) >= 5
@@ -79,3 +79,30 @@ def test_figures_are_kept_with_a_command_for_the_root_of_the_project(tmp_path):
     kept = json.loads((tmp_path / "x.json").read_text())
     assert kept["command"] == "python benchmarks/draw.py --all"
     assert kept["machine"]["commit"] != ""
+
+
+def test_links_lead_to_files_and_headings_of_the_repository():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = set(listed.stdout.split("\0"))
+    pages = {name: (ROOT / name).read_text() for name in tracked if name.endswith(".md")}
+    checked = 0
+    for name, text in pages.items():
+        for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
+            path, _, heading = target.partition("#")
+            file = os.path.normpath(Path(name).parent / path) if path else name
+            assert file in tracked or any(one.startswith(f"{file}/") for one in tracked), f"{name}: {target}"
+            if heading:
+                assert heading in headings(pages[file]), f"{name}: {target}"
+            checked += 1
+    assert checked > 200
+
+
+def headings(text: str) -> set[str]:
+    """What links to the headings of a page end in: lower case, no punctuation, hyphens for spaces, and numbers from the
+    second of a name on."""
+    found: set[str] = set()
+    for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        same = (f"{plain}-{number}" if number else plain for number in itertools.count())
+        found.add(next(one for one in same if one not in found))
+    return found
