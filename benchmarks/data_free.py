@@ -141,19 +141,17 @@ def scatter(figures: dict[str, Any], file: str, correlation: float) -> None:
 
 
 def label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Write each point's name beside it, on the first side where it covers no name and no point, or else above."""
+    """Write each point's name beside it, in the first place where it covers no name or point, or else in the last."""
     axes.figure.draw_without_rendering()  # places are known from here on
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(list(points.values()))]
-    sides = [(6 * sign, down, side) for down in (2, -7, 7) for sign, side in ((1, "left"), (-1, "right"))]
+    places = [(6 * sign, up, side) for up in (2, -7, 7) for sign, side in ((1, "left"), (-1, "right"))]
     for name, point in sorted(points.items(), key=lambda one: -len(one[0])):  # long ones find a place the hardest
-        for across, down, side in [*sides, (0, 12, "center")]:
-            text = axes.annotate(name, point, (across, down), textcoords="offset points", fontsize=7, ha=side)
+        for place in places:
+            text = axes.annotate(name, point, place[:2], textcoords="offset points", fontsize=7, ha=place[2])
             box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
+            if place == places[-1] or not any(box.overlaps(other) for other in taken):
                 break
             text.remove()
-        else:
-            axes.add_artist(text)
         taken.append(box)
 
 

@@ -101,7 +101,7 @@ def headings(text: str) -> set[str]:
     """What links to the headings of a page end in: lower case, no punctuation, hyphens for spaces, and numbers from the
     second of a name on."""
     found: set[str] = set()
-    for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE):
+    for title in re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.M):
         plain = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
         same = (f"{plain}-{number}" if number else plain for number in itertools.count())
         found.add(next(one for one in same if one not in found))

@@ -305,10 +305,10 @@ def test_programs_that_cannot_be_used_are_named_with_the_reason(tmp_path):
         "e": "uniform sampler2D backbuffer;void main(){gl_FragColor=texture2D(backbuffer,gl_FragCoord.xy);}",
         "f": "uniform vec3 resolution;void main(){gl_FragColor=vec4(gl_FragCoord.xyz/resolution,1);}", "g": IMAGE,
     }  # fmt: skip
-    found = find_unusable([parse(name, text) for name, text in texts.items()], (16, 16), TIME, 1.5)
+    found = find_unusable([parse(name, text) for name, text in texts.items()], (16, 16), TIME, 4)
     assert list(found) == ["b", "c", "d", "e", "f"]
     assert found["b"].startswith("it does not compile: 0:2(") and "`wrong' undeclared" in found["b"]
-    assert found["c"] == "it takes more than 1.5 s, in drawing 16 images of this size (pool.limit_s is 1.5)"
+    assert found["c"] == "it takes more than 4 s, in drawing 16 images of this size (pool.limit_s is 4)"
     assert found["d"] == "all of 16 images have one or two colours, or few pixels of another colour"
     assert found["e"] == "it reads the uniform backbuffer, for which a candidate has no value"
     assert found["f"] == "its uniform resolution must be a vec2"
