@@ -6,11 +6,10 @@ BIN := .venv/bin
 # Compiled once, not by each process again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Made anew whenever pyproject.toml changes. torch and torchvision in one go: pip then takes a pair that fits. Modules
-# are compiled when they are first imported: most never are.
+# Made anew whenever pyproject.toml changes. torch and torchvision in one go: they then are a pair that fits.
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev,fractals,gl,hf,leaves,mlflow,onnx,optuna,tensorboard,wandb]'
+	bash .ci/install dev,fractals,gl,hf,leaves,mlflow,onnx,optuna,tensorboard,wandb
 	touch $@
 
 demo: .venv/ready

@@ -144,12 +144,14 @@ def test_sigterm_stops_a_run_on_ray_as_cleanly_as_ctrl_c(head, config_file, tmp_
 
 
 @pytest.mark.storm
+@pytest.mark.long
 def test_an_explicit_address_finds_the_token_by_itself(head, config_file, tmp_path):
     environment, port, dashboard = head
     without_mode = {key: value for key, value in environment.items() if key != "RAY_AUTH_MODE"}
+    path = config_file(select__rounds=0, resources__teacher_workers=0, resources__scoring_workers=1)
     done = run_on(
         (without_mode, port, dashboard),
-        ["run", str(config_file(select__rounds=0, resources__teacher_workers=0)), "--out", str(tmp_path / "run")],
+        ["run", str(path), "--out", str(tmp_path / "run")],
         f"127.0.0.1:{port}",
         tmp_path,
     )
@@ -175,8 +177,10 @@ def test_ray_job_submit_as_in_the_readme(head):
     environment, _, dashboard = head
     command = "ray job submit --working-dir . -- python -m kdray run examples/digits.yaml"
     assert command in (ROOT / "README.md").read_text()
+    # The files and the workers are the README's; teacher, student and budget are smaller.
+    small = ["budget.queries=200", "select.rounds=1", "student.steps=50", "teacher.train.epochs=3"]
     done = subprocess.run(
-        command.split(),
+        [*command.split(), *small],
         cwd=ROOT,
         env=environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"},
         capture_output=True,
@@ -186,8 +190,8 @@ def test_ray_job_submit_as_in_the_readme(head):
     assert done.returncode == 0, done.stdout + done.stderr
     # The job's own folder is deleted after it: what was paid for lies in the home folder.
     result = read_result(RunDirectory(Path(environment["HOME"]) / "kdray-runs" / "digits"))
-    assert result.receipt.queries == 1000
-    assert result.history[-1].success_rate >= 0.95
+    assert result.receipt.queries == 200
+    assert result.history[-1].images == 200
 
 
 def submit(head, *arguments: str, job: str) -> subprocess.CompletedProcess:
@@ -224,7 +228,8 @@ def test_a_job_that_is_stopped_says_so_and_goes_on(head, config_file, tmp_path):
     """`ray job stop` sends SIGTERM, and SIGKILL three seconds later."""
     environment, _, _ = head
     slow = {"student__model": "small-cnn", "student__epochs": 300}  # it is to be seen at work, also on a busy machine
-    path, out = config_file(**slow, resources__teacher_workers=0), tmp_path / "run"
+    workers = {"resources__teacher_workers": 0, "resources__scoring_workers": 1}
+    path, out = config_file(**slow, **workers), tmp_path / "run"
     run = ["run", str(path), "--out", str(out)]
     submit(head, *run, job="first")
     wait_for(out, round=1, phase="train")

@@ -63,7 +63,7 @@ def images_answered(url: str) -> int:
 
 @pytest.mark.parametrize(
     "flags",
-    [["--local"], pytest.param([], marks=[pytest.mark.storm, pytest.mark.xdist_group("ray")])],
+    [["--local"], pytest.param([], marks=[pytest.mark.storm, pytest.mark.long, pytest.mark.xdist_group("ray")])],
     ids=["local", "ray"],
 )
 def test_a_teacher_over_http_gives_the_same_run_as_in_the_process(serve, config_file, tmp_path, flags):
