@@ -290,20 +290,28 @@ def test_a_file_that_is_replaced_meanwhile_is_read_whole(machine, address, tmp_p
     """An object store tells the size first and gives the bytes afterwards."""
     whole, storage, target = [b"a" * 10, b"b" * 1000], Storage(address), tmp_path / "got"
     storage.put("file", whole[0])
-    done = threading.Event()
+    turns, written, number = threading.Semaphore(0), threading.Semaphore(0), 20
 
     def write() -> None:
-        for number in range(20):
-            Storage(address).put("file", whole[number % 2])
-        done.set()
+        for turn in range(number):
+            turns.acquire()
+            Storage(address).put("file", whole[(turn + 1) % 2])
+            written.release()
 
     with ThreadPoolExecutor(1) as other:
         writing = other.submit(write)
         read = set()
-        while not done.is_set():
-            read.add(storage.read("file"))
-            storage.get("file", target)
-            read.add(target.read_bytes())
+        try:
+            for _ in range(number):
+                turns.release()  # one is written meanwhile
+                for _ in range(2):
+                    read.add(storage.read("file"))
+                    storage.get("file", target)
+                    read.add(target.read_bytes())
+                assert written.acquire(timeout=60)
+                read.add(storage.read("file"))
+        finally:
+            turns.release(number)
         writing.result()
     assert read == set(whole)
 
