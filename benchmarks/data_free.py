@@ -174,7 +174,7 @@ def rates() -> dict[str, dict[str, float]]:
     LeNet-5 takes to render and score them. Shaders are drawn by another process, so theirs are seconds of wall time."""
     torch.set_num_threads(1)
     found: dict[str, dict[str, float]] = {"LeNet-5, scoring": {}}
-    kinds = ("lines", "spectrum", "noise", "leaves", "leaves, large", "fractals", "shaders", "photographs")
+    kinds = ("lines", "contours", "spectrum", "noise", "leaves", "leaves, large", "fractals", "shaders", "photographs")
     for shape in SHAPES:
         size = "x".join(map(str, shape))
         model = build_model("lenet5", shape, 10, seed=0)

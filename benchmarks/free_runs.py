@@ -29,6 +29,7 @@ LARGE = {"kind": "leaves", "radii": [0.1, 1]}
 TEXTURED = LARGE | {"textures": ["plain", "gradient", "stripes", "grain"]}
 STROKES = {"kind": "lines", "colours": "light-on-dark"}
 BRIGHT = {"kind": "fractals", "colours": "light-on-dark"}
+CURVES = {"kind": "contours", "colours": "light-on-dark"}
 FEW = {"kind": "leaves", "radii": [0.1, 0.5], "leaves": [1, 6]}
 LIGHT = FEW | {"colours": "light-on-dark"}
 CUT = LIGHT | {"leaves": [4, 20], "colours": "light-and-dark"}
@@ -43,6 +44,8 @@ def mixed(*of: Any, shares: list[float] | None = None) -> dict[str, Any]:
 POOLS: dict[str, Any] = {
     "noise": "noise",
     "spectrum": "spectrum",
+    "contours": "contours",
+    "contours, light on dark": CURVES,
     "leaves": "leaves",
     "leaves, large": LARGE,
     "leaves, few": FEW,
@@ -59,6 +62,7 @@ POOLS: dict[str, Any] = {
     "generic": mixed(BRIGHT, "fractals", LIGHT | {"leaves": [1, 8]}, LARGE, "shaders", "spectrum"),
     "generic, light on dark": mixed(BRIGHT, CORNERS),
     "generic, light and dark": mixed(BRIGHT, CUT),
+    "fractals + contours, light on dark": mixed(BRIGHT, CURVES),
     "lines": "lines",
     "lines, light on dark": STROKES,
     "lines + leaves": mixed("lines", LARGE),

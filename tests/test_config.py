@@ -313,8 +313,9 @@ def test_a_required_field_that_is_missing_is_named(cases):
         ),
         (
             "pool.kind=cutmix",
-            "pool.kind: 'cutmix' is not one of 'mixup', 'auto', 'boundary', 'crops', 'fractals', 'generator', "
-            "'images', 'leaves', 'lines', 'mixture', 'noise', 'pairs', 'shaders', 'spectrum', nor module:object",
+            "pool.kind: 'cutmix' is not one of 'mixup', 'auto', 'boundary', 'contours', 'crops', 'fractals', "
+            "'generator', 'images', 'leaves', 'lines', 'mixture', 'noise', 'pairs', 'shaders', 'spectrum', nor "
+            "module:object",
         ),
         (
             "pool={kind: images, lambdas: [0.5]}",

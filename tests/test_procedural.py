@@ -21,7 +21,7 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.run import resume, run
 
-KINDS = ("fractals", "leaves", "lines", "noise", "shaders", "spectrum")
+KINDS = ("contours", "fractals", "leaves", "lines", "noise", "shaders", "spectrum")
 SHAPES = [(1, 8, 8), (3, 9, 5), (2, 1, 4)]
 CASES = [(kind, shape) for kind in KINDS for shape in SHAPES if kind != "shaders"]
 
@@ -136,8 +136,8 @@ def test_the_amplitude_of_a_spectrum_falls_as_it_should(exponent):
 def test_whole_numbers_draw_the_sum_of_cosines():
     painter = SpectrumPainter((2, 6, 9), (1.0, 1.0), 2.0, 5)
     ids = torch.arange(20)
-    normal = painter._normal[painter._indices(ids)].view(20, 2, 6, 9) / 256
-    weights = painter._weights[0] / 1024
+    normal = painter._sums._normal[painter._sums._indices(ids)].view(20, 2, 6, 9) / 256
+    weights = painter._sums._weights[0] / 1024
     assert weights.square().sum().item() == pytest.approx(54, rel=1e-3)
 
     def cosines(side):

@@ -24,6 +24,7 @@ from kdray.pools.images import ImagesSection
 from kdray.pools.kinds import AutoSection
 from kdray.pools.mixture import MixtureSection
 from kdray.pools.mixup import MixupPool, MixupSection
+from kdray.pools.procedural.contours import ContoursSection
 from kdray.pools.procedural.crops import CropsSection
 from kdray.pools.procedural.fractals import FractalsSection
 from kdray.pools.procedural.leaves import LeavesSection
@@ -109,7 +110,8 @@ def test_the_parts_that_come_with_kdray_go_by_name_the_default_first():
         "unixkd", "vanilla",
     ]  # fmt: skip
     assert pools.parts() == {
-        "mixup": MixupSection, "auto": AutoSection, "boundary": BoundarySection, "crops": CropsSection,
+        "mixup": MixupSection, "auto": AutoSection, "boundary": BoundarySection,
+        "contours": ContoursSection, "crops": CropsSection,
         "fractals": FractalsSection, "generator": GeneratorSection, "images": ImagesSection, "leaves": LeavesSection,
          "lines": LinesSection, "mixture": MixtureSection,
         "noise": NoiseSection, "pairs": PairsSection, "shaders": ShadersSection, "spectrum": SpectrumSection,
@@ -153,8 +155,8 @@ def test_what_is_no_section_is_refused():
     assert refusal(pool=5) == "pool: input should be a mapping, got 5"
     assert refusal(pool=["mixup"]) == "pool: input should be a mapping, got ['mixup']"
     known = (
-        "'mixup', 'auto', 'boundary', 'crops', 'fractals', 'generator', 'images', 'leaves', 'lines', 'mixture', "
-        "'noise', 'pairs', 'shaders', 'spectrum'"
+        "'mixup', 'auto', 'boundary', 'contours', 'crops', 'fractals', 'generator', 'images', 'leaves', 'lines', "
+        "'mixture', 'noise', 'pairs', 'shaders', 'spectrum'"
     )
     assert refusal(pool="cutmix") == f"pool.kind: 'cutmix' is not one of {known}, nor module:object"
 

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 _EXPONENTS = 16  # candidates take one of so many exponents
 _NORMAL_BITS, _WEIGHT_BITS, _BASIS_BITS = 8, 10, 12  # fractional bits
 _VALUE_BITS, _RANGE = 8, 8  # of a sum in standard deviations, which is cut at 8 of them
+_MIDDLE = _RANGE << _VALUE_BITS
+STANDARD_DEVIATION = 1 << _VALUE_BITS
+"""A standard deviation of a spectrum's noise, as a whole number."""
 
 Exponent = Annotated[float, Field(ge=0, le=4)]
+"""How fast the amplitude of noise falls with its frequency."""
 
 
 @pools.register
@@ -57,18 +61,36 @@ class SpectrumPainter:
     batch = 64
 
     def __init__(self, shape: tuple[int, int, int], exponents: tuple[float, float], contrast: float, seed: int) -> None:
+        self._sums = SpectrumSums(shape, exponents, seed, "spectrum")
+        self._sigmoid = _sigmoid_table(contrast)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """See `Painter`."""
+        return self._sigmoid.to(ids.device)[self._sums(ids) + _MIDDLE]
+
+
+class SpectrumSums:
+    """Sums of cosines with normal coefficients, whose standard deviation is 1 / f^a.
+
+    Args:
+        shape: (C, H, W); the sums of a channel are independent of those of another.
+        exponents: least and largest a; each id has one of 16 in equal steps.
+        seed: the run's seed.
+        purpose: what the sums are for; those for other purposes are independent.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], exponents: tuple[float, float], seed: int, purpose: str) -> None:
         low, high = exponents
         each = [low + (high - low) * step / (_EXPONENTS - 1) for step in range(_EXPONENTS)]
         self._shape = shape
         self._weights = torch.stack([_weights(shape[1], shape[2], exponent) for exponent in each])
         self._rows, self._columns = _basis(shape[1]), _basis(shape[2])
         self._normal = normal_table(1 << _NORMAL_BITS).to(torch.float64)
-        self._sigmoid = _sigmoid_table(contrast)
-        self._indices = TableIndices(seed, "spectrum", math.prod(shape))
-        self._exponents = CounterRandom(seed, "spectrum exponents", 1)
+        self._indices = TableIndices(seed, purpose, math.prod(shape))
+        self._exponents = CounterRandom(seed, f"{purpose} exponents", 1)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """See `Painter`."""
+        """Values int64 [B, C, H, W] in 1/256 standard deviations, cut at 8 of them, for ids int64 [B]."""
         device = ids.device
         exponent = below(self._exponents(ids)[0], _EXPONENTS)
         drawn = self._normal.to(device)[self._indices(ids)].view(len(ids), *self._shape)
@@ -76,9 +98,7 @@ class SpectrumPainter:
         half = (self._rows.to(device).T @ weighted).mul_(2.0**-_BASIS_BITS).floor_()  # else the next would pass 2^53
         sums = half @ self._columns.to(device)
         bits = _NORMAL_BITS + _WEIGHT_BITS + _BASIS_BITS - _VALUE_BITS
-        middle = _RANGE << _VALUE_BITS
-        values = sums.mul_(2.0**-bits).floor_().clamp_(-middle, middle - 1).to(torch.int64)
-        return self._sigmoid.to(device)[values + middle]
+        return sums.mul_(2.0**-bits).floor_().clamp_(-_MIDDLE, _MIDDLE - 1).to(torch.int64)
 
 
 def _weights(height: int, width: int, exponent: float) -> Tensor:
@@ -110,6 +130,5 @@ def _basis(side: int) -> Tensor:
 
 def _sigmoid_table(contrast: float) -> Tensor:
     """Pixel values uint8 of sums from -8 to 8 standard deviations, in steps of 1/256."""
-    middle = _RANGE << _VALUE_BITS
-    steps = (contrast * (index + 0.5) / (1 << _VALUE_BITS) for index in range(-middle, middle))
+    steps = (contrast * (index + 0.5) / STANDARD_DEVIATION for index in range(-_MIDDLE, _MIDDLE))
     return torch.tensor([round(255 * (0.5 + 0.5 * math.tanh(step / 2))) for step in steps], dtype=torch.uint8)
