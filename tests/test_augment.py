@@ -284,6 +284,8 @@ class Own(Augment):
             "nothing": None,
             "halves": images.half(),
             "fractions": images.float() / 255 - 0.5,
+            "rounded": images.float() * (1 + 1e-6),
+            "brighter": images.float() + 0.1,
             "error": images if self.gives != "error" else images[:, 7],
         }[self.gives]
 
@@ -295,10 +297,12 @@ class Own(Augment):
         ("nothing", "x: test_augment:Own gave NoneType"),
         ("halves", "gave torch.float16; it must give uint8 or float32"),
         ("fractions", "gave pixels of -0.5 to 0.5; they must be 0 to 255"),
+        ("brighter", r"gave pixels of 0\.1 to 255\.1; they must be 0 to 255"),
         ("error", r"x: test_augment:Own failed on images \[2, 1, 8, 8\] \(IndexError"),
     ],
 )
 def test_what_is_wrong_with_a_users_own_is_found_out_before_anything_is_paid(gives, message):
     check_augment(Own(gives="all"), (1, 8, 8), "x")
+    check_augment(Own(gives="rounded"), (1, 8, 8), "x")  # as bilinear pixels are
     with pytest.raises(ConfigError, match=message):
         check_augment(Own(gives=gives), (1, 8, 8), "x")

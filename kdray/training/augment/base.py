@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_ROUNDING = 0.01  # by how much pixels between others may leave 0 to 255
+
+
 class Draw:
     """Random numbers for each image of a batch, on the device of the images.
 
@@ -117,7 +120,7 @@ def check_augment(augment: Augment, image_shape: tuple[int, int, int], field: st
         raise ConfigError(f"{field}: {augment.kind} gave {got} for images {list(images.shape)}; it must give as many")
     if changed.dtype not in (torch.uint8, torch.float32):
         raise ConfigError(f"{field}: {augment.kind} gave {changed.dtype}; it must give uint8 or float32")
-    if not bool(((changed >= 0) & (changed <= 255)).all()):
+    if not bool(((changed >= -_ROUNDING) & (changed <= 255 + _ROUNDING)).all()):
         raise ConfigError(
             f"{field}: {augment.kind} gave pixels of {float(changed.min()):g} to {float(changed.max()):g}; they must "
             "be 0 to 255"
