@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FULL = 256  # of a pixel that lies within a contour
+_WORDS = 2  # random numbers of a contour besides its colours
 _SIDE = 5.6  # pixels a side for which an edge may be steeper by 1: it is then about a pixel and a half wide
 
+Count = Annotated[int, Field(ge=1, le=100)]
 Width = Annotated[float, Field(ge=0.01, le=4)]
 
 
@@ -31,19 +33,23 @@ class ContoursSection(ProceduralSection):
     """The candidates are contours of smooth noise: curves of any shape, many of them closed, of changing width."""
 
     kind: Literal["contours"] = "contours"
+    contours: Annotated[tuple[Count, Count], ASCENDING] = (1, 3)
+    """Least and most contours of a candidate, painted one over another, each of noise of its own: so they cross."""
     exponent: Annotated[tuple[Exponent, Exponent], ASCENDING] = (2.0, 4.0)
     """Least and largest a of the noise, whose amplitude falls with the frequency f as 1 / f^a: small ones give many
-    short curves, large ones a few long ones. Each candidate has one of 16 in equal steps."""
+    short curves, large ones a few long ones. Each contour has one of 16 in equal steps."""
     width: Annotated[tuple[Width, Width], ASCENDING] = (0.15, 0.6)
-    """Least and largest width of a contour: how many standard deviations of the image's noise it spans."""
+    """Least and largest width of a contour: how many standard deviations of its noise it spans."""
     colours: Literal["any", "light-on-dark"] = "any"
-    """any: the background and the contour have random colours. light-on-dark: the background is black, and no channel
-    of the contour's colour is below 128."""
+    """any: the background and each contour have a random colour. light-on-dark: the background is black, and no channel
+    of a contour's colour is below 128."""
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
         _, channels, height, width = images.shape
-        return ContoursPainter((channels, height, width), self.exponent, self.width, self.colours == "any", seed)
+        return ContoursPainter(
+            (channels, height, width), self.contours, self.exponent, self.width, self.colours == "any", seed
+        )
 
 
 class ContoursPainter:
@@ -51,6 +57,7 @@ class ContoursPainter:
 
     Args:
         shape: (C, H, W).
+        contours: least and most contours of an image.
         exponents: least and largest exponent of the noise.
         widths: least and largest width of a contour, in standard deviations.
         any_colour: whether all colours are random; if not, contours are light and the background is black.
@@ -62,26 +69,33 @@ class ContoursPainter:
     def __init__(
         self,
         shape: tuple[int, int, int],
+        contours: tuple[int, int],
         exponents: tuple[float, float],
         widths: tuple[float, float],
         any_colour: bool,
         seed: int,
     ) -> None:
-        self._shape, self._any_colour = shape, any_colour
+        self._shape, self._contours, self._any_colour = shape, contours, any_colour
         self._widths = [max(1, round(width * STANDARD_DEVIATION)) for width in widths]
         self._steepness = max(1, round(max(shape[1:]) / _SIDE))
-        self._sums = SpectrumSums((1, *shape[1:]), exponents, seed, "contours")
-        self._random = CounterRandom(seed, "contours", 2 + 2 * shape[0])
+        self._canvas = CounterRandom(seed, "contours", 1 + shape[0])
+        self._sums = [SpectrumSums((1, *shape[1:]), exponents, seed, f"contour {n}") for n in range(contours[1])]
+        self._random = CounterRandom(seed, "each contour", contours[1] * (_WORDS + shape[0]))
 
     def __call__(self, ids: Tensor) -> Tensor:
         """See `Painter`."""
-        channels, height, width = self._shape
-        words = self._random(ids)
-        cover = self._cover(_standard(self._sums(ids).flatten(1)), words).view(-1, 1, height, width)
-        paper, ink = words[2:].T.reshape(-1, 2, channels, 1, 1).unbind(1)
-        least = 0 if self._any_colour else 128
-        paper, ink = below(paper, 256 if self._any_colour else 1), least + below(ink, 256 - least)
-        return ((ink * cover + paper * (_FULL - cover) + _FULL // 2) // _FULL).to(torch.uint8)
+        canvas = self._canvas(ids)
+        count = self._contours[0] + below(canvas[0], self._contours[1] - self._contours[0] + 1)
+        paper = below(canvas[1:], 256 if self._any_colour else 1)
+        image = paper.T[:, :, None, None].repeat(1, 1, *self._shape[1:])
+        for number, words in enumerate(self._random(ids).chunk(self._contours[1])):
+            some = (number < count).nonzero().squeeze(1)
+            values = _standard(self._sums[number](ids[some]).flatten(1))
+            cover = self._cover(values, words[:, some]).view(-1, 1, *self._shape[1:])
+            least = 0 if self._any_colour else 128
+            colour = least + below(words[_WORDS:, some], 256 - least).T[:, :, None, None]
+            image[some] = (colour * cover + image[some] * (_FULL - cover) + _FULL // 2) // _FULL
+        return image.to(torch.uint8)
 
     def _cover(self, values: Tensor, words: Tensor) -> Tensor:
         """How much of each pixel a contour covers, int64 [B, H * W] of at most _FULL. It goes through a random pixel,
