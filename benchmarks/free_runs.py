@@ -67,6 +67,7 @@ POOLS: dict[str, Any] = {
     "lines, light on dark": STROKES,
     "lines + leaves": mixed("lines", LARGE),
     "lines + shaders": mixed("lines", "shaders"),
+    "lines + contours, light on dark": mixed(STROKES, CURVES),
     "all": mixed("lines", STROKES, LARGE, "shaders", "spectrum"),
     "all, light on dark": mixed(STROKES, BRIGHT, CORNERS),
 }

@@ -71,6 +71,16 @@ class GeneratorSection(PoolSection):
     """Candidates of each round. auto: as many as the round asks about, as in IDEAL, or ten times as many if the
     strategy looks at them."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_asked_twice(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "requery" in data:
+            raise ValueError(
+                "requery: kdray pays for an image once and keeps its answer, so asking again would bring nothing new; "
+                "leave it out, and set student.replay: all to train on all that was bought"
+            )
+        return data
+
     @field_validator("weight")
     @classmethod
     def _weight_is_positive(cls, value: float | None) -> float | None:
