@@ -36,7 +36,8 @@ def plainly(painter: ContoursPainter, ids: torch.Tensor) -> np.ndarray:
             share = np.clip(0.5 + painter._steepness * inside, 0, 1)
             for channel, word in enumerate(colours):
                 ink = word * 256 >> 31 if painter._any_colour else 128 + (word * 128 >> 31)
-                image[channel] = share * ink + (1 - share) * image[channel]
+                over = share * ink + (1 - share) * image[channel]
+                image[channel] = over if painter._any_colour else np.maximum(image[channel], share * ink)
     return images
 
 

@@ -34,15 +34,16 @@ class ContoursSection(ProceduralSection):
 
     kind: Literal["contours"] = "contours"
     contours: Annotated[tuple[Count, Count], ASCENDING] = (1, 3)
-    """Least and most contours of a candidate, painted one over another, each of noise of its own: so they cross."""
+    """Least and most contours of a candidate, each of noise of its own: so they cross."""
     exponent: Annotated[tuple[Exponent, Exponent], ASCENDING] = (2.0, 4.0)
     """Least and largest a of the noise, whose amplitude falls with the frequency f as 1 / f^a: small ones give many
     short curves, large ones a few long ones. Each contour has one of 16 in equal steps."""
     width: Annotated[tuple[Width, Width], ASCENDING] = (0.15, 0.6)
     """Least and largest width of a contour: how many standard deviations of its noise it spans."""
     colours: Literal["any", "light-on-dark"] = "any"
-    """any: the background and each contour have a random colour. light-on-dark: the background is black, and no channel
-    of a contour's colour is below 128."""
+    """any: the background and each contour have a random colour, one painted over another. light-on-dark: the
+    background is black, no channel of a contour's colour is below 128, and of two that cross each pixel is the lighter
+    one."""
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
@@ -94,7 +95,10 @@ class ContoursPainter:
             cover = self._cover(values, words[:, some]).view(-1, 1, *self._shape[1:])
             least = 0 if self._any_colour else 128
             colour = least + below(words[_WORDS:, some], 256 - least).T[:, :, None, None]
-            image[some] = (colour * cover + image[some] * (_FULL - cover) + _FULL // 2) // _FULL
+            if self._any_colour:
+                image[some] = (colour * cover + image[some] * (_FULL - cover) + _FULL // 2) // _FULL
+            else:  # one that is painted over a lighter one would cut it in two
+                image[some] = torch.maximum(image[some], (colour * cover + _FULL // 2) // _FULL)
         return image.to(torch.uint8)
 
     def _cover(self, values: Tensor, words: Tensor) -> Tensor:
