@@ -20,7 +20,8 @@ from kdray.utils.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FULL = 256  # of a pixel that lies within a contour
+_FULL_BITS = 8  # of how much of a pixel is covered
+_FULL = 1 << _FULL_BITS
 _WORDS = 2  # random numbers of a contour besides its colours
 _SIDE = 5.6  # pixels a side for which an edge may be steeper by 1: it is then about a pixel and a half wide
 
@@ -87,32 +88,34 @@ class ContoursPainter:
         """See `Painter`."""
         canvas = self._canvas(ids)
         count = self._contours[0] + below(canvas[0], self._contours[1] - self._contours[0] + 1)
-        paper = below(canvas[1:], 256 if self._any_colour else 1)
+        paper = below(canvas[1:], 256 if self._any_colour else 1).to(torch.int32)
         image = paper.T[:, :, None, None].repeat(1, 1, *self._shape[1:])
         for number, words in enumerate(self._random(ids).chunk(self._contours[1])):
             some = (number < count).nonzero().squeeze(1)
             values = _standard(self._sums[number](ids[some]).flatten(1))
             cover = self._cover(values, words[:, some]).view(-1, 1, *self._shape[1:])
             least = 0 if self._any_colour else 128
-            colour = least + below(words[_WORDS:, some], 256 - least).T[:, :, None, None]
+            colour = (least + below(words[_WORDS:, some], 256 - least)).to(torch.int32).T[:, :, None, None]
             if self._any_colour:
-                image[some] = (colour * cover + image[some] * (_FULL - cover) + _FULL // 2) // _FULL
+                image[some] = (colour * cover + image[some] * (_FULL - cover) + _FULL // 2) >> _FULL_BITS
             else:  # one that is painted over a lighter one would cut it in two
-                image[some] = torch.maximum(image[some], (colour * cover + _FULL // 2) // _FULL)
+                image[some] = torch.maximum(image[some], (colour * cover + _FULL // 2) >> _FULL_BITS)
         return image.to(torch.uint8)
 
     def _cover(self, values: Tensor, words: Tensor) -> Tensor:
-        """How much of each pixel a contour covers, int64 [B, H * W] of at most _FULL. It goes through a random pixel,
+        """How much of each pixel a contour covers, int32 [B, H * W] of at most _FULL. It goes through a random pixel,
         so no image is empty."""
         pixel = below(words[0], values.shape[1]).unsqueeze(1)
-        width = self._widths[0] + below(words[1], self._widths[1] - self._widths[0] + 1).unsqueeze(1)
+        width = (self._widths[0] + below(words[1], self._widths[1] - self._widths[0] + 1)).to(torch.int32).unsqueeze(1)
         apart = (values - values.gather(1, pixel)).abs()
-        return (_FULL // 2 + self._steepness * (width - 2 * apart) // 2).clamp_(0, _FULL)
+        return (_FULL // 2 + (self._steepness * (width - 2 * apart) >> 1)).clamp_(0, _FULL)
 
 
 def _standard(values: Tensor) -> Tensor:
-    """Values int64 [B, N], moved to a mean of 0 and stretched to a standard deviation of STANDARD_DEVIATION. An image
-    of one value becomes zeros."""
+    """Values int64 [B, N], moved to a mean of 0 and stretched to a standard deviation of STANDARD_DEVIATION: int32. An
+    image of one value becomes zeros."""
     moved = values - values.sum(dim=1, keepdim=True) // values.shape[1]
     variance = moved.square().sum(dim=1, keepdim=True) // values.shape[1]
-    return STANDARD_DEVIATION * moved // variance.to(torch.float64).sqrt().to(torch.int64).clamp_(min=1)
+    spread = variance.to(torch.float64).sqrt_().floor_().clamp_(min=1)
+    # The quotient of whole numbers this small is rounded down right in float64, which divides faster.
+    return moved.to(torch.float64).mul_(STANDARD_DEVIATION).div_(spread).floor_().to(torch.int32)
