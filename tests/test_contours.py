@@ -1,5 +1,7 @@
 """Contours of smooth noise: each pixel against plain arithmetic, their width, length and number, one-pixel images."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def plainly(painter: ContoursPainter, ids: torch.Tensor) -> np.ndarray:
     """The images in floats, pixel by pixel."""
     channels, height, width = painter._shape
     canvas, words = painter._canvas(ids).T.tolist(), painter._random(ids).T.tolist()
-    noise = [sums(ids)[:, 0].double().numpy() for sums in painter._sums]
+    noise = [painter._sums(ids, number)[:, 0].double().numpy() for number in range(painter._contours[1])]
     images = np.zeros((len(ids), channels, height, width))
     (least, most), (thin, thick) = painter._contours, painter._widths
     for number in range(len(ids)):
@@ -72,7 +74,7 @@ def test_a_width_is_in_standard_deviations_of_the_noise_of_the_image():
     assert 2 < thick.float().mean() / thin.float().mean() < 5
     painter = ContoursPainter((1, 64, 64), (1, 1), (3.0, 3.0), (0.5, 0.5), False, 0)
     ids = torch.arange(300)
-    noise = painter._sums[0](ids)[:, 0].double()
+    noise = painter._sums(ids)[:, 0].double()
     values = ((noise - noise.mean(dim=(1, 2), keepdim=True)) / noise.std(dim=(1, 2), keepdim=True)).flatten(1)
     level = values.gather(1, below(painter._random(ids)[0], 64 * 64).unsqueeze(1))
     wanted = ((values - level).abs() < 0.25).float().mean()
@@ -109,6 +111,13 @@ def test_an_edge_is_as_wide_in_a_large_image_as_in_a_small_one():
         return (between / edge).item()
 
     assert soft(112) == pytest.approx(soft(28), rel=0.35)
+
+
+def test_many_contours_share_their_tables():
+    def painter(most):
+        return pickle.dumps(ContoursPainter((1, 64, 64), (1, most), (2.0, 4.0), (0.15, 0.6), False, 0))
+
+    assert len(painter(20)) < 20 * len(painter(1)) / 4
 
 
 def test_an_image_of_one_pixel_is_all_contour():

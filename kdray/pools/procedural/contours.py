@@ -31,7 +31,7 @@ Width = Annotated[float, Field(ge=0.01, le=4)]
 
 @pools.register
 class ContoursSection(ProceduralSection):
-    """The candidates are contours of smooth noise: curves of any shape, many of them closed, of changing width."""
+    """The candidates are contours of smooth noise: curves of any shape and of changing width, some of them closed."""
 
     kind: Literal["contours"] = "contours"
     contours: Annotated[tuple[Count, Count], ASCENDING] = (1, 3)
@@ -81,7 +81,8 @@ class ContoursPainter:
         self._widths = [max(1, round(width * STANDARD_DEVIATION)) for width in widths]
         self._steepness = max(1, round(max(shape[1:]) / _SIDE))
         self._canvas = CounterRandom(seed, "contours", 1 + shape[0])
-        self._sums = [SpectrumSums((1, *shape[1:]), exponents, seed, f"contour {n}") for n in range(contours[1])]
+        purposes = [f"contour {number}" for number in range(contours[1])]
+        self._sums = SpectrumSums((1, *shape[1:]), exponents, seed, purposes)
         self._random = CounterRandom(seed, "each contour", contours[1] * (_WORDS + shape[0]))
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class ContoursPainter:
         image = paper.T[:, :, None, None].repeat(1, 1, *self._shape[1:])
         for number, words in enumerate(self._random(ids).chunk(self._contours[1])):
             some = (number < count).nonzero().squeeze(1)
-            values = _standard(self._sums[number](ids[some]).flatten(1))
+            values = _standard(self._sums(ids[some], number).flatten(1))
             cover = self._cover(values, words[:, some]).view(-1, 1, *self._shape[1:])
             least = 0 if self._any_colour else 128
             colour = (least + below(words[_WORDS:, some], 256 - least)).to(torch.int32).T[:, :, None, None]

@@ -7,6 +7,7 @@ is a product of matrices of whole numbers, which float64 holds exactly in any or
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -61,7 +62,7 @@ class SpectrumPainter:
     batch = 64
 
     def __init__(self, shape: tuple[int, int, int], exponents: tuple[float, float], contrast: float, seed: int) -> None:
-        self._sums = SpectrumSums(shape, exponents, seed, "spectrum")
+        self._sums = SpectrumSums(shape, exponents, seed, ["spectrum"])
         self._sigmoid = _sigmoid_table(contrast)
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -76,24 +77,27 @@ class SpectrumSums:
         shape: (C, H, W); the sums of a channel are independent of those of another.
         exponents: least and largest a; each id has one of 16 in equal steps.
         seed: the run's seed.
-        purpose: what the sums are for; those for other purposes are independent.
+        purposes: what sums are for; those for other purposes are independent.
     """
 
-    def __init__(self, shape: tuple[int, int, int], exponents: tuple[float, float], seed: int, purpose: str) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], exponents: tuple[float, float], seed: int, purposes: Sequence[str]
+    ) -> None:
         low, high = exponents
         each = [low + (high - low) * step / (_EXPONENTS - 1) for step in range(_EXPONENTS)]
         self._shape = shape
         self._weights = torch.stack([_weights(shape[1], shape[2], exponent) for exponent in each])
         self._rows, self._columns = _basis(shape[1]), _basis(shape[2])
         self._normal = normal_table(1 << _NORMAL_BITS).to(torch.float64)
-        self._indices = TableIndices(seed, purpose, math.prod(shape))
-        self._exponents = CounterRandom(seed, f"{purpose} exponents", 1)
+        self._indices = [TableIndices(seed, purpose, math.prod(shape)) for purpose in purposes]
+        self._exponents = [CounterRandom(seed, f"{purpose} exponents", 1) for purpose in purposes]
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Values int64 [B, C, H, W] in 1/256 standard deviations, cut at 8 of them, for ids int64 [B]."""
+    def __call__(self, ids: Tensor, purpose: int = 0) -> Tensor:
+        """Values int64 [B, C, H, W] in 1/256 standard deviations, cut at 8 of them, for ids int64 [B] and one of the
+        purposes, by its number."""
         device = ids.device
-        exponent = below(self._exponents(ids)[0], _EXPONENTS)
-        drawn = self._normal.to(device)[self._indices(ids)].view(len(ids), *self._shape)
+        exponent = below(self._exponents[purpose](ids)[0], _EXPONENTS)
+        drawn = self._normal.to(device)[self._indices[purpose](ids)].view(len(ids), *self._shape)
         weighted = drawn * self._weights.to(device)[exponent].unsqueeze(1)
         half = (self._rows.to(device).T @ weighted).mul_(2.0**-_BASIS_BITS).floor_()  # else the next would pass 2^53
         sums = half @ self._columns.to(device)
