@@ -172,6 +172,24 @@ def test_the_probe_counts_candidates_by_the_clock():
     assert rate == pytest.approx(4 * 256 * 2 / 3)
 
 
+def test_the_probe_of_a_slow_pool_measures_one_batch():
+    drawn: list[int] = []
+
+    class Slow(MixupPool):
+        def batches(self, groups, step, indices=None):
+            for batch in super().batches(groups, step, indices):
+                drawn.append(len(batch))
+                yield batch
+
+    pool = Slow(torch.zeros(60, 1, 3, 4, dtype=torch.uint8), [0.5])
+    # A batch takes 5 s, more than the probe may: the first includes set-up, and the second is measured.
+    assert probe(pool, Quantised(0, 10), 2.0, lambda: 5.0 * len(drawn)) == pytest.approx(256 / 5)
+    assert drawn == [256, 256]
+    drawn.clear()
+    assert probe(pool, Quantised(0, 10), 2.0, lambda: 0.25 * len(drawn)) == pytest.approx(256 / 0.25)
+    assert len(drawn) == 2 + 2 * 4
+
+
 # ---- guessing
 
 

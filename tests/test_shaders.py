@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -21,8 +22,9 @@ from hypothesis import strategies as st
 from kdray.config.load import load_config
 from kdray.errors import ConfigError, RunDirectoryError
 from kdray.pools.base import Pool, pools
+from kdray.pools.glsl import check
 from kdray.pools.glsl.canvas import PARAMETERS, images_at_once
-from kdray.pools.glsl.check import find_unusable
+from kdray.pools.glsl.check import try_programs
 from kdray.pools.glsl.forms import Program, builtin_programs, digest, parse
 from kdray.pools.glsl.plain import is_plain
 from kdray.pools.glsl.process import CanvasProcess
@@ -305,7 +307,7 @@ def test_programs_that_cannot_be_used_are_named_with_the_reason(tmp_path):
         "e": "uniform sampler2D backbuffer;void main(){gl_FragColor=texture2D(backbuffer,gl_FragCoord.xy);}",
         "f": "uniform vec3 resolution;void main(){gl_FragColor=vec4(gl_FragCoord.xyz/resolution,1);}", "g": IMAGE,
     }  # fmt: skip
-    found = find_unusable([parse(name, text) for name, text in texts.items()], (16, 16), TIME, 4)
+    found = try_programs([parse(name, text) for name, text in texts.items()], (16, 16), TIME, 4).unusable
     assert list(found) == ["b", "c", "d", "e", "f"]
     assert found["b"].startswith("it does not compile: 0:2(") and "`wrong' undeclared" in found["b"]
     assert found["c"] == "it takes more than 4 s, in drawing 16 images of this size (pool.limit_s is 4)"
@@ -341,6 +343,20 @@ def test_a_program_that_the_user_leaves_out_is_not_tried_and_the_others_are(tmp_
         assert pools.parse(fields | {"left_out": left_out}).recorded(section) == section
     other = pools.parse(fields | {"left_out": ["d.glsl"]})
     assert other.recorded(section) == other, "it is another experiment"
+
+
+def test_slow_programs_are_used_and_named_the_slowest_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "_SLOW_S", 0.0)  # any driver is slower than that
+    much = "float x = p.x; for (int i = 0; i < 3000; i++) { x = sin(x) + float(i); }"
+    much = f"void mainImage(out vec4 c, in vec2 p) {{ {much} c = vec4(x, fract(p / 7.0), 1); }}"
+    own = folder(tmp_path, **{f"a{number:02}": SEEDED for number in range(11)}, much=much, odd="nothing")
+    fields = {"kind": "shaders", "programs": own, "builtin": False, "limit_s": 3600}
+    section, notes = pools.parse(fields).resolved((1, 40, 40))
+    assert section.left_out == ["odd.glsl"] and notes[0].startswith("pool.programs: odd.glsl is left out")
+    told = r"pool\.programs: much\.glsl is slow, 16 images took \d+\.\d s; name it in pool\.left_out to go without it"
+    assert re.fullmatch(told, notes[1]) and len(notes) == 1 + 10 + 1
+    assert re.fullmatch(r"pool\.programs: 2 more are slow: a\d\d\.glsl, a\d\d\.glsl", notes[-1])
+    assert section.resolved((1, 40, 40)) == (section, []), "a run that goes on tries none"
 
 
 def test_many_programs_that_are_left_out_are_all_named(tmp_path):

@@ -79,13 +79,23 @@ def probe(
     device: str = "cpu",
     options: ForwardOptions | None = None,
 ) -> float:
-    """Candidates that one worker scores exactly per second, measured for about `seconds` on the pool's first groups."""
+    """Candidates that one worker scores exactly per second, measured for about `seconds` on the pool's first groups.
+    Where one batch takes longer than that, it alone is measured."""
     keep_freed_memory()
     forward, pool = Forward(model, device, options or ForwardOptions()), placed(pool, device)
     batch = batch_on(device, model)
-    cut = Cut(chunk=4 * batch, batch=batch)
-    stage = ScoreGroups(cut=cut, count=pool.num_groups, group_size=pool.group_size, k=1)
+
+    def tasks_of(batches: int) -> ScoreGroups:
+        cut = Cut(chunk=batches * batch, batch=batch)
+        return ScoreGroups(cut=cut, count=pool.num_groups, group_size=pool.group_size, k=1)
+
+    stage = tasks_of(1)
     stage.run(pool, forward, 0)  # the first task includes set-up
+    begin = clock()
+    scored = stage.run(pool, forward, min(1, len(stage) - 1)).evaluated
+    if (elapsed := clock() - begin) >= seconds:
+        return scored / elapsed
+    stage = tasks_of(4)
     scored, number, begin = 0, 0, clock()
     while (elapsed := clock() - begin) < seconds or not scored:
         number = (number + 1) % max(1, len(stage) - 1)  # skip the last task, which may be small

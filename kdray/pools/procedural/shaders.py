@@ -19,7 +19,7 @@ from kdray.errors import ConfigError
 from kdray.pools.base import PoolSection, pools
 from kdray.pools.counter import BITS, CounterRandom, below
 from kdray.pools.glsl.canvas import PARAMETERS, images_at_once
-from kdray.pools.glsl.check import TRIED, find_unusable
+from kdray.pools.glsl.check import TRIED, Tried, try_programs
 from kdray.pools.glsl.forms import Program, builtin_programs, digest, read_folder
 from kdray.pools.glsl.plain import is_plain
 from kdray.pools.glsl.process import CanvasEnded, CanvasProcess
@@ -77,17 +77,27 @@ class ShadersSection(ProceduralSection):
 
     def resolved(self, image_shape: tuple[int, int, int]) -> tuple[ShadersSection, list[str]]:
         """See `PoolSection`."""
-        programs, unusable = self._read(image_shape)
+        programs, found = self._read(image_shape)
+        unusable = found.unusable
         told = [f"pool.programs: {name} is left out: {unusable[name]}" for name in list(unusable)[:_TOLD]]
         if more := list(unusable)[_TOLD:]:
             told.append(f"pool.programs: {len(more):,} more are left out: {', '.join(more)}")
+        slowest = sorted(found.slow, key=found.slow.__getitem__, reverse=True)
+        told += [
+            f"pool.programs: {name} is slow, {TRIED} images took {found.slow[name]:.1f} s; name it in pool.left_out to "
+            "go without it"
+            for name in slowest[:_TOLD]
+        ]
+        if more := slowest[_TOLD:]:
+            told.append(f"pool.programs: {len(more):,} more are slow: {', '.join(more)}")
         left_out = sorted({*self.left_out, *unusable})
         return self.model_copy(update={"left_out": left_out, "digest": digest(programs)}), told
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
         shape = (images.shape[1], images.shape[2], images.shape[3])
-        programs, unusable = self._read(shape)
+        programs, found = self._read(shape)
+        unusable = found.unusable
         left_out = {*self.left_out, *unusable}
         used = [one for one in programs if one.name not in left_out]
         if not used:
@@ -97,9 +107,9 @@ class ShadersSection(ProceduralSection):
         painter.open()
         return painter
 
-    def _read(self, shape: tuple[int, int, int]) -> tuple[list[Program], dict[str, str]]:
-        """All programs that are in a known form, and those of all that cannot be used though they are not left out:
-        name -> why. None are looked for where a run has recorded which programs it has."""
+    def _read(self, shape: tuple[int, int, int]) -> tuple[list[Program], Tried]:
+        """All programs that are in a known form, and what came of trying those that are not left out. None are tried
+        where a run has recorded which programs it has."""
         check_shape(shape)
         own, unreadable = read_folder(self.programs) if self.programs else ([], {})
         programs = [*(builtin_programs() if self.builtin else ()), *own]
@@ -107,23 +117,22 @@ class ShadersSection(ProceduralSection):
             raise ConfigError(f"pool.left_out: there is no program named {unknown[0]!r}")
         if self.digest is None:
             tried = tuple(one for one in programs if one.name not in self.left_out)
-            unusable = unreadable | _unusable(tried, shape[1:], self.time, self.limit_s)
-            return programs, {name: why for name, why in unusable.items() if name not in self.left_out}
+            found = _tried(tried, shape[1:], self.time, self.limit_s)
+            unread = {name: why for name, why in unreadable.items() if name not in self.left_out}
+            return programs, Tried(unread | found.unusable, found.slow)
         if self.digest != (now := digest(programs)):
             raise ConfigError(
                 f"pool.programs: the programs have changed since the run began (digest {self.digest} is now {now}) and "
                 "would draw other candidates; bring back the old files, or the kdray that began the run, or start a "
                 "new run"
             )
-        return programs, {}
+        return programs, Tried({}, {})
 
 
 @lru_cache(maxsize=8)
-def _unusable(
-    programs: tuple[Program, ...], size: tuple[int, int], time: tuple[float, float], limit_s: float
-) -> dict[str, str]:
-    """See `find_unusable`: a pool may be built several times in a process, and the programs are tried once."""
-    return find_unusable(programs, size, time, limit_s)
+def _tried(programs: tuple[Program, ...], size: tuple[int, int], times: tuple[float, float], limit_s: float) -> Tried:
+    """See `try_programs`: a pool may be built several times in a process, and the programs are tried once."""
+    return try_programs(programs, size, times, limit_s)
 
 
 def check_shape(shape: tuple[int, int, int]) -> None:
