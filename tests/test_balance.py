@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import command
@@ -33,7 +34,15 @@ def test_it_lies_between_0_and_1_and_knows_no_order(labels, names):
     assert entropy == pytest.approx(sum(-p * math.log(p, 5) for p in counts))
 
 
-@pytest.mark.parametrize(("labels", "classes"), [([3], 3), ([-1], 3), ([0], 0)])
+def test_lists_and_arrays_are_labels_too():
+    assert relative_entropy([0, 1], 4) == relative_entropy(np.array([0, 1], np.uint8), 4) == pytest.approx(0.5)
+    assert relative_entropy([], 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [([3], 3), ([-1], 3), ([0], 0), ([0.5], 3), ([[0, 1]], 3), ([True], 3)],
+)
 def test_labels_that_are_no_classes_are_refused(labels, classes):
     with pytest.raises(ValueError, match="must"):
         relative_entropy(torch.tensor(labels), classes)

@@ -392,5 +392,8 @@ def test_a_plan_knows_queries_and_time_and_a_preview_says_what_it_shows(config_f
     assert "120 = 0 for the images + 3 x 40" in text and "each of 3 rounds makes its own candidates" in text
     assert "each round makes 40 candidates" in text and "auto makes 40 a round" in text
     assert "6 steps of 40 images" in text
+    assert "evenly" not in text
+    uneven = " ".join(command("plan", path, "pool.batch=23").stdout.split())
+    assert "pool.batch: 23 images do not divide evenly among 10 classes; the first 3 have one more each" in uneven
     shown = command("preview", path, "--out", tmp_path / "sheet.png")
     assert shown.returncode == 0 and "40 candidates from before there is a student" in " ".join(shown.stdout.split())

@@ -124,7 +124,8 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     pooled = data.pooled
     images, schedule, strategy = pooled.images, pooled.schedule, config.select
     pool, trial = pooled.kinds[0], len(pooled.kinds) > 1  # of several kinds the first stands for that which is found
-    classes, note = _classes(config, data)
+    known, note = _classes(config, data)
+    classes = known or _UNKNOWN_CLASSES
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
     later, paid = pooled.chosen, sum(schedule) + pooled.estimate
@@ -180,7 +181,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         driver_bytes=max(balanced.driver_bytes(strategy, kind, max(later, default=0)) for kind in pooled.kinds),
         held=strategy.held,
         note=note,
-        notes=(*data.notes(), *_making(config, pooled, classes)),
+        notes=(*data.notes(), *_making(config, pooled, known)),
         grid=pool.linear,
         made=_made(config, pooled),
         trainings=tuple(trainings),
@@ -189,13 +190,14 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     )
 
 
-def _classes(config: Config, data: Data) -> tuple[int, str | None]:
-    """Number of classes, and what to say where it is not known. Checks the teacher as far as that costs nothing."""
+def _classes(config: Config, data: Data) -> tuple[int | None, str | None]:
+    """Number of classes, or None, and what to say of a teacher that is not there. Checks the teacher as far as that
+    costs nothing."""
     count = config.teacher.count_classes(config.teacher.input.shape(data.pooled.images.image_shape))
     if config.teacher.missing():
-        return count or _UNKNOWN_CLASSES, "the teacher's weights are not there yet: 'kdray run' trains them once"
+        return count, "the teacher's weights are not there yet: 'kdray run' trains them once"
     data.of_teacher(config, count, config.teacher.class_names())
-    return count or _UNKNOWN_CLASSES, None
+    return count, None
 
 
 def _fewer_pairs(config: Config, pooled: PoolSchedule, passes: float) -> int | None:
@@ -229,15 +231,15 @@ def _made(config: Config, pooled: PoolSchedule) -> str | None:
     return "as many candidates as it asks about" if config.pool.exact else f"{len(pooled.pool):,} candidates"
 
 
-def _making(config: Config, pooled: PoolSchedule, classes: int) -> list[str]:
-    """What to say of candidates that each round makes anew."""
+def _making(config: Config, pooled: PoolSchedule, known: int | None) -> list[str]:
+    """What to say of candidates that each round makes anew; `known` is the number of classes, if that is known."""
     pool, rounds = pooled.pool, len(pooled.chosen)
     if not rounds or not is_remade(pool):
         return []
     text = f"each of {counted(rounds, 'round')} makes its own candidates (pool.kind: {config.pool.kind})"
     if not config.pool.untaught:
         return [f"{text}; how long that takes depends on the answers"]
-    shape = pooled.images.image_shape
+    shape, classes = pooled.images.image_shape, known or _UNKNOWN_CLASSES
     mean, std = pixel_statistics(pooled.images.images)
     student = build_model(config.student.model, shape, classes, seed=config.seed, mean=mean, std=std)
     basis = Basis(
@@ -249,9 +251,10 @@ def _making(config: Config, pooled: PoolSchedule, classes: int) -> list[str]:
     )
     with cpu_threads(config.resources.trainer.thread_count):
         begin = time.monotonic()
-        pool.make(basis)
+        made = pool.make(basis)
         each = time.monotonic() - begin
-    return [f"{text}: about {_time(each * rounds)} here in all, beside scoring and training"]
+    told = f"{text}: about {_time(each * rounds)} here in all, beside scoring and training"
+    return [told, *(made.notes if known else ())]
 
 
 def plan_lines(plan: Plan) -> list[tuple[str, str]]:

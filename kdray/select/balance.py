@@ -1,7 +1,9 @@
 """How evenly answers are spread over the classes ("What Makes a Good Dataset for Knowledge Distillation?", Table 3)."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,23 +21,28 @@ def all_alike(targets: Tensor) -> bool:
     return len(targets) >= ALIKE and bool((targets == targets[0]).all())
 
 
-def relative_entropy(labels: Tensor, num_classes: int) -> float:
+def relative_entropy(labels: Tensor | np.ndarray | Sequence[int], num_classes: int) -> float:
     """Entropy of the classes' frequencies, as a share of that of equal frequencies: H(p) / log K (section 4.1).
 
     Args:
-        labels: int64 [N], each in [0, num_classes).
+        labels: integers [N], each in [0, num_classes).
         num_classes: number of classes K, also those that no label names.
 
     Returns:
         0 where all labels are one class, 1 where each class is equally frequent. 1 for a single class; 0 for no labels.
 
     Raises:
-        ValueError: `num_classes` is not positive, or a label is out of range.
+        ValueError: `num_classes` is not positive, labels are no integers [N], or one is out of range.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be positive, got {num_classes}")
-    if len(labels) == 0:
+    labels = torch.as_tensor(labels)
+    if labels.numel() == 0:
         return 0.0
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels must be integers [N], got {labels.dtype} {list(labels.shape)}; take argmax of answers"
+        )
     if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
         raise ValueError(f"labels must lie in [0, {num_classes}), got {int(labels.min())}..{int(labels.max())}")
     if num_classes == 1:
