@@ -51,7 +51,10 @@ class PlainLeaf:
         if covers := number == most:
             self.kind, self.radius = "circle", 10**6
         down, across = np.mgrid[:height, :width] * UNIT + UNIT // 2
-        self.mask = self.covered(drawn._sine.tolist(), across, down)
+        outline, line = cut(words[2], 22, 12, 12)[1:]
+        least, largest = drawn._widths.tolist()
+        inset = least + (line * (largest - least + 1) >> 12) if outline < drawn._outlined and not covers else None
+        self.mask = self.covered(drawn._sine.tolist(), across, down, inset)
         one, two = (
             np.array([cut(words[3 + colour * colour_words + c // 8], *[8] * 8)[c % 8] for c in range(channels)])
             for colour in range(2)
@@ -62,9 +65,12 @@ class PlainLeaf:
         share = self.share(drawn, TEXTURES[drawn._textures[texture * len(drawn._textures) >> 12]], words[2])
         self.colours = one[:, None, None] + (share * (two - one)[:, None, None] >> 8)
 
-    def covered(self, sine: list[int], across: np.ndarray, down: np.ndarray) -> np.ndarray:
+    def covered(self, sine: list[int], across: np.ndarray, down: np.ndarray, inset: int | None) -> np.ndarray:
+        """Pixels of the leaf but those that lie `inset` or more within it."""
         if self.kind == "circle":
-            return (across - self.x) ** 2 + (down - self.y) ** 2 <= self.radius**2
+            squares = (across - self.x) ** 2 + (down - self.y) ** 2
+            full = squares <= self.radius**2
+            return full if inset is None or inset > self.radius else full & (squares > (self.radius - inset) ** 2)
         first = self.angles[0]
         angles = {
             "square": [TURN // 8 + i * TURN // 4 for i in range(4)],
@@ -77,14 +83,18 @@ class PlainLeaf:
             (self.x + (self.radius * sine[angle + TURN // 4] >> 14), self.y + (self.radius * sine[angle] >> 14))
             for angle in angles
         ]
+        within = np.full(across.shape, inset is not None)
         edge_on_the_left, edge_on_the_right = np.zeros(across.shape, bool), np.zeros(across.shape, bool)
         for one, two in zip(corners, corners[1:] + corners[:1], strict=True):
+            run, rise = two[0] - one[0], two[1] - one[1]
+            away = (down - one[1]) * run - (across - one[0]) * rise  # from the edge, times its length
+            within &= away >= (inset or 0) * math.isqrt(run**2 + rise**2)
             (low_x, low_y), (high_x, high_y) = sorted((one, two), key=lambda corner: corner[1])
             crossed = (low_y <= down) & (down < high_y)
             side = (across - low_x) * (high_y - low_y) - (down - low_y) * (high_x - low_x)
             edge_on_the_left |= crossed & (side >= 0)
             edge_on_the_right |= crossed & (side <= 0)
-        return edge_on_the_left & edge_on_the_right
+        return edge_on_the_left & edge_on_the_right & ~within
 
     def share(self, drawn: LeavesPainter, texture: str, word: int) -> np.ndarray:
         _, height, width = drawn._shape
@@ -136,6 +146,13 @@ def test_every_shape_by_itself(kind):
     assert_same(painter((2, 24, 24), shapes=(kind,), radii=(0.1, 0.5)), [0, 1, 2])
 
 
+@pytest.mark.parametrize("kind", SHAPES)
+def test_outlines_of_every_shape(kind):
+    fields = {"shapes": (kind,), "radii": (0.05, 0.5), "leaves": (3, 6), "outlines": 0.7, "width": (0.03, 0.2)}
+    assert_same(painter((2, 24, 24), textures=TEXTURES, **fields), [0, 1, 2])
+    assert_same(painter((1, 20, 140), shapes=(kind,), radii=(0.5, 1), outlines=1), [0])
+
+
 @settings(deadline=None, max_examples=20)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)),
@@ -144,12 +161,13 @@ def test_every_shape_by_itself(kind):
     radii=st.tuples(st.floats(0.1, 1), st.floats(0.1, 1)).map(sorted),
     sigma=st.floats(0, 10),
     leaves=st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted),
+    outlines=st.sampled_from([0.0, 0.5, 1.0]),
+    width=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted),
     colours=st.sampled_from(COLOURS),
     id_=st.integers(0, (1 << 62) - 1),
 )
-def test_whatever_the_fields_are(shape, shapes, textures, radii, sigma, leaves, colours, id_):
-    drawn = painter(shape, tuple(shapes), tuple(radii), tuple(textures), sigma, leaves=leaves, colours=colours)
-    assert_same(drawn, [id_])
+def test_whatever_the_fields_are(shape, shapes, textures, radii, sigma, id_, **more):
+    assert_same(painter(shape, tuple(shapes), tuple(radii), tuple(textures), sigma, **more), [id_])
 
 
 def test_random_words_are_those_of_the_published_generator():
@@ -226,6 +244,27 @@ def test_dark_leaves_cut_into_light_ones():
     assert 0 < untouched < 0.1, "images whose visible leaves are all light"
 
 
+def test_an_outline_is_as_wide_as_it_should_be():
+    fields = {"radii": (0.4, 0.4), "leaves": (1, 1), "outlines": 1, "colours": "light-on-dark"}
+    for kind in SHAPES:
+        thin, wide = (painter((1, 80, 80), (kind,), width=(w, w), **fields)(torch.arange(300)) > 0 for w in (0.05, 0.1))
+        full = painter((1, 80, 80), (kind,), **fields | {"outlines": 0})(torch.arange(300)) > 0
+        assert (full | ~wide).all() and (wide | ~thin).all(), "one lies within the other"
+        inside = ~(full[:, :, [0, -1]].any(dim=3) | full[:, :, :, [0, -1]].any(dim=2)).flatten(1).any(dim=1)
+        areas = {"circle": math.pi * (32**2 - 28**2), "square": 2 * 32**2 - (32 * 2**0.5 - 8) ** 2}
+        if kind in areas:
+            drawn = thin[inside].flatten(1).sum(dim=1).double()
+            assert drawn.mean().item() == pytest.approx(areas[kind], rel=0.02)
+            assert drawn.numpy() == pytest.approx(areas[kind], rel=0.08), "an edge may gain or lose a row of pixels"
+
+
+def test_outlines_are_the_share_of_leaves_that_was_asked_for():
+    fields = {"radii": (0.3, 0.3), "leaves": (1, 1), "colours": "light-on-dark"}
+    some, none = (painter((1, 30, 30), ("circle",), outlines=share, **fields)(torch.arange(2000)) for share in (0.3, 0))
+    visible = (none > 0).flatten(1).sum(dim=1) > 200
+    assert (some != none)[visible].flatten(1).any(dim=1).double().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
 def test_colours_are_uniform():
     drawn = painter((3, 16, 16))(torch.arange(1000)).double()
     pixels = drawn[:, :, 8, 8]
@@ -279,6 +318,11 @@ def test_no_images_are_no_images():
             r"colours: light-on-dark needs a ground; set pool\.leaves, \[1, 8\] for example",
         ),
         ({"colours": "light-and-dark"}, r"colours: light-and-dark needs a ground; set pool\.leaves"),
+        ({"outlines": 1.5}, r"pool\.outlines"),
+        ({"outlines": -0.1}, r"pool\.outlines"),
+        ({"outlines": 1, "width": [0.2, 0.1]}, r"width: a range is \[least, most\], and 0\.2 is more than 0\.1; swap"),
+        ({"outlines": 1, "width": [0, 0.1]}, r"pool\.width\.0"),
+        ({"width": [0.1, 0.2]}, r"width: it is that of outlines, and there are none; set pool\.outlines, 0\.5 for"),
         ({"strokes": [1, 2]}, r"pool\.strokes belongs to kind lines"),
     ],
 )

@@ -29,6 +29,7 @@ Shape = Literal["circle", "square", "oriented-square", "rectangle", "triangle", 
 Texture = Literal["plain", "gradient", "stripes", "grain"]
 Colours = Literal["any", "light-on-dark", "light-and-dark"]
 Share = Annotated[float, Field(ge=0.001, le=1)]
+Width = Annotated[float, Field(gt=0, le=1)]
 Leaves = Annotated[int, Field(ge=1, le=MOST_LEAVES)]
 
 
@@ -51,6 +52,10 @@ class LeavesSection(ProceduralSection):
     each pixel is a random mix of two colours."""
     leaves: Annotated[tuple[Leaves, Leaves], ASCENDING] | None = None
     """Least and most leaves of a candidate, on a ground of one colour or texture; without it they cover the image."""
+    outlines: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of leaves of which an outline alone is drawn; what lies under them shows inside."""
+    width: Annotated[tuple[Width, Width], ASCENDING] = (0.04, 0.12)
+    """Least and largest width of an outline, as a share of the image's smaller side, but a pixel at least."""
     colours: Colours = "any"
     """any: the ground and each leaf have random colours. light-on-dark: the ground is black, and no channel of a leaf
     is below 128. light-and-dark: half of the leaves are black, too, and cut holes and notches into the light ones. Both
@@ -64,6 +69,8 @@ class LeavesSection(ProceduralSection):
                 raise ValueError(f"{name}: name each once, got {list(names)}")
         if self.leaves is None and self.colours != "any":
             raise ValueError(f"colours: {self.colours} needs a ground; set pool.leaves, [1, 8] for example")
+        if self.outlines == 0 and self.width != type(self).model_fields["width"].default:
+            raise ValueError("width: it is that of outlines, and there are none; set pool.outlines, 0.5 for example")
         return self
 
     def painter(self, images: Tensor, seed: int) -> Painter:
@@ -77,6 +84,8 @@ class LeavesSection(ProceduralSection):
             self.textures,
             seed,
             leaves=self.leaves or (MOST_LEAVES, MOST_LEAVES),
+            outlines=self.outlines,
+            width=self.width,
             colours=self.colours,
         )
 
@@ -92,6 +101,8 @@ class LeavesPainter:
         textures: names of the leaves' textures, all equally likely.
         seed: the run's seed.
         leaves: least and most leaves of an image; if they leave pixels open, one more covers these.
+        outlines: share of leaves that are outlines.
+        width: least and largest width of an outline, as a share of the smaller side.
         colours: which colours leaves have, and the one that covers the rest.
 
     Raises:
@@ -109,6 +120,8 @@ class LeavesPainter:
         textures: tuple[Texture, ...],
         seed: int,
         leaves: tuple[int, int] = (MOST_LEAVES, MOST_LEAVES),
+        outlines: float = 0.0,
+        width: tuple[float, float] = (0.04, 0.12),
         colours: Colours = "any",
     ) -> None:
         compiled = drawing("leaves")
@@ -118,13 +131,15 @@ class LeavesPainter:
         quantiles = radius_quantiles(*radii, sigma, 1 << compiled.RADIUS_BITS)
         side, least = min(shape[1:]) * compiled.UNIT, compiled.UNIT // 2
         self._radii = np.array([max(least, round(side * radius)) for radius in quantiles])
+        self._outlined = round(outlines * (1 << compiled.CHOICE_BITS))
+        self._widths = np.array([max(compiled.UNIT, round(side * share)) for share in width])
         self._sine = np.array(sine_table(compiled.TURN, compiled.SINE_BITS))
         self._random = CounterRandom(seed, "leaves", 2)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """See `Painter`."""
-        fields = self._leaves, self._shapes, self._textures, self._radii, self._colours, self._sine
-        return draw("leaves", ids, self._random, self._shape, *fields)
+        which = self._leaves, self._shapes, self._textures, self._radii, self._colours
+        return draw("leaves", ids, self._random, self._shape, *which, self._outlined, self._widths, self._sine)
 
 
 def radius_quantiles(least: float, largest: float, sigma: float, count: int) -> list[float]:

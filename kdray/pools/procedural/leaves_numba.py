@@ -35,6 +35,13 @@ _HALF = UNIT // 2
 _COORDINATE_BITS, _ANGLE_BITS, _CHOICE_BITS, _WIDTH_BITS = 22, 10, 12, 12  # random bits of one each
 _COUNT_BITS = 24  # random bits that choose the number of leaves
 _SHARE_BITS = 8  # of the second colour in a mix
+CHOICE_BITS = _CHOICE_BITS
+"""Random bits that choose whether a leaf is an outline."""
+_OUTLINE, _OUTLINE_WIDTH = (
+    _ANGLE_BITS + _WIDTH_BITS,
+    _ANGLE_BITS + _WIDTH_BITS + _CHOICE_BITS,
+)  # bits of the texture's word
+_NOWHERE = np.int64(1) << 32  # the first pixel of a row that has none
 _LAYOUT = -1  # an image's word, before those of its leaves
 _PLACE, _FORM, _TEXTURE, _COLOURS = range(4)  # a leaf's words; those of colours have a byte a channel, and come last
 _ALL = np.uint64((1 << 64) - 1)
@@ -95,21 +102,24 @@ def _angles(shape: int, form: np.uint64, angles: Numbers) -> int:
 
 
 @inlined
-def _outline_circle(x: int, y: int, radius: int, top: int, bottom: int, lefts: Numbers, rights: Numbers) -> None:
-    """Write the first and the last pixel of each row of a circle."""
+def _bound_circle(x: int, y: int, radius: int, top: int, bottom: int, lefts: Numbers, rights: Numbers) -> None:
+    """Write the first and the last pixel of each row of a circle, whose radius may be negative."""
     for row in range(top, bottom + 1):
         down = row * UNIT + _HALF - y
+        lefts[row], rights[row] = _NOWHERE, -1
+        if abs(down) > radius:
+            continue
         reach = int(math.sqrt(radius * radius - down * down))  # exact: IEEE's root of a number below 2^52
         lefts[row], rights[row] = _first_pixel(x - reach), _last_pixel(x + reach)
 
 
 @inlined
-def _outline_polygon(
+def _bound_polygon(
     xs: Numbers, ys: Numbers, corners: int, top: int, bottom: int, lefts: Numbers, rights: Numbers
 ) -> None:
     """Write the first and the last pixel of each row of a polygon: between the edges that cross the row's middle."""
     for row in range(top, bottom + 1):
-        lefts[row], rights[row] = np.int64(1) << 32, -1
+        lefts[row], rights[row] = _NOWHERE, -1
     for corner in range(corners):
         other = corner + 1 if corner + 1 < corners else 0
         low, high = (corner, other) if ys[corner] < ys[other] else (other, corner)
@@ -120,6 +130,73 @@ def _outline_polygon(
             crossing = xs[low] + whole  # rounded down
             lefts[row] = min(lefts[row], _first_pixel(crossing + (whole * rise != over)))
             rights[row] = max(rights[row], _last_pixel(crossing))
+
+
+@inlined
+def _bound_inside(
+    xs: Numbers, ys: Numbers, corners: int, width: int, top: int, bottom: int, lefts: Numbers, rights: Numbers
+) -> None:
+    """Write the first and the last pixel of each row that lie at least `width` inside each edge of a polygon.
+
+    A polygon whose corners lie on a circle is convex: these are the pixels behind all its edges, moved inwards.
+    """
+    for row in range(top, bottom + 1):
+        lefts[row], rights[row] = -_NOWHERE, _NOWHERE
+    for corner in range(corners):
+        other = corner + 1 if corner + 1 < corners else 0
+        run, rise = xs[other] - xs[corner], ys[other] - ys[corner]
+        deep = width * int(math.sqrt(run * run + rise * rise))  # exact, as in a circle
+        for row in range(top, bottom + 1):
+            room = run * (row * UNIT + _HALF - ys[corner]) - deep  # of rise times the way to the right
+            if rise > 0:
+                rights[row] = min(rights[row], _last_pixel(xs[corner] + room // rise))
+            elif rise < 0:
+                lefts[row] = max(lefts[row], _first_pixel(xs[corner] - room // -rise))
+            elif room < 0:
+                rights[row] = -1
+
+
+@inlined
+def _bound(
+    shape: int,
+    form: np.uint64,
+    x: int,
+    y: int,
+    radius: int,
+    line: int,
+    sine: Numbers,
+    corners: Numbers,
+    top: int,
+    bottom: int,
+    bounds: Numbers,
+) -> None:
+    """Write the first and the last pixel of each row of a leaf, and of what is open in it.
+
+    Args:
+        shape: index of SHAPES.
+        form: the leaf's random bits.
+        x, y, radius: of the leaf's circle.
+        line: width of an outline; 0: nothing is open.
+        sine: see `draw`.
+        corners: int64 [3, 4], to work in.
+        top, bottom: the rows.
+        bounds: int64 [4, H]: first and last of the leaf, first and last of what is open.
+    """
+    if line == 0:
+        bounds[3, top : bottom + 1] = -1
+    if shape == _CIRCLE:
+        _bound_circle(x, y, radius, top, bottom, bounds[0], bounds[1])
+        if line > 0:
+            _bound_circle(x, y, radius - line, top, bottom, bounds[2], bounds[3])
+        return
+    count = _angles(shape, form, corners[0])
+    for corner in range(count):
+        angle = corners[0, corner]
+        corners[1, corner] = x + ((radius * sine[angle + TURN // 4]) >> SINE_BITS)
+        corners[2, corner] = y + ((radius * sine[angle]) >> SINE_BITS)
+    _bound_polygon(corners[1], corners[2], count, top, bottom, bounds[0], bounds[1])
+    if line > 0:
+        _bound_inside(corners[1], corners[2], count, line, top, bottom, bounds[2], bounds[3])
 
 
 @inlined
@@ -146,8 +223,7 @@ def _share(texture: int, word: np.uint64, along: int, radius: int, pixel: int) -
 def _paint(
     image: Numbers,
     uncovered: Numbers,
-    lefts: Numbers,
-    rights: Numbers,
+    bounds: Numbers,
     top: int,
     bottom: int,
     colours: Numbers,
@@ -158,15 +234,18 @@ def _paint(
     radius: int,
     sine: Numbers,
 ) -> int:
-    """Paint the uncovered pixels of a leaf, cover them, and return how many they were."""
+    """Paint the uncovered pixels of a leaf that are not open, cover them, and return how many they were."""
     channels, _, width = image.shape
     angle, painted = bits(word, 0, _ANGLE_BITS), 0
     for row in range(top, bottom + 1):
-        first, last = max(lefts[row], 0), min(rights[row], width - 1)
+        first, last = max(bounds[0, row], 0), min(bounds[1, row], width - 1)
         if first > last:
             continue
+        from_, to = max(bounds[2, row], 0), min(bounds[3, row], width - 1)
         for block in range(first >> 6, (last >> 6) + 1):
             fresh = uncovered[row, block] & _columns(first, last, block)
+            if from_ <= to and from_ >> 6 <= block <= to >> 6:
+                fresh &= ~_columns(from_, to, block)
             uncovered[row, block] ^= fresh
             column = max(first, 64 * block)
             fresh >>= np.uint64(column - 64 * block)
@@ -195,6 +274,8 @@ def draw(
     textures: Numbers,
     radii: Numbers,
     colouring: int,
+    outlined: int,
+    widths: Numbers,
     sine: Numbers,
 ) -> None:
     """Draw images of dead leaves, which follow from their starts and the other arguments alone.
@@ -208,13 +289,14 @@ def draw(
         radii: int64 [2^RADIUS_BITS], equally likely radii, positive.
         colouring: index of COLOURS. But for any, the leaf that covers the rest is black, and no channel of a light one
             is below 128.
+        outlined: of 2^CHOICE_BITS leaves, how many are outlines, whose inside stays open.
+        widths: int64 [2], least and largest width of an outline.
         sine: int64 [5/4 TURN], sines of a turn and a quarter, times 2^SINE_BITS.
     """
     _, channels, height, width = images.shape
     words = _COLOURS + 2 * ((channels + 7) // 8)
     uncovered = np.empty((height, (width + 63) // 64), dtype=np.uint64)
-    lefts, rights = np.empty(height, dtype=np.int64), np.empty(height, dtype=np.int64)
-    angles, xs, ys = np.empty(4, dtype=np.int64), np.empty(4, dtype=np.int64), np.empty(4, dtype=np.int64)
+    bounds, corners = np.empty((4, height), dtype=np.int64), np.empty((3, 4), dtype=np.int64)
     colours = np.empty((2, channels), dtype=np.int64)
     for image in range(len(images)):
         start = starts[image]
@@ -238,21 +320,17 @@ def draw(
             form = random_word(start, number + _FORM)
             shape = shapes[part_below(form, 4 * _ANGLE_BITS, _CHOICE_BITS, len(shapes))]
             texture = textures[part_below(form, 4 * _ANGLE_BITS + _CHOICE_BITS, _CHOICE_BITS, len(textures))]
-            if shape == _CIRCLE or leaf == most:
-                _outline_circle(x, y, radius, top, bottom, lefts, rights)
-            else:
-                corners = _angles(shape, form, angles)
-                for corner in range(corners):
-                    xs[corner] = x + ((radius * sine[angles[corner] + TURN // 4]) >> SINE_BITS)
-                    ys[corner] = y + ((radius * sine[angles[corner]]) >> SINE_BITS)
-                _outline_polygon(xs, ys, corners, top, bottom, lefts, rights)
+            word = random_word(start, number + _TEXTURE)
+            line = 0
+            if leaf == most:
+                shape = _CIRCLE
+            elif bits(word, _OUTLINE, _CHOICE_BITS) < outlined:
+                line = widths[0] + part_below(word, _OUTLINE_WIDTH, _CHOICE_BITS, widths[1] - widths[0] + 1)
+            _bound(shape, form, x, y, radius, line, sine, corners, top, bottom, bounds)
             random_colours(start, number + _COLOURS, colours)
             dark = colouring == _LIGHT_AND_DARK and bits(place, 2 * _COORDINATE_BITS + RADIUS_BITS, 1) == 1
             if colouring != _ANY and (dark or leaf == most):
                 colours[:] = 0
             elif colouring != _ANY:
                 colours[:] = 128 + (colours >> 1)
-            word = random_word(start, number + _TEXTURE)
-            left -= _paint(
-                images[image], uncovered, lefts, rights, top, bottom, colours, texture, word, x, y, radius, sine
-            )
+            left -= _paint(images[image], uncovered, bounds, top, bottom, colours, texture, word, x, y, radius, sine)
