@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from kdray.observers.base import Observer
 
@@ -31,6 +32,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a process for each core: with more thread
 os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 -- Ray spells it so
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- else all that is not Ray's comes first, and its tests last
 os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 -- a process for each CPU, and few are used
+
+# A test fails for what it finds, not for the time it takes beside other work.
+settings.register_profile("kdray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kdray")
 
 gc.disable()  # until all tests are found: what is imported stays
 

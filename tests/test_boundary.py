@@ -119,7 +119,7 @@ def test_every_image_needs_a_target():
 # ---- invariants
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     level=st.integers(0, 255),
     edge=st.integers(0, 254).map(lambda below: below + 0.5),

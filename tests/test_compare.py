@@ -40,7 +40,7 @@ def naive_greedy(features: np.ndarray, centres: np.ndarray, k: int) -> list[int]
     return chosen
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 25), st.integers(0, 5), st.integers(1, 4))
 def test_k_center_greedy_is_the_greedy_of_the_paper(seed, n, m, dims):
     rng = np.random.default_rng(seed)

@@ -778,7 +778,7 @@ configs = st.fixed_dictionaries(
 
 
 @given(configs)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_dumped_config_loads_to_the_same_config(tmp_path_factory, data):
     config = parse_config(data)
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"

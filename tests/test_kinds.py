@@ -36,7 +36,7 @@ def both(n: int = 6) -> KindsPool:
     return KindsPool([pools.parse(kind).build(images(n), 0) for kind in KINDS])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 15 * 3 + 15 * 4 - 1), max_size=20))
 def test_a_candidate_is_the_one_of_its_kind(ids):
     pool = both()

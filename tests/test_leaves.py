@@ -153,7 +153,7 @@ def test_outlines_of_every_shape(kind):
     assert_same(painter((1, 20, 140), shapes=(kind,), radii=(0.5, 1), outlines=1), [0])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)),
     shapes=st.lists(st.sampled_from(SHAPES), min_size=1, unique=True),

@@ -77,7 +77,7 @@ def three_parts() -> tuple[Pool, Pool, torch.Tensor]:
     return pool, other, pool.render(torch.arange(3000))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(ids=st.lists(st.integers(0, 2999), max_size=40))
 def test_a_candidate_follows_from_its_id_alone(three_parts, ids):
     pool, other, every = three_parts

@@ -15,7 +15,7 @@ from kdray.pools.permutation import RandomOrder
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**62 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_a_permutation(n, seed):
     order = RandomOrder(n, seed)
     numbers = order(torch.arange(n))
@@ -60,7 +60,7 @@ def images(n: int) -> torch.Tensor:
 
 
 @given(st.integers(2, 30), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_sample_of_pairs_is_part_of_the_pool_and_of_any_larger_sample(n, data):
     every = list(combinations(range(n), 2))
     wanted = data.draw(st.integers(1, len(every)))

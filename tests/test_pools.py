@@ -87,7 +87,7 @@ def test_every_pair_of_pixel_values_rounds_as_in_exact_decimal_arithmetic(weight
 
 
 @given(st.integers(2, 12), st.lists(st.sampled_from(GRID), min_size=1, max_size=5, unique=True), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_groups_render_as_their_ids_do_and_follow_the_id_rule(n, lambdas, seed):
     data = images(n, seed)
     pool = MixupPool(data, lambdas)

@@ -39,7 +39,7 @@ def test_shares_by_hand():
     assert shares([0, 5, 5], 3) == [0, 2, 1] and shares([2, 3], 64) == [2, 3] and shares([9, 9, 9], 2) == [1, 1, 0]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.integers(1, 200))
 def test_shares_are_even_and_complete(sizes, count):
     divided = shares(sizes, count)

@@ -50,7 +50,7 @@ def test_the_kinds_are_known():
 
 
 @pytest.mark.parametrize(("kind", "shape"), CASES)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(ids=st.lists(st.integers(0, 299), max_size=70))
 def test_a_candidate_follows_from_its_id_alone(kind, shape, ids):
     check_ids(kind, shape, ids)

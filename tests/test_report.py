@@ -85,7 +85,7 @@ def test_the_intervals_hold_what_they_say():
     assert held >= 72, "95 % of the intervals, but for chance"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(1, 100_000), min_size=3, max_size=6, unique=True).map(sorted),
     st.lists(st.floats(0, 1), min_size=6, max_size=6),

@@ -68,7 +68,7 @@ def test_a_very_sure_model_is_attacked_all_the_same():
         assert after[label] - after[others].max() < before[label] - before[others].max()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 99), st.floats(0, 0.3), st.integers(1, 4))
 def test_attacks_stay_in_the_range_of_pixels_and_near_the_image(seed, eps, steps):
     model, x = build_model("small-cnn", SHAPE, 3, seed=seed), images(3, seed)

@@ -85,7 +85,7 @@ def test_soft_cross_entropy_by_hand():
 
 
 @given(st.integers(1, 9), st.integers(2, 12), st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_soft_cross_entropy_of_one_hot_targets_is_the_usual_one_and_ignores_shifts(batch, classes, seed):
     logits = 5 * torch.randn(batch, classes, generator=generator(seed))
     labels = torch.randint(0, classes, (batch,), generator=generator(seed + 1))
@@ -112,7 +112,6 @@ def test_kd_divergence_by_hand():
     assert float(kd_divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]))) == pytest.approx(math.log(2))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(2, 6), st.integers(0, 1000))
 def test_kd_divergence_has_the_gradients_of_cross_entropy_and_is_zero_for_the_teacher_itself(batch, classes, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -177,7 +176,7 @@ def test_normalisation_belongs_to_the_model():
 
 
 @given(arrays.arrays(np.uint8, st.tuples(*[st.integers(1, 4)] * 4)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pixel_statistics_are_those_of_the_naive_sums(pixels):
     mean, std = pixel_statistics(torch.from_numpy(pixels))
     unit = pixels.astype(np.float64) / 255
@@ -265,7 +264,7 @@ def test_the_learning_rate_by_hand():
 
 
 @given(st.integers(1, 400), st.sampled_from(["cosine", "one-cycle"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(steps, schedule):
     rates = [rate_factor(k, steps, schedule) for k in range(steps)]
     top = rates.index(max(rates))

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sweep_trials import after, trial
 
@@ -111,7 +111,6 @@ def test_the_pareto_front_by_hand():
     assert pareto_front([], "student_accuracy", "max") == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=12), st.sampled_from(["max", "min"]))
 def test_the_pareto_front_is_what_nothing_beats(points, mode):
     trials = [trial(f"t{k:02d}", (share / 10,), paid=paid) for k, (paid, share) in enumerate(points)]
@@ -132,7 +131,6 @@ _VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(_VALUES)
 def test_a_value_is_one_line_that_a_config_reads_back(value):
     text = value_text(value)

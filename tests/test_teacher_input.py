@@ -88,7 +88,7 @@ def test_where_nothing_changes_nothing_is_copied():
         assert view.shape(image.shape[1:]) == tuple(image.shape[1:]) and view.hashes(image) == hash_images(image)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 999),
     shape=st.tuples(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9)),
