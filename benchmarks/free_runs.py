@@ -33,6 +33,7 @@ CURVES = {"kind": "contours", "colours": "light-on-dark"}
 FEW = {"kind": "leaves", "radii": [0.1, 0.5], "leaves": [1, 6]}
 LIGHT = FEW | {"colours": "light-on-dark"}
 CUT = LIGHT | {"leaves": [4, 20], "colours": "light-and-dark"}
+OUTLINES = LIGHT | {"leaves": [1, 4], "radii": [0.12, 0.5], "sigma": 1, "outlines": 1}
 CORNERS = LIGHT | {"leaves": [2, 10], "shapes": ["rectangle", "triangle", "quadrilateral"]}
 
 
@@ -52,6 +53,7 @@ POOLS: dict[str, Any] = {
     "leaves, few, light on dark": LIGHT,
     "leaves with corners, light on dark": CORNERS,
     "leaves, textured": TEXTURED,
+    "outlines, light on dark": OUTLINES,
     "fractals": "fractals",
     "fractals, light on dark": BRIGHT,
     "shaders": "shaders",
@@ -63,6 +65,7 @@ POOLS: dict[str, Any] = {
     "generic, light on dark": mixed(BRIGHT, CORNERS),
     "generic, light and dark": mixed(BRIGHT, CUT),
     "fractals + contours, light on dark": mixed(BRIGHT, CURVES),
+    "fractals + contours + shapes + outlines, light on dark": mixed(BRIGHT, CURVES, CORNERS, OUTLINES),
     "lines": "lines",
     "lines, light on dark": STROKES,
     "lines + leaves": mixed("lines", LARGE),
