@@ -65,7 +65,7 @@ POOLS: dict[str, Any] = {
     "generic, light on dark": mixed(BRIGHT, CORNERS),
     "generic, light and dark": mixed(BRIGHT, CUT),
     "fractals + contours, light on dark": mixed(BRIGHT, CURVES),
-    "fractals + contours + shapes + outlines, light on dark": mixed(BRIGHT, CURVES, CORNERS, OUTLINES),
+    "four kinds, light on dark": mixed(BRIGHT, CURVES, CORNERS, OUTLINES),
     "lines": "lines",
     "lines, light on dark": STROKES,
     "lines + leaves": mixed("lines", LARGE),
