@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_LEAVES = 100_000
 """Leaves of an image at most. At 32 x 32 the defaults take 900 on average."""
+_WIDTH = (0.04, 0.12)  # of an outline
 
 Shape = Literal["circle", "square", "oriented-square", "rectangle", "triangle", "quadrilateral"]
 Texture = Literal["plain", "gradient", "stripes", "grain"]
@@ -54,7 +55,7 @@ class LeavesSection(ProceduralSection):
     """Least and most leaves of a candidate, on a ground of one colour or texture; without it they cover the image."""
     outlines: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of leaves of which an outline alone is drawn; what lies under them shows inside."""
-    width: Annotated[tuple[Width, Width], ASCENDING] = (0.04, 0.12)
+    width: Annotated[tuple[Width, Width], ASCENDING] = _WIDTH
     """Least and largest width of an outline, as a share of the image's smaller side, but a pixel at least."""
     colours: Colours = "any"
     """any: the ground and each leaf have random colours. light-on-dark: the ground is black, and no channel of a leaf
@@ -69,7 +70,7 @@ class LeavesSection(ProceduralSection):
                 raise ValueError(f"{name}: name each once, got {list(names)}")
         if self.leaves is None and self.colours != "any":
             raise ValueError(f"colours: {self.colours} needs a ground; set pool.leaves, [1, 8] for example")
-        if self.outlines == 0 and self.width != type(self).model_fields["width"].default:
+        if self.outlines == 0 and self.width != _WIDTH:
             raise ValueError("width: it is that of outlines, and there are none; set pool.outlines, 0.5 for example")
         return self
 
@@ -121,7 +122,7 @@ class LeavesPainter:
         seed: int,
         leaves: tuple[int, int] = (MOST_LEAVES, MOST_LEAVES),
         outlines: float = 0.0,
-        width: tuple[float, float] = (0.04, 0.12),
+        width: tuple[float, float] = _WIDTH,
         colours: Colours = "any",
     ) -> None:
         compiled = drawing("leaves")

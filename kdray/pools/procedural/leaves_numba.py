@@ -37,10 +37,8 @@ _COUNT_BITS = 24  # random bits that choose the number of leaves
 _SHARE_BITS = 8  # of the second colour in a mix
 CHOICE_BITS = _CHOICE_BITS
 """Random bits that choose whether a leaf is an outline."""
-_OUTLINE, _OUTLINE_WIDTH = (
-    _ANGLE_BITS + _WIDTH_BITS,
-    _ANGLE_BITS + _WIDTH_BITS + _CHOICE_BITS,
-)  # bits of the texture's word
+_OUTLINE = _ANGLE_BITS + _WIDTH_BITS  # bit of the texture's word from which on it says whether a leaf is an outline
+_OUTLINE_WIDTH = _OUTLINE + _CHOICE_BITS  # and from which on how wide
 _NOWHERE = np.int64(1) << 32  # the first pixel of a row that has none
 _LAYOUT = -1  # an image's word, before those of its leaves
 _PLACE, _FORM, _TEXTURE, _COLOURS = range(4)  # a leaf's words; those of colours have a byte a channel, and come last
