@@ -78,20 +78,8 @@ class ShadersSection(ProceduralSection):
     def resolved(self, image_shape: tuple[int, int, int]) -> tuple[ShadersSection, list[str]]:
         """See `PoolSection`."""
         programs, found = self._read(image_shape)
-        unusable = found.unusable
-        told = [f"pool.programs: {name} is left out: {unusable[name]}" for name in list(unusable)[:_TOLD]]
-        if more := list(unusable)[_TOLD:]:
-            told.append(f"pool.programs: {len(more):,} more are left out: {', '.join(more)}")
-        slowest = sorted(found.slow, key=found.slow.__getitem__, reverse=True)
-        told += [
-            f"pool.programs: {name} is slow, {TRIED} images took {found.slow[name]:.1f} s; name it in pool.left_out to "
-            "go without it"
-            for name in slowest[:_TOLD]
-        ]
-        if more := slowest[_TOLD:]:
-            told.append(f"pool.programs: {len(more):,} more are slow: {', '.join(more)}")
-        left_out = sorted({*self.left_out, *unusable})
-        return self.model_copy(update={"left_out": left_out, "digest": digest(programs)}), told
+        left_out = sorted({*self.left_out, *found.unusable})
+        return self.model_copy(update={"left_out": left_out, "digest": digest(programs)}), notes_of(found)
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
@@ -133,6 +121,22 @@ class ShadersSection(ProceduralSection):
 def _tried(programs: tuple[Program, ...], size: tuple[int, int], times: tuple[float, float], limit_s: float) -> Tried:
     """See `try_programs`: a pool may be built several times in a process, and the programs are tried once."""
     return try_programs(programs, size, times, limit_s)
+
+
+def notes_of(found: Tried) -> list[str]:
+    """What the user should know of programs that were tried: those left out, and the slow ones, the slowest first."""
+    unusable, slowest = list(found.unusable), sorted(found.slow, key=found.slow.__getitem__, reverse=True)
+    told = [f"pool.programs: {name} is left out: {found.unusable[name]}" for name in unusable[:_TOLD]]
+    if more := unusable[_TOLD:]:
+        told.append(f"pool.programs: {len(more):,} more are left out: {', '.join(more)}")
+    told += [
+        f"pool.programs: {name} is slow, {TRIED} images took {found.slow[name]:.1f} s; name it in pool.left_out to go "
+        "without it"
+        for name in slowest[:_TOLD]
+    ]
+    if more := slowest[_TOLD:]:
+        told.append(f"pool.programs: {len(more):,} more are slow: {', '.join(more)}")
+    return told
 
 
 def check_shape(shape: tuple[int, int, int]) -> None:
