@@ -15,7 +15,7 @@ students with each student.balance on the same answers.
 
 IDEAL's released code asks the teacher anew in every round about all images so far; kdray never pays twice for an image,
 and gets the same answers with `replay: all`. `with_requeries` is what that code would be charged for them:
-B E (E + 1) / 2 for E rounds of B queries.
+B E (E + 1) / 2 for E rounds of B queries. The variant `requery` has as many rounds as the budget pays for in that way.
 
 Each finished run is kept, and one that is started again goes on with those that are missing. Needs ../shared/data, and
 `kdray[fractals,leaves,gl]`.
@@ -32,7 +32,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from free_runs import BATCH, GENERATORS, MOVED, POOLS, TRAININGS, balanced, from_pool, generated
+from free_runs import BATCH, GENERATORS, MOVED, POOLS, TRAININGS, balanced, from_pool, generated, with_requeries
 from machine import RESULTS, all_runs, keep
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -120,9 +120,8 @@ def generator(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     tasks = [(*row, options.queries, seed) for seed in range(options.seeds) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs("data_free_generator_runs", generated, tasks, options.at_once, folder)
-    rounds = options.queries // BATCH
     figures = {row[0]: summary([found[task] for task in tasks if task[:1] == row]) for row in rows}
-    return figures, {"with_requeries": BATCH * rounds * (rounds + 1) // 2}
+    return figures, {"with_requeries": with_requeries(options.queries // BATCH)}
 
 
 def scatter(figures: dict[str, Any], file: str, correlation: float) -> None:

@@ -112,6 +112,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "replay all, no restart": {"student": REPLAY, "pool": {"restart": False}},
     "replay all, noise alone": {"student": REPLAY, "pool": {"conditional": False}},
     **{f"replay all, E_G {steps}": {"student": REPLAY, "pool": {"steps": steps}} for steps in (3, 10, 30, 50)},
+    "requery": {"student": REPLAY, "requery": True},
     "lines, student anew": {"student": ANEW, "pool": {"kind": "lines"}, "warm": True},
 }
 
@@ -151,8 +152,11 @@ def balanced(name: str, choice: str, queries: int, student: str, seed: int, fold
 
 
 def generated(name: str, queries: int, seed: int, folder: str) -> dict[str, float]:
-    """A run of IDEAL: B = 250, and E as the budget has it."""
+    """A run of IDEAL: B = 250, and E as the budget has it. "requery" has the rounds that the released code could pay
+    for, which asks in each about all images so far; a teacher that answers alike twice gives what replay gives."""
     changes = GENERATORS[name]
+    if changes.get("requery"):
+        queries = BATCH * max(rounds for rounds in range(1, queries) if with_requeries(rounds) <= queries)
     first = queries // 5 if changes.get("warm") else 0
     config = _written(
         {"kind": "generator"} | changes.get("pool", {}),
@@ -163,6 +167,11 @@ def generated(name: str, queries: int, seed: int, folder: str) -> dict[str, floa
         seed,
     )
     return figures_of(run(config, RunDirectory(Path(folder) / f"{list(GENERATORS).index(name)}-{seed}"), local=True))
+
+
+def with_requeries(rounds: int) -> int:
+    """Queries of IDEAL's released code: in each of E rounds about all images so far, B E (E + 1) / 2."""
+    return BATCH * rounds * (rounds + 1) // 2
 
 
 def _config(name: str, select: dict[str, Any], student: dict[str, Any], queries: int, seed: int) -> Config:
