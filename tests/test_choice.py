@@ -238,8 +238,9 @@ def test_a_plan_measures_how_long_training_takes():
     assert seconds_of([own, own._replace(number=3)], {"small-cnn": 0.25}) == 4 * 50 * 8 * 0.25
 
 
-@pytest.mark.parametrize("changes", [{"lr": 1e38, "clip_norm": None}, {"early_stop": {"holdout": 0.5, "patience": 1}}])
-def test_a_probe_of_a_training_does_all_its_steps(changes, monkeypatch):
+@pytest.fixture
+def trained(monkeypatch):
+    """What each training of a probe gave."""
     real, results = kdray.training.workload.train, []
 
     def train(*arguments, **named):
@@ -247,9 +248,20 @@ def test_a_probe_of_a_training_does_all_its_steps(changes, monkeypatch):
         return results[-1]
 
     monkeypatch.setattr("kdray.training.workload.train", train)
+    return results
+
+
+@pytest.mark.parametrize("changes", [{"lr": 1e38, "clip_norm": None}, {"early_stop": {"holdout": 0.5, "patience": 1}}])
+def test_a_probe_of_a_training_does_all_its_steps(changes, trained):
     how = section(steps=50, **changes)
     assert probed(workload(how, [16], (1, 8, 8)), how, (1, 8, 8), 3, probe_s=0.2, threads=1)["small-cnn"] > 0
-    assert [len(result.losses) for result in results] == [result.steps for result in results]  # of one batch an epoch
+    assert [len(result.losses) for result in trained] == [result.steps for result in trained]  # of one batch an epoch
+
+
+def test_a_probe_of_a_long_training_is_its_first_steps(trained):
+    how = section(steps=50)
+    assert probed(workload(how, [16], (1, 8, 8)), how, (1, 8, 8), 3, probe_s=0.0, threads=1)["small-cnn"] > 0
+    assert [result.steps for result in trained] == [2]
 
 
 class Wild(StudentSection):

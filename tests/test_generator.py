@@ -1,6 +1,7 @@
 """IDEAL's generator: its losses, networks and inner loop, and the pool of what it draws, in runs."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from kdray.pools.remade import Basis
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.opening import open_run
+from kdray.runs.plan import seconds_of_making
 from kdray.runs.run import resume, run
 from kdray.training.fitting import fit, with_start
 
@@ -216,12 +218,12 @@ def test_ask_below_says_where_too_few_are_left():
 
 def test_what_does_not_divide_evenly_is_said_once():
     student = student_of(classes=3)
-    first = pool_of().make(basis(student=student))
+    first = pool_of(candidates=100).make(basis(student=student))
     assert first.notes == [
         "pool.batch: 8 images do not divide evenly among 3 classes; the first 2 have one more each",
         "pool.candidates: 100 images do not divide evenly among 3 classes; the first 1 have one more each",
     ]
-    assert pool_of().make(basis(2, student=student)).notes == []
+    assert pool_of(candidates=100).make(basis(2, student=student)).notes == []
 
 
 @pytest.mark.parametrize(
@@ -382,6 +384,17 @@ def test_a_round_that_finds_too_few_asks_fewer(finished, make_config, tmp_path):
 def test_what_does_not_go_together_is_refused(changes, words, make_config):
     with pytest.raises(ConfigError, match=words):
         make_config(**ideal(**changes))
+
+
+def test_a_plan_times_the_first_steps_of_a_long_training():
+    """The clock goes on by 2 s each time one looks."""
+    for probe_s, steps, seconds in ((5.0, 3, 40.0), (float("inf"), 20, 2 * 20.0)):
+        done: list[int] = []
+        student, clock = student_of(), itertools.count(0, 2).__next__
+        student.register_forward_hook(lambda *_, done=done: done.append(1))
+        assert seconds_of_making(pool_of(steps=20), basis(student=student), probe_s, clock) == seconds
+        looked_first, looked_last = 1, steps == 20  # how many classes there are, and the loss after all steps
+        assert len(done) == looked_first + steps + looked_last
 
 
 def test_a_plan_knows_queries_and_time_and_a_preview_says_what_it_shows(config_file, tmp_path):

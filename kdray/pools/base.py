@@ -160,6 +160,10 @@ class PoolSection(Section):
         """
         return 0
 
+    def notes_on(self, classes: int) -> list[str]:
+        """What the user should know of the pool as soon as the number of classes is known."""
+        return []
+
     def recorded(self, other: PoolSection) -> PoolSection:
         """This section with what the config of a run that goes on, `other`, has recorded; see `resolved`."""
         return self

@@ -111,6 +111,16 @@ class GeneratorSection(PoolSection):
             return self, None
         return self.model_copy(update={"candidates": queries}), f"pool.candidates: auto makes {queries:,} a round"
 
+    def notes_on(self, classes: int) -> list[str]:
+        """Where labels do not divide evenly among the classes; see `PoolSection`."""
+        counts = {"pool.batch": self.batch, "pool.candidates": self.candidates}
+        return [
+            f"{field}: {count:,} images do not divide evenly among {classes:,} classes; the first {count % classes:,} "
+            "have one more each"
+            for field, count in counts.items()
+            if isinstance(count, int) and count % classes
+        ]
+
     def enlarged(self, images: int) -> str:
         """See `PoolSection`."""
         return "raise pool.candidates"
@@ -192,7 +202,7 @@ class GeneratorPool(ProceduralPool):
         tensors = {f"{_WEIGHTS}{name}": value.detach().cpu() for name, value in generator.state_dict().items()}
         tensors["classes"] = torch.tensor(classes)
         facts: dict[str, Any] = {"losses": losses}
-        notes = self._uneven(classes) if number == 1 else []
+        notes = section.notes_on(classes) if number == 1 else []
         if section.ask_below is not None:
             kept, tried = self.made(number, tensors)._unsure(student.cpu(), section.ask_below, len(self))
             if len(kept) == 0:
@@ -213,16 +223,6 @@ class GeneratorPool(ProceduralPool):
         """A generator with the fresh weights of a round."""
         code = self._section.noise + (classes if self._section.conditional else 0)
         return build_generator(self._section.network, code, shape, torch_seed(self._seed, "generator", number))
-
-    def _uneven(self, classes: int) -> list[str]:
-        """What to say where labels do not divide evenly."""
-        counts = {"pool.batch": self._section.batch, "pool.candidates": len(self)}
-        return [
-            f"{field}: {count:,} images do not divide evenly among {classes:,} classes; the first {count % classes:,} "
-            "have one more each"
-            for field, count in counts.items()
-            if count % classes
-        ]
 
     def _unsure(self, student: nn.Module, below: float, wanted: int) -> tuple[Tensor, int]:
         """Numbers, int64, of the first `wanted` candidates on which the student's confidence is below `below`, or of

@@ -5,12 +5,13 @@ import os
 import resource
 import time
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from kdray.config.root import Config
 from kdray.models.classifier import build_model, pixel_statistics
-from kdray.pools.remade import Basis, is_remade
+from kdray.pools.remade import Basis, RemadePool, is_remade
 from kdray.runs.backend import forward_options
 from kdray.runs.evaluation import queries_allowed, unlabelled_note
 from kdray.runs.inputs import Data, read_data, resolve
@@ -23,7 +24,7 @@ from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.lazy import torch
 from kdray.utils.text import counted
 
-PROBE_S = 2.0  # of scoring
+PROBE_S = 2.0  # of scoring, and of making candidates
 _TRAINING_PROBE_S = 0.4
 _UNKNOWN_CLASSES = 10
 _LONG_S = 600.0  # of scoring, and of training: above it the plan says how to take less
@@ -181,7 +182,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         driver_bytes=max(balanced.driver_bytes(strategy, kind, max(later, default=0)) for kind in pooled.kinds),
         held=strategy.held,
         note=note,
-        notes=(*data.notes(), *_making(config, pooled, known)),
+        notes=(*data.notes(), *_making(config, pooled, known, probe_s)),
         grid=pool.linear,
         made=_made(config, pooled),
         trainings=tuple(trainings),
@@ -231,7 +232,7 @@ def _made(config: Config, pooled: PoolSchedule) -> str | None:
     return "as many candidates as it asks about" if config.pool.exact else f"{len(pooled.pool):,} candidates"
 
 
-def _making(config: Config, pooled: PoolSchedule, known: int | None) -> list[str]:
+def _making(config: Config, pooled: PoolSchedule, known: int | None, probe_s: float) -> list[str]:
     """What to say of candidates that each round makes anew; `known` is the number of classes, if that is known."""
     pool, rounds = pooled.pool, len(pooled.chosen)
     if not rounds or not is_remade(pool):
@@ -250,11 +251,30 @@ def _making(config: Config, pooled: PoolSchedule, known: int | None) -> list[str
         device=resolve_device(config.student.device, "student.device"),
     )
     with cpu_threads(config.resources.trainer.thread_count):
-        begin = time.monotonic()
-        made = pool.make(basis)
-        each = time.monotonic() - begin
+        each = seconds_of_making(pool, basis, probe_s)
     told = f"{text}: about {_time(each * rounds)} here in all, beside scoring and training"
-    return [told, *(made.notes if known else ())]
+    return [told, *(pooled.sized.notes_on(known) if known else ())]
+
+
+class _SeenEnough(Exception):
+    """Ends a probe."""
+
+
+def seconds_of_making(
+    pool: RemadePool, basis: Basis, probe_s: float, clock: Callable[[], float] = time.monotonic
+) -> float:
+    """Seconds in which a round makes its candidates; after `probe_s`, those of all steps by those done so far."""
+    begin = clock()
+
+    def look(done: int, of: int) -> None:
+        if done < of and (spent := clock() - begin) > probe_s:
+            raise _SeenEnough(spent * of / done)
+
+    try:
+        pool.make(replace(basis, on_progress=look))
+    except _SeenEnough as found:
+        return float(found.args[0])
+    return clock() - begin
 
 
 def plan_lines(plan: Plan) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ class PoolSchedule:
         estimate: queries for the estimate of m, before round 1.
         copies: queries of the last round, if that asks about augmented copies; else 0.
         section, source: the sections of the pool and the images, with what a run records in its config.
+        sized: the section of the pool with its size, of which `pool` is built.
         notes: what the user should know of the pool: why it has its size, where that follows from the choice, and what
             cannot be used.
     """
@@ -37,6 +38,7 @@ class PoolSchedule:
     estimate: int
     copies: int
     section: PoolSection
+    sized: PoolSection
     source: ImageSource
     notes: tuple[str, ...] = ()
 
@@ -112,6 +114,7 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         estimate=count,
         copies=copies,
         section=resolved,
+        sized=section,
         source=source,
         notes=(*told, *notes, *([reason] if reason else [])),
     )

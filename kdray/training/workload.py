@@ -14,6 +14,7 @@ from kdray.training.loop import train
 from kdray.training.recipe import Recipe, StudentSection
 
 _WARM = 2  # steps before the clock is started
+_LONG = 5  # times the seconds of a probe, above which those steps are measured themselves
 
 
 class Training(NamedTuple):
@@ -114,6 +115,7 @@ def _seconds_an_image(
         train(model, images, targets, recipe, seed=0, threads=threads)
         return time.perf_counter() - begin
 
-    seconds(_WARM)
+    if (first := seconds(_WARM)) > _LONG * probe_s:
+        return first / (_WARM * len(images))
     steps = max(1, int(probe_s * _WARM / seconds(_WARM)))
     return seconds(steps) / (steps * len(images))
