@@ -56,7 +56,7 @@ def connect(environ: Mapping[str, str] = os.environ) -> Iterator[Cluster]:
         return
     address = environ.get("RAY_ADDRESS", "").strip()
     if address in ("", "local"):
-        _start_local(environ)
+        start_local()
     else:
         _join(address, environ)
     try:
@@ -117,13 +117,18 @@ def _describe(address: str) -> Cluster:
     return Cluster(address=address, cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0))
 
 
-def _start_local(environ: Mapping[str, str]) -> None:
+def start_local(**options: Any) -> None:
+    """Start a Ray of this process, with more `options` of `ray.init`; once more where it does not start in time.
+
+    Raises:
+        ClusterError: nor does that one.
+    """
     # Ray would start a Python for each CPU, which actors do not wait for: each gets a process of its own.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     for _ in range(_STARTS):
         try:
             # Ray treats an empty RAY_ADDRESS as set, so the local cluster is named explicitly.
-            _init(address="local", include_dashboard=False)
+            _init(address="local", include_dashboard=False, **options)
             return
         except Exception as error:  # what it has started ends with this process
             if "timed out during startup" not in str(error):

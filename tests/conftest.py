@@ -183,8 +183,9 @@ def ray_local():
     """A Ray of four CPUs for all tests that need one in this process."""
     import ray
 
-    small = {"num_cpus": 4, "object_store_memory": 256 * 2**20, "include_dashboard": False}
-    ray.init(address="local", log_to_driver=False, logging_level="ERROR", **small)
+    from actors.cluster import start_local
+
+    start_local(num_cpus=4, object_store_memory=256 * 2**20)
     yield ray
     ray.shutdown()
 

@@ -23,7 +23,7 @@ from conftest import actor_pids, digits_config, running, served
 from PIL import Image
 from safetensors.torch import save
 
-from actors.cluster import Cluster, _start_local, connect, count_workers
+from actors.cluster import Cluster, connect, count_workers, start_local
 from actors.scoring import RaySearcher
 from actors.students import RayTrainer
 from actors.teachers import RayTeacherPool
@@ -796,7 +796,7 @@ def test_a_ray_that_does_not_start_in_time_is_started_once_more(monkeypatch):
 
     monkeypatch.setattr("ray.init", too_late)
     with pytest.raises(ClusterError, match=r"did not start in time, 2 times: .* or give --local"):
-        _start_local({})
+        start_local()
     assert tries == ["local", "local"]
 
 
