@@ -11,7 +11,7 @@ from machine import ROOT
 
 from kdray.config.load import load_config
 from kdray.config.root import Config
-from kdray.images.base import read_images
+from kdray.images.base import ImageSet, read_images
 from kdray.models.checkpoint import load_student
 from kdray.models.predict import accuracy, predict
 from kdray.pools.boundary import BoundaryPool
@@ -128,7 +128,7 @@ def from_pool(name: str, how: str, queries: int, seed: int, folder: str) -> dict
         student["augment"] = HALF if augment == "half affine" else augment
     place = Path(folder) / f"{list(POOLS | MOVED).index(name)}-{how}-{seed}"
     with _rendering() as spent:
-        found = figures_of(run(_config(name, select, student, queries, seed), RunDirectory(place), local=True))
+        found = figures_of(run(config_of(name, select, student, queries, seed), RunDirectory(place), local=True))
     return found | {"rendering_s": round(sum(spent), 1)}
 
 
@@ -138,7 +138,7 @@ def balanced(name: str, choice: str, queries: int, student: str, seed: int, fold
     strategy, _, times = choice.partition(" ")
     select = {"strategy": strategy} | ({"balance": int(times)} if times else {})
     directory = RunDirectory(Path(folder) / f"{list(POOLS).index(name)}-{choice}-{seed}")
-    done = run(_config(name, select, STUDENT | json.loads(student), queries, seed), directory, local=True)
+    done = run(config_of(name, select, STUDENT | json.loads(student), queries, seed), directory, local=True)
     found: dict[str, Any] = {"entropy": round(done.history[-1].relative_entropy, 4)}
     students = {"none": (done.history[-1].student_accuracy, directory.student)}
     for how in TRAININGS[1:]:
@@ -174,7 +174,7 @@ def with_requeries(rounds: int) -> int:
     return BATCH * rounds * (rounds + 1) // 2
 
 
-def _config(name: str, select: dict[str, Any], student: dict[str, Any], queries: int, seed: int) -> Config:
+def config_of(name: str, select: dict[str, Any], student: dict[str, Any], queries: int, seed: int) -> Config:
     """Round 0 asks about a fifth of the budget, drawn from the pool itself, or from the one whose images it moves."""
     pool = (POOLS | MOVED)[name]
     drawn = pool["of"] if name in MOVED else pool
@@ -245,9 +245,14 @@ def figures_of(done: Result, rows: str = "50000:60000") -> dict[str, float]:
 
 def unseen(config: Config, student: Path, rows: str = "50000:60000") -> float:
     """Accuracy on training images by which kdray's defaults are decided, so that none is by test images."""
-    images = read_images(
+    images = digits(config, rows)
+    return round(accuracy(predict(load_student(student), images.images).argmax(dim=1), images.true_labels), 5)
+
+
+def digits(config: Config, rows: str) -> ImageSet:
+    """Rows of the teacher's training set, with their labels."""
+    return read_images(
         config.test.model_copy(update={"path": config.teacher.train.images.path, "rows": rows, "digest": None}),
         generator=numpy_generator(0, "unseen"),
         with_labels=True,
     )
-    return round(accuracy(predict(load_student(student), images.images).argmax(dim=1), images.true_labels), 5)
