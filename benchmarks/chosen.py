@@ -10,7 +10,7 @@ candidates that a run chose after round 0:
 - stable: how many of four copies, moved a little as `affine` does, the teacher gives the label of the image.
 - far: the distance to the nearest of 5,000 images of its training set in the teacher's features, mean over that of
   5,000 other ones: 1 is as near as digits are to one another.
-- alike: the same distance to the nearest other chosen one, over that of random candidates of the pool.
+- apart: the same distance to the nearest other chosen one, over that of random candidates of the pool.
 - entropy: the relative entropy of the labels.
 
 Each finished run is kept, and one that is started again goes on with those that are missing. Needs ../shared/data, the
@@ -88,7 +88,7 @@ def one(name: str, how: str, queries: int, seed: int, folder: str, sheets: Path 
     return {
         **opinion(teacher, images, seed),
         "far": round(float(nearest(own, real).mean() / nearest(others, real).mean()), 3),
-        "alike": round(float(nearest(own[: len(drawn)]).mean() / nearest(drawn).mean()), 3),
+        "apart": round(float(nearest(own[: len(drawn)]).mean() / nearest(drawn).mean()), 3),
         "entropy": round(relative_entropy(predict(teacher, images).argmax(dim=1), 10), 4),
     }
 
