@@ -3,11 +3,11 @@
     python benchmarks/chosen.py                        # MNIST, LeNet-5, hard labels, four pools, four strategies
     python benchmarks/chosen.py --sheets FOLDER        # and a contact sheet of each run
 
-The runs are those of `data_free.py choice`, with `augment: affine`, in which see how well their students do. Of the
-candidates that a run chose after round 0:
+The runs are those of `data_free.py choice`, which measures how good their students are; here the last one is trained
+for a tenth of the steps. Of the candidates that a run chose after round 0:
 
 - sure: the mean of the teacher's highest probability.
-- stable: how many of four copies, moved a little as `affine` does, the teacher gives the label of the image.
+- stable: the share of copies to which the teacher gives the label of the image; four of each, moved as `affine` does.
 - far: the distance to the nearest of 5,000 images of its training set in the teacher's features, mean over that of
   5,000 other ones: 1 is as near as digits are to one another.
 - apart: the same distance to the nearest other chosen one, over that of random candidates of the pool.
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def means(results: list[dict[str, float]]) -> dict[str, float]:
-    """Of all runs of a row."""
+    """The mean of each figure over the runs of a row."""
     return {name: round(statistics.mean(result[name] for result in results), 4) for name in results[0]}
 
 
