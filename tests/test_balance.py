@@ -90,7 +90,7 @@ def test_a_teacher_that_answers_one_class_alone_is_left_with_most_of_the_budget(
     assert "all 200 answers so far are the same, class 7; a student learns nothing from them" in said
     assert "queries 200/900" not in said
     books = command("ledger", tmp_path / "run", cwd=tmp_path)
-    assert "200" in books.stdout and "900" not in books.stdout.replace("of 900", "")
+    assert ": 200 of 900 spent, 700 left" in books.stdout, books.stdout
 
 
 def test_a_run_of_one_class_is_told_so(config_file, tmp_path):
