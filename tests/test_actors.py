@@ -112,7 +112,9 @@ def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, searcher_o
 
 
 @pytest.mark.storm
-@pytest.mark.parametrize("kind", ["leaves", "mixture", "photographs read on demand"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("leaves", marks=pytest.mark.long), "mixture", "photographs read on demand"]
+)
 def test_workers_choose_the_same_of_candidates_that_they_draw_themselves(kind, searcher_of, model, tmp_path):
     section = {"kind": kind, "candidates": 700}
     if kind.startswith("photographs"):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import command
 from processes import Program, kdray
+from ray.job_submission import JobSubmissionClient
 
 from kdray.runs.directory import RunDirectory
 from kdray.runs.result import read_result
@@ -130,6 +132,7 @@ def test_a_driver_killed_on_the_cluster_is_resumed_to_the_same_bits(head, config
 
 
 @pytest.mark.storm
+@pytest.mark.long  # that of a job is below
 def test_sigterm_stops_a_run_on_ray_as_cleanly_as_ctrl_c(head, config_file, tmp_path):
     environment, _, _ = head
     out = tmp_path / "stopped"
@@ -196,19 +199,18 @@ def test_ray_job_submit_as_in_the_readme(head, whole):
     assert not whole or result.history[-1].success_rate >= 0.95
 
 
-def submit(head, *arguments: str, job: str) -> subprocess.CompletedProcess:
-    """`ray job submit --no-wait` of a command of kdray's, from an empty folder."""
-    environment, _, _ = head
+def jobs_of(head) -> JobSubmissionClient:
+    """What `ray job` uses, without a process for each command."""
+    environment, _, dashboard = head
+    token = Path(environment["HOME"], ".ray", "auth_token").read_text().strip()
+    return JobSubmissionClient(f"http://127.0.0.1:{dashboard}", headers={"Authorization": f"Bearer {token}"})
+
+
+def submit(jobs: JobSubmissionClient, *arguments: str, job: str) -> None:
+    """A command of kdray's as a job, from an empty folder."""
     with tempfile.TemporaryDirectory() as empty:
-        command = f"ray job submit --no-wait --submission-id {job} --working-dir {empty} --"
-        return ray_job(head, [*command.split(), sys.executable, "-m", "kdray", *arguments], environment)
-
-
-def ray_job(head, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
-    environment = environment | {"RAY_ADDRESS": f"http://127.0.0.1:{head[2]}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+        entrypoint = shlex.join([sys.executable, "-m", "kdray", *arguments])
+        jobs.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env={"working_dir": empty})
 
 
 def wait_for(out: Path, deadline_s: float = 500, **expected: object) -> dict:
@@ -228,23 +230,22 @@ def wait_for(out: Path, deadline_s: float = 500, **expected: object) -> dict:
 @pytest.mark.timeout(1200)
 def test_a_job_that_is_stopped_says_so_and_goes_on(head, config_file, tmp_path):
     """`ray job stop` sends SIGTERM, and SIGKILL three seconds later."""
-    environment, _, _ = head
+    jobs = jobs_of(head)
     slow = {"student__model": "small-cnn", "student__epochs": 300}  # it is to be seen at work, also on a busy machine
     workers = {"resources__teacher_workers": 0, "resources__scoring_workers": 1}
     path, out = config_file(**slow, **workers), tmp_path / "run"
     run = ["run", str(path), "--out", str(out)]
-    submit(head, *run, job="first")
+    submit(jobs, *run, job="first")
     wait_for(out, round=1, phase="train")
     assert command("status", out).returncode == 3
-    ray_job(head, ["ray", "job", "stop", "first"], environment)
+    jobs.stop_job("first")
     status = wait_for(out, state="stopped")
     assert status["exit_code"] == 130 and status["queries"] >= 40
-    submit(head, *run, job="second")
+    submit(jobs, *run, job="second")
     assert wait_for(out, state="finished")["queries"] == 160
     assert command("status", out).returncode == 0
     for job in ("first", "second"):
-        told = ray_job(head, ["ray", "job", "logs", job], environment).stdout
-        log = "\n".join(line for line in told.splitlines() if "cli.py:" not in line)  # those are Ray's, in colour
+        log = jobs.get_job_logs(job)
         assert f"run directory {out}" in log
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", log), "no control characters"
         assert "Traceback" not in log

@@ -71,6 +71,7 @@ def test_a_node_that_dies_in_a_run_changes_nothing_but_the_time(case, node_loss,
         assert found["student"] == node_loss.digest((directory.path / "student.safetensors").read_bytes())
 
 
+@pytest.mark.long
 def test_a_node_that_joins_is_put_to_work(elastic, reference):
     found = elastic.run("join", 250)
     assert found["chosen"] == reference

@@ -72,7 +72,7 @@ def test_the_formats():
     [
         ("lenet5", (1, 16, 16)),
         pytest.param("resnet20", (3, 32, 32), marks=pytest.mark.storm),
-        pytest.param("torchvision/mobilenet_v3_small", (3, 64, 64), marks=pytest.mark.storm),
+        pytest.param("torchvision/mobilenet_v3_small", (3, 64, 64), marks=[pytest.mark.storm, pytest.mark.long]),
     ],
 )
 @pytest.mark.parametrize("name", [name for name in SUFFIXES if name != "safetensors"])

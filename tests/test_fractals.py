@@ -16,6 +16,8 @@ from kdray.pools.procedural.fractals_numba import draw
 from kdray.pools.procedural.words_numba import random_word
 from kdray.runs.inputs import read_inputs
 
+pytestmark = pytest.mark.xdist_group("compiled")  # once, not in each worker
+
 ONE = 1 << 16
 
 

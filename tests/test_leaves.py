@@ -20,6 +20,8 @@ from kdray.pools.procedural.leaves_numba import COLOURS, SHAPES, TEXTURES, TURN,
 from kdray.pools.procedural.words_numba import random_word
 from kdray.runs.inputs import read_inputs
 
+pytestmark = pytest.mark.xdist_group("compiled")  # once, not in each worker
+
 ALL = LeavesSection()
 
 

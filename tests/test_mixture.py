@@ -25,6 +25,8 @@ from kdray.runs.inputs import read_inputs, resolve
 from kdray.runs.run import resume, run
 from kdray.utils.seeds import numpy_generator
 
+pytestmark = pytest.mark.xdist_group("compiled")  # once, not in each worker
+
 
 def images(shape: tuple[int, int, int] = (1, 8, 8), n: int = 5) -> torch.Tensor:
     return torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)

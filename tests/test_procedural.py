@@ -21,6 +21,8 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.run import resume, run
 
+pytestmark = pytest.mark.xdist_group("compiled")  # once, not in each worker
+
 KINDS = ("contours", "fractals", "leaves", "lines", "noise", "shaders", "spectrum")
 SHAPES = [(1, 8, 8), (3, 9, 5), (2, 1, 4)]
 CASES = [(kind, shape) for kind in KINDS for shape in SHAPES if kind != "shaders"]

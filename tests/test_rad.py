@@ -41,8 +41,8 @@ def worst(q: np.ndarray, gains: np.ndarray, losses: np.ndarray, mistakes: float)
 
 
 def games(many: int):
-    """So many among the storms, 300 in every test run."""
-    return pytest.mark.parametrize("count", [300, pytest.param(many, marks=pytest.mark.storm)])
+    """So many among the long storms, 300 in every test run."""
+    return pytest.mark.parametrize("count", [300, pytest.param(many, marks=[pytest.mark.storm, pytest.mark.long])])
 
 
 def cases(seed: int, count: int, most: int = 10):
@@ -188,7 +188,7 @@ def test_exactly_as_many_as_the_probabilities_say(weights: list[float], seed: in
     assert np.array_equal(drawn, again)
 
 
-@pytest.mark.parametrize("times", [4000, pytest.param(20_000, marks=pytest.mark.storm)])
+@pytest.mark.parametrize("times", [4000, pytest.param(20_000, marks=[pytest.mark.storm, pytest.mark.long])])
 def test_marginals_and_pairs_over_many_draws(times: int) -> None:
     probs = np.array([0.5, 0.25, 0.75, 0.9, 0.6, 1.0, 0.0, 0.3, 0.7, 0.05, 0.95])
     generator = np.random.default_rng(3)
