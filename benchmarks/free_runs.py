@@ -95,7 +95,8 @@ IDEAL: dict[str, Any] = {
     "model": "lenet5", "start": "last", "replay": "none", "steps": 100, "batch_size": 250, "lr": 0.01,
     "weight_decay": 0, "schedule": "constant", "augment": "none", "precision": "float32",
 }  # fmt: skip
-"""IDEAL's student: SGD, momentum 0.9, rate 0.01 (section 4.1.3); how many steps a round has is not said there."""
+"""IDEAL's student: SGD, momentum 0.9, rate 0.01 (section 4.1.3). How many steps a round has is not said there: there
+are variants with fewer and more."""
 REPLAY: dict[str, Any] = {"replay": "all"}
 ANEW: dict[str, Any] = REPLAY | {
     "start": "new", "steps": "auto", "batch_size": 128, "lr": None, "weight_decay": None, "schedule": "one-cycle",
@@ -114,6 +115,8 @@ GENERATORS: dict[str, dict[str, Any]] = {
     **{f"replay all, E_G {steps}": {"student": REPLAY, "pool": {"steps": steps}} for steps in (3, 10, 30, 50)},
     "requery": {"student": REPLAY, "requery": True},
     "lines, student anew": {"student": ANEW, "pool": {"kind": "lines"}, "warm": True},
+    **{f"IDEAL, {steps} steps": {"student": {"steps": steps}} for steps in (1, 10, 30, 300)},
+    **{f"replay all, {steps} steps": {"student": REPLAY | {"steps": steps}} for steps in (10, 30, 300)},
 }
 
 

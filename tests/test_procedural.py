@@ -1,5 +1,6 @@
 """Procedural pools: the same bits for whoever draws them, the images that were meant, and runs that ask about them."""
 
+import functools
 import math
 import pickle
 
@@ -62,12 +63,19 @@ def test_one_of_shaders_does_which_each_pool_compiles_anew():
     check_ids("shaders", (1, 8, 8), [3, 299, 0, 3, 70, *range(64)])
 
 
-def check_ids(kind, shape, ids):
+@functools.cache
+def three_of_it(kind, shape):
+    """A pool, its first 300 candidates, and a larger one as another process would get it."""
     pool = pool_of(kind, shape, candidates=1000)
+    other = pickle.loads(pickle.dumps(pool_of(kind, shape, candidates=10**12)))
+    return pool, pool.render(torch.arange(300)), other
+
+
+def check_ids(kind, shape, ids):
+    pool, first, other = three_of_it(kind, shape)
     drawn = pool.render(torch.tensor(ids, dtype=torch.int64))
     assert drawn.dtype == torch.uint8 and drawn.shape == (len(ids), *shape)
-    assert torch.equal(drawn, pool.render(torch.arange(300))[ids])
-    other = pickle.loads(pickle.dumps(pool_of(kind, shape, candidates=10**12)))
+    assert torch.equal(drawn, first[ids])
     assert torch.equal(torch.cat([drawn[:0], *other.batches(torch.tensor(ids, dtype=torch.int64), 7)]), drawn)
 
 
