@@ -771,6 +771,7 @@ def test_a_run_selects_alike_without_ray_and_on_workers_that_are_killed(workers,
     assert killer is None or killer.victims == {"choose": set(), "query": set()}, "all were killed"
 
 
+@pytest.mark.storm
 def test_a_function_of_the_users_own_module_is_asked_from_a_worker(ray_local, tmp_path, monkeypatch):
     (tmp_path / "my_teacher.py").write_text(
         "import os, numpy as np\n"

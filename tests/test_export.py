@@ -223,7 +223,9 @@ def test_no_two_formats_have_one_name():
 # ---- the command
 
 
-@pytest.mark.parametrize("name", SUFFIXES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.storm) if name in ("onnx", "web") else name for name in SUFFIXES]
+)
 def test_a_run_is_exported_and_checked_on_what_it_bought(name, finished, tmp_path):
     out = tmp_path / f"mine{SUFFIXES[name]}"
     done = command("export", finished, "--format", name, "--out", out)
@@ -335,6 +337,7 @@ def test_what_was_bought_opens_as_a_data_set_of_the_hub_with_images(finished, tm
 # ---- 8 bits
 
 
+@pytest.mark.storm
 def test_8_bits_are_measured_beside_32_bits(finished, tmp_path):
     done = command("export", finished, "--int8", "--out", tmp_path / "small.onnx")
     assert done.returncode == 0, done.stderr

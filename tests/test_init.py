@@ -67,7 +67,9 @@ def test_without_anything_it_is_a_config_with_places_to_fill_in(tmp_path, monkey
     assert yaml.safe_load(starting_config("x", None, None, "7", 1).text)["teacher"]["classes"] == 7
 
 
-@pytest.mark.parametrize("classes", ["cat,dog", "2", "cat,dog,rabbit,horse"])
+@pytest.mark.parametrize(
+    "classes", ["cat,dog", *(pytest.param(some, marks=pytest.mark.storm) for some in ("2", "cat,dog,rabbit,horse"))]
+)
 def test_the_plan_of_it_needs_nothing_but_the_key(classes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "photos", [(40, 30), (33, 50)] * 20)

@@ -286,7 +286,7 @@ def test_drawn_images_follow_from_the_runs_seed_and_are_not_the_pools_candidates
     assert len(both.unique(dim=0)) > 2030
 
 
-@pytest.mark.parametrize("colour", ["grey", "rgb"])
+@pytest.mark.parametrize("colour", ["grey", pytest.param("rgb", marks=pytest.mark.storm)])
 def test_images_drawn_together_are_those_drawn_one_by_one(colour):
     section = sources.parse({"source": "drawn", "pool": "lines", "size": 9, "colour": colour})
     opened, rows = section.open("images"), np.array([3, 700, 701, 999_999, *range(1000, 1300)])

@@ -269,7 +269,7 @@ def test_a_model_of_the_users_own_is_built_trained_saved_and_loaded(own, tmp_pat
     assert student(images).shape == (2, 3) and model_bytes(student, card) == content
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.storm)])
 @pytest.mark.parametrize("name", ["Tied", "Lazy", "Skips"])
 def test_unusual_networks_are_trained_saved_and_loaded(name, optimizer, own, tmp_path):
     """Layers that share weights, that learn their shape from an image, and that are left out at random."""

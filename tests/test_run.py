@@ -955,7 +955,10 @@ def test_a_plan_whose_scoring_is_long_says_what_takes_the_time_and_how_to_take_l
     assert scoring(group_size=1, groups=21_989_000).endswith("2-second probe of one here)")
 
 
-@pytest.mark.parametrize("strategy", ["active-mixup", "rad", "cluster-margin", "random"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["active-mixup", "rad", *(pytest.param(name, marks=pytest.mark.storm) for name in ("cluster-margin", "random"))],
+)
 def test_the_pairs_a_long_plan_suggests_are_the_most_that_take_ten_minutes(strategy, make_config, monkeypatch):
     monkeypatch.setattr("kdray.runs.plan.probe", lambda *arguments, **options: 50.0)
 

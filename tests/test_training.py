@@ -184,9 +184,9 @@ class Stopped(Exception):
         ("small-cnn", {"augment": Crop(shift=2, flip=True)}),
         ("small-cnn", {"optimizer": "adamw", "ema": 0.9}),
         ("small-cnn", {"early_stop": EarlyStop(holdout=0.3, patience=3), "epochs": 12}),
-        ("small-cnn", {"steps": 17}),
+        pytest.param("small-cnn", {"steps": 17}, marks=pytest.mark.storm),
         ("alexnet", {}),
-        ("small-cnn", {"balance": "equal"}),
+        pytest.param("small-cnn", {"balance": "equal"}, marks=pytest.mark.storm),
     ],
     ids=["sgd", "adamw and average", "early stop", "steps", "dropout", "balance"],
 )

@@ -54,6 +54,7 @@ def exported(shape: tuple[int, int, int], folder: Path) -> Path:
     return folder / "page"
 
 
+@pytest.mark.storm
 def test_the_folder_has_all_that_the_page_needs_but_the_runtime(tmp_path):
     page = exported((3, 16, 20), tmp_path)
     assert {path.name for path in page.iterdir()} == FILES
