@@ -135,11 +135,13 @@ def test_rounds_that_were_trained_shorter_promise_nothing_but_students_of_fewer_
     cut = read_result(directory)
     curve = curve_of(directory, cut, 100)
     assert not curve.expected and "student.early is 0.5" in curve.said[0]
+    assert "<td>measured</td>" not in write_report([directory]).read_text(), "no column of intervals that says nothing"
     assert curve.said[1] == f"kdray train {tmp_path}/run --first 20,40,80 && kdray report {tmp_path}/run"
     assert command(*curve.said[1].split(" && ")[0].split()[1:]).returncode == 0, "the command that it names works"
     trained = curve_of(directory, cut, 100)
     assert [count for count, _ in trained.points] == [20, 40, 80, 160] and len(trained.expected) == 2
     assert any("3 students" in line for line in trained.said)
+    assert write_report([directory]).read_text().count("<td>measured</td>") == 4
 
 
 def test_students_of_another_recipe_are_no_points_of_the_curve(finished, tmp_path):
