@@ -33,6 +33,11 @@ os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 -- Ray spe
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- else all that is not Ray's comes first, and its tests last
 os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 -- a process for each CPU, and few are used
 
+# Tests wait for the disk a third of their time, and none can tell whether what was written lies on one.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 8 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 # A test fails for what it finds, not for the time it takes beside other work.
 settings.register_profile("kdray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kdray")
@@ -90,6 +95,14 @@ def digits_config(weights: Path, **changes) -> dict:
             section = section.setdefault(name, {})
         section[last] = copy.deepcopy(value)  # a later key may change a part of it, and a test shares its constants
     return config
+
+
+@pytest.fixture(autouse=True)
+def same_folder() -> Iterator[None]:
+    """Each test ends in the folder where it began: its own is gone for the next one."""
+    before = Path.cwd()
+    yield
+    assert Path.cwd() == before, "this test left another current folder; monkeypatch.chdir goes back"
 
 
 @pytest.fixture

@@ -27,8 +27,9 @@ SPACE = {"budget.queries": {"grid": [60, 80]}}
 
 
 @pytest.fixture
-def plan_of(tmp_path, teacher_weights):
+def plan_of(tmp_path, teacher_weights, monkeypatch):
     """The plan of a sweep of small runs, in a folder of its own; the session and what `sweep` holds can be set."""
+    monkeypatch.chdir(tmp_path)  # a trial goes to the folder of its sweep, and does not come back
 
     def make(session: str = "first", cap: int | None = None, folder: str = "sweep", **sweep) -> TrialPlan:
         base = digits_config(teacher_weights, student__epochs=1, budget__queries=80)
