@@ -141,7 +141,7 @@ def test_killed_drivers_on_a_failing_server(count, deaths, runs, tmp_path):
     for some in (runs[:10], runs[10:]):
         for run in some:
             run.start()
-        _fire(some, generator, partial(_drivers, some), (0.01, 0.06))
+        _fire(some, generator, partial(_drivers, some), (0.003, 0.02))
     totals = sum((run.check() for run in runs), Counter())
     assert sum(run.deaths for run in runs) >= deaths
     assert totals["uncertain"] > 0 and (totals["rejected"] > 0 or count < 20)
