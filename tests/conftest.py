@@ -33,7 +33,7 @@ os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 -- Ray spe
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- else all that is not Ray's comes first, and its tests last
 os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 -- a process for each CPU, and few are used
 
-# Tests wait for the disk a third of their time, and none can tell whether what was written lies on one.
+# Tests of runs wait for the disk for a third of their time, and none can tell whether their files lie on one.
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 8 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
