@@ -5,7 +5,6 @@ import os
 import pty
 import sys
 
-import pytest
 from conftest import digits_config
 from rich.console import Console
 
@@ -140,7 +139,6 @@ def test_observers_hear_everything_in_turn():
     assert first.getvalue() == second.getvalue() != ""
 
 
-@pytest.mark.storm
 def test_a_run_on_a_terminal_ends_with_the_table(teacher_weights, tmp_path):
     """The real command on a real pseudo-terminal."""
     import yaml

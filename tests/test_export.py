@@ -337,7 +337,6 @@ def test_what_was_bought_opens_as_a_data_set_of_the_hub_with_images(finished, tm
 # ---- 8 bits
 
 
-@pytest.mark.storm
 def test_8_bits_are_measured_beside_32_bits(finished, tmp_path):
     done = command("export", finished, "--int8", "--out", tmp_path / "small.onnx")
     assert done.returncode == 0, done.stderr
