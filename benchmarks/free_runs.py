@@ -117,6 +117,11 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "lines, student anew": {"student": ANEW, "pool": {"kind": "lines"}, "warm": True},
     **{f"IDEAL, {steps} steps": {"student": {"steps": steps}} for steps in (1, 10, 30, 300)},
     **{f"replay all, {steps} steps": {"student": REPLAY | {"steps": steps}} for steps in (10, 30, 300)},
+    "IDEAL, 30 steps, ask_below 0.7": {"student": {"steps": 30}, "pool": {"ask_below": 0.7}},
+    "IDEAL, 30 steps, warm start by lines": {"student": {"steps": 30}, "warm": True},
+    **{f"IDEAL, 30 steps, E_G {steps}": {"student": {"steps": 30}, "pool": {"steps": steps}} for steps in (3, 10, 30)},
+    "IDEAL, 20 steps": {"student": {"steps": 20}},
+    "IDEAL, 50 steps": {"student": {"steps": 50}},
 }
 
 
