@@ -13,9 +13,8 @@ Round 0 asks about a fifth of the budget, drawn from the pool itself; IDEAL's as
 relative entropy of all answers ("What Makes a Good Dataset for Knowledge Distillation?", Table 3). `balance` trains
 students with each student.balance on the same answers.
 
-IDEAL's released code asks the teacher anew in every round about all images so far; kdray never pays twice for an image,
-and gets the same answers with `replay: all`. `with_requeries` is what that code would be charged for them:
-B E (E + 1) / 2 for E rounds of B queries. The variant `requery` has as many rounds as the budget pays for in that way.
+IDEAL's released code asks the teacher anew in every round about all images so far: for E rounds of B images these are
+B E (E + 1) / 2 queries, `with_requeries`. The variant `requery` does that, for as many rounds as the budget pays for.
 
 Each finished run is kept, and one that is started again goes on with those that are missing. Needs ../shared/data, and
 `kdray[fractals,leaves,gl]`.

@@ -113,13 +113,14 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "replay all, no restart": {"student": REPLAY, "pool": {"restart": False}},
     "replay all, noise alone": {"student": REPLAY, "pool": {"conditional": False}},
     **{f"replay all, E_G {steps}": {"student": REPLAY, "pool": {"steps": steps}} for steps in (3, 10, 30, 50)},
-    "requery": {"student": REPLAY, "requery": True},
+    "requery": {"pool": {"requery": True}},
     "lines, student anew": {"student": ANEW, "pool": {"kind": "lines"}, "warm": True},
     **{f"IDEAL, {steps} steps": {"student": {"steps": steps}} for steps in (1, 10, 30, 300)},
     **{f"replay all, {steps} steps": {"student": REPLAY | {"steps": steps}} for steps in (10, 30, 300)},
     "IDEAL, 30 steps, ask_below 0.7": {"student": {"steps": 30}, "pool": {"ask_below": 0.7}},
     "IDEAL, 30 steps, warm start by lines": {"student": {"steps": 30}, "warm": True},
     **{f"IDEAL, 30 steps, E_G {steps}": {"student": {"steps": 30}, "pool": {"steps": steps}} for steps in (3, 10, 30)},
+    "requery, 30 steps": {"pool": {"requery": True}, "student": {"steps": 30}},
     "IDEAL, 20 steps": {"student": {"steps": 20}},
     "IDEAL, 50 steps": {"student": {"steps": 50}},
 }
@@ -160,16 +161,16 @@ def balanced(name: str, choice: str, queries: int, student: str, seed: int, fold
 
 
 def generated(name: str, queries: int, seed: int, folder: str) -> dict[str, float]:
-    """A run of IDEAL: B = 250, and E as the budget has it. "requery" has the rounds that the released code could pay
-    for, which asks in each about all images so far; a teacher that answers alike twice gives what replay gives."""
+    """A run of IDEAL: B = 250, and E as the budget has it."""
     changes = GENERATORS[name]
-    if changes.get("requery"):
-        queries = BATCH * max(rounds for rounds in range(1, queries) if with_requeries(rounds) <= queries)
     first = queries // 5 if changes.get("warm") else 0
+    rounds = max(1, (queries - first) // BATCH)
+    if changes.get("pool", {}).get("requery"):
+        rounds = max(rounds for rounds in range(1, queries) if with_requeries(rounds) <= queries)
     config = _written(
         {"kind": "generator"} | changes.get("pool", {}),
         {"source": "drawn", "pool": "lines", "count": max(first, 200), "size": 28, "colour": "grey"},
-        {"strategy": "random", "first": first, "rounds": max(1, (queries - first) // BATCH)},
+        {"strategy": "random", "first": first, "rounds": rounds, "per_round": BATCH},
         IDEAL | changes.get("student", {}),
         queries,
         seed,

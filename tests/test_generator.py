@@ -240,7 +240,6 @@ def test_what_does_not_divide_evenly_is_said_once():
         ({"network": "gan"}, r"pool\.network"),
         ({"candidates": 0}, r"pool\.candidates"),
         ({"lambdas": [0.5]}, r"pool\.lambdas"),
-        ({"requery": True}, r"pool: requery: kdray pays for an image once .* set student\.replay: all"),
     ],
 )
 def test_bad_fields_are_refused(fields, words, make_config):

@@ -235,6 +235,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_round_that_asks_again_trains_on_that(self) -> "Config":
+        if not self.pool.asks_again:
+            return self
+        if self.student.replay != "none":
+            raise ValueError(
+                "pool.requery: the student of a round learns from what the round asks, and that is all images so far; "
+                "set student.start to last and student.replay to none, or pool.requery to false"
+            )
+        if self.select.schedule != "even" or self.student.labels == "requery":
+            raise ValueError(
+                "pool.requery is counted in even rounds of new images alone; set select.schedule to even and "
+                "student.labels to reuse, or pool.requery to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _only_a_local_teacher_is_looked_into(self) -> "Config":
         if not self.pool.white_box:
             return self

@@ -148,6 +148,11 @@ class PoolSection(Section):
         return False
 
     @property
+    def asks_again(self) -> bool:
+        """Whether each round asks, and pays, again for all images so far besides its own candidates."""
+        return False
+
+    @property
     def kinds(self) -> tuple[PoolSection, ...]:
         """The pools that a round may choose from: this one, or those that it finds the best of."""
         return (self,)

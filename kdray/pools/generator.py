@@ -67,19 +67,13 @@ class GeneratorSection(PoolSection):
     ask_below: Annotated[float, Field(gt=0, le=1)] | None = None
     """Keep only candidates on which the student's confidence is below this (QEDG, AAAI 2025); null keeps all. A round
     that finds too few asks fewer queries."""
+    requery: bool = False
+    """Ask again about all images so far in every round, as IDEAL's released code does, and train on these answers. Each
+    is paid for: E rounds of B new images are B E (E + 1) / 2 queries. A teacher that always answers alike says nothing
+    new; false asks once about an image."""
     candidates: Annotated[int, Field(ge=1, lt=1 << 31)] | Literal["auto"] = "auto"
     """Candidates of each round. auto: as many as the round asks about, as in IDEAL, or ten times as many if the
     strategy looks at them."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_asked_twice(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "requery" in data:
-            raise ValueError(
-                "requery: kdray pays for an image once and keeps its answer, so asking again would bring nothing new; "
-                "leave it out, and set student.replay: all to train on all that was bought"
-            )
-        return data
 
     @field_validator("weight")
     @classmethod
@@ -95,6 +89,11 @@ class GeneratorSection(PoolSection):
                 "cross_entropy is false and weight is null, which leaves the generator no loss; set one of them"
             )
         return self
+
+    @property
+    def asks_again(self) -> bool:
+        """See `PoolSection`."""
+        return self.requery
 
     @property
     def recipe(self) -> GeneratorRecipe:

@@ -1,6 +1,7 @@
 """What a run asks the teacher about: purchases of its rounds, of its estimate and of its test images."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -17,12 +18,13 @@ class Asking:
     def __init__(self, run: RunContext) -> None:
         self._run = run
 
-    def buy(self, images: Tensor, number: int, purpose: str, name: Callable[[int], str]) -> Bought:
+    def buy(self, images: Tensor, number: int, purpose: str, name: Callable[[int], str], again: int = 0) -> Bought:
         """Answers to `images`, see `kdray.runs.purchase.buy`.
 
         Args:
             number: of the round.
             name: names an image by its position, for messages.
+            again: so many of the last images have an answer, and are paid for again.
 
         Raises:
             BudgetExceeded: the cap of all who share the ledger leaves too little, and the run wants whole rounds.
@@ -36,7 +38,7 @@ class Asking:
             purpose=purpose,
             round=number,
             owner=run.owner,
-            policy=run.policy,
+            policy=replace(run.policy, again=again),
             on_progress=lambda done, total: self._tell(done, total, purpose),
             on_note=run.observer.note,
             name=name,
@@ -48,18 +50,21 @@ class Asking:
             )
         return bought
 
-    def repeated(self, images: Tensor, bought: Bought, earlier: Iterable[Tensor]) -> int:
+    def repeated(
+        self, images: Tensor, bought: Bought, earlier: Iterable[Tensor], *, number: int = 0, again: int = 0
+    ) -> int:
         """Of the answers that cost nothing, those that would cost the run nothing if it were alone: their images appear
         twice, or it had their answers before.
 
         Args:
             images: that were asked about.
             bought: what came of it.
+            number, again: see `buy`.
             earlier: images that the run had answers to before; looked at only where others have bought some.
         """
         if not bought.reused:
             return 0
-        keys = self._run.policy.input.hashes(images)
+        keys = replace(self._run.policy, again=again).keys(images, number)
         keys = [keys[position] for position in bought.positions.tolist()]
         others = self._run.ledger.bought_by_others(self._run.teachers.teacher.identity, keys, self._run.owner)
         if others:

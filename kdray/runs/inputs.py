@@ -47,6 +47,7 @@ class Inputs:
         kinds: the pools that a round may choose from, see `PoolSchedule`.
         schedule: queries of each round, without those for an estimate.
         copies: queries of the last round, if that asks about augmented copies; else 0.
+        again: of the queries of each round those about images that an earlier round has asked about.
         estimation: how RAD's m is found out; None where the config says it.
         spec: the student.
         build: makes the teacher, here or in a worker.
@@ -62,11 +63,16 @@ class Inputs:
     kinds: tuple[Pool, ...]
     schedule: list[int]
     copies: int
+    again: list[int]
     estimation: Estimation | None
     spec: StudentSpec
     build: Callable[[], Teacher]
     teacher: Teacher
     classes: tuple[str, ...] | None
+
+    def new(self, number: int) -> int:
+        """Queries of a round about images that no earlier round has asked about."""
+        return self.schedule[number] - self.again[number]
 
     @property
     def white_box(self) -> "nn.Module | None":
@@ -271,6 +277,7 @@ def read_inputs(
         kinds=pooled.kinds,
         schedule=pooled.schedule,
         copies=pooled.copies,
+        again=pooled.again,
         estimation=estimation,
         spec=spec,
         build=build,

@@ -20,7 +20,8 @@ from kdray.models.checkpoint import load_student
 from kdray.observers import RoundMetrics
 from kdray.pools.base import Pool, rendered
 from kdray.pools.permutation import sample_without
-from kdray.runs.asking import Asking, namer
+from kdray.runs.asked import Asked
+from kdray.runs.asking import Asking
 from kdray.runs.confirmed import confirmed, confirmed_note
 from kdray.runs.context import RunContext
 from kdray.runs.copies import Copies
@@ -117,7 +118,7 @@ class Rounds:
             self._training_set(number - 1),
             trainer=self._run.trainer,
             observer=self._run.observer,
-            count=self._inputs.schedule[number],
+            count=self._inputs.new(number),
             teacher=self._inputs.white_box,
         )
 
@@ -172,7 +173,7 @@ class Rounds:
             generator = numpy_generator(self._config.seed, "selection", number)
             candidates = self._kinds.drawn(self._inputs.schedule[number], generator)
         elif self._config.pool.exact:
-            ids, pool = np.arange(self._inputs.schedule[number]), self._pool(number)
+            ids, pool = np.arange(self._inputs.new(number)), self._pool(number)
             columns = pool.describe(torch.from_numpy(ids))
             candidates = Candidates(ids=ids, scores=None, source=pool.source, columns=columns)
         else:
@@ -204,7 +205,7 @@ class Rounds:
 
     def _wanted(self, number: int, pool: Pool) -> int:
         """Candidates to choose: a pool that was made for the round may have fewer than were planned."""
-        planned = self._inputs.schedule[number]
+        planned = self._inputs.new(number)
         return min(planned, self._config.select.capacity(pool)) if self._remade else planned
 
     def _first(self) -> np.ndarray:
@@ -255,8 +256,8 @@ class Rounds:
             own = self._inputs.images.images
             images = own if len(ids) == len(own) else taken(own, ids)
         where = "image {} of images" if self._own(number) else f"candidate {{}} of round {number}"
-        name = namer(where, candidates.ids)
-        bought = self._asking.buy(images, number, "training", name)
+        asked = Asked.of(images, candidates, where, self._asked_again(number))
+        bought = self._asking.buy(asked.images, number, "training", asked.name, asked.again)
         if len(bought.positions) == 0 and bought.short:
             raise BudgetExceeded(
                 f"the budget is spent before round {number}: {self._asking.lost():,} queries were charged and never "
@@ -264,33 +265,30 @@ class Rounds:
             )
         if bought.short:
             self._run.observer.note(
-                f"the budget ran out: {bought.short:,} of {len(images):,} candidates of round {number} were not asked"
+                f"the budget ran out: {bought.short:,} of {len(asked.images):,} images of round {number} were not asked"
             )
         if bought.set_aside:
             position, reason = next(iter(bought.set_aside.items()))
             self._run.observer.note(
-                f"{len(bought.set_aside):,} of {len(images):,} images of round {number} were set aside: they have no "
-                f"valid answer (for example {name(position)}: {reason})"
+                f"{len(bought.set_aside):,} of {len(asked.images):,} images of round {number} were set aside: they "
+                f"have no valid answer (for example {asked.name(position)}: {reason})"
             )
-        repeated = self._asking.repeated(images, bought, self._answered(number))
-        rows = bought.positions.numpy()
-        if len(rows) < len(images):  # positions ascend; a copy of all would double what is held
-            images = taken(images, bought.positions)
-        sources = candidates.columns.get("kind") or [candidates.source] * len(candidates.ids)  # of several kinds
-        labelled = Labelled(
-            images=images,
-            answers=bought.answers,
-            ids=candidates.ids[rows],
-            source=tuple(np.array(sources)[rows].tolist()),
-        )
+        earlier = self._answered(number)
+        repeated = self._asking.repeated(asked.images, bought, earlier, number=number, again=asked.again)
+        labelled = asked.answered(bought)
         facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
         facts |= {"repeated": repeated, "short": bought.short, "set_aside": len(bought.set_aside)}
-        if boundaries := confirmed(candidates.columns, rows, bought.answers.labels):
+        if boundaries := confirmed(candidates.columns, bought.positions.numpy(), bought.answers.labels):
             self._run.observer.note(confirmed_note(boundaries))
         self.directory.add_phase(number, "query", {**facts, "boundaries": boundaries})
         top = self._inputs.config.teacher.form.top
         self.directory.write_labelled(number, labelled, self._inputs.classes, top=top)
         self._bought[number] = labelled
+
+    def _asked_again(self, number: int) -> Labelled | None:
+        """What a round asks about again: all that the round before asked about."""
+        again = number > 0 and self._inputs.again[number] > 0
+        return self.directory.read_labelled(number - 1, self._num_classes) if again else None
 
     def _answered(self, number: int) -> Iterator[Tensor]:
         """Images that the run has answers to before a round asks, those of its estimate too."""

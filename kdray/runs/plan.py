@@ -40,6 +40,7 @@ class Plan:
         schedule: queries of each round, without those for an estimate.
         estimate: queries for an estimate of RAD's m, before round 1.
         copies: of the queries those of the last round, if that asks about augmented copies; else 0.
+        again: of the queries those about images that an earlier round has asked about.
         seen: what the teacher sees of an image, in words, where the student sees another; else None.
         test: test images; 0 without a test set.
         test_labels: whether they have labels.
@@ -105,6 +106,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     kinds: int = 1
     copies: int = 0
+    again: int = 0
     grid: bool = True
     made: str | None = None
 
@@ -160,6 +162,7 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
         schedule=schedule,
         estimate=pooled.estimate,
         copies=pooled.copies,
+        again=sum(pooled.again),
         seen=_seen(config, images.image_shape),
         test=len(test) if test else 0,
         test_labels=test is not None and test.labels is not None,
@@ -342,6 +345,9 @@ def _rounds(plan: Plan) -> str:
         told = f" + {schedule.pop(1):,} to try {plan.kinds} kinds of candidates"
     copies = f" + {schedule.pop():,} for augmented copies" if plan.copies else ""
     later = schedule[1:]
+    if plan.again:
+        new = later[0] - schedule[0]
+        return f"{schedule[0]:,} for the images + {len(later)} x {new:,} + {plan.again:,} that ask again"
     if len(set(later)) == 1:
         return f"{schedule[0]:,} for the images{told} + {len(later)} x {later[0]:,}{copies}"
     return f"{schedule[0]:,}{told}" + "".join(f" + {count:,}" for count in later) + copies

@@ -1,5 +1,6 @@
 """What a purchase needs, the policy it follows, and its result."""
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class PurchasePolicy:
         probe: ask for one image at a time until the teacher has answered this process, so that a wrong address or a bug
             costs a query or two.
         first: the first answers of the run.
+        again: how many images, the last of a purchase, have an answer and are paid for again in this round.
     """
 
     limits: Limits | None = None
@@ -80,6 +82,16 @@ class PurchasePolicy:
     input: TeacherInput = field(default_factory=TeacherInput)
     probe: bool = False
     first: FirstAnswers = field(default_factory=FirstAnswers)
+    again: int = 0
+
+    def keys(self, images: "Tensor", round: int) -> list[bytes]:
+        """The ledger's key of each image, uint8 [N, C, H, W]. An image that is asked about again has one of its own in
+        each round: so the ledger counts it, and pays for it once a round however often that is resumed."""
+        keys = self.input.hashes(images)
+        first = len(keys) - self.again
+        return keys[:first] + [
+            hashlib.blake2b(key + b" again in round %d" % round, digest_size=len(key)).digest() for key in keys[first:]
+        ]
 
     @classmethod
     def of(cls, section: TeacherSection, *, metered: bool) -> "PurchasePolicy":

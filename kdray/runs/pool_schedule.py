@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 
 from kdray.config.root import Config
 from kdray.errors import ConfigError
@@ -10,6 +11,7 @@ from kdray.images.base import ImageSource
 from kdray.pools.base import Pool, PoolSection
 from kdray.pools.kinds import KindsPool
 from kdray.pools.remade import EACH
+from kdray.select import schedule as schedules
 from kdray.training.choice import FOLDS
 from kdray.utils.seeds import numpy_generator
 
@@ -25,6 +27,7 @@ class PoolSchedule:
         kinds: the pools that a round may choose from: `pool`, or those that it consists of, and round 1 is their trial.
         estimate: queries for the estimate of m, before round 1.
         copies: queries of the last round, if that asks about augmented copies; else 0.
+        again: of the queries of each round those about images that an earlier round has asked about.
         section, source: the sections of the pool and the images, with what a run records in its config.
         sized: the section of the pool with its size, of which `pool` is built.
         notes: what the user should know of the pool: why it has its size, where that follows from the choice, and what
@@ -37,6 +40,7 @@ class PoolSchedule:
     schedule: list[int]
     estimate: int
     copies: int
+    again: list[int]
     section: PoolSection
     sized: PoolSection
     source: ImageSource
@@ -44,9 +48,10 @@ class PoolSchedule:
 
     @property
     def chosen(self) -> list[int]:
-        """Queries of the rounds that choose from the pool."""
+        """Candidates that each round chooses from the pool."""
         trial = len(self.kinds) > 1
-        return self.schedule[1 + trial : len(self.schedule) - (self.copies > 0)]
+        new = [queries - again for queries, again in zip(self.schedule, self.again, strict=True)]
+        return new[1 + trial : len(new) - (self.copies > 0)]
 
 
 def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule:
@@ -106,6 +111,14 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
                 "them, or set student.labels to reuse"
             )
         queries.append(copies)
+    again = [0] * len(queries)
+    if resolved.asks_again:
+        queries = list(accumulate(queries))
+        again = [0, *queries[:-1]]
+        notes.append(
+            f"pool.requery: {sum(again):,} of {sum(queries):,} queries ask again about images that have an answer, and "
+            "are paid for again"
+        )
     return PoolSchedule(
         images=images,
         pool=pool,
@@ -113,6 +126,7 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
         schedule=queries,
         estimate=count,
         copies=copies,
+        again=again,
         section=resolved,
         sized=section,
         source=source,
@@ -121,12 +135,16 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
 
 
 def _divided(config: Config, pool: Pool, budget: int) -> tuple[list[int], int, int]:
-    """Queries of round 0 and of each round that chooses, those of the trial of kinds, and those for copies.
+    """New queries of round 0 and of each round that chooses, those of the trial of kinds, and those for copies.
 
     Raises:
         ConfigError: too few for one of them.
     """
     start = _first_images(config, pool, budget)
+    if config.pool.asks_again:
+        rounds = config.select.rounds
+        assert rounds is not None, "the schedule is even, see `kdray.config.root.Config`"
+        return schedules.asking_again(budget, start, rounds, config.select.per_round), 0, 0
     config.select.queries(budget, start)  # says what is wrong with a budget too small even without the other rounds
     trial = config.pool.trial(budget - start)
     copies = _copies(config, budget - start - trial)

@@ -102,7 +102,7 @@ class _Purchase:
         self._note = on_note or (lambda text: None)
         self._name = name or (lambda position: f"image {position} of round {self._round}")
         self._teacher, self._retry = teachers.teacher, policy.retry
-        self._hashes = policy.input.hashes(images)  # of what the teacher sees, as it is sent below
+        self._hashes = policy.keys(images, self._round)  # of what the teacher sees, as it is sent below
         self._distinct = len(set(self._hashes))
         self._known = ledger.lookup(self._teacher.identity, self._hashes)
         check_rows(list(self._known.values()), self._teacher.num_classes)

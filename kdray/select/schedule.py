@@ -1,5 +1,6 @@
 """How many queries each round has. It depends on the config alone, so it is the same after a resume."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
@@ -33,6 +34,35 @@ def evenly(budget: int, images: int, rounds: int, per_round: int | None, others:
     if per_round is not None:
         return [images] + [per_round] * rounds
     return [images] + [left // rounds + (k < left % rounds) for k in range(rounds)]
+
+
+def asking_again(budget: int, images: int, rounds: int, per_round: int | None) -> list[int]:
+    """Number of new images in each round, round 0 first, where every later round asks about all before once more.
+
+    E rounds of B new images are (E + 1) `images` + B E (E + 1) / 2 queries, and the budget pays for all of them.
+
+    The arguments are those of `evenly`.
+
+    Raises:
+        ConfigError: the budget does not pay for that.
+    """
+    least = per_round or 1
+
+    def wanted(rounds: int) -> int:
+        return images * (rounds + 1) + least * rounds * (rounds + 1) // 2
+
+    _check_round_0(budget, images, wanted(rounds))
+    if wanted(rounds) > budget:
+        most = bisect_right(range(rounds + 1), budget, key=wanted) - 1
+        fewer = f", lower select.rounds to {most}" if most else ""
+        raise ConfigError(
+            f"budget.queries: {budget:,} are too few for select.rounds = {rounds:,} rounds of {least:,} new images, "
+            f"each of which asks again about all before (pool.requery): these are {wanted(rounds):,} queries; raise "
+            f"budget.queries{fewer}, or set pool.requery to false"
+        )
+    if per_round is None and rounds:
+        per_round = (budget - images * (rounds + 1)) // (rounds * (rounds + 1) // 2)
+    return [images] + [per_round or 0] * rounds
 
 
 def nested(budget: int, images: int) -> list[int]:

@@ -1,0 +1,228 @@
+"""Rounds that ask again about all images so far, as IDEAL's released code does: `pool.requery`."""
+
+import copy
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import Notes, StopAtPhase, command
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdray.errors import ConfigError, TeacherError
+from kdray.ledger.store import Ledger
+from kdray.runs.directory import RunDirectory
+from kdray.runs.inputs import InMemoryInputs
+from kdray.runs.policy import PurchasePolicy
+from kdray.runs.result import read_result
+from kdray.runs.run import resume, run
+from kdray.select.schedule import asking_again
+
+REQUERY = {
+    "images": {"source": "drawn", "pool": "lines", "size": 16, "colour": "grey", "count": 20},
+    "teacher": {"kind": "python", "function": "made:here", "name": "here", "classes": 10, "answers": "hard"},
+    "budget": {"queries": 120, "evaluation": 0},
+    "pool": {"kind": "generator", "steps": 2, "batch": 20, "requery": True},
+    "select": {"strategy": "random", "first": 0, "rounds": 3},
+    "student": {
+        "model": "small-cnn", "steps": 6, "batch_size": 40, "augment": "none", "start": "last", "replay": "none",
+    },
+}  # fmt: skip
+
+
+def requery(**changes) -> dict:
+    """`REQUERY` with changes, which shares nothing with it."""
+    return copy.deepcopy(REQUERY | changes)
+
+
+class Counting:
+    """A teacher that counts how often it sees each image, and may answer otherwise each time."""
+
+    def __init__(self, *, moody: bool = False, fails_at: int | None = None) -> None:
+        self.seen, self.moody, self.fails_at, self.batches = Counter(), moody, fails_at, 0
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.batches += 1
+        if self.batches == self.fails_at:
+            raise RuntimeError("gone")
+        keys = [image.tobytes() for image in images]
+        self.seen.update(keys)
+        return np.array([(sum(key) + (self.seen[key] if self.moody else 0)) % 10 for key in keys])
+
+
+def run_with(teacher: Counting, config, path, **options):
+    return run(config, RunDirectory(path), local=True, in_memory=InMemoryInputs(function=teacher), **options)
+
+
+# The schedule
+
+
+@pytest.mark.parametrize(
+    ("budget", "images", "rounds", "per_round", "expected"),
+    [
+        (120, 0, 3, None, [0, 20, 20, 20]),  # 20 + 40 + 60
+        (120, 0, 3, 20, [0, 20, 20, 20]),
+        (139, 0, 3, None, [0, 23, 23, 23]),  # 138 of 139
+        (25_000, 0, 13, 250, [0] + [250] * 13),  # 22,750
+        (100, 10, 2, None, [10, 23, 23]),  # 10 + 33 + 56
+        (20, 20, 0, None, [20]),
+    ],
+)
+def test_new_images_are_what_the_budget_pays_for_with_all_that_is_asked_again(
+    budget, images, rounds, per_round, expected
+):
+    assert asking_again(budget, images, rounds, per_round) == expected
+
+
+def asked(new: list[int]) -> int:
+    """Queries of all rounds, each of which asks about its new images and all before."""
+    return sum(sum(new[: number + 1]) for number in range(len(new)))
+
+
+@given(st.integers(0, 50), st.integers(1, 30), st.integers(0, 5000))
+def test_rounds_that_ask_again_spend_as_much_as_whole_rounds_can(images, rounds, extra):
+    budget = asked([images] + [1] * rounds) + extra
+    new = asking_again(budget, images, rounds, None)
+    assert asked(new) <= budget < asked([images, *(count + 1 for count in new[1:])])
+    assert len(new) == rounds + 1 and len(set(new[1:])) == 1
+
+
+@given(st.integers(0, 50), st.integers(1, 30), st.integers(1, 30), st.integers(1, 4000))
+def test_a_budget_too_small_says_how_many_rounds_it_pays_for(images, rounds, per_round, short):
+    enough = asked([images] + [per_round] * rounds)
+    budget = max(images, enough - short)
+    if budget == enough:
+        return
+    with pytest.raises(ConfigError, match=rf"budget\.queries: {budget:,} .* {enough:,}") as error:
+        asking_again(budget, images, rounds, per_round)
+    most = max(e for e in range(rounds) if asked([images] + [per_round] * e) <= budget)
+    assert (f"lower select.rounds to {most}" in str(error.value)) == (most > 0), str(error.value)
+
+
+# Keys
+
+
+def test_an_image_that_is_asked_again_has_a_key_of_its_own_in_each_round():
+    images = torch.randint(0, 256, (4, 1, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = PurchasePolicy().keys(images, 2)
+    second, third = (PurchasePolicy(again=3).keys(images, number) for number in (2, 3))
+    assert second[:1] == third[:1] == plain[:1]
+    assert len({*plain, *second, *third}) == 4 + 3 + 3 and {len(key) for key in second} == {len(plain[0])}
+    assert PurchasePolicy(again=3).keys(images, 2) == second, "the same after a resume"
+
+
+# Runs
+
+
+def test_every_round_asks_about_all_images_so_far_and_counts_it(make_config, tmp_path):
+    teacher, notes = Counting(), Notes()
+    done = run_with(teacher, make_config(**requery()), tmp_path / "run", observer=notes)
+    assert [m.queries for m in done.history] == [0, 20, 60, 120]
+    assert [m.images for m in done.history] == [0, 20, 40, 60], "a student learns from all that its round asks"
+    assert sorted(teacher.seen.values()) == [1] * 20 + [2] * 20 + [3] * 20, "so often was each image really sent"
+    assert done.receipt.queries == 120 and [m.reused for m in done.history] == [0, 0, 0, 0]
+    assert any("60 of 120 queries ask again" in text for text in notes.texts), notes.texts
+    last = RunDirectory(done.directory).read_labelled(3, 10)
+    assert len(torch.unique(last.images.flatten(1), dim=0)) == len(last) == 60
+    assert Counter(last.source) == {"generator": 20, "generator, asked again": 40}
+    before = RunDirectory(done.directory).read_labelled(2, 10)
+    assert torch.equal(last.images[20:], before.images) and (last.ids[20:] == before.ids).all()
+
+
+def test_a_student_learns_the_newest_answers(make_config, tmp_path):
+    done = run_with(Counting(moody=True), make_config(**requery()), tmp_path / "run")
+    rounds = [RunDirectory(done.directory).read_labelled(number, 10) for number in (1, 2, 3)]
+    for before, after in itertools.pairwise(rounds):
+        new = len(after) - len(before)
+        assert torch.equal(after.answers.labels[new:], (before.answers.labels + 1) % 10)
+
+
+def test_images_of_round_0_are_asked_again_too(make_config, tmp_path):
+    teacher = Counting()
+    config = make_config(**requery(select={"strategy": "random", "first": 10, "rounds": 2}))
+    done = run_with(teacher, config, tmp_path / "run")  # 10, 10 + 30, 10 + 60
+    assert [m.queries for m in done.history] == [10, 50, 120]
+    assert sorted(teacher.seen.values()) == [1] * 30 + [2] * 30 + [3] * 10
+    assert done.receipt.queries == 120
+
+
+@pytest.mark.parametrize("when", [8, 12])
+def test_a_run_that_was_stopped_ends_with_the_same_bits_and_pays_nothing_twice(when, make_config, tmp_path):
+    config, teachers = make_config(**requery()), (Counting(), Counting())
+    whole = run_with(teachers[0], config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run_with(teachers[1], config, tmp_path / "part", observer=StopAtPhase(when))
+    again = InMemoryInputs(function=teachers[1])
+    part = resume(RunDirectory(tmp_path / "part"), local=True, in_memory=again)
+    assert teachers[0].seen == teachers[1].seen and part.receipt.queries == 120
+    for name in ("rounds/003/labelled.parquet", "student.safetensors"):
+        assert (part.directory / name).read_bytes() == (whole.directory / name).read_bytes(), name
+
+
+def test_a_purchase_that_broke_off_goes_on_where_it_was(make_config, tmp_path):
+    """The second of the batches of round 3 fails for good: what was asked again before it is not asked once more."""
+    config = make_config(**requery(teacher=REQUERY["teacher"] | {"batch_size": 7}))
+    whole = Counting()
+    run_with(whole, config, tmp_path / "whole")
+    teacher = Counting(fails_at=whole.batches - 4)
+    with pytest.raises(TeacherError, match="gone"):
+        run_with(teacher, config, tmp_path / "part")
+    spent = Ledger(tmp_path / "part/ledger.sqlite", read_only=True).spent()
+    assert 60 < spent < 120
+    part = resume(RunDirectory(tmp_path / "part"), local=True, in_memory=InMemoryInputs(function=teacher))
+    assert max((teacher.seen - whole.seen).values(), default=0) == 0, "nothing was asked more often"
+    assert len(part.history) == 4
+
+
+def test_two_runs_on_one_ledger_pay_once(make_config, tmp_path):
+    teacher, ledger = Counting(), {"path": str(tmp_path / "shared.sqlite"), "queries": 120}
+    config = make_config(**requery(ledger=ledger))
+    run_with(teacher, config, tmp_path / "first")
+    second = run_with(teacher, config, tmp_path / "second")
+    assert sum(teacher.seen.values()) == 120 and second.receipt.queries == 0
+    assert [m.saved for m in second.history] == [0, 20, 40, 60]
+
+
+def test_the_cli_plans_runs_and_shows_such_a_run(config_file, teacher_weights, tmp_path):
+    data = requery()
+    del data["teacher"]
+    path = config_file(**data, teacher__answers="hard")
+    plan = command("plan", path)
+    text = " ".join(plan.stdout.split())
+    assert plan.returncode == 0 and "120 = 0 for the images + 3 x 20 + 60 that ask again" in text, plan.stderr
+    assert "60 of 120 queries ask again about images that have an answer, and are paid for again" in text
+    assert "each round makes 20 candidates" in text
+    done = command("run", path, "--local", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "120 of 120 spent" in command("ledger", tmp_path / "run").stdout
+    assert read_result(RunDirectory(tmp_path / "run")).receipt.queries == 120
+    trained = command("train", tmp_path / "run", "student.steps=2", "--out", tmp_path / "students")
+    assert trained.returncode == 0, trained.stderr
+    shown = command("preview", tmp_path / "run", "--out", tmp_path / "sheet.png")
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"student__replay": "all"}, r"pool\.requery: .* set student\.start to last and student\.replay to none"),
+        ({"student__start": "new", "student__replay": "all"}, r"pool\.requery: .* student\.replay to none"),
+        ({"select": {"strategy": "random", "first": 20, "schedule": "nested"}}, r"pool\.requery .* even"),
+        ({"pool__requery": 3}, r"pool\.requery"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(changes, words, make_config):
+    with pytest.raises(ConfigError, match=words):
+        make_config(**requery(**changes))
+
+
+def test_a_budget_that_does_not_pay_for_it_is_refused_before_anything_is_asked(config_file, tmp_path):
+    data = requery(select={"strategy": "random", "first": 0, "rounds": 3, "per_round": 40})
+    del data["teacher"]
+    refused = command("run", config_file(**data), "--local", "--out", tmp_path / "run")
+    said = " ".join(refused.stderr.split())
+    assert refused.returncode == 2 and "Traceback" not in said
+    assert "these are 240 queries" in said and "lower select.rounds to 2" in said, said
+    assert not (tmp_path / "run").exists()
