@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from kdray.models.checkpoint import load_student, model_bytes
 from kdray.models.classifier import build_model
 from kdray.pools.base import pools
 from kdray.pools.remade import Basis
+from kdray.report.curve import curve_of
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.opening import open_run
@@ -311,6 +313,17 @@ def test_a_round_is_made_from_the_student_before_it(finished):
     assert directory.phases(2)["make"]["losses"] == again.facts["losses"]
     part = directory.read_labelled(2, 10)
     assert torch.equal(pool.made(2, again.tensors).render(torch.from_numpy(part.ids)), part.images)
+
+
+def test_the_report_looks_ahead_from_students_that_learnt_one_round_after_the_other(finished):
+    curve = curve_of(RunDirectory(finished.directory), finished, 100)
+    assert [count for count, _ in curve.points] == [40, 80, 120]
+    assert [one.count for one in curve.expected] == [240, 480]
+    assert curve.said[0].startswith("With 120 more answers")
+    short = curve_of(RunDirectory(finished.directory), replace(finished, history=finished.history[:3]), 100)
+    assert short.said == [
+        "Not known: a curve needs 3 points, and this run has 2. More rounds would show it (select.rounds)."
+    ]
 
 
 @pytest.mark.storm

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kdray.errors import ConfigError, TeacherError
 from kdray.ledger.store import Ledger
+from kdray.report.curve import curve_of
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import InMemoryInputs
 from kdray.runs.policy import PurchasePolicy
@@ -128,6 +129,9 @@ def test_every_round_asks_about_all_images_so_far_and_counts_it(make_config, tmp
     assert len(torch.unique(last.images.flatten(1), dim=0)) == len(last) == 60
     assert Counter(last.source) == {"generator": 20, "generator, asked again": 40}
     before = RunDirectory(done.directory).read_labelled(2, 10)
+    curve = curve_of(RunDirectory(done.directory), done, 100)
+    assert [count for count, _ in curve.points] == [20, 60, 120], "of answers, as these have a price"
+    assert curve.said[-1].startswith("An image that was asked about again counts again")
     assert torch.equal(last.images[20:], before.images) and (last.ids[20:] == before.ids).all()
 
 
@@ -148,7 +152,7 @@ def test_images_of_round_0_are_asked_again_too(make_config, tmp_path):
     assert done.receipt.queries == 120
 
 
-@pytest.mark.parametrize("when", [8, 12])
+@pytest.mark.parametrize("when", [12, pytest.param(8, marks=pytest.mark.storm)])
 def test_a_run_that_was_stopped_ends_with_the_same_bits_and_pays_nothing_twice(when, make_config, tmp_path):
     config, teachers = make_config(**requery()), (Counting(), Counting())
     whole = run_with(teachers[0], config, tmp_path / "whole")

@@ -4,6 +4,7 @@ import csv
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import isclose
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Curve:
     """Students by the number of images that they were trained on.
 
     Attributes:
-        points: (images, share of the test images), ascending.
+        points: (images with an answer, share of the test images), ascending.
         measure: what the share is: "accuracy" or "agreement".
         expected: with more answers; empty where the points do not say.
         said: what that means, in sentences.
@@ -42,13 +43,18 @@ def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Cur
     """The learning curve of a run.
 
     Its points are the students of the rounds. Where `kdray train --first` has trained students on fewer of the answers,
-    and as the run trains, those are its points.
+    and as the run trains, those are its points. Without replay a student has learnt from all answers so far, those of
+    earlier rounds first, and `kdray train` does not train so.
 
     Args:
         tested: number of test images; None where it is not known.
     """
     measure = "agreement" if result.history[-1].student_accuracy is None else "accuracy"
-    known = [(m.images, share) for m in result.history if (share := _share(m, measure)) is not None]
+    counts = [m.images for m in result.history]
+    if one_after_another := result.config.student.replay == "none":
+        counts = list(accumulate(_answers(directory, m.round) for m in result.history))
+    shares = (_share(m, measure) for m in result.history)
+    known = [(count, share) for count, share in zip(counts, shares, strict=True) if share is not None]
     rounds = [(count, share) for count, share in known if count]  # not what no image has taught
     last = rounds[-1:]
     trained = max(
@@ -56,13 +62,14 @@ def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Cur
         key=len,
         default=[],
     )
+    trained = [] if one_after_another else trained
     points = _rising(trained + last) if trained else _rising(rounds)
     why = _why_not(directory, result, points, trained, tested)
     if why or tested is None:
         return Curve(points=points, measure=measure, expected=[], said=why)
-    counts, values = [count for count, _ in points], [value for _, value in points]
-    expected = extrapolate(counts, values, tested, [times * counts[-1] for times in _TIMES])
-    said = [_sentence(one, counts[-1], measure, result) for one in expected]
+    answers, values = [count for count, _ in points], [value for _, value in points]
+    expected = extrapolate(answers, values, tested, [times * answers[-1] for times in _TIMES])
+    said = [_sentence(one, answers[-1], measure, result) for one in expected]
     if trained:
         said.append(
             f"The points are {counted(len(points) - 1, 'student')} that `kdray train --first` trained on the first "
@@ -72,7 +79,15 @@ def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Cur
         "A curve a n^-b + c was fitted to the points by Bayes' rule; the intervals hold 95 % of what it allows. They "
         "hold for the same images, pool and strategy, and for a student of the same architecture."
     )
+    if result.config.pool.asks_again:
+        said.append("An image that was asked about again counts again (pool.requery).")
     return Curve(points=points, measure=measure, expected=expected, said=said)
+
+
+def _answers(directory: RunDirectory, number: int) -> int:
+    """Images of a round with an answer, those of its estimate too."""
+    parts = (False, True)[: 1 + directory.has_sample(number)]
+    return sum(directory.count_labelled(number, sample) for sample in parts)
 
 
 def _share(metrics: RoundMetrics, measure: str) -> float | None:
@@ -116,6 +131,8 @@ def _why_not(
     reason = f"a curve needs {LEAST} points, and this run has {len(points)}"
     if cut:
         reason = f"the students of earlier rounds were trained shorter (student.early is {early:g}), so they are worse"
+    if result.config.student.replay == "none":
+        return [f"Not known: {reason}. More rounds would show it (select.rounds)."]
     count = points[-1][0]
     some = ",".join(str(count // part) for part in (8, 4, 2) if count // part)
     path = shlex.quote(shown(directory.path))
