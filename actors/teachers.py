@@ -142,7 +142,7 @@ class RayTeacherPool:
         self._waking.clear()
         self._running.clear()
 
-    def send(self, key: Any, images: torch.Tensor) -> None:
+    def send(self, key: Any, images: torch.Tensor, replies: int = 0) -> None:
         """See `kdray.teachers.pool.TeacherPool`. A batch goes only to a worker whose teacher is made: nothing is
         spent by a worker that cannot make it.
 
@@ -166,6 +166,8 @@ class RayTeacherPool:
         self._load[number] += 1
         pixels = images.numpy()
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() if self._many else b""
+        if replies and self._many:
+            self._replies[digest] = max(self._replies[digest], replies)
         more = (self._replies[digest],) if digest in self._replies else ()
         self._running[self._actors[number].answer.remote(pixels, *more)] = (key, number, digest)
 

@@ -672,13 +672,17 @@ def test_a_reply_that_one_worker_got_makes_a_new_request_of_the_try_of_another(r
                     replies += pool.collect(30)
                 pool.send(turn, torch.full((1, 1, 1, 1), 2, dtype=torch.uint8))
                 replies += pool.collect(30)
+            tries = len(keys[2])
+            pool.send("on purpose", torch.full((1, 1, 1, 1), 2, dtype=torch.uint8), 1000)
+            (again,) = pool.collect(30)
         finally:
             held.set()
             pool.close()
     assert [(reply.key, reply.fault and reply.fault.kind) for reply in replies] == [
         (0, "lost"), (1, "lost"), ("held", None), (2, None)
     ]  # fmt: skip
-    assert len(keys[2]) == 3
+    assert tries == 3
+    assert again.fault is None and len(keys[2]) == 4, "what is asked again on purpose is a new request"
 
 
 @pytest.mark.storm

@@ -114,7 +114,7 @@ class Line:
     def asked(self) -> Counter[int]:
         return Counter(n for batch in self.batches for n in batch)
 
-    def send(self, key: Any, images: Tensor) -> None:
+    def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         assert len(self._waiting) < self._room, "more on their way than it takes"
         self.sent.append((self._clock.now, numbers_of(images)))
         number = len(self.sent)
@@ -1576,10 +1576,10 @@ def test_what_could_not_be_sent_is_given_back(error, sent, clock, make_ledger):
     that was interrupted may have."""
 
     class Torn(Line):
-        def send(self, key: Any, images: Tensor) -> None:
+        def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
             if len(self.sent) == 1:
                 raise error("no worker there")
-            super().send(key, images)
+            super().send(key, images, replies)
 
     ledger, line = make_ledger(100), Torn(clock, slots=3)
     with pytest.raises(error, match="no worker there"):

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import Notes, StopAtPhase, command
+from aiohttp import web
+from conftest import Notes, StopAtPhase, command, served
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from kdray.runs.policy import PurchasePolicy
 from kdray.runs.result import read_result
 from kdray.runs.run import resume, run
 from kdray.select.schedule import asking_again
+from kdray.teachers.local import LocalTeacherConfig
 
 REQUERY = {
     "images": {"source": "drawn", "pool": "lines", "size": 16, "colour": "grey", "count": 20},
@@ -187,6 +189,24 @@ def test_two_runs_on_one_ledger_pay_once(make_config, tmp_path):
     second = run_with(teacher, config, tmp_path / "second")
     assert sum(teacher.seen.values()) == 120 and second.receipt.queries == 0
     assert [m.saved for m in second.history] == [0, 20, 40, 60]
+
+
+def test_a_server_that_repeats_replies_takes_it_for_new_requests(make_config, teacher_weights, tmp_path):
+    """Requests of later rounds have the very images of earlier ones; their Idempotency-Key has to differ."""
+    keys: list[str] = []
+
+    @web.middleware
+    async def watch(request: web.Request, handler) -> web.StreamResponse:
+        if key := request.headers.get("Idempotency-Key"):
+            keys.append(key)
+        return await handler(request)
+
+    behind = LocalTeacherConfig(kind="local", model="small-cnn", weights=str(teacher_weights))
+    with served(behind.build((1, 16, 16)), (1, 16, 16), watch) as url:
+        teacher = {"kind": "http", "url": url, "model": "teacher", "classes": 10, "answers": "hard", "metered": False}
+        config = make_config(**requery(teacher=teacher | {"batch_size": 20}))
+        done = run(config, RunDirectory(tmp_path / "run"), local=True)
+    assert done.receipt.queries == 120 and len(keys) == len(set(keys)) == 1 + 2 + 3
 
 
 def test_the_cli_plans_runs_and_shows_such_a_run(config_file, teacher_weights, tmp_path):

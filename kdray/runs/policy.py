@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_TRIES = 1000  # more than a request has in a round
 _FIRST = 50  # images after which a teacher that names one class is told of
 
 
@@ -92,6 +93,12 @@ class PurchasePolicy:
         return keys[:first] + [
             hashlib.blake2b(key + b" again in round %d" % round, digest_size=len(key)).digest() for key in keys[first:]
         ]
+
+    def replies(self, positions: Sequence[int], total: int, round: int) -> int:
+        """How many replies may have come in earlier rounds to a request with the images at `positions` of `total`: 0,
+        or a number that no request reaches by its tries. So a server that repeats its replies to a request
+        (Idempotency-Key) takes what is asked again for a new one."""
+        return _TRIES * round if any(position >= total - self.again for position in positions) else 0
 
     @classmethod
     def of(cls, section: TeacherSection, *, metered: bool) -> "PurchasePolicy":

@@ -223,11 +223,11 @@ class _Purchase:
             if part.known:
                 self._look_up(part.known)
         for number in fresh:
-            request = self._waiting[number]
-            images = self._policy.input.view(self._images[torch.tensor(request.batch.positions)])
+            positions = (request := self._waiting[number]).batch.positions
+            images = self._policy.input.view(self._images[torch.tensor(positions)])
             request.sent_at = time.monotonic()
             try:
-                self._teachers.send(number, images)
+                self._teachers.send(number, images, self._policy.replies(positions, len(self._hashes), self._round))
             except TeacherError:
                 request.sent_at = None
                 raise

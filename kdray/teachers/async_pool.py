@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdray.teachers.base import AsyncTeacher
+from kdray.teachers.base import AsyncTeacher, CountsReplies
 from kdray.teachers.faults import Fault, fault_of
 from kdray.teachers.pool import TeacherReply, as_reply
 
@@ -23,8 +23,10 @@ class AsyncTeacherPool:
         self._thread: threading.Thread | None = None
         self._session: Any = None
 
-    def send(self, key: Any, images: Tensor) -> None:
+    def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         """See `kdray.teachers.pool.TeacherPool`."""
+        if replies and isinstance(self.teacher, CountsReplies):
+            self.teacher.note_replies(images, replies)
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="kdray-teacher", daemon=True)

@@ -42,8 +42,11 @@ class TeacherPool(Protocol):
         """Batches that can be on their way at once."""
         ...
 
-    def send(self, key: Any, images: Tensor) -> None:
+    def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         """Send uint8 images [B, C, H, W]; the reply carries `key`. At most `slots` may be on their way.
+
+        Args:
+            replies: see `kdray.teachers.base.CountsReplies`, which takes this for the least number.
 
         Raises:
             TeacherError: they cannot be sent, and were not.
@@ -66,7 +69,7 @@ class LocalTeacherPool:
         self.teacher = teacher
         self._sent: deque[tuple[Any, Tensor]] = deque()
 
-    def send(self, key: Any, images: Tensor) -> None:
+    def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         """See `TeacherPool`."""
         self._sent.append((key, images))
 
