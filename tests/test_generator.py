@@ -322,8 +322,11 @@ def test_the_report_looks_ahead_from_students_that_learnt_one_round_after_the_ot
     assert curve.said[0].startswith("With 120 more answers")
     short = curve_of(RunDirectory(finished.directory), replace(finished, history=finished.history[:3]), 100)
     assert short.said == [
-        "Not known: a curve needs 3 points, and this run has 2. More rounds would show it (select.rounds)."
+        "Not known: a curve needs 3 points, and this run has 2. A run with more rounds would show it."
     ]
+    early = finished.config.model_copy(update={"student": finished.config.student.model_copy(update={"early": 0.5})})
+    (said,) = curve_of(RunDirectory(finished.directory), replace(finished, config=early), 100).said
+    assert "student.early is 0.5" in said and said.endswith("A run with student.early = 1 would show it.")
 
 
 @pytest.mark.storm

@@ -1,12 +1,12 @@
 """Rounds that ask again about all images so far, as IDEAL's released code does: `pool.requery`."""
 
 import copy
-import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from aiohttp import web
 from conftest import Notes, StopAtPhase, command, served
 from hypothesis import given
@@ -16,12 +16,14 @@ from kdray.errors import ConfigError, TeacherError
 from kdray.ledger.store import Ledger
 from kdray.report.curve import curve_of
 from kdray.runs.directory import RunDirectory
-from kdray.runs.inputs import InMemoryInputs
+from kdray.runs.inputs import InMemoryInputs, read_inputs
 from kdray.runs.policy import PurchasePolicy
 from kdray.runs.result import read_result
 from kdray.runs.run import resume, run
 from kdray.select.schedule import asking_again
+from kdray.select.strategies.random import Random
 from kdray.teachers.local import LocalTeacherConfig
+from kdray.training.fitting import fit, with_start
 
 REQUERY = {
     "images": {"source": "drawn", "pool": "lines", "size": 16, "colour": "grey", "count": 20},
@@ -40,11 +42,21 @@ def requery(**changes) -> dict:
     return copy.deepcopy(REQUERY | changes)
 
 
+class Growing(Random):
+    """A strategy of one's own."""
+
+    strategy: str = "growing"
+
+    def queries(self, budget: int, images: int, others: int = 0) -> list[int]:
+        return [images, 1, budget - images - 1]
+
+
 class Counting:
     """A teacher that counts how often it sees each image, and may answer otherwise each time."""
 
-    def __init__(self, *, moody: bool = False, fails_at: int | None = None) -> None:
-        self.seen, self.moody, self.fails_at, self.batches = Counter(), moody, fails_at, 0
+    def __init__(self, *, moody: bool = False, fails_at: int | None = None, spoils: range = range(0)) -> None:
+        """`spoils`: the turns at which the first image gets a class that there is not."""
+        self.seen, self.moody, self.fails_at, self.spoils, self.batches = Counter(), moody, fails_at, spoils, 0
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         self.batches += 1
@@ -52,7 +64,11 @@ class Counting:
             raise RuntimeError("gone")
         keys = [image.tobytes() for image in images]
         self.seen.update(keys)
-        return np.array([(sum(key) + (self.seen[key] if self.moody else 0)) % 10 for key in keys])
+        labels = np.array([(sum(key) + (self.seen[key] if self.moody else 0)) % 10 for key in keys])
+        first = next(iter(self.seen))
+        if self.seen[first] in self.spoils:
+            labels[[key == first for key in keys]] = 99
+        return labels
 
 
 def run_with(teacher: Counting, config, path, **options):
@@ -101,7 +117,8 @@ def test_a_budget_too_small_says_how_many_rounds_it_pays_for(images, rounds, per
     with pytest.raises(ConfigError, match=rf"budget\.queries: {budget:,} .* {enough:,}") as error:
         asking_again(budget, images, rounds, per_round)
     most = max(e for e in range(rounds) if asked([images] + [per_round] * e) <= budget)
-    assert (f"lower select.rounds to {most}" in str(error.value)) == (most > 0), str(error.value)
+    advice = f"lower select.rounds to {most}" if most else "lower select.first or select.per_round"
+    assert str(error.value).endswith(advice), str(error.value)
 
 
 # Keys
@@ -130,19 +147,40 @@ def test_every_round_asks_about_all_images_so_far_and_counts_it(make_config, tmp
     last = RunDirectory(done.directory).read_labelled(3, 10)
     assert len(torch.unique(last.images.flatten(1), dim=0)) == len(last) == 60
     assert Counter(last.source) == {"generator": 20, "generator, asked again": 40}
-    before = RunDirectory(done.directory).read_labelled(2, 10)
     curve = curve_of(RunDirectory(done.directory), done, 100)
     assert [count for count, _ in curve.points] == [20, 60, 120], "of answers, as these have a price"
     assert curve.said[-1].startswith("An image that was asked about again counts again")
-    assert torch.equal(last.images[20:], before.images) and (last.ids[20:] == before.ids).all()
+    first = [RunDirectory(done.directory).read_labelled(number, 10, 20).images for number in (1, 2)]
+    assert torch.equal(last.images[20:], torch.cat(first)), "in the order in which they were bought"
+    assert set(last.ids[20:].tolist()) == {-1} and sorted(last.ids[:20].tolist()) == list(range(20))
 
 
 def test_a_student_learns_the_newest_answers(make_config, tmp_path):
-    done = run_with(Counting(moody=True), make_config(**requery()), tmp_path / "run")
-    rounds = [RunDirectory(done.directory).read_labelled(number, 10) for number in (1, 2, 3)]
-    for before, after in itertools.pairwise(rounds):
-        new = len(after) - len(before)
-        assert torch.equal(after.answers.labels[new:], (before.answers.labels + 1) % 10)
+    teacher = Counting(moody=True)
+    done = run_with(teacher, make_config(**requery()), tmp_path / "run")
+    directory = RunDirectory(done.directory)
+    last = directory.read_labelled(3, 10)
+    keys = [image.numpy().tobytes() for image in last.images]
+    assert last.answers.labels.tolist() == [(sum(key) + teacher.seen[key]) % 10 for key in keys]
+    before, student = (directory.artefact(number, "train").read_bytes() for number in (2, 3))
+    targets = F.one_hot(last.answers.labels, 10).float()
+    again, _ = fit(
+        with_start(read_inputs(done.config, in_memory=InMemoryInputs(function=teacher)).spec, before),
+        last.images,
+        targets,
+        3,
+        final=True,
+    )
+    assert student == again
+
+
+def test_an_image_that_once_got_no_answer_is_asked_again_in_the_next_round(make_config, tmp_path):
+    """The teacher spoils one image of round 1 for as long as round 2 asks about it."""
+    teacher = Counting(spoils=range(2, 5 + 2))
+    config = make_config(**requery(budget__queries=140, select__per_round=20))
+    done = run_with(teacher, config, tmp_path / "run")
+    assert [(m.images, m.set_aside) for m in done.history] == [(0, 0), (20, 0), (39, 1), (60, 0)]
+    assert done.receipt.queries == 120 + 4, "asked four times more often than planned, and each time counted"
 
 
 def test_images_of_round_0_are_asked_again_too(make_config, tmp_path):
@@ -224,6 +262,9 @@ def test_the_cli_plans_runs_and_shows_such_a_run(config_file, teacher_weights, t
     assert read_result(RunDirectory(tmp_path / "run")).receipt.queries == 120
     trained = command("train", tmp_path / "run", "student.steps=2", "--out", tmp_path / "students")
     assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "students/learning_curve.csv").read_text().splitlines()[1].startswith("60,"), "each image once"
+    merged = " ".join(command("ledger", tmp_path / "run", "--merge", tmp_path / "merged").stdout.split())
+    assert "60 images of 1 run" in merged and "60 more answers were to the same images" in merged
     shown = command("preview", tmp_path / "run", "--out", tmp_path / "sheet.png")
     assert shown.returncode == 0, shown.stderr
 
@@ -235,6 +276,7 @@ def test_the_cli_plans_runs_and_shows_such_a_run(config_file, teacher_weights, t
         ({"student__start": "new", "student__replay": "all"}, r"pool\.requery: .* student\.replay to none"),
         ({"select": {"strategy": "random", "first": 20, "schedule": "nested"}}, r"pool\.requery .* even"),
         ({"pool__requery": 3}, r"pool\.requery"),
+        ({"select__strategy": f"{__name__}:Growing"}, r"Growing divides the budget in its own way"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(changes, words, make_config):

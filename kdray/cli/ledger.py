@@ -71,7 +71,9 @@ def _merge(runs: list[Path], out: Path) -> None:
     from kdray.utils.text import counted
 
     merged = merge([RunDirectory(run) for run in runs], out)
-    twice = f"; {merged.twice:,} more were bought twice, and have their first answer" if merged.twice else ""
+    twice = (
+        f"; {merged.twice:,} more answers were to the same images, which have their first one" if merged.twice else ""
+    )
     print(f"{counted(merged.images, 'image')} of {counted(len(runs), 'run')} in {shown(merged.folder)}{twice}")
     print(f"a student of them: kdray train {shown(merged.folder)} student.model=MODEL")
 

@@ -29,7 +29,8 @@ class BudgetSection(Section):
 
 
 class LedgerSection(Section):
-    """The record of every answer that was paid for. Runs that share a ledger never pay twice for the same image."""
+    """The record of every answer that was paid for. Runs that share a ledger never pay twice for the same
+    image, unless `pool.requery` asks again."""
 
     path_fields: ClassVar[tuple[str, ...]] = ("path",)
     resumable_fields: ClassVar[tuple[str, ...]] = ("path", "queries")

@@ -243,10 +243,17 @@ class Config(Section):
                 "pool.requery: the student of a round learns from what the round asks, and that is all images so far; "
                 "set student.start to last and student.replay to none, or pool.requery to false"
             )
+        if not self.pool.remade:
+            raise ValueError(f"pool.kind: {self.pool.kind} asks again, but makes no candidates anew in each round")
         if self.select.schedule != "even" or self.student.labels == "requery":
             raise ValueError(
                 "pool.requery is counted in even rounds of new images alone; set select.schedule to even and "
                 "student.labels to reuse, or pool.requery to false"
+            )
+        if type(self.select).queries is not Strategy.queries:
+            raise ValueError(
+                f"select.strategy: {self.select.strategy} divides the budget in its own way, and with pool.requery "
+                "each round has as many new images; set pool.requery to false, or name another strategy"
             )
         return self
 

@@ -19,8 +19,8 @@ class RoundMetrics:
         reused: answers of this round that cost nothing, those for the estimate included.
         repeated: of these, answers that cost nothing without other runs too: their images appear twice, or the run had
             asked about them before.
-        short: candidates that were chosen but not answered, because the budget ran out.
-        set_aside: candidates for which the teacher gave no valid answer.
+        short: images of the round that were not asked about, because the budget ran out.
+        set_aside: images of the round for which the teacher gave no valid answer.
         evaluated: forward passes of the student that were made to choose this round's candidates.
         search: figures about the selection, see `kdray.select.base.Evidence`; empty if it made no forward passes.
         student_accuracy, teacher_accuracy: accuracy on the labelled test set, or None.

@@ -50,23 +50,19 @@ def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Cur
         tested: number of test images; None where it is not known.
     """
     measure = "agreement" if result.history[-1].student_accuracy is None else "accuracy"
-    counts = [m.images for m in result.history]
-    if one_after_another := result.config.student.replay == "none":
-        counts = list(accumulate(_answers(directory, m.round) for m in result.history))
+    one_after_another = result.config.student.replay == "none"
+    counts = _answers_so_far(directory, result) if one_after_another else [m.images for m in result.history]
     shares = (_share(m, measure) for m in result.history)
     known = [(count, share) for count, share in zip(counts, shares, strict=True) if share is not None]
     rounds = [(count, share) for count, share in known if count]  # not what no image has taught
     last = rounds[-1:]
-    trained = max(
-        (_trained(folder, result.config, measure) for folder in sorted(directory.path.glob("students*"))),
-        key=len,
-        default=[],
-    )
-    trained = [] if one_after_another else trained
+    folders = [] if one_after_another else sorted(directory.path.glob("students*"))
+    trained = max((_trained(folder, result.config, measure) for folder in folders), key=len, default=[])
     points = _rising(trained + last) if trained else _rising(rounds)
     why = _why_not(directory, result, points, trained, tested)
+    again = ["An image that was asked about again counts again (pool.requery)."] * result.config.pool.asks_again
     if why or tested is None:
-        return Curve(points=points, measure=measure, expected=[], said=why)
+        return Curve(points=points, measure=measure, expected=[], said=why + again)
     answers, values = [count for count, _ in points], [value for _, value in points]
     expected = extrapolate(answers, values, tested, [times * answers[-1] for times in _TIMES])
     said = [_sentence(one, answers[-1], measure, result) for one in expected]
@@ -79,15 +75,18 @@ def curve_of(directory: RunDirectory, result: Result, tested: int | None) -> Cur
         "A curve a n^-b + c was fitted to the points by Bayes' rule; the intervals hold 95 % of what it allows. They "
         "hold for the same images, pool and strategy, and for a student of the same architecture."
     )
-    if result.config.pool.asks_again:
-        said.append("An image that was asked about again counts again (pool.requery).")
-    return Curve(points=points, measure=measure, expected=expected, said=said)
+    return Curve(points=points, measure=measure, expected=expected, said=said + again)
 
 
-def _answers(directory: RunDirectory, number: int) -> int:
-    """Images of a round with an answer, those of its estimate too."""
-    parts = (False, True)[: 1 + directory.has_sample(number)]
-    return sum(directory.count_labelled(number, sample) for sample in parts)
+def _answers_so_far(directory: RunDirectory, result: Result) -> list[int]:
+    """Answers that the student of each round has learnt, its own and those of earlier rounds, with images that have
+    true labels."""
+    rounds = [
+        sum(directory.count_labelled(m.round, sample) for sample in (False, True)[: 1 + directory.has_sample(m.round)])
+        for m in result.history
+    ]
+    given = max(0, result.history[-1].images - rounds[-1])
+    return [given + count for count in accumulate(rounds)]
 
 
 def _share(metrics: RoundMetrics, measure: str) -> float | None:
@@ -132,7 +131,9 @@ def _why_not(
     if cut:
         reason = f"the students of earlier rounds were trained shorter (student.early is {early:g}), so they are worse"
     if result.config.student.replay == "none":
-        return [f"Not known: {reason}. More rounds would show it (select.rounds)."]
+        return [
+            f"Not known: {reason}. A run with " + ("student.early = 1" if cut else "more rounds") + " would show it."
+        ]
     count = points[-1][0]
     some = ",".join(str(count // part) for part in (8, 4, 2) if count // part)
     path = shlex.quote(shown(directory.path))

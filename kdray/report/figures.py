@@ -105,7 +105,7 @@ def curve_figure(curve: Curve, teacher: float | None) -> str | None:
         axes.set_xticks([marks[k] for k in _apart(marks)])
         axes.minorticks_off()
     axes.xaxis.set_major_formatter(short_number)
-    axes.set_xlabel("images with an answer")
+    axes.set_xlabel("answers")
     axes.set_ylabel(f"{curve.measure}, %")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return svg(figure)

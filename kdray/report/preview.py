@@ -167,6 +167,8 @@ def answer_lines(answers: Answers, row: int, names: Sequence[str]) -> list[Line]
 
 def _about_lines(columns: Mapping[str, Any], key: int) -> list[Line]:
     """What a candidate is made of, and its id. An image that is itself a candidate has its number for an id."""
+    if key < 0:
+        return [("asked again", "")]
     what, how = made_of(columns)
     if not what or "image" in columns:
         return [(f"id {key}", "")]

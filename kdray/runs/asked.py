@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from kdray.runs.asking import namer
+from kdray.runs.directory import RunDirectory
 from kdray.runs.policy import Bought
 from kdray.runs.tables import Candidates, Labelled
 from kdray.utils.stored import joined, taken
@@ -21,7 +22,7 @@ class Asked:
 
     Attributes:
         images: uint8 [N, C, H, W].
-        ids: int64 [N], image numbers or pool ids of the round that first asked.
+        ids: int64 [N], see `kdray.runs.tables.Labelled`.
         source: of each image.
         again: how many, the last ones, an earlier round has answers to.
         name: of the image at a position, in words for the user.
@@ -34,29 +35,25 @@ class Asked:
     name: Callable[[int], str]
 
     @classmethod
-    def of(cls, images: Tensor, candidates: Candidates, where: str, before: Labelled | None) -> "Asked":
+    def of(cls, images: Tensor, candidates: Candidates, where: str, before: tuple[Tensor, list[str]] | None) -> "Asked":
         """What a round asks.
 
         Args:
             images: of the candidates.
             where: names one of them by its id, as a format.
-            before: what is asked about again; None where nothing is.
+            before: what is asked about again, see `bought_before`; None where nothing is.
         """
-        new = tuple(candidates.columns.get("kind") or [candidates.source] * len(candidates.ids))  # of several kinds
-        name = namer(where, candidates.ids)
-        if before is None or len(before) == 0:
-            return cls(images=images, ids=candidates.ids, source=new, again=0, name=name)
-        old = tuple(source.removesuffix(_AGAIN) + _AGAIN for source in before.source)
+        source = tuple(candidates.columns.get("kind") or [candidates.source] * len(candidates.ids))  # of several kinds
+        new, name = len(candidates.ids), namer(where, candidates.ids)
+        if before is None:
+            return cls(images=images, ids=candidates.ids, source=source, again=0, name=name)
+        old, sources = before
         return cls(
-            images=joined([images, before.images]),
-            ids=np.concatenate([candidates.ids, before.ids]),
-            source=new + old,
-            again=len(before),
-            name=lambda position: (
-                name(position)
-                if position < len(new)
-                else f"an image from before (id {before.ids[position - len(new)]}), asked again"
-            ),
+            images=joined([images, old]),
+            ids=np.concatenate([candidates.ids, np.full(len(old), -1)]),
+            source=source + tuple(one + _AGAIN for one in sources),
+            again=len(old),
+            name=lambda position: name(position) if position < new else f"image {position - new} that was asked again",
         )
 
     def answered(self, bought: Bought) -> Labelled:
@@ -66,3 +63,13 @@ class Asked:
         images = self.images if len(rows) == len(self.images) else taken(self.images, bought.positions)
         source = tuple(np.array(self.source)[rows].tolist())
         return Labelled(images=images, answers=bought.answers, ids=self.ids[rows], source=source)
+
+
+def bought_before(directory: RunDirectory, number: int, num_classes: int) -> tuple[Tensor, list[str]] | None:
+    """All images with an answer that rounds before this one have asked about, each once, in the order in which they
+    were bought: uint8 [N, C, H, W], and their sources; None where there are none."""
+    parts = [directory.read_labelled(earlier, num_classes, directory.count_first(earlier)) for earlier in range(number)]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return None
+    return joined([part.images for part in parts]), [source for part in parts for source in part.source]

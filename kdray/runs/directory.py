@@ -227,6 +227,10 @@ class RunDirectory:
 
         return tables.count_rows(self._rows(number, sample))
 
+    def count_first(self, number: int) -> int:
+        """Rows of a round about whose images no earlier one has asked; they come before those that it asked again."""
+        return self.count_labelled(number) - int(self.phases(number).get("query", {}).get("again", 0))
+
     def _rows(self, number: int, sample: bool) -> Path:
         return self.round(number) / f"{_SAMPLE}.parquet" if sample else self.artefact(number, "query")
 

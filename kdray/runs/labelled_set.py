@@ -54,7 +54,7 @@ class Merged:
     Attributes:
         folder: of the set.
         images: in it.
-        twice: images that a later run had bought too; the first answer was kept.
+        twice: later answers to images in it, of another run or of one that asked again; the first was kept.
     """
 
     folder: Path

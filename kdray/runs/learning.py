@@ -95,7 +95,8 @@ def learn(
 
 
 class _Bought:
-    """The images that a run has bought, in order: round by round, the sample of an estimate before its round.
+    """The images that a run has bought, each with its first answer, round by round, the sample of an estimate before
+    its round.
 
     Raises:
         RunDirectoryError: there are none.
@@ -108,7 +109,8 @@ class _Bought:
             if not run.artefact(number, "query").exists():
                 break
             for sample in (True, False) if run.has_sample(number) else (False,):
-                self._parts.append((number, sample, run.count_labelled(number, sample)))
+                count = run.count_labelled(number, sample) if sample else run.count_first(number)
+                self._parts.append((number, sample, count))
         self.total = sum(count for _, _, count in self._parts)
         if self.total == 0:
             raise RunDirectoryError(f"{run.path} has bought no images; go on with: kdray resume {run.path}")

@@ -20,7 +20,7 @@ from kdray.models.checkpoint import load_student
 from kdray.observers import RoundMetrics
 from kdray.pools.base import Pool, rendered
 from kdray.pools.permutation import sample_without
-from kdray.runs.asked import Asked
+from kdray.runs.asked import Asked, bought_before
 from kdray.runs.asking import Asking
 from kdray.runs.confirmed import confirmed, confirmed_note
 from kdray.runs.context import RunContext
@@ -256,7 +256,8 @@ class Rounds:
             own = self._inputs.images.images
             images = own if len(ids) == len(own) else taken(own, ids)
         where = "image {} of images" if self._own(number) else f"candidate {{}} of round {number}"
-        asked = Asked.of(images, candidates, where, self._asked_again(number))
+        before = bought_before(self.directory, number, self._num_classes) if self._inputs.again[number] else None
+        asked = Asked.of(images, candidates, where, before)
         bought = self._asking.buy(asked.images, number, "training", asked.name, asked.again)
         if len(bought.positions) == 0 and bought.short:
             raise BudgetExceeded(
@@ -278,17 +279,14 @@ class Rounds:
         labelled = asked.answered(bought)
         facts = {"seconds": time.monotonic() - begin, "charged": bought.charged, "reused": bought.reused}
         facts |= {"repeated": repeated, "short": bought.short, "set_aside": len(bought.set_aside)}
-        if boundaries := confirmed(candidates.columns, bought.positions.numpy(), bought.answers.labels):
+        new = int((bought.positions < len(candidates.ids)).sum())
+        facts["again"] = len(labelled) - new
+        if boundaries := confirmed(candidates.columns, bought.positions[:new].numpy(), bought.answers.labels[:new]):
             self._run.observer.note(confirmed_note(boundaries))
         self.directory.add_phase(number, "query", {**facts, "boundaries": boundaries})
         top = self._inputs.config.teacher.form.top
         self.directory.write_labelled(number, labelled, self._inputs.classes, top=top)
         self._bought[number] = labelled
-
-    def _asked_again(self, number: int) -> Labelled | None:
-        """What a round asks about again: all that the round before asked about."""
-        again = number > 0 and self._inputs.again[number] > 0
-        return self.directory.read_labelled(number - 1, self._num_classes) if again else None
 
     def _answered(self, number: int) -> Iterator[Tensor]:
         """Images that the run has answers to before a round asks, those of its estimate too."""
@@ -296,7 +294,8 @@ class Rounds:
             if self.directory.has_sample(earlier):
                 yield self.directory.read_labelled(earlier, self._num_classes, sample=True).images
             if earlier < number:
-                yield self.directory.read_labelled(earlier, self._num_classes).images
+                count = self.directory.count_first(earlier)
+                yield self.directory.read_labelled(earlier, self._num_classes, count).images
 
     def _own(self, number: int) -> bool:
         """Whether the candidates of a round are the user's images, and their ids the rows of `images`."""
@@ -364,16 +363,19 @@ class Rounds:
 
     def _learnt(self, number: int) -> list[Tensor]:
         """Images and targets that the student of a round is trained on; nothing where there are none."""
-        if self._config.student.replay == "all":
+        if self._config.student.replay == "all" or self._config.pool.asks_again:
             return self._training_set(number)
         given = 0 if self._inputs.labelled is None else len(self._inputs.labelled)
         before = next(map(len, self._training_set(number - 1)), 0)
         return of_one_round(self._training_set(number), given, before)
 
     def _training_set(self, number: int) -> list[Tensor]:
-        """Images and targets of all rounds up to this one. Each round is added once, so all are held once."""
+        """Images and targets of all rounds up to this one, each round added once, so that all are held once. Of rounds
+        that ask again the newest has all images."""
         done, held = self._gathered
         for earlier in range(done, number + 1):
+            if self._config.pool.asks_again:
+                held = with_true_labels(self._inputs.labelled, self._num_classes)
             for part in self._labelled(earlier):
                 held = with_bought(held, part, self._config.teacher.form.top)
         self._gathered = (number + 1, held)

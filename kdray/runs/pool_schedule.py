@@ -114,10 +114,10 @@ def read_pool(config: Config, in_memory: ImageSet | None = None) -> PoolSchedule
     again = [0] * len(queries)
     if resolved.asks_again:
         queries = list(accumulate(queries))
-        again = [0, *queries[:-1]]
+        again, left = [0, *queries[:-1]], config.budget.queries - sum(queries)
         notes.append(
             f"pool.requery: {sum(again):,} of {sum(queries):,} queries ask again about images that have an answer, and "
-            "are paid for again"
+            f"are paid for again" + (f"; {left:,} of the budget are left over" if left else "")
         )
     return PoolSchedule(
         images=images,

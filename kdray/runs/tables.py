@@ -59,7 +59,7 @@ class Labelled:
     Attributes:
         images: uint8 [N, C, H, W].
         answers: N answers.
-        ids: int64 [N]: image numbers or pool ids.
+        ids: int64 [N]: image numbers or pool ids; -1 of an image that an earlier round had asked about already.
         source: of each image.
     """
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from kdray.errors import ConfigError
+from kdray.utils.text import counted
 
 
 def evenly(budget: int, images: int, rounds: int, per_round: int | None, others: int = 0) -> list[int]:
@@ -54,11 +55,11 @@ def asking_again(budget: int, images: int, rounds: int, per_round: int | None) -
     _check_round_0(budget, images, wanted(rounds))
     if wanted(rounds) > budget:
         most = bisect_right(range(rounds + 1), budget, key=wanted) - 1
-        fewer = f", lower select.rounds to {most}" if most else ""
+        fewer = f"lower select.rounds to {most}" if most else "lower select.first or select.per_round"
         raise ConfigError(
-            f"budget.queries: {budget:,} are too few for select.rounds = {rounds:,} rounds of {least:,} new images, "
-            f"each of which asks again about all before (pool.requery): these are {wanted(rounds):,} queries; raise "
-            f"budget.queries{fewer}, or set pool.requery to false"
+            f"budget.queries: {budget:,} are too few for select.rounds = {rounds:,} with {counted(least, 'new image')} "
+            f"in each, as each asks again about all before (pool.requery): these are {wanted(rounds):,} queries; raise "
+            f"budget.queries to that, or {fewer}"
         )
     if per_round is None and rounds:
         per_round = (budget - images * (rounds + 1)) // (rounds * (rounds + 1) // 2)

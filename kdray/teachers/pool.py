@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdray.teachers.answers import Answers
-from kdray.teachers.base import AsyncTeacher, Teacher
+from kdray.teachers.base import AsyncTeacher, CountsReplies, Teacher
 from kdray.teachers.faults import Fault, fault_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class LocalTeacherPool:
 
     def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         """See `TeacherPool`."""
+        if replies and isinstance(self.teacher, CountsReplies):
+            self.teacher.note_replies(images, replies)
         self._sent.append((key, images))
 
     def collect(self, timeout_s: float | None) -> list[TeacherReply]:
