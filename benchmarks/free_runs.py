@@ -119,10 +119,8 @@ GENERATORS: dict[str, dict[str, Any]] = {
     **{f"replay all, {steps} steps": {"student": REPLAY | {"steps": steps}} for steps in (10, 30, 300)},
     "IDEAL, 30 steps, ask_below 0.7": {"student": {"steps": 30}, "pool": {"ask_below": 0.7}},
     "IDEAL, 30 steps, warm start by lines": {"student": {"steps": 30}, "warm": True},
-    **{f"IDEAL, 30 steps, E_G {steps}": {"student": {"steps": 30}, "pool": {"steps": steps}} for steps in (3, 10, 30)},
+    **{f"IDEAL, 30 steps, E_G {n}": {"student": {"steps": 30}, "pool": {"steps": n}} for n in (3, 10, 30, 50)},
     "requery, 30 steps": {"pool": {"requery": True}, "student": {"steps": 30}},
-    "IDEAL, 20 steps": {"student": {"steps": 20}},
-    "IDEAL, 50 steps": {"student": {"steps": 50}},
 }
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kdray.errors import ConfigError, TeacherError
 from kdray.ledger.store import Ledger
+from kdray.pools.base import PoolSection
 from kdray.report.curve import curve_of
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import InMemoryInputs, read_inputs
@@ -49,6 +50,19 @@ class Growing(Random):
 
     def queries(self, budget: int, images: int, others: int = 0) -> list[int]:
         return [images, 1, budget - images - 1]
+
+
+class Stays(PoolSection):
+    """A pool of one's own that asks again, though all rounds choose from the same candidates."""
+
+    kind: str = "stays"
+
+    @property
+    def asks_again(self) -> bool:
+        return True
+
+    def build(self, images, seed):
+        raise AssertionError("it is refused before")
 
 
 class Counting:
@@ -206,7 +220,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_and_pays_nothing_twice(w
 
 
 def test_a_purchase_that_broke_off_goes_on_where_it_was(make_config, tmp_path):
-    """The second of the batches of round 3 fails for good: what was asked again before it is not asked once more."""
+    """A batch in the middle of round 3 fails: what was asked again before it is not asked once more."""
     config = make_config(**requery(teacher=REQUERY["teacher"] | {"batch_size": 7}))
     whole = Counting()
     run_with(whole, config, tmp_path / "whole")
@@ -276,6 +290,7 @@ def test_the_cli_plans_runs_and_shows_such_a_run(config_file, teacher_weights, t
         ({"student__start": "new", "student__replay": "all"}, r"pool\.requery: .* student\.replay to none"),
         ({"select": {"strategy": "random", "first": 20, "schedule": "nested"}}, r"pool\.requery .* even"),
         ({"pool__requery": 3}, r"pool\.requery"),
+        ({"pool": {"kind": f"{__name__}:Stays"}, "select__first": 20}, r"Stays asks again .* let asks_again be false"),
         ({"select__strategy": f"{__name__}:Growing"}, r"Growing divides the budget in its own way"),
     ],
 )

@@ -244,7 +244,10 @@ class Config(Section):
                 "set student.start to last and student.replay to none, or pool.requery to false"
             )
         if not self.pool.remade:
-            raise ValueError(f"pool.kind: {self.pool.kind} asks again, but makes no candidates anew in each round")
+            raise ValueError(
+                f"pool.kind: {self.pool.kind} asks again (asks_again), but only a pool that makes its candidates anew "
+                "in each round (remade) can; let asks_again be false"
+            )
         if self.select.schedule != "even" or self.student.labels == "requery":
             raise ValueError(
                 "pool.requery is counted in even rounds of new images alone; set select.schedule to even and "

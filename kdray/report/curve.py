@@ -24,10 +24,10 @@ _TIMES = (2, 4)  # the answers of this run
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Students by the number of images that they were trained on.
+    """Students by the number of answers that they were trained on.
 
     Attributes:
-        points: (images with an answer, share of the test images), ascending.
+        points: (answers, share of the test images), ascending; images with true labels count too.
         measure: what the share is: "accuracy" or "agreement".
         expected: with more answers; empty where the points do not say.
         said: what that means, in sentences.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdray.teachers.answers import Answers
-from kdray.teachers.base import AsyncTeacher, CountsReplies, Teacher
+from kdray.teachers.base import AsyncTeacher, Teacher
 from kdray.teachers.faults import Fault, fault_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class TeacherPool(Protocol):
         """Send uint8 images [B, C, H, W]; the reply carries `key`. At most `slots` may be on their way.
 
         Args:
-            replies: see `kdray.teachers.base.CountsReplies`, which takes this for the least number.
+            replies: how many replies to a request with these images may have come before; told to a teacher that
+                counts them (`kdray.teachers.base.CountsReplies`) and answers several requests at once.
 
         Raises:
             TeacherError: they cannot be sent, and were not.
@@ -71,8 +72,6 @@ class LocalTeacherPool:
 
     def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         """See `TeacherPool`."""
-        if replies and isinstance(self.teacher, CountsReplies):
-            self.teacher.note_replies(images, replies)
         self._sent.append((key, images))
 
     def collect(self, timeout_s: float | None) -> list[TeacherReply]:
