@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,13 +40,25 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 8 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # A test fails for what it finds, not for the time it takes beside other work.
-settings.register_profile("kdray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("kdray")
+settings.register_profile("kdray", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100)
+settings.register_profile("kdray-without-storms", settings.get_profile("kdray"), max_examples=25)
 
 gc.disable()  # until all tests are found: what is imported stays
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A property is tried on a quarter of its examples where storms are left out, on other ones each time."""
+    settings.load_profile("kdray-without-storms" if "not storm" in config.option.markexpr else "kdray")
+
+
+def examples(count: int, **others: Any) -> settings:
+    """Settings of a property that takes longer or shorter than most: `count` examples where storms run."""
+    share = settings().max_examples / settings.get_profile("kdray").max_examples
+    return settings(max_examples=max(5, round(count * share)), **others)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -64,6 +77,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _shares_a_fixture(item: pytest.Item) -> bool:
     known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
     return any(found[-1].scope == "module" for found in known.values())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Ray ends after its last test, and not with the process: idle, it takes an eighth of a core from all others."""
+    yield
+    grouped, after = hasattr(item.config, "workerinput"), getattr(nextitem, "fixturenames", ())
+    if grouped and "ray_local" in getattr(item, "fixturenames", ()) and "ray_local" not in after:
+        import ray
+
+        ray.shutdown()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.search.recall import Stratum, estimate_recall, share_out
@@ -53,7 +54,7 @@ def test_without_anything_left_out_it_is_certain():
 
 
 @given(st.integers(1, 40), st.integers(0, 60), st.integers(1, 3), st.integers(0, 1000), st.booleans())
-@settings(max_examples=200)
+@examples(200)
 def test_a_sample_of_everything_gives_the_truth(k, others, width, seed, ties):
     rng = np.random.default_rng(seed)
     draw = (lambda *shape: rng.integers(0, 6, shape) / 6) if ties else (lambda *shape: rng.random(shape))

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torchvision.transforms import v2
@@ -119,7 +120,7 @@ def naive_affine(image: np.ndarray, angle: float, scale: float, shear: float, sh
 
 
 @given(st.integers(0, 2**32), st.sampled_from([(9, 9), (8, 13)]))
-@settings(max_examples=15)
+@examples(15)
 def test_affine_maps_equal_the_naive_ones(seed, sides):
     how, data = Affine(kind="affine"), images(2, (1, *sides), seed)
     changed = random_affine(data, how, whole(2, seed))

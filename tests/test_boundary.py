@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -119,7 +120,7 @@ def test_every_image_needs_a_target():
 # ---- invariants
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     level=st.integers(0, 255),
     edge=st.integers(0, 254).map(lambda below: below + 0.5),

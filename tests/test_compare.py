@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -40,7 +41,7 @@ def naive_greedy(features: np.ndarray, centres: np.ndarray, k: int) -> list[int]
     return chosen
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(0, 10_000), st.integers(1, 25), st.integers(0, 5), st.integers(1, 4))
 def test_k_center_greedy_is_the_greedy_of_the_paper(seed, n, m, dims):
     rng = np.random.default_rng(seed)

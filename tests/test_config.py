@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import annotated_types
 import pytest
 import yaml
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -778,7 +779,7 @@ configs = st.fixed_dictionaries(
 
 
 @given(configs)
-@settings(max_examples=60)
+@examples(60)
 def test_a_dumped_config_loads_to_the_same_config(tmp_path_factory, data):
     config = parse_config(data)
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
@@ -1016,7 +1017,7 @@ def test_the_schedule_spends_the_whole_budget_evenly(images, rounds, extra):
 
 
 @given(st.integers(0, 10**5), st.integers(1, 10**5), st.integers(0, 40), st.none() | st.integers(1, 10**4))
-@settings(max_examples=300)
+@examples(300)
 def test_the_schedule_never_passes_the_budget_and_refuses_only_what_cannot_be_paid(budget, images, rounds, per_round):
     needed = images + rounds * (per_round or 1)
     if budget < needed:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import command, digits_config, on_workers
-from hypothesis import given, settings
+from conftest import command, digits_config, examples, on_workers
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.config.load import load_config, parse_config
@@ -39,7 +39,7 @@ def test_all_images_have_equally_many_copies_but_for_one(count, whole, more):
     assert sorted(times.tolist()) == [whole] * (5 - more) + [whole + 1] * more
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.lists(st.integers(0, 24), max_size=8))
 def test_a_copy_follows_from_its_number_alone(ids):
     copies = Copies(images(), Affine(), 7)

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from plain_words import cut, split_mix
 
@@ -123,7 +124,7 @@ def test_the_compiled_drawing_is_the_plain_one(shape):
     assert_same(painter(shape), [0, 7, (1 << 62) - 1])
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)),
     maps=st.tuples(st.integers(2, 16), st.integers(2, 16)).map(sorted),
@@ -139,7 +140,7 @@ def test_whatever_the_fields_are(shape, maps, fractals, extent, any_colour, id_)
 # What is drawn
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(start=st.integers(0, 2**64 - 1), count=st.integers(2, 16))
 def test_maps_are_contractive_and_their_singular_values_have_the_published_sum(start, count):
     maps = plain_maps(start, count, count)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import Notes, StopAtPhase, command, on_workers
-from hypothesis import given, settings
+from conftest import Notes, StopAtPhase, command, examples, on_workers
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -41,7 +41,7 @@ def test_the_information_loss_is_worked_out_by_hand():
     assert information_loss(torch.eye(5)[:1]).item() == 0
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 1000))
 def test_the_information_loss_is_that_of_a_plain_sum_within_its_bounds(rows, classes, seed):
     probs = torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed)).mul(3).double().softmax(dim=1)
@@ -157,7 +157,7 @@ def made():
     return pool.made(1, pool.make(basis()).tensors)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(ids=st.lists(st.integers(0, 99), max_size=70))
 def test_an_image_follows_from_its_id_in_any_company(made, ids):
     every = made.render(torch.arange(100))

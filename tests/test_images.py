@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import shared_data
-from hypothesis import given, settings
+from conftest import examples, shared_data
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -310,7 +310,7 @@ def test_digits_keep_one_order_in_which_every_range_is_a_fair_sample():
 
 
 @given(st.integers(0, 59), st.integers(1, 60), st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_a_draw_lies_in_its_rows_keeps_their_order_and_repeats(sixty, first, length, data):
     last = min(60, first + length)
     count = data.draw(st.integers(1, last - first))
@@ -331,7 +331,7 @@ def test_rows_are_a_half_open_range(sixty, rows, expected):
 
 
 @given(st.integers(0, 2**40), st.integers(1, 59), st.sampled_from([None, 1]))
-@settings(max_examples=30)
+@examples(30)
 def test_one_shuffle_splits_a_source_at_random(sixty, shuffle, cut, count):
     parts = [
         rows_of(read(source="parquet", path=sixty, shuffle=shuffle, rows=rows, seed=seed))
@@ -640,7 +640,7 @@ shapes = st.tuples(st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 1
 
 
 @given(arrays(np.uint8, shapes))
-@settings(max_examples=200)
+@examples(200)
 def test_png_keeps_every_bit(image):
     data = encode_png(image)
     assert data.startswith(b"\x89PNG")

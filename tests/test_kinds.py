@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import command, on_workers
-from hypothesis import given, settings
+from conftest import command, examples, on_workers
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.errors import ConfigError, TrainingError
@@ -36,7 +36,7 @@ def both(n: int = 6) -> KindsPool:
     return KindsPool([pools.parse(kind).build(images(n), 0) for kind in KINDS])
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.integers(0, 15 * 3 + 15 * 4 - 1), max_size=20))
 def test_a_candidate_is_the_one_of_its_kind(ids):
     pool = both()

@@ -9,7 +9,8 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from plain_words import cut, split_mix
 
@@ -155,7 +156,7 @@ def test_outlines_of_every_shape(kind):
     assert_same(painter((1, 20, 140), shapes=(kind,), radii=(0.5, 1), outlines=1), [0])
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)),
     shapes=st.lists(st.sampled_from(SHAPES), min_size=1, unique=True),

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -374,7 +375,7 @@ def test_the_cap_of_the_file_can_be_changed_even_below_what_is_spent(path):
 
 
 @given(arrays.arrays(np.uint32, st.tuples(st.integers(1, 4), st.integers(1, 6))))
-@settings(max_examples=40)
+@examples(40)
 def test_answers_come_back_to_the_bit(bits):
     """Any 32 bits: denormals, minus zero, infinities and every kind of NaN."""
     ledger = Ledger(":memory:", 10)
@@ -715,7 +716,7 @@ def test_after_a_pause_the_refill_comes_one_slack_late():
         st.tuples(st.integers(1, 8), st.floats(0, 3), st.lists(st.floats(0, 1), min_size=8, max_size=8)), max_size=50
     ),
 )
-@settings(max_examples=300)
+@examples(300)
 def test_what_arrives_keeps_to_the_rate_though_requests_are_held_up(kind, steps):
     """Each request is on its way for anything up to the slack; pauses are in units of a token."""
     rate, burst = kind
@@ -754,7 +755,7 @@ def test_the_check_of_the_windows_can_fail():
 
 
 @given(st.lists(st.tuples(st.integers(1, 7), st.sampled_from([0.0, 0.01, 0.1, 0.37, 1.0, -1.0])), max_size=60))
-@settings(max_examples=30)
+@examples(30)
 def test_no_window_holds_more_than_the_rate_and_the_burst(steps):
     """Whoever asks, however often, and whether they wait as told (-1) or not."""
     clock, limits, times = Clock(), limited(requests_per_s=10, burst=5), []

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def drawn(count: int, classes: int = K, seed: int = 0, scale: float = 2.0) -> tu
 
 
 @given(st.integers(1, 60), st.integers(2, 9), st.integers(0, 99))
-@settings(max_examples=40)
+@examples(40)
 def test_figures_of_classes_are_scikit_learns(count, classes, seed):
     """Also of classes without an image or a prediction."""
     numbers = torch.Generator().manual_seed(seed)
@@ -86,7 +87,7 @@ def test_a_k_that_is_not_there_is_refused():
 
 
 @given(st.integers(1, 80), st.integers(2, 6), st.integers(1, 20), st.integers(0, 99))
-@settings(max_examples=40)
+@examples(40)
 def test_bins_are_those_of_scikit_learn_and_the_error_is_their_mean_distance(count, classes, bins, seed):
     log_probs, labels = drawn(count, classes, seed)
     found = reliability(log_probs, labels, bins)

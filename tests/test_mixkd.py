@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import beta, kstest
@@ -73,7 +74,7 @@ def test_rescaled_divergence_by_hand():
     assert float(found) == pytest.approx(by_hand, abs=1e-6)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(1, 6), st.integers(3, 12), st.integers(0, 999))
 def test_rescaled_divergence_is_the_naive_one_and_ignores_shift_and_scale_of_both(batch, classes, seed):
     logits, teacher = normal(batch, classes, seed=seed), 3 * normal(batch, classes, seed=seed + 1)
@@ -86,7 +87,7 @@ def test_rescaled_divergence_is_the_naive_one_and_ignores_shift_and_scale_of_bot
     assert float(rescaled_divergence(2 * teacher - 1, teacher)) == pytest.approx(0, abs=1e-5)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(1, 6), st.integers(3, 12), st.integers(0, 999))
 def test_log_probabilities_of_a_black_box_serve_as_well_as_its_logits(batch, classes, seed):
     """The same value and the same gradient; also from probabilities, as the registered loss has them."""
@@ -153,7 +154,7 @@ def test_rescaled_divergence_is_finite_where_all_logits_or_answers_are_equal():
 # ---- the objective
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(1, 6), st.integers(3, 8), st.floats(0, 0.9), st.integers(0, 999))
 def test_the_objective_is_the_sum_of_its_terms(batch, classes, smoothing, seed):
     logits, targets = normal(batch, classes, seed=seed), (2 * normal(batch, classes, seed=seed + 1)).softmax(dim=1)
@@ -265,7 +266,7 @@ def test_a_dumped_section_is_read_again():
 # ---- partial mixup
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(1, 40), st.floats(0, 1), st.floats(0.05, 5), st.integers(0, 999))
 def test_a_share_of_the_batch_is_mixed_and_the_rest_is_as_it_was(batch, share, alpha, seed):
     before, targets = images(batch, seed), normal(batch, 3, seed=seed).softmax(dim=1)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import command
-from hypothesis import given, settings
+from conftest import command, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -79,7 +79,7 @@ def three_parts() -> tuple[Pool, Pool, torch.Tensor]:
     return pool, other, pool.render(torch.arange(3000))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(ids=st.lists(st.integers(0, 2999), max_size=40))
 def test_a_candidate_follows_from_its_id_alone(three_parts, ids):
     pool, other, every = three_parts

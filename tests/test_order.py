@@ -5,7 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.errors import ConfigError
@@ -15,7 +16,7 @@ from kdray.pools.permutation import RandomOrder
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**62 - 1))
-@settings(max_examples=60)
+@examples(60)
 def test_it_is_a_permutation(n, seed):
     order = RandomOrder(n, seed)
     numbers = order(torch.arange(n))
@@ -60,7 +61,7 @@ def images(n: int) -> torch.Tensor:
 
 
 @given(st.integers(2, 30), st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_a_sample_of_pairs_is_part_of_the_pool_and_of_any_larger_sample(n, data):
     every = list(combinations(range(n), 2))
     wanted = data.draw(st.integers(1, len(every)))

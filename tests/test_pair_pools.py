@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.config.load import load_config
@@ -144,7 +145,7 @@ def naive_blend(part, first: list, second: list) -> list:
 
 
 @given(st.integers(0, 2**62 - 1), st.integers(0, 2**40), st.integers(1, 5))
-@settings(max_examples=60)
+@examples(60)
 def test_the_numbers_of_a_counter_are_those_of_plain_arithmetic(counter, seed, count):
     found = CounterRandom(seed, "test", count)(torch.tensor([counter, 0]))
     assert found[:, 0].tolist() == naive_words(seed, "test", count, counter)
@@ -171,7 +172,7 @@ def test_numbers_below_an_end_reach_both_ends():
 
 
 @given(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
-@settings(max_examples=40)
+@examples(40)
 def test_sampled_images_are_those_of_plain_arithmetic(channels, height, width, seed):
     generator = torch.Generator().manual_seed(seed)
     images = pictures(3, seed, (channels, height, width))
@@ -325,7 +326,7 @@ def test_a_candidate_is_what_its_id_and_the_seed_say(blend, pre):
 
 
 @given(st.sampled_from(BLENDS), st.sampled_from(PRES), st.integers(2, 7), st.integers(1, 5), st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_candidates_are_the_same_in_any_order_cut_and_company(blend, pre, n, draws, data):
     images = pictures(n, n)
     pairs = data.draw(st.sampled_from(["all", max(1, n * (n - 1) // 3)]))

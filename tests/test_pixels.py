@@ -7,7 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from pydantic import ValidationError
@@ -155,7 +156,7 @@ def test_a_png_that_says_12_bits_and_uses_more_has_16(tmp_path):
 
 
 @given(st.integers(9, 16), st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_scaling_is_rounding_to_the_nearest_of_256_values(bits, data):
     most = 2**bits - 1
     values = [most, *data.draw(st.lists(st.integers(0, most), min_size=1, max_size=20))]

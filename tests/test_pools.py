@@ -6,7 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.errors import ConfigError, ImageSetError
@@ -32,7 +33,7 @@ def test_unranking_gives_all_pairs_in_row_major_order(n):
 
 
 @given(st.integers(2, 200_000), st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_ranking_undoes_unranking_for_any_n(n, data):
     pair = data.draw(st.integers(0, count_pairs(n) - 1))
     i, j = unrank_pairs(torch.tensor([pair]), n)
@@ -87,7 +88,7 @@ def test_every_pair_of_pixel_values_rounds_as_in_exact_decimal_arithmetic(weight
 
 
 @given(st.integers(2, 12), st.lists(st.sampled_from(GRID), min_size=1, max_size=5, unique=True), st.integers(0, 99))
-@settings(max_examples=50)
+@examples(50)
 def test_groups_render_as_their_ids_do_and_follow_the_id_rule(n, lambdas, seed):
     data = images(n, seed)
     pool = MixupPool(data, lambdas)

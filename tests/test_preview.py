@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import command, copy_run, digits_config
-from hypothesis import given, settings
+from conftest import command, copy_run, digits_config, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from test_cli_errors import everything, only_message
@@ -39,7 +39,7 @@ def test_shares_by_hand():
     assert shares([0, 5, 5], 3) == [0, 2, 1] and shares([2, 3], 64) == [2, 3] and shares([9, 9, 9], 2) == [1, 1, 0]
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.integers(1, 200))
 def test_shares_are_even_and_complete(sizes, count):
     divided = shares(sizes, count)

@@ -7,8 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import command
-from hypothesis import given, settings
+from conftest import command, examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.errors import ConfigError
@@ -53,7 +53,7 @@ def test_the_kinds_are_known():
 
 
 @pytest.mark.parametrize(("kind", "shape"), CASES)
-@settings(max_examples=10)
+@examples(10)
 @given(ids=st.lists(st.integers(0, 299), max_size=70))
 def test_a_candidate_follows_from_its_id_alone(kind, shape, ids):
     check_ids(kind, shape, ids)

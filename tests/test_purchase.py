@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from conftest import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -407,7 +408,7 @@ def test_what_the_budget_cut_off_is_asked_when_a_query_is_left_after_all(clock, 
     st.lists(st.integers(0, 8), max_size=25), st.lists(st.integers(0, 8), max_size=4, unique=True),
     st.integers(1, 6), st.integers(0, 8), st.integers(1, 3), st.booleans(), st.randoms(use_true_random=False),
 )  # fmt: skip
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_purchase_is_what_a_slow_buyer_would_make(
     clock, numbers, known, batch_size, money_left, slots, metered, chance
 ):
@@ -724,7 +725,7 @@ def test_a_stop_of_the_users_is_not_held_against_an_image_nor_are_deaths_alone(c
 @given(
     st.integers(2, 40), st.integers(1, 40), st.integers(1, 16), st.integers(1, 16), st.integers(1, 5), st.data(),
 )  # fmt: skip
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_images_that_spoil_their_batches_cost_what_the_halving_costs_however_often_it_is_started(
     clock, count, last, first_size, second_size, tries, data
 ):
@@ -814,7 +815,7 @@ def test_a_rest_is_for_all_who_ask_this_teacher(metered, limits, clock, make_led
     st.integers(1, 30), st.integers(1, 4), st.integers(2, 4), st.sampled_from([0.5, 2.0, 10.0]), st.integers(1, 3),
     st.integers(0, 2**32),
 )  # fmt: skip
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_limits_hold_for_two_runs_together(clock, count, slots, in_flight, rate, burst, seed):
     """One run has a request on its way all the time that the other one buys: never more on their way than allowed, and
     in t seconds at most burst + rate * t requests."""
@@ -1167,7 +1168,7 @@ def test_images_declined_at_the_very_end_are_left_out_but_not_remembered(clock, 
     st.sets(st.integers(0, 59), max_size=30), st.integers(1, 16), st.integers(1, 3), st.booleans(),
     st.sampled_from(["declined", "oversized"]),
 )  # fmt: skip
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whichever_images_a_teacher_declines_all_others_are_answered(clock, bad, size, slots, proven, kind):
     ledger = Ledger(":memory:", 100, clock=clock.time)
     line = Line(clock, lambda asked, number: fault(kind) if bad & set(asked) else None, slots=slots)
@@ -1247,7 +1248,7 @@ def test_what_the_server_says_of_its_batches_is_known_before_it_is_asked(clock, 
     st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 9), st.integers(1, 3),
     st.sampled_from(["oversized", "declined"]), st.randoms(use_true_random=False),
 )  # fmt: skip
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_another_batch_size_never_pays_for_an_image_twice(clock, sizes, most, slots, kind, chance):
     """A run is stopped and goes on with other batch sizes, by a teacher that takes only so many images."""
     ledger, images = Ledger(":memory:", 30, clock=clock.time), pictures(*range(30))
@@ -1684,7 +1685,7 @@ class Chaos:
     st.integers(0, 2**32), st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 8),
     st.integers(1, 120), st.integers(1, 4), st.booleans(), st.booleans(), st.sampled_from([0.0, 0.1, 0.4, 0.8]),
 )  # fmt: skip
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_goes_wrong_the_books_agree(clock, seed, numbers, batch_size, budget, slots, metered, probe, rate):
     """A run is started again and again, each time as a new process would, until it is done."""
     chance, ledger = random.Random(seed), Ledger(":memory:", budget, clock=clock.time)

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -128,7 +129,7 @@ def test_a_game_that_is_lost_loses_the_least() -> None:
     assert optimal_value(gains, 3, 1.0) == pytest.approx(-0.2)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=30), st.floats(0, 1), st.floats(0, 1), st.floats(0.1, 50))
 def test_scale_and_order_of_gains_do_not_matter(gains: list[float], share: float, w: float, scale: float) -> None:
     gains, mistakes = np.array(gains), share * len(gains)
@@ -175,7 +176,7 @@ def test_draws_above_the_pool_are_refused() -> None:
 # --- rounding
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 2**32))
 def test_exactly_as_many_as_the_probabilities_say(weights: list[float], seed: int) -> None:
     probs = np.array(weights)

@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 from browser import WINDOWS, looked_at
-from conftest import command, copy_run, digits_config
-from hypothesis import given, settings
+from conftest import command, copy_run, digits_config, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.special import expit, logit
@@ -85,7 +85,7 @@ def test_the_intervals_hold_what_they_say():
     assert held >= 72, "95 % of the intervals, but for chance"
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     st.lists(st.integers(1, 100_000), min_size=3, max_size=6, unique=True).map(sorted),
     st.lists(st.floats(0, 1), min_size=6, max_size=6),

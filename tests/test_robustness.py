@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import v_measure_score
@@ -68,7 +69,7 @@ def test_a_very_sure_model_is_attacked_all_the_same():
         assert after[label] - after[others].max() < before[label] - before[others].max()
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.integers(0, 99), st.floats(0, 0.3), st.integers(1, 4))
 def test_attacks_stay_in_the_range_of_pixels_and_near_the_image(seed, eps, steps):
     model, x = build_model("small-cnn", SHAPE, 3, seed=seed), images(3, seed)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -80,7 +81,7 @@ def test_scores_by_hand():
     chunk=st.integers(1, 300),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60)
+@examples(60)
 def test_search_equals_a_naive_triple_loop(n, lambdas, k, per, score, levels, chunk, seed):
     pool, model = small_pool(n, lambdas, seed), Quantised(seed, levels)
     rng = np.random.default_rng(seed)
@@ -346,7 +347,7 @@ def test_a_list_that_is_too_short_is_made_longer():
     per=st.sampled_from(["group", "candidate"]),
     seed=st.integers(0, 50),
 )
-@settings(max_examples=15)
+@examples(15)
 def test_a_guessing_search_does_not_depend_on_chunks_and_their_order(chunk, taken, per, seed):
     pool, forward = small_pool(60, GRID, 4), Forward(Rough(4))
     request = SearchRequest(k=10, per=per, taken=np.array(sorted(taken), dtype=np.int64))
@@ -379,7 +380,7 @@ def test_nan_among_the_guesses_is_an_error_too():
 
 
 @given(st.integers(2, 12), st.integers(0, 30), st.sampled_from(["confidence", "margin", "entropy"]))
-@settings(max_examples=30)
+@examples(30)
 def test_the_guess_of_a_group_by_the_definition(n, seed, score):
     """A loop over groups and λ: between the two nearest known logits, linearly."""
     pool, model = small_pool(n, [0.1, 0.4, 0.5, 0.9], seed), Rough(seed)

@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import Notes
-from hypothesis import given, settings
+from conftest import Notes, examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.config.load import load_config
@@ -140,7 +140,7 @@ def odd_sized() -> tuple[ShaderPainter, torch.Tensor]:
     return painter, painter(torch.arange(300))
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(ids=st.lists(st.integers(0, 299), max_size=300))
 def test_a_candidate_is_the_same_in_any_company(odd_sized, ids):
     painter, drawn = odd_sized

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -111,7 +112,7 @@ def test_every_image_needs_a_caption():
         Part(title="", images=pictures(3, 1, 8, 8), captions=[Caption()])
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.text(max_size=80), st.integers(0, 200))
 def test_a_text_is_as_wide_as_there_is_room(text, width):
     line, whole = fitted(text, 11, width), fitted(text, 11, 1e6)

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors import safe_open
@@ -85,7 +86,7 @@ def test_soft_cross_entropy_by_hand():
 
 
 @given(st.integers(1, 9), st.integers(2, 12), st.integers(0, 999))
-@settings(max_examples=60)
+@examples(60)
 def test_soft_cross_entropy_of_one_hot_targets_is_the_usual_one_and_ignores_shifts(batch, classes, seed):
     logits = 5 * torch.randn(batch, classes, generator=generator(seed))
     labels = torch.randint(0, classes, (batch,), generator=generator(seed + 1))
@@ -176,7 +177,7 @@ def test_normalisation_belongs_to_the_model():
 
 
 @given(arrays.arrays(np.uint8, st.tuples(*[st.integers(1, 4)] * 4)))
-@settings(max_examples=60)
+@examples(60)
 def test_pixel_statistics_are_those_of_the_naive_sums(pixels):
     mean, std = pixel_statistics(torch.from_numpy(pixels))
     unit = pixels.astype(np.float64) / 255
@@ -264,7 +265,7 @@ def test_the_learning_rate_by_hand():
 
 
 @given(st.integers(1, 400), st.sampled_from(["cosine", "one-cycle"]))
-@settings(max_examples=60)
+@examples(60)
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(steps, schedule):
     rates = [rate_factor(k, steps, schedule) for k in range(steps)]
     top = rates.index(max(rates))

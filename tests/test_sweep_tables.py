@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sweep_trials import after, trial
 
@@ -82,7 +83,7 @@ def test_columns_of_any_values(tmp_path, values, kept):
 _LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(_LEAF | st.lists(_LEAF, max_size=2), min_size=1, max_size=4))
 def test_no_values_make_the_tables_fail(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("tables")

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from aiohttp import web
-from conftest import command, digits_config, running
-from hypothesis import given, settings
+from conftest import command, digits_config, examples, running
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -88,7 +88,7 @@ def test_where_nothing_changes_nothing_is_copied():
         assert view.shape(image.shape[1:]) == tuple(image.shape[1:]) and view.hashes(image) == hash_images(image)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     seed=st.integers(0, 999),
     shape=st.tuples(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9)),

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -112,7 +113,7 @@ def test_ties_among_many_classes_go_to_the_lower_ones():
 
 
 @given(st.integers(1, 7), st.integers(1, 8), st.integers(0, 9999), st.one_of(st.none(), st.integers(0, 4)))
-@settings(max_examples=80)
+@examples(80)
 def test_top_k_shows_what_a_slow_sort_would(top, extra, seed, decimals):
     classes = top + extra
     counts = torch.randint(0, 4, (5, classes), generator=torch.Generator().manual_seed(seed)) + 1  # ties everywhere
@@ -167,7 +168,7 @@ def test_rounded_rows_are_scaled_and_a_row_rounded_to_nothing_becomes_its_label(
     st.integers(2, 9), st.sampled_from(["soft", "hard", "top"]), st.one_of(st.none(), st.integers(1, 4)),
     st.integers(1, 9), st.integers(0, 9999),
 )  # fmt: skip
-@settings(max_examples=100)
+@examples(100)
 def test_targets_are_probabilities_that_agree_with_the_label(classes, kind, decimals, top, seed):
     probs = (3 * torch.randn(6, classes, generator=torch.Generator().manual_seed(seed))).softmax(dim=1)
     form = AnswerFormat(f"top{min(top, classes)}" if kind == "top" else kind, decimals)

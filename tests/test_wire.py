@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.errors import TeacherError
@@ -617,7 +618,7 @@ def test_answers_are_cut_to_the_form_that_was_asked_for(answers, decimals, expec
 
 
 @given(st.lists(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=2), min_size=1, max_size=5))
-@settings(max_examples=200)
+@examples(200)
 def test_float32_probabilities_survive_json_to_the_bit(pairs):
     """However the server writes them: as the double they equal, or as the shortest float32 text."""
     probs = np.float32([[a / 2, b / 2, 0] for a, b in pairs])
@@ -667,7 +668,7 @@ WIRES = [
 
 
 @given(junk | keyed, st.integers(1, 3))
-@settings(max_examples=150)
+@examples(150)
 def test_no_reply_raises_anything_but_malformed(reply, batch):
     for wire in WIRES:
         with contextlib.suppress(MalformedReply):
@@ -677,7 +678,7 @@ def test_no_reply_raises_anything_but_malformed(reply, batch):
 
 
 @given(junk | keyed)
-@settings(max_examples=150)
+@examples(150)
 def test_no_metadata_raises_anything_but_a_teacher_error(reply):
     for wire in (v2(), v2(input_name="x", answers="hard"), v2(output="p"), plain()):
         with contextlib.suppress(TeacherError):
@@ -686,7 +687,7 @@ def test_no_metadata_raises_anything_but_a_teacher_error(reply):
 
 
 @given(st.lists(junk, max_size=3), st.lists(junk, max_size=3), st.sampled_from([GOOD, OTHER]))
-@settings(max_examples=150)
+@examples(150)
 def test_a_good_row_survives_any_neighbours(before, after, good):
     batch, place = len(before) + len(after) + 1, len(before)
     items = [[name, p] for name, p in zip(NAMES, good, strict=True)]

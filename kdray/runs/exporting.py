@@ -56,7 +56,8 @@ def export(
     Args:
         where: a finished run, or a model file that kdray wrote.
         name: of the format.
-        out: what to write; None: RUN/student.SUFFIX, or MODEL.SUFFIX. It must not be there yet.
+        out: what to write; None: RUN/student.SUFFIX, or MODEL.SUFFIX. It must not be there yet; missing folders are
+            made.
         temperature: divides the logits.
         int8: weights and activations of 8 bits, whose ranges the images that the run has bought set. ONNX alone.
 
@@ -65,7 +66,7 @@ def export(
             without a run.
         RunDirectoryError: the run is not finished.
         ExportError: the format is unknown, a package is missing, `out` is there, or the file says something else.
-            Nothing is left then.
+            No file is left then.
     """
     kind = find_format(name)
     kind.check_installed()
@@ -89,6 +90,7 @@ def export(
     temporary, small = (target.with_name(f".{target.stem}.{os.getpid()}.{end}{kind.suffix}") for end in ("tmp", "int8"))
     compared = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         kind.write(graph, about, temporary)
         difference = largest_difference(kind.load(temporary), graph, images)
         if int8 and run is not None and result is not None:
