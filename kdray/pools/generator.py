@@ -47,7 +47,7 @@ class GeneratorSection(PoolSection):
     """The generator: `dcgan`, `stylegan` or `transformer`, a small, a medium and a large network (Table 6), or your own
     as module:object."""
     steps: Annotated[int, Field(ge=1)] = 5
-    """E_G, training steps of a round's generator. More make images that the student knows better and learns less
+    """E_G, training steps of a round's generator. Many more make images that the student knows better and learns less
     from."""
     weight: float | None = 5.0
     """λ, the weight of the information loss, which keeps the classes balanced. null trains without it (Table 4)."""
