@@ -83,11 +83,15 @@ def _shares_a_fixture(item: pytest.Item) -> bool:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Ray ends after its last test, and not with the process: idle, it takes an eighth of a core from all others."""
     yield
-    grouped, after = hasattr(item.config, "workerinput"), getattr(nextitem, "fixturenames", ())
-    if grouped and "ray_local" in getattr(item, "fixturenames", ()) and "ray_local" not in after:
+    if hasattr(item.config, "workerinput") and _group(item) == "ray" != _group(nextitem):
         import ray
 
         ray.shutdown()
+
+
+def _group(item: pytest.Item | None) -> str | None:
+    marker = None if item is None else item.get_closest_marker("xdist_group")
+    return None if marker is None else marker.args[0]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
