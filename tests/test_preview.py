@@ -121,6 +121,26 @@ def test_a_config_is_shown_without_a_teacher_and_nothing_but_the_sheet_is_writte
     assert np.array_equal(pixels(Image.open(tmp_path / "runs" / "config-preview.png")), pixels(want))
 
 
+def test_a_sheet_comes_with_what_there_is_to_know_of_its_images_and_pool(tmp_path, teacher_weights):
+    for name in "abde":
+        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.txt").write_text("no image")
+    source = {"source": "folder", "path": str(tmp_path), "size": 16}
+    file = f"images: 1 file of {tmp_path} is no image and was left out (.txt 1)"
+    size = "pool.candidates: auto takes 50,000, 25,000 for each of the 2 candidates to choose"
+    for pool, show, notes in (("spectrum", preview_pool, [file, size]), ("mixup", groups_of_pool, [file])):
+        config = parse_config(
+            digits_config(teacher_weights, images=source, pool=pool, budget__queries=4, select__first=2)
+        )
+        assert list(show(config, 2).notes) == notes
+
+
+def test_the_command_prints_what_there_is_to_know_before_the_sheet(config_file, tmp_path):
+    done = command("preview", config_file(), "pool=spectrum", "--count", 2, "--out", tmp_path / "sheet.png")
+    note, sheet = done.stdout.splitlines()
+    assert note.startswith("pool.candidates: auto takes 50,000") and sheet.startswith("2 of 50,000 candidates")
+
+
 def test_a_sheet_may_be_written_again_but_nothing_else_is_overwritten(config_file, tmp_path):
     sheet, other = tmp_path / "sheet.png", tmp_path / "other.PNG"
     assert command("preview", config_file(), "--count", 4, "--out", sheet).returncode == 0

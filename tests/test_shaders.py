@@ -29,6 +29,7 @@ from kdray.pools.glsl.forms import Program, builtin_programs, digest, parse
 from kdray.pools.glsl.plain import is_plain
 from kdray.pools.glsl.process import CanvasProcess
 from kdray.pools.procedural.shaders import ShaderPainter, notes_of
+from kdray.report.preview import preview_pool
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import resolve
 from kdray.runs.pool_schedule import read_pool
@@ -437,6 +438,9 @@ def test_a_run_records_its_programs_and_goes_on_with_no_others(make_config, tmp_
     assert [text for text in notes.texts if "bad.glsl is left out" in text]
     recorded = load_config(directory.config).pool
     assert recorded.left_out == ["bad.glsl"]
+    before = [note for note in preview_pool(config, 2).notes if "bad.glsl is left out" in note]
+    assert len(before) == 1, "a sheet of the config says so, too"
+    assert list(preview_pool(load_config(directory.config), 2).notes) == []
     assert recorded.digest == digest([parse("good.glsl", SEEDED), parse("more.glsl", IMAGE)])
     student = (done.directory / "student.safetensors").read_bytes()
     for name in ("labelled.parquet", "student.safetensors", "metrics.json"):

@@ -63,6 +63,8 @@ def preview_command(
             preview = (groups_of_pool if groups else preview_pool)(config, count)
         whole = max(len(part.images) for part in preview.parts)
         write_preview(preview, target, columns or (whole if groups else 8))
+        for note in preview.notes:
+            print(note)
         print(f"{preview.what}: {shown(target)}")
 
 

@@ -69,7 +69,8 @@ def groups_of_pool(config: Config, count: int) -> Preview:
         ConfigError: no kind of candidates has groups of several.
         KdrayError: what `kdray run` would refuse of the images and the pool.
     """
-    kinds = _kinds(read_pool(config).pool)
+    pooled = read_pool(config)
+    kinds = _kinds(pooled.pool)
     wanted = shares([kind.pool.num_groups for kind in kinds], _rows(kinds, count))
     parts = []
     for number, (kind, share) in enumerate(zip(kinds, wanted, strict=True)):
@@ -77,7 +78,8 @@ def groups_of_pool(config: Config, count: int) -> Preview:
         groups = sample_without(kind.pool.num_groups, share, np.empty(0, np.int64), generator)
         parts += [_part(kind, group, _NOTHING) for group in groups.tolist()]
     total = sum(kind.pool.num_groups for kind in kinds)
-    return Preview(what=f"{len(parts):,} of {counted(total, 'group')}, drawn at random", parts=parts)
+    what = f"{len(parts):,} of {counted(total, 'group')}, drawn at random"
+    return Preview(what=what, parts=parts, notes=pooled.told())
 
 
 def groups_of_run(run: RunDirectory, config: Config, count: int, only: int | None = None) -> Preview:

@@ -39,10 +39,12 @@ class Preview:
     Attributes:
         what: all of it in words.
         parts: at least one, with at least one image each.
+        notes: what the user should know of the images and the pool, such as programs that were left out.
     """
 
     what: str
     parts: Sequence[Part]
+    notes: Sequence[str] = ()
 
 
 def preview_pool(config: Config, count: int) -> Preview:
@@ -55,7 +57,8 @@ def preview_pool(config: Config, count: int) -> Preview:
     Raises:
         KdrayError: what `kdray run` would refuse of the images and the pool.
     """
-    pool = read_pool(config).pool
+    pooled = read_pool(config)
+    pool = pooled.pool
     kinds = list(zip(pool.names, pool.kinds, strict=True)) if isinstance(pool, KindsPool) else [(pool.source, pool)]
     parts = []
     for number, share in enumerate(shares([len(kind) for _, kind in kinds], count)):
@@ -68,7 +71,7 @@ def preview_pool(config: Config, count: int) -> Preview:
     what = f"{total:,} of {counted(len(pool), 'candidate')}, drawn at random"
     if is_remade(pool):
         what = f"{counted(total, 'candidate')} from before there is a student; each round makes its own from it"
-    return Preview(what=what, parts=parts)
+    return Preview(what=what, parts=parts, notes=pooled.told())
 
 
 def _part_of_pool(name: str, pool: Pool, drawn: np.ndarray, ids: np.ndarray) -> Part:

@@ -46,6 +46,10 @@ class PoolSchedule:
     source: ImageSource
     notes: tuple[str, ...] = ()
 
+    def told(self) -> list[str]:
+        """What the user should know of how the images were read, and of the pool."""
+        return [*self.images.notes, *self.notes]
+
     @property
     def chosen(self) -> list[int]:
         """Candidates that each round chooses from the pool."""
