@@ -27,13 +27,14 @@ from kdray.models.predict import predict
 from kdray.report.curve import curve_of
 from kdray.report.failures import Failures, read_failures
 from kdray.report.figures import matrix_figure, reliability_figure, spread, time_figure
-from kdray.report.page import write_report
+from kdray.report.page import how, write_report
 from kdray.report.pictures import picture
 from kdray.report.trust import reasons, recall_words
 from kdray.runs.directory import RunDirectory
 from kdray.runs.learning import learn
 from kdray.runs.result import read_result
 from kdray.runs.run import run
+from kdray.select.strategies.random import Random
 from kdray.utils.seeds import numpy_generator
 
 QUESTIONS = [
@@ -259,6 +260,25 @@ def test_a_matrix_shows_the_mistakes_alone():
 def test_reliability_of_a_single_bin_is_drawn():
     found = reliability(torch.tensor([[0.1, 0.9]]).log(), torch.tensor([1]))
     assert "images, by confidence" in reliability_figure(found)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "pool", "pairless"),
+    [("random", "mixup", False), ("random", "lines", True), ("margin", "images", True), ("coreset", "lines", False)],
+)
+def test_a_strategy_says_what_it_does_with_a_pool_that_has_no_pairs(strategy, pool, pairless, make_config):
+    told, candidates = how(make_config(select__strategy=strategy, pool=pool, budget__queries=40, select__first=10))
+    assert told.endswith("every candidate takes the place of a pair.") == pairless and candidates
+
+
+def test_of_a_part_of_the_users_own_nothing_is_said_and_no_marks_are_left(make_config):
+    assert "as many as candidates says" in how(make_config(pool={"kind": "mixture", "of": ["lines", "noise"]}))[1]
+
+    class Own(Random):
+        """A user's own, which says what it likes."""
+
+    config = make_config(pool="lines", select__strategy="random")
+    assert how(config)[0] and how(config.model_copy(update={"select": Own(rounds=1)}))[0] == ""
 
 
 def test_what_the_numbers_rest_on(finished):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdray.config.load import differences, dump_config
+from kdray.config.root import Config
 from kdray.errors import RunDirectoryError
 from kdray.metrics.speed import size_of
 from kdray.observers.base import RoundMetrics
@@ -106,7 +107,7 @@ def _page(directory: RunDirectory, results: Sequence[Result], names: Sequence[st
         seconds=_seconds(first.history),
         counted=counted,
         curve_rows=[curve.points[k] for k in spread(len(curve.points), _ROWS)],
-        how=[_first_sentence(first.config.select), _first_sentence(first.config.pool)],
+        how=how(first.config),
         gallery=[_gallery(directory, first, first.history[k].round) for k in spread(len(first.history), _ROUNDS)],
         remarks=told[:_REMARKS],
         more_remarks=max(0, len(told) - _REMARKS),
@@ -137,9 +138,18 @@ def _rounds(result: Result) -> list[dict[str, Any]]:
     ]
 
 
+def how(config: Config) -> list[str]:
+    """What the strategy and the pool of a config do, in words; "" of a user's own."""
+    strategy, pool = (_first_sentence(part) for part in (config.select, config.pool))
+    pairs = any(kind.mixes for kind in config.pool.kinds)
+    if pool and not pairs and "pair" in strategy:
+        strategy += " Here are no pairs and no λ: every candidate takes the place of a pair."
+    return [strategy, pool]
+
+
 def _first_sentence(part: object) -> str:
     """What a part of kdray's own says that it does; "" of a user's."""
-    text = (type(part).__doc__ or "").split("\n\n")[0]
+    text = (type(part).__doc__ or "").split("\n\n")[0].replace("`", "")
     return " ".join(text.split()) if type(part).__module__.startswith("kdray.") else ""
 
 
