@@ -11,6 +11,7 @@ import torch
 from conftest import Notes, StopAtPhase, command, examples, on_workers
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from kdray.errors import ConfigError, PoolExhausted
@@ -122,6 +123,36 @@ def test_steps_lower_the_loss_and_leave_the_student_alone(name):
     assert not student.training and not generator.training
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
     assert all(weight.grad is None for weight in student.parameters())
+
+
+def test_steps_are_those_of_torchs_adam_to_the_bit():
+    class Idle(nn.Module):
+        """Has a weight that no image depends on, and one that is not to be trained."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = build_generator("dcgan", 8 + 4, (1, 16, 16), seed=0)
+            self.unused = nn.Parameter(torch.ones(2))
+            self.fixed = nn.Parameter(torch.tensor(0.5), requires_grad=False)
+
+        def forward(self, codes):
+            return self.network(codes) * self.fixed
+
+    here, there, student = Idle(), Idle(), student_of()
+    recipe = GeneratorRecipe(steps=3, batch=8)
+    random = torch.Generator().manual_seed(0)
+    losses = train_generator(here, student, recipe, classes=4, noise=8, conditional=True, random=random)
+
+    random, labels = torch.Generator().manual_seed(0), balanced_labels(8, 4)
+    optimizer = torch.optim.Adam(there.parameters(), lr=recipe.lr)
+    for step in range(3):
+        images = there.train()(codes_of(torch.randn(8, 8, generator=random), labels, 4, conditional=True))
+        loss = generator_loss(student(images * 255.0), labels, recipe.weight, cross_entropy=True)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.item() == losses[step]
+    assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters(), strict=True))
 
 
 def test_codes_say_the_label_or_do_not():

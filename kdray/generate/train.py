@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdray.generate.losses import generator_loss
+from kdray.utils.adam import adam_step, nothing_yet
 from kdray.utils.seeds import global_numbers
 
 _BRIGHTEST = 255.0  # students take pixels as they are stored
@@ -73,7 +74,8 @@ def train_generator(
     """
     device = next(generator.parameters()).device
     labels = balanced_labels(recipe.batch, classes).to(device)
-    optimizer = torch.optim.Adam(generator.parameters(), lr=recipe.lr)
+    parameters: list[Tensor] = [p for p in generator.parameters() if p.requires_grad]
+    kept = nothing_yet(parameters)
     losses: list[Tensor] = []
 
     def images() -> Tensor:
@@ -89,9 +91,8 @@ def train_generator(
     with global_numbers(random.initial_seed(), device):  # of dropout
         for step in range(recipe.steps):
             now = loss()
-            optimizer.zero_grad(set_to_none=True)
-            now.backward()
-            optimizer.step()
+            gradients = torch.autograd.grad(now, parameters, materialize_grads=True)
+            adam_step(parameters, list(gradients), *kept, rate=recipe.lr)
             losses.append(now.detach())
             on_progress(step + 1, recipe.steps)
         with torch.no_grad():

@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from kdray.training.recipe import Recipe
-
-_BETA2, _EPS = 0.999, 1e-8  # torch's defaults
+from kdray.utils.adam import adam_step, nothing_yet
 
 
 class Descent:
@@ -71,25 +69,16 @@ class Descent:
 
     def _adamw(self, group: "_Group", gradients: list[Tensor], rate: "float | Tensor") -> None:
         if group.squares is None:
-            group.momenta = [torch.zeros_like(p) for p in group.parameters]
-            group.squares = [torch.zeros_like(p) for p in group.parameters]
-            group.counts = [torch.zeros((), device="cpu") for _ in group.parameters]
-        adam(
+            group.momenta, group.squares, group.counts = nothing_yet(group.parameters)  # type: ignore[assignment]
+        adam_step(
             group.parameters,
             gradients,
             group.momenta,  # type: ignore[arg-type]  # all are there now
             group.squares,
-            [],
             group.counts,
-            foreach=True,
-            amsgrad=False,
+            rate=rate,
             beta1=self._recipe.momentum,
-            beta2=_BETA2,
-            lr=rate,
-            weight_decay=group.decay,
-            eps=_EPS,
-            maximize=False,
-            decoupled_weight_decay=True,
+            decay=group.decay,
         )
 
     def state(self) -> dict[str, Any]:
