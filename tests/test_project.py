@@ -3,12 +3,16 @@
 import itertools
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from conftest import command
 
 from kdray.config.load import load_config
 from kdray.sweeps.checks import look_ahead
@@ -53,6 +57,17 @@ def test_every_sweep_that_comes_with_kdray_has_valid_trials(path, monkeypatch):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_a_valid_config(path):
     assert load_config(path).budget.queries > 0
+
+
+def test_the_command_knows_its_version():
+    """The one of pyproject.toml, and those of what it stands on."""
+    told = command("--version")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    others = f"torch {version('torch')}, ray {version('ray')}"
+    assert (told.returncode, told.stdout) == (
+        0,
+        f"kdray {project['version']}, Python {platform.python_version()}, {others}\n",
+    )
 
 
 def test_the_readme_names_only_commands_that_exist():

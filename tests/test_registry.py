@@ -418,6 +418,7 @@ for field in Config.model_fields.values():
     ("arguments", "code"),
     [
         (["--help"], 0),
+        (["--version"], 0),
         (["run", "bad.yaml"], 2),
         (["plan", "bad.yaml"], 2),
         (["ledger", "empty.sqlite"], 0),

@@ -1,9 +1,13 @@
 """The command line: its commands, and where it starts. Errors a user can make end with exit code 2 and one message."""
 
+import platform
 import signal
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
 import typer
 
+from kdray import __version__
 from kdray.cli.bench import bench_app
 from kdray.cli.common import OnceCommand, speak_any_encoding
 from kdray.cli.evaluate import evaluate_command
@@ -21,7 +25,6 @@ from kdray.cli.teacher import teacher_app
 from kdray.cli.train import train_command
 
 app = typer.Typer(
-    help="Distil a black-box image classifier into a model you own, with as few paid queries as possible.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,6 +49,32 @@ for command in COMMANDS:
     app.command(command.__name__.removesuffix("_command"), cls=OnceCommand)(command)
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(bench_app, name="bench")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        others = ", ".join(f"{name} {_installed(name)}" for name in ("torch", "ray"))
+        print(f"kdray {__version__}, Python {platform.python_version()}, {others}")
+        raise typer.Exit
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@app.callback()
+def every_command(
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the versions that matter, and exit."
+        ),
+    ] = False,
+) -> None:
+    """Distil a black-box image classifier into a model you own, with as few paid queries as possible."""
 
 
 def main() -> None:
