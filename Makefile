@@ -57,6 +57,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/driver_limit.py
 	for part in budgets lambda_range rad_w overhead; do $(BIN)/python benchmarks/sweeps.py $$part || exit 1; done
 	$(BIN)/python benchmarks/batches.py
+	$(BIN)/python benchmarks/generator.py
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/draw.py
 	for part in "budgets mnist" "budgets mnist --pool pairs" "budgets cifar10" "budgets cifar10 --pool pairs" "rad mnist" "rad cifar10"; do $(BIN)/python benchmarks/choose.py $$part || exit 1; done
