@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -153,6 +155,29 @@ def test_steps_are_those_of_torchs_adam_to_the_bit():
         optimizer.step()
         assert loss.item() == losses[step]
     assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters(), strict=True))
+
+
+def test_a_new_process_trains_without_torchs_compiler():
+    """Its import takes seconds, which a plan would take for those of a step."""
+    code = """
+import sys, torch
+from kdray.generate.base import build_generator
+from kdray.generate.train import GeneratorRecipe, train_generator
+from kdray.models.classifier import build_model
+from kdray.training.loop import train
+from kdray.training.recipe import StudentSection
+student = build_model("mlp", (1, 8, 8), 4, seed=0)
+images, targets = torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.full((8, 4), 0.25)
+for optimizer in ("sgd", "adamw"):
+    train(student, images, targets, StudentSection(steps=1, optimizer=optimizer, augment="none"), seed=0, threads=1)
+student.eval().requires_grad_(False)
+recipe, random = GeneratorRecipe(steps=1, batch=8), torch.Generator().manual_seed(0)
+generator = build_generator("dcgan", 12, (1, 8, 8), 0)
+train_generator(generator, student, recipe, classes=4, noise=8, conditional=True, random=random)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_codes_say_the_label_or_do_not():
