@@ -20,7 +20,7 @@ Changes = Mapping[str, str | None] | None
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     [
-        *("torch", "torchvision", "sklearn.datasets", "hypothesis.extra.numpy", "pytest"),
+        *("torch", "hypothesis.extra.numpy", "pytest"),
         *("kdray.cli.app", "kdray.cli.ledger", "kdray.ledger.receipt", "kdray.observers.display", "kdray.report.page"),
         *("kdray.runs.bench", "kdray.runs.plan", "kdray.runs.run", "kdray.runs.teachers", "kdray.teachers.server"),
     ]

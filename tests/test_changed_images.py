@@ -7,12 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import StopAtPhase, command
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from kdray.config.load import load_config
 from kdray.errors import ImageSetError
 from kdray.images.base import read_images
+from kdray.images.digits import DigitsImages
 from kdray.images.folder import FolderImages
 from kdray.images.parquet import ParquetImages
 from kdray.ledger import Ledger
@@ -20,14 +19,14 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.run import resume, run
 from kdray.utils.seeds import numpy_generator
 
-DIGITS = (load_digits().images * 15).astype("uint8")
+DIGITS = DigitsImages().open("images")
 
 
 def write(folder: Path, names: dict[str, int]) -> Path:
     """Digits by number, as files of these names."""
     for name, number in names.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(DIGITS[number]).resize((16, 16)).save(folder / name)
+        DIGITS.decode(number).resize((16, 16)).save(folder / name)
     return folder
 
 

@@ -27,7 +27,7 @@ from kdray.training.choice import FOLDS, SHARE, Choice, choose, networks
 from kdray.training.fitting import StudentSpec, fit, smallest_batch
 from kdray.training.length import early, shortened
 from kdray.training.recipe import StudentSection
-from kdray.training.workload import probed, seconds_of, workload
+from kdray.training.workload import Training, probed, seconds_of, workload
 from kdray.utils.seeds import torch_seed
 
 
@@ -256,6 +256,12 @@ def test_a_probe_of_a_training_does_all_its_steps(changes, trained):
     how = section(steps=50, **changes)
     assert probed(workload(how, [16], (1, 8, 8)), how, (1, 8, 8), 3, probe_s=0.2, threads=1)["small-cnn"] > 0
     assert [len(result.losses) for result in trained] == [result.steps for result in trained]  # of one batch an epoch
+
+
+def test_a_probe_of_a_short_training_is_no_longer(trained):
+    some = [Training("small-cnn", 1, 5, 8), Training("small-cnn", 3, 7, 8)]
+    probed(some, section(), (1, 8, 8), 3, probe_s=60.0, threads=1)
+    assert [result.steps for result in trained] == [2, 2, 26]
 
 
 def test_a_probe_of_a_long_training_is_its_first_steps(trained):

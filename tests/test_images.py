@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from kdray.errors import ImageSetError
+from kdray.images import digits
 from kdray.images.base import ImageRows, ImageSet, read_images, sources
 from kdray.images.png import decode_png, encode_png
 from kdray.images.rows import choose_rows, parse_rows
@@ -284,6 +284,8 @@ def test_nothing_is_downloaded_unasked(tmp_path):
 
 
 def test_digits_are_scikit_learns_in_another_order():
+    from sklearn.datasets import load_digits
+
     found = read(source="digits", with_labels=True)
     source = load_digits()
     assert found.images.shape == (1797, 1, 8, 8) and found.classes == tuple("0123456789")
@@ -295,6 +297,12 @@ def test_digits_are_scikit_learns_in_another_order():
     assert lines(found.images[:, 0].numpy(), found.labels) == lines(scaled, source.target)
     assert found.images.max() == 255 and found.images.min() == 0
     assert not np.array_equal(found.labels.numpy(), source.target)
+
+
+def test_digits_are_read_without_scikit_learn_where_their_file_is_and_by_it_elsewhere(monkeypatch):
+    direct = digits._rows()
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    assert np.array_equal(digits._rows(), direct) and direct.shape == (1797, 65)
 
 
 def test_digits_keep_one_order_in_which_every_range_is_a_fair_sample():

@@ -4,12 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import sklearn.metrics
 import torch
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.calibration import calibration_curve
 from torch import Tensor, nn
 
 from kdray.metrics.calibration import at_temperature, best_temperature, calibrate, reliability
@@ -21,6 +19,9 @@ from kdray.models.features import penultimate
 from kdray.models.predict import predict, predict_log_probs
 from kdray.models.robustness import fgsm, ifgsm, robust_accuracy
 from kdray.models.smoothness import v_measure
+from kdray.utils.lazy import LazyModule
+
+scikit_learns = LazyModule("sklearn.metrics")  # slow to import, and one of the processes of the tests needs it
 
 K = 7
 
@@ -43,8 +44,8 @@ def test_figures_of_classes_are_scikit_learns(count, classes, seed):
     labels, called = torch.randint(0, classes, (2, count), generator=numbers)
     confusion = confusion_matrix(labels, called, classes)
     names = list(range(classes))
-    assert np.array_equal(confusion, sklearn.metrics.confusion_matrix(labels, called, labels=names))
-    expected = sklearn.metrics.precision_recall_fscore_support(labels, called, labels=names, zero_division=np.nan)
+    assert np.array_equal(confusion, scikit_learns.confusion_matrix(labels, called, labels=names))
+    expected = scikit_learns.precision_recall_fscore_support(labels, called, labels=names, zero_division=np.nan)
     for k, one in enumerate(class_figures(confusion)):
         got = [math.nan if x is None else x for x in (one.precision, one.recall, one.f1)]
         assert np.allclose(got, [column[k] for column in expected[:3]], equal_nan=True)
@@ -69,7 +70,7 @@ def test_what_is_no_class_is_refused(labels, called):
 @pytest.mark.parametrize("k", [1, 2, 5, K - 1])
 def test_top_k_is_scikit_learns(k):
     log_probs, labels = drawn(200)
-    expected = sklearn.metrics.top_k_accuracy_score(labels, log_probs, k=k, labels=list(range(K)))
+    expected = scikit_learns.top_k_accuracy_score(labels, log_probs, k=k, labels=list(range(K)))
     assert top_k_accuracy(log_probs, labels, k) == pytest.approx(expected)
 
 
@@ -93,6 +94,8 @@ def test_bins_are_those_of_scikit_learn_and_the_error_is_their_mean_distance(cou
     found = reliability(log_probs, labels, bins)
     sure, called = log_probs.exp().max(dim=1)
     right = (called == labels).numpy()
+    from sklearn.calibration import calibration_curve
+
     accuracy, confidence = calibration_curve(right, sure.numpy(), n_bins=bins)
     assert np.allclose([x for x in found.accuracy if x is not None], accuracy)
     assert np.allclose([x for x in found.confidence if x is not None], confidence)
@@ -100,7 +103,7 @@ def test_bins_are_those_of_scikit_learn_and_the_error_is_their_mean_distance(cou
     assert found.error == pytest.approx(
         sum(n * abs(a - c) for n, a, c in zip(filled, accuracy, confidence, strict=True)) / count
     )
-    assert found.nll == pytest.approx(sklearn.metrics.log_loss(labels, log_probs.exp(), labels=list(range(classes))))
+    assert found.nll == pytest.approx(scikit_learns.log_loss(labels, log_probs.exp(), labels=list(range(classes))))
     assert sum(found.counts) == count
 
 
@@ -194,11 +197,11 @@ def test_all_figures_of_a_student_are_those_of_its_parts(student, pictures):
     found = evaluate(student, images, labels, rows=rows, answers=answers, epsilons=(0.01,), seconds=0.01)
     called = predict(student, images).argmax(dim=1)
     assert found.images == 60
-    assert found.labelled.top1.value == pytest.approx(sklearn.metrics.accuracy_score(labels, called))
+    assert found.labelled.top1.value == pytest.approx(scikit_learns.accuracy_score(labels, called))
     assert found.labelled.top1.low < found.labelled.top1.value < found.labelled.top1.high
     assert found.labelled.top5 == top_k_accuracy(predict(student, images), labels, 5)
     assert np.array_equal(
-        found.labelled.confusion, sklearn.metrics.confusion_matrix(labels, called, labels=list(range(K)))
+        found.labelled.confusion, scikit_learns.confusion_matrix(labels, called, labels=list(range(K)))
     )
     assert found.labelled.calibration.before.error == pytest.approx(
         reliability(predict_log_probs(student, images), labels).error

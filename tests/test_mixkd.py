@@ -9,7 +9,6 @@ from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scipy.stats import beta, kstest
 from torch.nn import functional as F
 
 from kdray.errors import ConfigError
@@ -298,6 +297,8 @@ def test_the_share_is_right_on_average_and_every_pair_is_as_likely():
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 0.5, 1.0, 4.0])
 def test_weights_are_drawn_from_beta(alpha):
+    from scipy.stats import beta, kstest
+
     drawn = torch.rand(2, 20_000, generator=generator(1), dtype=torch.float64)
     weight = symmetric_beta(alpha, *drawn).numpy()
     assert np.isfinite(weight).all() and weight.min() >= 0 and weight.max() <= 1

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.special import expit, logit
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from test_display import metrics
 
 from kdray.config.load import parse_config
@@ -182,6 +181,8 @@ def _with_history(result, history):
 
 
 def test_failures_are_those_of_scikit_learn_and_show_the_very_images(finished):
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     found = read_failures(of(finished), finished.student)
     assert isinstance(found, Failures)
     test = read_images(finished.config.test, generator=numpy_generator(0, "x"), with_labels=True)

@@ -8,8 +8,6 @@ import torch
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
-from sklearn.metrics import v_measure_score
 from torch import nn
 
 from kdray.models.classifier import ImageClassifier, build_model
@@ -131,6 +129,9 @@ def test_bad_arguments_of_attacks_are_refused():
 
 
 def test_v_measure_is_scikit_learn_s_of_the_k_means_clusters():
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import v_measure_score
+
     rng = np.random.default_rng(0)
     features, classes = rng.normal(size=(60, 4)), np.repeat([0, 1, 2], 20)
     features[:, 0] += 2 * classes

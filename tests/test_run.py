@@ -890,7 +890,7 @@ def test_plan_counts_what_the_run_does_and_leaves_no_trace(config_file, tmp_path
         "780 groups, 2,340 candidates",
         "160 = 40 for the images + 2 x 60",
         "1.60 EUR",
-        "candidates/s, from a 2-second probe of one here)",
+        "candidates/s, from a probe of one here)",
         "the last student for 18 steps of 54 images",
         "MiB a worker",
     ):
@@ -919,7 +919,7 @@ def scoring(**changes) -> str:
 def test_a_plan_says_how_long_scoring_takes_and_how_it_knows():
     assert scoring(scored=60_000, rate_per_s=2000.0) == (
         "about 30 s for 60,000 forward passes, 366.5 times fewer than all, with 2 workers (2,000 candidates/s, from a "
-        "2-second probe of one here)"
+        "probe of one here)"
     )
     assert scoring(scored=0, rate_per_s=0.0) == "none: this strategy does not look at the student"
     for none in ({"schedule": [100]}, {"schedule": [100, 60], "copies": 60}):
@@ -941,18 +941,18 @@ def test_a_plan_says_how_long_training_takes():
 
 def test_a_plan_whose_scoring_is_long_says_what_takes_the_time_and_how_to_take_less():
     assert scoring(pairs=109_000) == (
-        "about 183 min for 21,989,000 forward passes, with 2 workers (2,000 candidates/s, from a 2-second probe of one "
+        "about 183 min for 21,989,000 forward passes, with 2 workers (2,000 candidates/s, from a probe of one "
         "here); one λ of all 1,999,000 pairs takes 17 min, and the grid has 11; pool.pairs=109000 would take about "
         "10 min"
     )
     assert scoring(rate_per_s=19_990.0).endswith("; one λ of all 1,999,000 pairs takes 100 s, and the grid has 11")
     assert "about 10.9 h for" in scoring(rate_per_s=560.0)
     # Ten minutes are not long yet, and where a group is one image there are no λ and no pairs.
-    assert scoring(scored=1_200_000, rate_per_s=2000.0).endswith("2-second probe of one here)")
+    assert scoring(scored=1_200_000, rate_per_s=2000.0).endswith("from a probe of one here)")
     assert "; one λ" in scoring(scored=2_002_000, rate_per_s=2000.0)
     # A strategy that looks at a part of the pool does not take one λ of all of it.
     assert "; one λ" not in scoring(scored=1_990_000, rate_per_s=2000.0)
-    assert scoring(group_size=1, groups=21_989_000).endswith("2-second probe of one here)")
+    assert scoring(group_size=1, groups=21_989_000).endswith("from a probe of one here)")
 
 
 @pytest.mark.parametrize(
@@ -989,17 +989,17 @@ def test_a_plan_is_made_from_the_rate_of_a_probe_in_this_process(make_config, mo
     asked = []
 
     def probe(pool, model, seconds, clock, **options):
-        asked.append((len(pool), seconds, options["options"].mixing, torch.get_num_threads()))
+        asked.append((len(pool), seconds, options["enough"], options["options"].mixing, torch.get_num_threads()))
         return 3.5
 
     monkeypatch.setattr("kdray.runs.plan.probe", probe)
     changes = {"resources__scoring_workers": 2, "pool__mixing": "pixels"}
     plan = make_plan(make_config(**changes))
-    assert asked == [(2340, 2.0, "pixels", 1)]
+    assert asked == [(2340, 2.0, 4680, "pixels", 1)]
     assert (plan.rate_per_s, plan.workers, plan.scored, plan.scoring_s) == (7.0, 2, 4680, 4680 / 7)
     assert (plan.schedule, plan.groups, plan.group_size, plan.driver_bytes) == ([40, 60, 60], 780, 3, 0)
     rows = dict(plan_lines(plan))
-    assert "with 2 workers (7 candidates/s, from a 2-second probe of one here)" in rows["scoring"]
+    assert "with 2 workers (7 candidates/s, from a probe of one here)" in rows["scoring"]
     assert "; one λ of all 780 pairs takes 111 s, and the grid has 3" in rows["scoring"]
     # Nothing is probed where nothing is scored.
     for none in ({"select__strategy": "random"}, {"select__rounds": 0, "budget__queries": 40}):

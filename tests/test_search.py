@@ -173,6 +173,13 @@ def test_the_probe_counts_candidates_by_the_clock():
     assert rate == pytest.approx(4 * 256 * 2 / 3)
 
 
+@pytest.mark.parametrize(("enough", "tasks"), [(1, 1), (1024, 1), (1025, 2), (4096, 4)])
+def test_the_probe_ends_with_the_task_that_scores_enough(enough, tasks):
+    ticks = iter(range(1000))
+    rate = probe(small_pool(60, [0.5], 0), Quantised(0, 10), 100.0, lambda: float(next(ticks)), enough=enough)
+    assert rate == pytest.approx(4 * 256 * tasks / (tasks + 1)), "a second a look, the last one included"
+
+
 def test_the_probe_of_a_slow_pool_measures_one_batch():
     drawn: list[int] = []
 

@@ -1,5 +1,5 @@
-"""`kdray plan`: what a config would do and cost. It reads the images and times the student for two seconds; it sends
-no query."""
+"""`kdray plan`: what a config would do and cost. It reads the images and times the student for two seconds, or for as
+long as the run would take; it sends no query."""
 
 import os
 import resource
@@ -24,7 +24,7 @@ from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.lazy import torch
 from kdray.utils.text import counted
 
-PROBE_S = 2.0  # of scoring, and of making candidates
+PROBE_S = 2.0  # at most, of scoring, and of making candidates
 _TRAINING_PROBE_S = 0.4
 _UNKNOWN_CLASSES = 10
 _LONG_S = 600.0  # of scoring, and of training: above it the plan says how to take less
@@ -132,10 +132,10 @@ def make_plan(config: Config, probe_s: float = PROBE_S) -> Plan:
     wanted = config.resources.scoring_workers
     workers = wanted if isinstance(wanted, int) else len(os.sched_getaffinity(0))
     later, paid = pooled.chosen, sum(schedule) + pooled.estimate
-    rate = _probe(config, pooled, classes, probe_s) if strategy.looks and later else 0.0
     scored = max(
         sum(balanced.passes(strategy, kind, queries, config.search) for queries in later) for kind in pooled.kinds
     )
+    rate = _probe(config, pooled, classes, probe_s, scored) if strategy.looks and later else 0.0
     long = rate > 0 and scored / (rate * workers) > _LONG_S
     limits = config.teacher.limits
     rates = [bucket.rate_per_s for bucket in limits.buckets().values()]
@@ -220,13 +220,14 @@ def _fewer_pairs(config: Config, pooled: PoolSchedule, passes: float) -> int | N
     return 1000 * found if 1000 * found > sum(later) and found < most else None
 
 
-def _probe(config: Config, pooled: PoolSchedule, classes: int, seconds: float) -> float:
-    """Candidates a second that one worker scores, on one thread as a worker has it."""
+def _probe(config: Config, pooled: PoolSchedule, classes: int, seconds: float, scored: int) -> float:
+    """Candidates a second that one worker scores, on one thread as a worker has it; the run scores `scored`."""
     mean, std = pixel_statistics(pooled.images.images)
     shape = pooled.images.image_shape
     model = build_model(config.student.model, shape, classes, seed=config.seed, mean=mean, std=std)
     with one_thread():
-        return probe(pooled.kinds[0], model, seconds, time.monotonic, options=forward_options(config))
+        options = forward_options(config)
+        return probe(pooled.kinds[0], model, seconds, time.monotonic, options=options, enough=scored)
 
 
 def _made(config: Config, pooled: PoolSchedule) -> str | None:
@@ -361,7 +362,7 @@ def _duration(plan: Plan) -> str:
     fewer = f", {plan.exhaustive / plan.scored:.1f} times fewer than all" if plan.scored < plan.exhaustive else ""
     text = (
         f"about {_time(seconds)} for {plan.scored:,} forward passes{fewer}, with {counted(plan.workers, 'worker')} "
-        f"({plan.rate_per_s:,.0f} candidates/s, from a {PROBE_S:.0f}-second probe of one here)"
+        f"({plan.rate_per_s:,.0f} candidates/s, from a probe of one here)"
     )
     if seconds <= _LONG_S:
         return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from torch import nn
 
@@ -78,9 +79,10 @@ def probe(
     clock: Callable[[], float],
     device: str = "cpu",
     options: ForwardOptions | None = None,
+    enough: float = inf,
 ) -> float:
-    """Candidates that one worker scores exactly per second, measured for about `seconds` on the pool's first groups.
-    Where one batch takes longer than that, it alone is measured."""
+    """Candidates that one worker scores exactly per second, measured for about `seconds` on the pool's first groups, or
+    until `enough` are scored. Where one batch takes longer than `seconds`, it alone is measured."""
     keep_freed_memory()
     forward, pool = Forward(model, device, options or ForwardOptions()), placed(pool, device)
     batch = batch_on(device, model)
@@ -97,7 +99,7 @@ def probe(
         return scored / elapsed
     stage = tasks_of(4)
     scored, number, begin = 0, 0, clock()
-    while (elapsed := clock() - begin) < seconds or not scored:
+    while ((elapsed := clock() - begin) < seconds and scored < enough) or not scored:
         number = (number + 1) % max(1, len(stage) - 1)  # skip the last task, which may be small
         scored += stage.run(pool, forward, number).evaluated
     return scored / max(elapsed, 1e-9)

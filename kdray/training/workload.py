@@ -1,6 +1,7 @@
 """What a run's trainings amount to, and how long they take here: for a plan."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -83,12 +84,16 @@ def probed(
     """Seconds an image that each network of the trainings takes here, from a probe of each.
 
     Args:
-        probe_s: of all probes, about.
+        probe_s: of all probes, about; a network's probe has as many steps as its trainings at most.
         threads: CPU threads of training.
     """
-    names = {training.model for training in trainings}
+    steps: Counter[str] = Counter()
+    for training in trainings:
+        steps[training.model] += training.number * training.steps
+    each_s = probe_s / len(steps)
     return {
-        name: _seconds_an_image(name, section, image_shape, classes, probe_s / len(names), threads) for name in names
+        name: _seconds_an_image(name, section, image_shape, classes, each_s, most, threads)
+        for name, most in steps.items()
     }
 
 
@@ -98,7 +103,13 @@ def seconds_of(trainings: Sequence[Training], seconds: Mapping[str, float]) -> f
 
 
 def _seconds_an_image(
-    name: str, section: StudentSection, shape: tuple[int, int, int], classes: int, probe_s: float, threads: int
+    name: str,
+    section: StudentSection,
+    shape: tuple[int, int, int],
+    classes: int,
+    probe_s: float,
+    most: int,
+    threads: int,
 ) -> float:
     augment = section.augment.plain() if isinstance(section.augment, Auto) else section.augment
     generator = torch.Generator().manual_seed(0)
@@ -117,5 +128,5 @@ def _seconds_an_image(
 
     if (first := seconds(_WARM)) > _LONG * probe_s:
         return first / (_WARM * len(images))
-    steps = max(1, int(probe_s * _WARM / seconds(_WARM)))
+    steps = max(1, min(most, int(probe_s * _WARM / seconds(_WARM))))
     return seconds(steps) / (steps * len(images))
