@@ -96,7 +96,7 @@ def same(found, reference) -> bool:
     return found.ids.tolist() == reference.ids.tolist() and found.scores.tobytes() == reference.scores.tobytes()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.storm), 2])
 def test_ray_workers_find_what_one_process_finds_bit_for_bit(workers, searcher_of, pool, model, reference):
     searcher, seen = searcher_of(workers, chunk=512, settings=EXHAUSTIVE), []
     request = SearchRequest(k=300)
@@ -258,6 +258,7 @@ def ledger():
     ledger.close()
 
 
+@pytest.mark.storm  # small: two workers of which one dies
 def test_a_pool_of_teachers_answers_as_one_does(ray_local, ledger, teacher_parts):
     build, images = teacher_parts
     pool = RayTeacherPool(build(), build, 2)

@@ -369,7 +369,7 @@ def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pa
     ("status", "body", "charged", "pattern"),
     [
         (401, {"error": "who?"}, 0, "{url} refuses the key (401: who?); check teacher.headers and the key"),
-        (404, b"", 0, "{url} does not exist there (404); check teacher.url"),
+        pytest.param(404, b"", 0, "{url} does not exist there (404); check teacher.url", marks=pytest.mark.storm),
         (
             400,
             {"detail": "no"},
@@ -377,21 +377,35 @@ def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pa
             "{url} does not take the request (400: no); the teacher has answered no image yet, and did not take "
             "image 0 of images, image 1 of images, image 2 of images",
         ),
-        (307, b"", 0, "{url} answers 307, not 200 (it points to elsewhere); set teacher.url to where the model is"),
-        (None, b"", 0, "no server answers at {url} (*): is the server up, is teacher.url right?"),
+        pytest.param(
+            307,
+            b"",
+            0,
+            "{url} answers 307, not 200 (it points to elsewhere); set teacher.url to where the model is",
+            marks=pytest.mark.storm,
+        ),
+        pytest.param(
+            None,
+            b"",
+            0,
+            "no server answers at {url} (*): is the server up, is teacher.url right?",
+            marks=pytest.mark.storm,
+        ),
         (200, "<p>Hello</p>", 1, "{url} replied text/html, not JSON: '<p>Hello</p>'; check teacher.url"),
-        (
+        pytest.param(
             200,
             {"probabilities": [[0.5, 0.5]]},
             1,
             "the teacher answered 2 numbers for an image, teacher.classes says 10",
+            marks=pytest.mark.storm,
         ),
-        (
+        pytest.param(
             200,
             {"probabilities": [{"a": 1}]},
             1,
             "the teacher answered class 'a', which teacher.classes does not name; "
             "keys that are no classes belong into teacher.reply.ignore",
+            marks=pytest.mark.storm,
         ),
         (
             200,
@@ -399,11 +413,12 @@ def test_a_server_that_is_not_there_is_found_out_before_anything_is_paid(url, pa
             1,
             "the teacher's probabilities sum to 100, not 1; they look like percentages: set teacher.outputs to percent",
         ),
-        (
+        pytest.param(
             200,
             {"scores": 3},
             1,
             "the teacher's reply has nothing at 'probabilities': {'scores': 3}; check teacher.reply",
+            marks=pytest.mark.storm,
         ),
     ],
 )

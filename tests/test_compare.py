@@ -6,6 +6,7 @@ import torch
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from test_models import ONE_OF_EACH_FAMILY
 from torch import nn
 
 from kdray.errors import ConfigError, ModelError
@@ -199,7 +200,10 @@ def test_cluster_margin_looks_at_all_images_and_at_a_sample_of_pairs(pool, seen)
 # Features
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ONE_OF_EACH_FAMILY else pytest.param(name, marks=pytest.mark.storm) for name in model_names()],
+)
 def test_every_student_of_the_zoo_has_features_and_its_head_makes_logits_of_them(name):
     model = build_model(name, (3, 32, 32), 4, seed=0, mean=[0.5] * 3, std=[0.5] * 3).eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

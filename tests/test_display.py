@@ -5,6 +5,7 @@ import os
 import pty
 import sys
 
+import pytest
 from conftest import digits_config
 from rich.console import Console
 
@@ -139,6 +140,7 @@ def test_observers_hear_everything_in_turn():
     assert first.getvalue() == second.getvalue() != ""
 
 
+@pytest.mark.storm  # small: the same lines on a terminal in this process
 def test_a_run_on_a_terminal_ends_with_the_table(teacher_weights, tmp_path):
     """The real command on a real pseudo-terminal."""
     import yaml

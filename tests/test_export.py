@@ -263,7 +263,9 @@ def test_without_a_name_it_lies_beside_the_student(finished, tmp_path):
     assert command("export", model, "--format", "hf").returncode == 0 and (tmp_path / "m-hf" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("state", ["failed", "stopped", "running"])
+@pytest.mark.parametrize(
+    "state", ["stopped", *(pytest.param(k, marks=pytest.mark.storm) for k in ("failed", "running"))]
+)
 def test_a_run_that_is_not_finished_is_not_exported(state, finished, tmp_path):
     own = copy_run(finished, tmp_path / "run")
     status = json.loads((own / "status.json").read_text())

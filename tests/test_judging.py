@@ -137,7 +137,7 @@ def test_a_run_that_another_process_works_in_asks_nothing(own):
     assert done.returncode == 2 and "another kdray process is working in" in done.stderr and spent(own) == 30
 
 
-@pytest.mark.parametrize("export", [False, True])
+@pytest.mark.parametrize("export", [False, pytest.param(True, marks=pytest.mark.storm)])
 def test_a_model_is_measured_on_a_folder_beside_given_answers(export, own, tmp_path):
     test = read_test(load_config(own / "config.yaml"))
     expected = evaluated(own)

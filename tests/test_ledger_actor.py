@@ -230,6 +230,7 @@ def test_all_who_name_the_file_share_an_actor_and_the_last_to_leave_ends_it(open
     assert second.remaining("training", "me") == 7
 
 
+@pytest.mark.storm
 def test_coming_while_the_last_one_leaves(open_ledger, ray_local, tmp_path):
     """The actor is ended by the one before, while it is letting the next one in."""
     first = open_ledger(100)
@@ -304,6 +305,7 @@ def test_what_is_wrong_with_the_file_is_one_sentence(open_ledger, ray_local, tmp
     assert ledger.remaining() == 100
 
 
+@pytest.mark.storm  # small: a file that was spoilt before
 def test_the_actor_of_a_file_that_was_spoilt_meanwhile_says_so(open_ledger, tmp_path):
     ledger = open_ledger(100)
     for file in tmp_path.glob("ledger.sqlite-*"):

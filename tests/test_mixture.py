@@ -306,9 +306,9 @@ def test_drawn_images_of_noise_are_grey_in_the_mean():
 @pytest.mark.parametrize(
     "pool",
     [
-        {"kind": "lines", "candidates": 1000},
+        pytest.param({"kind": "lines", "candidates": 1000}, marks=pytest.mark.storm),
         {"kind": "mixture", "candidates": 1000},
-        {"kind": "mixup", "lambdas": [0.5]},
+        pytest.param({"kind": "mixup", "lambdas": [0.5]}, marks=pytest.mark.storm),
     ],
 )
 def test_a_run_without_a_single_image(pool, make_config, tmp_path):

@@ -442,7 +442,10 @@ def test_a_pool_of_pairs_is_no_segment_but_knows_its_pairs():
 
 @pytest.mark.parametrize(
     ("select", "schedule"),
-    [({"strategy": "margin", "rounds": 2}, [60, 60]), ({"strategy": "rad-pairs", "m": "estimate"}, [108])],
+    [
+        pytest.param({"strategy": "margin", "rounds": 2}, [60, 60], marks=pytest.mark.storm),
+        ({"strategy": "rad-pairs", "m": "estimate"}, [108]),
+    ],
 )
 def test_a_run_buys_blended_pairs_and_reproduces_them_from_their_ids(select, schedule, make_config, tmp_path):
     pool = {"kind": "pairs", "blend": "cutmix", "pre": "affine", "draws": 2}

@@ -252,7 +252,7 @@ def test_auto_is_fifty_for_each_candidate_to_choose():
 
 
 @pytest.mark.parametrize(
-    "kind", [kind if kind in ("leaves", "lines") else pytest.param(kind, marks=pytest.mark.storm) for kind in KINDS]
+    "kind", [kind if kind == "lines" else pytest.param(kind, marks=pytest.mark.storm) for kind in KINDS]
 )
 def test_a_run_asks_about_drawn_candidates_and_goes_on_where_it_was(kind, make_config, tmp_path):
     config = make_config(pool={"kind": kind, "candidates": 500}, select={"strategy": "cluster-margin", "rounds": 2})

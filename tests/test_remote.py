@@ -286,11 +286,12 @@ def test_a_machine_that_gives_no_sign_is_followed_by_another(machine, address):
     assert read_owner(Storage(address)) is None
 
 
-def test_a_file_that_is_replaced_meanwhile_is_read_whole(machine, address, tmp_path):
+@pytest.mark.parametrize("number", [5, pytest.param(20, marks=pytest.mark.storm)])
+def test_a_file_that_is_replaced_meanwhile_is_read_whole(number, machine, address, tmp_path):
     """An object store tells the size first and gives the bytes afterwards."""
     whole, storage, target = [b"a" * 10, b"b" * 1000], Storage(address), tmp_path / "got"
     storage.put("file", whole[0])
-    turns, written, number = threading.Semaphore(0), threading.Semaphore(0), 20
+    turns, written = threading.Semaphore(0), threading.Semaphore(0)
 
     def write() -> None:
         for turn in range(number):

@@ -3,13 +3,11 @@
 import asyncio
 import contextlib
 import json
-import os
 import random
 import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -1035,14 +1033,9 @@ def test_plan_of_22_million_candidates_takes_no_memory_for_them(teacher_weights,
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_resume(config_file, tmp_path):
     out = tmp_path / "stopped"
-    path = str(config_file(student__epochs=20))  # seconds, in which it is interrupted
-    command = [sys.executable, "-m", "kdray", "run", path, "--local", "--out", str(out)]
-    with subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-    ) as process:
-        for line in process.stderr:
-            if line.startswith("round 0/2 training"):
-                break
+    path = config_file(student__epochs=20)  # seconds, in which it is interrupted
+    with Program("run", path, "--local", "--out", out) as process:
+        assert any(line.startswith("round 0/2 training") for line in process.stderr)
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait() == 130

@@ -370,7 +370,9 @@ def test_coreset_draws_a_larger_sample_for_more_than_a_tenth_of_it(pool, model, 
 # RAD
 
 
-@pytest.mark.parametrize("gain", ["margin", "confidence", "entropy"])
+@pytest.mark.parametrize(
+    "gain", ["entropy", *(pytest.param(k, marks=pytest.mark.storm) for k in ("margin", "confidence"))]
+)
 @pytest.mark.parametrize("runs", [100, pytest.param(400, marks=[pytest.mark.storm, pytest.mark.long])])
 def test_rad_pairs_draws_with_the_probabilities_of_corollary_1_and_takes_the_best_lambda(gain, runs, pool, model):
     probs = probabilities(pool, model)
@@ -454,8 +456,8 @@ def test_rad_goes_by_the_estimate_where_one_was_made_and_by_the_usual_share_wher
 @pytest.mark.parametrize(
     ("strategy", "gain"),
     [
-        ("rad", "confidence"),
         ("rad-pairs", "margin"),
+        pytest.param("rad", "confidence", marks=pytest.mark.storm),
         pytest.param("rad", "margin", marks=pytest.mark.storm),
         pytest.param("rad", "entropy", marks=pytest.mark.storm),
         pytest.param("rad-pairs", "confidence", marks=pytest.mark.storm),

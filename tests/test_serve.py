@@ -613,8 +613,8 @@ print("stopped")
 """
 
 
-# Ctrl-C ends a server in test_http_run.py too.
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.storm), signal.SIGTERM])
+@pytest.mark.storm  # small: Ctrl-C ends the servers of test_http_run.py and test_serving.py
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_server_after_what_is_under_way(number):
     program = PROGRAM.format(folder=str(Path(__file__).parent))
     command = [sys.executable, "-c", program]

@@ -259,10 +259,18 @@ def test_an_image_that_is_plain_gives_way_to_another_of_the_same_id():
 # Programs of the user's own
 
 
+@pytest.fixture(scope="module")
+def in_each_form() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Thirty images of a program in each form, drawn by one process, and their parameters."""
+    which, values = np.arange(len(FORMS)).repeat(30), parameters(30 * len(FORMS))
+    drawn = draw([parse(form, text) for form, text in FORMS.items()], (8, 12), which, values).astype(int)
+    return {form: (drawn[which == number], values[which == number]) for number, form in enumerate(FORMS)}
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_a_program_is_drawn_in_each_form(form):
-    values = parameters(30)
-    drawn = draw([parse(form, FORMS[form])], (8, 12), np.zeros(30, int), values).astype(int)
+def test_a_program_is_drawn_in_each_form(form, in_each_form):
+    drawn, values = in_each_form[form]
+    assert len(drawn) == len(values) == 30
     across, up = np.arange(12) + 0.5, np.arange(8)[::-1] + 0.5
     assert np.abs(drawn[..., 0] - 255 * across / 12).max() <= 1, "x grows to the right"
     assert np.abs(drawn[..., 1] - (255 * up / 8)[:, None]).max() <= 1, "y grows upwards"

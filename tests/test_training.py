@@ -185,7 +185,7 @@ class Stopped(Exception):
         ("small-cnn", {"optimizer": "adamw", "ema": 0.9}),
         ("small-cnn", {"early_stop": EarlyStop(holdout=0.3, patience=3), "epochs": 12}),
         pytest.param("small-cnn", {"steps": 17}, marks=pytest.mark.storm),
-        ("alexnet", {}),
+        pytest.param("alexnet", {}, marks=pytest.mark.storm),
         pytest.param("small-cnn", {"balance": "equal"}, marks=pytest.mark.storm),
     ],
     ids=["sgd", "adamw and average", "early stop", "steps", "dropout", "balance"],

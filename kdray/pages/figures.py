@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -46,10 +47,12 @@ def svg(figure: Figure) -> str:
     """The figure as an <svg> element. Its text stays text, in the page's sans-serif font, and its colours are the
     page's: base.html has others for dark screens. It is hidden from screen readers: what it shows is told beside it."""
     buffer = io.StringIO()
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set(facecolor="none", edgecolor="none")
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}), warnings.catch_warnings():
         # The browser's fonts show the text; matplotlib's own, which may lack a character, only measures it.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure.savefig(buffer, format="svg", transparent=True)
+        FigureCanvasSVG(figure).print_svg(buffer)  # savefig would draw all of it twice, to lay it out first
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace("<svg", '<svg aria-hidden="true"', 1)
     for colour, name in _THEME.items():

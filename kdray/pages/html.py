@@ -1,5 +1,6 @@
 """Templates of pages. All of them extend base.html, which has the look; what they are given is escaped."""
 
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -9,6 +10,11 @@ from kdray.utils.files import shown
 
 def render(template: Path, **facts: object) -> bytes:
     """The page that a template makes of `facts`, as UTF-8."""
+    return _compiled(template).render(facts).encode(errors="backslashreplace")
+
+
+@cache
+def _compiled(template: Path) -> jinja2.Template:
     base, page = (path.read_text(encoding="utf-8") for path in (Path(__file__).with_name("base.html"), template))
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"base.html": base, "page": page}),
@@ -19,7 +25,7 @@ def render(template: Path, **facts: object) -> bytes:
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.2f} %"
     environment.filters["shown"] = shown
-    return environment.get_template("page").render(facts).encode(errors="backslashreplace")
+    return environment.get_template("page")
 
 
 def money(cost: float | None, currency: str) -> str:
