@@ -279,42 +279,9 @@ def brightness(images) -> Answers:
     return replace(answers, bad={0: "it is black"}) if len(share) and share[0] == 0 else answers
 
 
-class Reluctant:
-    """A teacher whose first two calls, over all its workers, charge nothing: it is busy, and takes no dark image."""
-
-    identity, num_classes, metered = "reluctant", 2, True
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def answer(self, images):
-        calls = len(list(self.folder.iterdir()))
-        (self.folder / str(calls)).touch()
-        if calls == 0:
-            raise TeacherBusy("not now", 0.01)
-        if calls == 1:
-            raise ImageDeclined("too dark")
-        return brightness(images) if calls > 2 else None
-
-
-def test_what_a_teacher_raises_in_a_worker_means_what_it_means_here(ray_local, ledger, tmp_path):
-    images = torch.full((4, 1, 2, 2), 200, dtype=torch.uint8) + torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1)
-    ray_local.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-    pool = RayTeacherPool(Reluctant(str(tmp_path)), partial(Reluctant, str(tmp_path)), 1)
-    try:
-        with pytest.raises(TeacherError, match="the teacher gave NoneType"):
-            buy(images, teachers=pool, ledger=ledger, batch_size=4)
-        assert ledger.read("SELECT state, reason FROM reservations ORDER BY rowid")[:2] == [
-            ("released", "not now"), ("released", "too dark")
-        ]  # fmt: skip
-        assert ledger.spent() == 2, "of the four, two were asked when it failed"
-        assert buy(images, teachers=pool, ledger=ledger, batch_size=4).positions.tolist() == [0, 1, 2, 3]
-    finally:
-        pool.close()
-
-
 class Playful:
-    """A teacher whose process does something else first, as the file `orders` says: wait, fail, break, or die."""
+    """A teacher whose process does something else first, as files in its folder say: wait, fail, break, die, or be
+    reluctant."""
 
     identity, num_classes = "playful", 2
 
@@ -327,6 +294,8 @@ class Playful:
         try:
             while (self.folder / "wait").exists():
                 time.sleep(0.01)
+            if (self.folder / "reluctant").exists():
+                return self._reluctant(images)
             if len(images) == 13:
                 raise TeacherError("thirteen!")
             if len(images) == 17:
@@ -337,6 +306,16 @@ class Playful:
             return brightness(images)
         finally:
             me.unlink()
+
+    def _reluctant(self, images):
+        """The first three calls, over all workers: it is busy, takes no dark image, and gives nothing."""
+        calls = len(list(self.folder.glob("call-*")))
+        (self.folder / f"call-{calls}").touch()
+        if calls == 0:
+            raise TeacherBusy("not now", 0.01)
+        if calls == 1:
+            raise ImageDeclined("too dark")
+        return brightness(images) if calls > 2 else None
 
 
 @pytest.fixture(scope="module")
@@ -406,6 +385,19 @@ def test_what_goes_wrong_in_one_worker_takes_no_reply_of_another_with_it(count, 
     assert (replies["wrong"].fault.kind, replies["wrong"].answers) == ("failed", None)
     assert message in replies["wrong"].fault.message
     assert torch.equal(replies["right"].answers.probs, brightness(grey(7)).probs)
+
+
+def test_what_a_teacher_raises_in_a_worker_means_what_it_means_here(playful, ledger):
+    pool, folder = playful
+    (folder / "reluctant").touch()
+    images = grey(200, 201, 202, 203)
+    with pytest.raises(TeacherError, match="the teacher gave NoneType"):
+        buy(images, teachers=pool, ledger=ledger, batch_size=4)
+    assert ledger.read("SELECT state, reason FROM reservations ORDER BY rowid")[:2] == [
+        ("released", "not now"), ("released", "too dark")
+    ]  # fmt: skip
+    assert ledger.spent() == 2, "of the four, two were asked when it failed"
+    assert buy(images, teachers=pool, ledger=ledger, batch_size=4).positions.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.storm
