@@ -140,7 +140,7 @@ def test_observers_hear_everything_in_turn():
     assert first.getvalue() == second.getvalue() != ""
 
 
-@pytest.mark.storm  # small: the same lines on a terminal in this process
+@pytest.mark.storm  # small: a display on a terminal, and the table by itself
 def test_a_run_on_a_terminal_ends_with_the_table(teacher_weights, tmp_path):
     """The real command on a real pseudo-terminal."""
     import yaml

@@ -90,9 +90,8 @@ def probed(
     steps: Counter[str] = Counter()
     for training in trainings:
         steps[training.model] += training.number * training.steps
-    each_s = probe_s / len(steps)
     return {
-        name: _seconds_an_image(name, section, image_shape, classes, each_s, most, threads)
+        name: _seconds_an_image(name, section, image_shape, classes, probe_s / len(steps), most, threads)
         for name, most in steps.items()
     }
 
