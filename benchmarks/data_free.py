@@ -1,6 +1,7 @@
 """A teacher without a single image: pools that are drawn, on their own and mixed, at random and chosen from.
 
     python benchmarks/data_free.py pools        # MNIST, LeNet-5, hard labels, each pool at random
+    python benchmarks/data_free.py random       # each kind and the best mixtures at random, with `augment: affine`
     python benchmarks/data_free.py choice       # strategies beside random on six pools, all with `augment: affine`
     python benchmarks/data_free.py augment      # augmentations beside none, on pools drawn at random
     python benchmarks/data_free.py balance      # classes balanced before paying, after paying, both, neither
@@ -47,6 +48,11 @@ CHOSEN = (
     "leaves + shaders", "generic", "fractals, light on dark", "generic, light on dark", "all", "lines, light on dark",
 )  # fmt: skip
 STRATEGIES = tuple(f"{name}, affine" for name in ("random", "cluster-margin", "margin", "rad", "uniform"))
+RANDOM = (
+    "noise", "spectrum", "leaves", "leaves, large", "fractals", "fractals, light on dark", "shaders", "photographs",
+    "contours, light on dark", "lines", "lines, light on dark", "all", "generic, light on dark",
+    "four kinds, light on dark",
+)  # fmt: skip
 AUGMENTED = ("lines, light on dark", "all")
 AUGMENTATIONS = ("random", "random, affine", "random, auto")
 BALANCED = ("leaves, large", "lines")
@@ -60,7 +66,7 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"balance": balance, "generator": generator}
-    parser.add_argument("what", choices=("pools", "choice", "augment", *parts, "boundary", "rates"))
+    parser.add_argument("what", choices=("pools", "random", "choice", "augment", *parts, "boundary", "rates"))
     parser.add_argument("--queries", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--student", default="{}", help="of balance: fields of each student, as JSON")
@@ -74,8 +80,8 @@ def main() -> None:
     if options.only:
         print(json.dumps(figures, indent=2))
     else:
-        if options.what == "pools":
-            scatter(figures, f"data_free_pools_{options.queries}", kept["entropy_and_accuracy"])
+        if "entropy_and_accuracy" in kept:
+            scatter(figures, f"data_free_{options.what}_{options.queries}", kept["entropy_and_accuracy"])
         about = {"queries": options.queries, "runs_each": options.seeds, **kept}
         keep(f"data_free_{options.what}_{options.queries}", about | {"pools": figures})
 
@@ -84,6 +90,7 @@ def of_pools(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Pools with a strategy, and what else is to be kept."""
     named = {
         "pools": [(name, "random") for name in POOLS],
+        "random": [(name, STRATEGIES[0]) for name in RANDOM],
         "choice": [(name, how) for name in CHOSEN for how in STRATEGIES],
         "augment": [(name, how) for name in AUGMENTED for how in AUGMENTATIONS],
         "boundary": [(name, "random") for name in ("photographs", "leaves, large", *MOVED)],
@@ -93,9 +100,11 @@ def of_pools(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs("data_free_runs", from_pool, tasks, options.at_once, folder)
     figures = {"; ".join(row): summary([found[task] for task in tasks if task[:2] == row]) for row in rows}
-    ranks = [figures[row] for row in figures if row.endswith("; random")]
+    if options.what not in ("pools", "random"):
+        return figures, {}
+    ranks = list(figures.values())
     correlation = float(spearmanr([one["entropy"] for one in ranks], [one["accuracy"] for one in ranks]).statistic)
-    return figures, {"entropy_and_accuracy": round(correlation, 3)} if options.what == "pools" else {}
+    return figures, {"entropy_and_accuracy": round(correlation, 3)}
 
 
 def balance(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,7 +136,7 @@ def scatter(figures: dict[str, Any], file: str, correlation: float) -> None:
     """The accuracy of each pool against the relative entropy of its answers, as an SVG."""
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots()
-    points = {name.removesuffix("; random"): (one["entropy"], 100 * one["accuracy"]) for name, one in figures.items()}
+    points = {name.split(";")[0]: (one["entropy"], 100 * one["accuracy"]) for name, one in figures.items()}
     axes.plot(*zip(*points.values(), strict=True), "o", color="tab:blue")
     axes.set(xlabel="relative entropy of the answers", ylabel="student's accuracy, %")
     axes.set_title(f"Random candidates of {len(figures)} pools, MNIST: rank correlation {correlation:.2f}")
