@@ -67,6 +67,31 @@ def test_without_anything_it_is_a_config_with_places_to_fill_in(tmp_path, monkey
     assert yaml.safe_load(starting_config("x", None, None, "7", 1).text)["teacher"]["classes"] == 7
 
 
+def test_without_images_candidates_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("API_KEY", "k")
+    monkeypatch.chdir(tmp_path)
+    done = command("init", "--drawn", 24, "--queries", 40)
+    assert done.returncode == 0, done.stderr
+    assert "no images: candidates of 24 x 24 pixels are drawn" in done.stdout
+    config = load_config("kdray.yaml")
+    assert (config.images.source, config.images.size, config.images.count) == ("drawn", (24, 24), 8)
+    assert config.images.pool == config.pool and config.pool.kind == "mixture" and config.test is None
+    shown = command("preview", "kdray.yaml", "--count", 12, env={"API_KEY": "k"})
+    assert shown.returncode == 0, shown.stderr
+    for queries, first in ((1, 1), (4, 1), (50_000, 10_000), (10**9, 10_000)):
+        text = starting_config("x", None, None, None, queries, drawn=1).text
+        assert yaml.safe_load(text)["images"]["count"] == first
+
+
+@pytest.mark.storm
+def test_the_plan_of_drawn_candidates_needs_nothing_but_the_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("init", "--drawn", 16, "--queries", 60).returncode == 0
+    done = command("plan", "kdray.yaml", env={"API_KEY": "k"})
+    assert done.returncode == 0, done.stderr
+    assert "60 = 12 for the images + 1 x 48" in done.stdout
+
+
 @pytest.mark.parametrize(
     "classes", ["cat,dog", *(pytest.param(some, marks=pytest.mark.storm) for some in ("2", "cat,dog,rabbit,horse"))]
 )
@@ -97,6 +122,8 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
         (["--classes", "cat,,dog"], "--classes: got 'cat,,dog'; give their number"),
         (["--classes", "cat,cat"], "--classes: got 'cat,cat'; give their number"),
         (["--classes", "1"], "--classes: got 1; a classifier has two classes or more"),
+        (["--drawn", "0"], "--drawn: got 0; give the height and width that the teacher takes, in pixels"),
+        (["--drawn", "8", "--images", "empty"], "--drawn: got 8 beside --images empty; give one of the two"),
         (["--queries", "0"], "--queries: got 0; give a number from 1 on"),
         (["no/folder/a.yaml"], "cannot write no/folder/a.yaml: No such file or directory; give another FILE"),
     ],

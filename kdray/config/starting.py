@@ -1,4 +1,4 @@
-"""A first config, for images in a folder and a teacher behind HTTP: `kdray init`."""
+"""A first config, for images in a folder or none, and a teacher behind HTTP: `kdray init`."""
 
 import json
 import statistics
@@ -42,6 +42,26 @@ budget:
 # student: {{steps_factor: 1}}   # a shorter training of colour images, for a first look
 """
 
+_DRAWN = """\
+# Not one image: random candidates are asked about first. size, and colour rgb or grey: what the teacher takes.
+images:
+  source: drawn
+  size: {size}
+  colour: rgb
+  count: {first}
+  pool: &drawn {{kind: mixture, of: [lines, contours, spectrum]}}
+
+# The candidates; to see them: kdray preview {name}. Other kinds: fractals and leaves (kdray[fractals,leaves]), shaders
+# (kdray[gl]), and parts of photographs of anything: {{kind: crops, images: {{source: folder, path: photographs}}}}.
+# Which ones teach most: docs/choosing.md, "Without a single image".
+pool: *drawn
+
+# A few images of what the teacher knows, if you have any, measure the student. If they have no labels, set
+# budget.evaluation to their number: these queries, counted apart, measure its agreement with the teacher.
+# test: {{source: folder, path: test, size: {size}, colour: rgb}}
+"""
+_FIRST_SHARE, _MOST_FIRST = 5, 10_000  # one query of five is for images drawn at random, at most 10,000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -49,9 +69,9 @@ class Start:
 
     Attributes:
         text: as YAML.
-        images: how many images the folder has; None where none was given.
+        images: how many images the folder has; None where none was given, and where images are drawn.
         tested: how many of them are for the test.
-        size: to which they are resized; None where they have one shape.
+        size: to which they are resized, or in which they are drawn; None where they have one shape.
     """
 
     text: str
@@ -60,8 +80,10 @@ class Start:
     size: int | None
 
 
-def starting_config(name: str, folder: str | None, url: str | None, classes: str | None, queries: int) -> Start:
-    """A config with comments, for images in a folder and a teacher that takes and gives JSON.
+def starting_config(
+    name: str, folder: str | None, url: str | None, classes: str | None, queries: int, *, drawn: int | None = None
+) -> Start:
+    """A config with comments, for images in a folder or none, and a teacher that takes and gives JSON.
 
     Args:
         name: of the file, for its first line.
@@ -69,13 +91,19 @@ def starting_config(name: str, folder: str | None, url: str | None, classes: str
         url: of the teacher; None leaves a place for it.
         classes: their number, or their names with commas between them; None leaves a place for them.
         queries: the budget.
+        drawn: height and width in pixels of images that are drawn, for a user who has none; None for a folder.
 
     Raises:
-        ConfigError: a class is named twice or not at all, there are fewer than two, or `queries` is below 1.
+        ConfigError: a class is named twice or not at all, there are fewer than two, `queries` or `drawn` is below 1, or
+            both `folder` and `drawn` are given.
         ImageSetError: the folder is not there, or it holds no images that can be read.
     """
     if queries < 1:
         raise ConfigError(f"--queries: got {queries:,}; give a number from 1 on")
+    if drawn is not None and drawn < 1:
+        raise ConfigError(f"--drawn: got {drawn:,}; give the height and width that the teacher takes, in pixels")
+    if drawn is not None and folder is not None:
+        raise ConfigError(f"--drawn: got {drawn:,} beside --images {folder}; give one of the two")
     named = _classes(classes)
     opened = None if folder is None else FolderImages(path=folder).open("--images")
     size = None if opened is None else _size(opened)
@@ -83,7 +111,9 @@ def starting_config(name: str, folder: str | None, url: str | None, classes: str
     tested = min(_MOST_TESTED, count // _TEST_SHARE) if count >= _FEWEST else 0
     text = _TEMPLATE.format(
         name=name,
-        images=_images(folder, count, tested, size if opened is not None else 64),
+        images=_images(folder, count, tested, size if opened is not None else 64)
+        if drawn is None
+        else _DRAWN.format(name=name, size=drawn, first=max(1, min(_MOST_FIRST, queries // _FIRST_SHARE))),
         url=json.dumps(url or "https://api.example.org/v1/classify"),
         classes=json.dumps(named, ensure_ascii=False),
         most=min(3, named if isinstance(named, int) else len(named)),
@@ -93,7 +123,9 @@ def starting_config(name: str, folder: str | None, url: str | None, classes: str
         if tested
         else "",
     )
-    return Start(text=text, images=None if opened is None else count, tested=tested, size=size)
+    return Start(
+        text=text, images=None if opened is None else count, tested=tested, size=size if drawn is None else drawn
+    )
 
 
 def _images(folder: str | None, count: int, tested: int, size: int | None) -> str:
