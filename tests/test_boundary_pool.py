@@ -27,7 +27,7 @@ RANDOM = {"strategy": "random", "rounds": 2}
 NONE = torch.empty(0, *SHAPE, dtype=torch.uint8)
 
 
-def make(count: int = 10, number: int = 1, over: torch.Tensor = NONE, **fields) -> tuple[Made, ListedPool]:
+def make(count: int = 10, number: int = 1, over: torch.Tensor = NONE, last=None, **fields) -> tuple[Made, ListedPool]:
     """What a round makes with a network that has learnt nothing."""
     pool = pools.parse({"kind": "boundary", **fields}).build(over, 0)
     student = build_model("mlp", SHAPE, 4, seed=1).requires_grad_(False)
@@ -36,6 +36,7 @@ def make(count: int = 10, number: int = 1, over: torch.Tensor = NONE, **fields) 
         student=student,
         images=NONE,
         targets=torch.empty(0, 4),
+        last=last,
         device=torch.device("cpu"),
         count=count,
     )
@@ -65,6 +66,24 @@ def test_some_candidates_are_not_moved():
     assert columns["side"] == ["before", "after"] * 2 + [None] * 6
     assert columns["kind"][4:] == ["lines"] * 6
     assert len({*columns["of"][::2][:2], *columns["of"][4:]}) == 8, "each image is used once"
+
+
+def test_a_round_has_at_least_one_pair():
+    _, pool = make(50, share=0.01)
+    assert pool.describe(torch.arange(50))["pair"] == [0] * 4 + [None] * 46
+    assert make(3, share=0.01)[1].describe(torch.arange(3))["pair"] == [0] * 3
+
+
+def test_a_candidate_of_a_pool_that_ends_is_taken_once_as_it_is():
+    taken, last, notes = [], None, []
+    for number in (1, 2, 3):
+        made, pool = make(20, number, last=last, share=0.5, of={"kind": "lines", "candidates": 25})
+        columns = pool.describe(torch.arange(len(pool)))
+        assert columns["side"][:10].count(None) == 0 and len(pool) == (15 if number == 3 else 20)
+        taken += [of for of, side in zip(columns["of"], columns["side"], strict=True) if side is None]
+        last, notes = made.tensors, [*notes, *made.notes]
+    assert sorted(taken) == list(range(25))
+    assert notes == ["round 3 asks about 5 candidates fewer: all 25 of lines were asked about as they are"]
 
 
 def test_what_is_not_moved_is_a_candidate_of_the_other_pool():
@@ -181,6 +200,10 @@ def test_without_a_strategy_it_is_random(make_config):
     ("changes", "message"),
     [
         ({"select": {"strategy": "margin", "rounds": 2}}, r"margin has nothing to choose: .* set it to random"),
+        (
+            {"select": {"strategy": "random", "rounds": 2, "balance": 8}},
+            r"select\.balance: 8 has nothing to choose: .* set it to null",
+        ),
         ({"student__unpaid": {}}, r"student\.unpaid: .* set it to null"),
         ({"pool__of": "auto"}, r"pool\.of: the candidates of auto are not the same all along"),
         ({"pool__of": {"kind": "boundary"}}, r"pool\.of: the candidates of boundary are not the same all along"),

@@ -16,7 +16,7 @@ from processes import processes
 from torch import nn
 from torch.nn import functional as F
 
-from kdray.errors import ConfigError, PoolExhausted
+from kdray.errors import ConfigError, PoolExhausted, TrainingError
 from kdray.generate.base import GENERATORS, build_generator
 from kdray.generate.losses import generator_loss, information_loss
 from kdray.generate.train import GeneratorRecipe, balanced_labels, codes_of, train_generator
@@ -30,6 +30,7 @@ from kdray.runs.inputs import read_inputs
 from kdray.runs.opening import open_run
 from kdray.runs.plan import seconds_of_making
 from kdray.runs.run import resume, run
+from kdray.select.balance import relative_entropy
 from kdray.training.fitting import fit, with_start
 from kdray.training.loop import train
 from kdray.training.recipe import StudentSection
@@ -256,6 +257,11 @@ def test_a_generator_may_go_on_from_the_round_before():
     assert losses[0] == anew.make(basis(2)).facts["losses"] and losses[1][0] != losses[0][0]
 
 
+def test_one_that_diverges_is_not_asked_about():
+    with pytest.raises(TrainingError, match=r"pool\.lr: the generator of round 2 diverged, .* rate of 1e\+36"):
+        pool_of(lr=1e36).make(basis(2))
+
+
 def test_ask_below_keeps_candidates_of_which_the_student_is_unsure():
     student = student_of()
     every = pool_of(candidates=2000)
@@ -330,6 +336,13 @@ def ideal(**changes) -> dict:
     return copy.deepcopy(IDEAL | changes)
 
 
+def entropies(done) -> list[float | None]:
+    """Of all answers after each round, where there are any."""
+    labels = torch.cat([part.answers.labels for part in done.labelled])
+    until = [metrics.queries for metrics in done.history]
+    return [pytest.approx(relative_entropy(labels[:count], 10)) if count else None for count in until]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, teacher_weights):
     """IDEAL to the letter: no image, no replay, one student."""
@@ -345,6 +358,7 @@ def test_ideal_asks_once_about_every_sample_of_balanced_rounds(finished):
     directory = RunDirectory(finished.directory)
     assert [m.queries for m in finished.history] == [0, 40, 80, 120] and finished.receipt.queries == 120
     assert [m.images for m in finished.history] == [0, 40, 40, 40], "without replay"
+    assert [m.relative_entropy for m in finished.history] == entropies(finished), "of all answers, not the newest"
     assert finished.history[0].loss is None and finished.history[1].loss is not None
     for number in (1, 2, 3):
         wanted = directory.read_candidates(number).columns["wanted"]
@@ -425,6 +439,16 @@ def test_labelled_images_are_in_every_round_without_replay(make_config, tmp_path
     labelled = {"source": "digits", "rows": "0:30", "size": 16}
     done = run(make_config(**ideal(labelled=labelled)), RunDirectory(tmp_path / "run"), local=True)
     assert [m.images for m in done.history] == [30, 70, 70, 70]
+    assert [m.relative_entropy for m in done.history] == entropies(done)
+
+
+def test_a_choice_by_class_has_ten_times_as_many_to_choose_from(make_config):
+    for select, candidates in (
+        ({}, 40),
+        ({"select__balance": 8}, 400),
+        ({"select__strategy": "margin"}, 400),
+    ):
+        assert len(read_inputs(make_config(**ideal(**select))).pool) == candidates, select
 
 
 def test_a_round_that_finds_too_few_asks_fewer(finished, make_config, tmp_path):

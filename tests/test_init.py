@@ -1,5 +1,6 @@
 """`kdray init`: a config that is valid as it is, by what lies in the folder, and nothing overwritten."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,15 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(arguments, message, tm
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     assert message in refused("init", *arguments, unchanged=(tmp_path,))
+
+
+@pytest.mark.parametrize("words", [["--images", b"caf\xe9"], ["--classes", b"a,caf\xe9"]])
+def test_a_name_that_yaml_cannot_hold_is_refused_and_nothing_is_written(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / os.fsdecode(b"caf\xe9"), [(8, 8)])
+    option, name = words
+    assert "YAML holds no name that is not UTF-8, as in " in refused("init", option, os.fsdecode(name))
+    assert not (tmp_path / "kdray.yaml").exists()
 
 
 def test_an_image_that_cannot_be_read_is_left_to_the_plan(tmp_path):

@@ -1,6 +1,7 @@
 """Images that are read on demand: the same candidates as of images read ahead, and files that fail meanwhile."""
 
 import io
+import json
 import pickle
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from kdray.errors import ImageSetError
+from kdray.images import read_images
 from kdray.images.on_demand import ImagesOnDemand
 from kdray.pools.base import Pool, pools
+from kdray.pools.sources.drawn import DrawnImages
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
 
@@ -78,6 +81,17 @@ def test_auto_reads_on_demand_what_fills_memory_and_is_more_than_the_candidates(
     assert section._demanded(41, section.images) and not section._demanded(40, section.images)
 
 
+def test_what_is_shown_decides_where_a_pool_has_more(folder, make_config):
+    images, large = {"source": "folder", "path": str(folder)}, torch.empty(0, 3, 800, 800, dtype=torch.uint8)
+    section = pools.parse({"kind": "crops", "images": images})
+    both = pools.parse({"kind": "mixture", "of": ["lines", section.model_dump()]})
+    for shown, kind in ((39, ImagesOnDemand), (40, torch.Tensor)):
+        pool = section.showing(shown).with_size(1_000_000).build(large, 1)
+        assert isinstance(pool._painter._images, kind) and len(pool) == 1_000_000
+        part = both.showing(shown).build(large, 1).parts[1].pool
+        assert isinstance(part._painter._painter._images, kind)
+
+
 def test_a_pool_that_is_built_again_with_another_size_reads_no_image_twice(folder):
     images = {"source": "folder", "path": str(folder)}
     first, second = (crops(images, "auto", candidates=count)._painter._images for count in (50, 60))
@@ -111,6 +125,28 @@ def test_a_file_that_is_gone_is_an_error_and_so_is_another_number_of_files(folde
         pool.render(torch.arange(400))
     with pytest.raises(ImageSetError, match=r"pool\.images: .* has 39 images here, and had 40 when"):
         pickle.loads(sent).render(torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        ({"kind": "mixture", "of": ["lines", "CROPS"]}, r"pool\.of\.1\.images"),
+        ({"kind": "auto", "of": ["CROPS", "lines"]}, r"pool\.of\.0\.images"),
+        ({"kind": "boundary", "of": "CROPS"}, r"pool\.of\.images"),
+        ({"kind": "boundary", "of": {"kind": "mixture", "of": ["lines", "CROPS"]}}, r"pool\.of\.of\.1\.images"),
+    ],
+)
+def test_an_error_of_drawing_names_the_field_where_it_stands(section, field, folder):
+    one = {"kind": "crops", "read": "on-demand", "images": {"source": "folder", "path": str(folder)}}
+    section = json.loads(json.dumps(section).replace('"CROPS"', json.dumps(one)))
+    pool = pools.parse(section).build(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 0)
+    for file in folder.rglob("*.*"):
+        file.write_bytes(b"no image")
+    with pytest.raises(ImageSetError, match=rf"^{field}: .* is not a readable image"):
+        pickle.loads(pickle.dumps(pool)).to("cpu").render(torch.arange(40))
+    if section["kind"] == "mixture":
+        with pytest.raises(ImageSetError, match=rf"^images\.{field}: .* is not a readable image"):
+            read_images(DrawnImages(pool=section, size=8, colour="rgb"), generator=np.random.default_rng(0))
 
 
 def test_16_bits_that_are_not_told_are_refused_and_told_ones_are_read(tmp_path):

@@ -41,6 +41,22 @@ def narrow(code, image_shape):
 def fixed(code, image_shape):
     return nn.Sequential(nn.Sigmoid(), nn.Unflatten(1, image_shape))
 
+class Noisy(Dense):
+    def __init__(self, code, image_shape, strength=1.0):
+        super().__init__(code, image_shape)
+        self.strength = nn.Parameter(torch.tensor(strength))
+
+    def forward(self, codes):
+        return super().forward(codes + self.strength * torch.randn_like(codes))
+
+def noisy_later(code, image_shape):
+    return Noisy(code, image_shape, strength=0.0)
+
+def in_company(code, image_shape):
+    generator = Dense(code, image_shape)
+    generator[1] = nn.BatchNorm1d(generator[1].num_features, track_running_stats=False)
+    return generator
+
 class Pair(Dense):
     def forward(self, codes):
         return super().forward(codes), codes
@@ -103,6 +119,12 @@ def test_one_that_does_not_fit_the_images_is_refused_before_anything_is_paid(own
         ("Pair", "gives tuple for two codes"),
         ("signed", "they must lie in [0, 1]: end it with a sigmoid"),
         ("undefined", "gives pixels from nan to nan"),
+        ("Noisy", "gives another image each time for one code in eval mode; an image must follow from its code alone"),
+        ("noisy_later", "gives another image each time for one code in eval mode"),
+        (
+            "in_company",
+            "gives another image beside other codes, as batch normalisation without running statistics does,",
+        ),
         ("narrow", "made a network that cannot take codes float [2, 4] (RuntimeError: "),
         ("fixed", "made a network that has no parameters to train"),
         ("text", "gave a str, not a torch.nn.Module"),

@@ -87,6 +87,19 @@ def test_candidates_differ_from_one_another_and_from_seed_to_seed(kind):
     assert (drawn != other).any(dim=1).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("kind", ["contours", "crops", "lines", "noise", "spectrum"])
+def test_large_images_are_drawn_a_few_at_a_time(kind, monkeypatch):
+    pool, drawn = pool_of(kind, (3, 300, 400), candidates=10), []
+    expected, call = pool.render(torch.arange(10)), type(pool._painter).__call__
+
+    def counting(painter, ids):
+        drawn.append(len(ids))
+        return call(painter, ids)
+
+    monkeypatch.setattr(type(pool._painter), "__call__", counting)
+    assert torch.equal(pool.render(torch.arange(10)), expected) and drawn == [5, 5]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_far_ids_are_drawn_and_none_beyond_the_end(kind):
     end = (1 << 62) - 1

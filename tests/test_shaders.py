@@ -290,6 +290,26 @@ def test_the_mouse_and_the_seeds_vary_and_derivatives_do_not_depend_on_the_place
     assert (same == same[0]).all() and len(np.unique(same[0])) > 5
 
 
+def test_what_a_program_leaves_out_or_adds_to_is_black_in_any_company():
+    colour, image = "vec4(gl_FragCoord.xy/r,fract(t),1)", "vec4(p / iResolution.xy, fract(iTime), 1.0)"
+    texts = {
+        "o": f"void main(){{o+={colour};}}",
+        "own": f"precision highp float;uniform vec2 r;uniform float t;out vec4 n;void main( void )\n{{n+={colour};}}",
+        "gl_FragColor": f"void main(){{gl_FragColor+={colour};}}",
+        "mainImage": f"void mainImage( out vec4 c, in vec2 p) {{ c += {image}; }}",
+        "discard": f"void main(){{if(gl_FragCoord.x<4.)discard;gl_FragColor={colour};}}",
+        "none": "void mainImage(out vec4 c, in vec2 p) { if (p.x >= 4.0) c = IMAGE; }".replace("IMAGE", image),
+    }
+    canvas = CanvasProcess([parse("seeded", SEEDED), *(parse(*one) for one in texts.items())], (8, 12))
+    numbers, values = np.random.default_rng(1).integers(0, 7, 60), parameters(60)
+    drawn = canvas.draw(numbers, values, LIMIT_S)
+    alone = [canvas.draw(numbers[[one]], values[[one]], LIMIT_S)[0] for one in reversed(range(60))]
+    assert (drawn == np.stack(alone[::-1])).all()
+    expected = draw([parse("a", IMAGE)], (8, 12), np.zeros(60, int), values).astype(int)
+    expected[numbers >= 5, :, :4] = 0
+    assert np.abs(drawn - expected)[numbers > 0].max() <= 1
+
+
 def test_an_extension_may_stand_behind_a_comment():
     text = "// slope\n#extension GL_OES_standard_derivatives : enable\nvoid main(){gl_FragColor=vec4(fwidth(t*FC));}"
     with pytest.raises(ConfigError, match=r"a: it does not compile: 0:3\(\d+\): error: `FC' undeclared"):
@@ -315,9 +335,11 @@ def test_programs_that_cannot_be_used_are_named_with_the_reason(tmp_path):
         "a": SEEDED, "b": crash, "c": HANGS, "d": "void mainImage(out vec4 c, in vec2 p) { c = vec4(iSeed.x); }",
         "e": "uniform sampler2D backbuffer;void main(){gl_FragColor=texture2D(backbuffer,gl_FragCoord.xy);}",
         "f": "uniform vec3 resolution;void main(){gl_FragColor=vec4(gl_FragCoord.xyz/resolution,1);}", "g": IMAGE,
+        "h": "#version 300 es\nlayout(std140) uniform B{vec4 more;};out vec4 o;void main(){o=vec4(gl_FragCoord)+more;}",
     }  # fmt: skip
     found = try_programs([parse(name, text) for name, text in texts.items()], (16, 16), TIME, 4).unusable
-    assert list(found) == ["b", "c", "d", "e", "f"]
+    assert list(found) == ["b", "c", "d", "e", "f", "h"]
+    assert found["h"] == "it reads the block B, for which a candidate has no values"
     assert found["b"].startswith("it does not compile: 0:2(") and "`wrong' undeclared" in found["b"]
     assert found["c"] == "it takes more than 4 s, in drawing 16 images of this size (pool.limit_s is 4)"
     assert found["d"] == "all of 16 images have one or two colours, or few pixels of another colour"
@@ -340,6 +362,12 @@ def test_a_folder_is_drawn_alone_or_beside_the_programs_of_kdray(tmp_path):
     beside = pool_of(programs=own, candidates=5000).render(torch.arange(5000))
     share = (beside[:, 0] == 255).flatten(1).all(dim=1).double().mean().item()
     assert share == pytest.approx(1 / (1 + len(BUILTIN)), abs=0.01)
+
+
+def test_a_name_that_is_not_utf_8_is_a_name(tmp_path):
+    own = folder(tmp_path, **{os.fsdecode(b"caf\xe9"): SEEDED, "odd": IMAGE})
+    resolved, notes = pools.parse({"kind": "shaders", "programs": own, "builtin": False}).resolved((3, 16, 16))
+    assert resolved.digest is not None and not notes and resolved.left_out == []
 
 
 def test_a_program_that_the_user_leaves_out_is_not_tried_and_the_others_are(tmp_path):
@@ -386,6 +414,7 @@ def test_many_programs_that_are_left_out_are_all_named(tmp_path):
         ({"time": [3, 2]}, r"time: a range is \[least, most\], and 3 is more than 2; swap them"),
         ({"builtin": False}, r"name a folder, or set builtin to true"),
         ({"limit_s": 0}, r"pool\.limit_s"),
+        ({"programs": ""}, r"pool\.programs"),
     ],
 )
 def test_a_section_that_cannot_work_is_refused(fields, words, make_config):

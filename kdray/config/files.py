@@ -76,9 +76,24 @@ def parse_yaml(text: str) -> Any:
     """What YAML text holds.
 
     Raises:
-        yaml.YAMLError: it is not readable, gives a key twice, or has a number that is not in decimal form.
+        yaml.YAMLError: it is not readable, gives a key twice, has a number that is not in decimal form, or has an alias
+            within what that names.
     """
-    return yaml.load(text, _Loader)  # a SafeLoader
+    data = yaml.load(text, _Loader)  # a SafeLoader
+    _check_ends(data, (), set())
+    return data
+
+
+def _check_ends(value: Any, inside: tuple[int, ...], checked: set[int]) -> None:
+    """Refuse a mapping or list that holds itself, by an alias."""
+    if not isinstance(value, dict | list) or id(value) in checked:
+        return
+    if id(value) in inside:
+        problem = "an alias stands within what it names, which has no end; write out what is meant"
+        raise yaml.constructor.ConstructorError(None, None, problem, None)
+    for part in value.values() if isinstance(value, dict) else value:
+        _check_ends(part, (*inside, id(value)), checked)
+    checked.add(id(value))
 
 
 def _where_yaml_broke(error: Exception) -> str:

@@ -230,6 +230,8 @@ class Config(Section):
         what = f"each round takes all candidates that pool.kind = {self.pool.kind} makes"
         if self.select.asks:
             raise ValueError(f"select.strategy: {self.select.strategy} has nothing to choose: {what}; set it to random")
+        if self.select.looks:
+            raise ValueError(f"select.balance: {self.select.balance} has nothing to choose: {what}; set it to null")
         if self.student.unpaid is not None:
             raise ValueError(f"student.unpaid: {what}, and none is left that is unpaid; set it to null")
         return self

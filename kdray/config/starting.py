@@ -180,8 +180,13 @@ def write_start(path: Path, text: str) -> None:
         ConfigError: it is there already, or cannot be written.
     """
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        line = next(line for line in text.splitlines() if error.object[error.start] in line)
+        raise ConfigError(f"YAML holds no name that is not UTF-8, as in {line.strip()}; give it another name") from None
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
     except FileExistsError:
         raise ConfigError(f"{path} is there already, and nothing is overwritten; give another FILE") from None
     except OSError as error:

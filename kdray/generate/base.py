@@ -18,6 +18,8 @@ from kdray.utils.seeds import global_numbers
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_SHAKEN = 0.1  # standard deviation by which the parameters of a trial are moved
+_SAME = 1e-3  # a quarter of a grey level: two calls may differ in the last bits
 _NETWORKS = "kdray.generate.networks"
 GENERATORS: dict[str, str] = {
     "dcgan": f"{_NETWORKS}.dcgan:DCGAN",
@@ -78,7 +80,7 @@ def build_generator(name: str, code: int, image_shape: tuple[int, int, int], see
 
 
 def _build_users_own(build: Callable[..., Any], name: str, code: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """Build a user's network, and try a copy of it on two codes, in training mode and in eval mode."""
+    """Build a user's network, and try a copy of it on a few codes, in training mode and in eval mode."""
     if isinstance(build, torch.nn.Module):
         raise ModelError(f"{name} is a network already; name its class, or a function that makes one")
     try:
@@ -92,6 +94,7 @@ def _build_users_own(build: Callable[..., Any], name: str, code: int, image_shap
     trial = copy.deepcopy(network)
     for mode in (True, False):
         _try(trial.train(mode), name, torch.randn(2, code), image_shape)
+    _try_alone(trial, name, torch.randn(3, code))
     return network
 
 
@@ -117,3 +120,25 @@ def _try(network: nn.Module, name: str, codes: Tensor, image_shape: tuple[int, i
         raise ModelError(
             f"{name} gives pixels from {lowest:.3g} to {highest:.3g}; they must lie in [0, 1]: end it with a sigmoid"
         )
+
+
+def _try_alone(network: nn.Module, name: str, codes: Tensor) -> None:
+    """Make images of codes float [3, D] in eval mode, twice and in other company.
+
+    Raises:
+        ModelError: an image does not follow from its code alone. What is asked about would not be what was scored, and
+            a run that goes on would pay for other images.
+    """
+    with torch.no_grad():
+        for parameter in network.parameters():  # noise may have a strength that is 0 before training
+            parameter.add_(torch.randn_like(parameter), alpha=_SHAKEN)
+        images, again, company = network(codes), network(codes), network(codes[[0, 2, 2]])
+    for other, why in (
+        (again[0], "another image each time"),
+        (company[0], "another image beside other codes, as batch normalisation without running statistics does,"),
+    ):
+        if not torch.allclose(images[0], other, atol=_SAME, rtol=0, equal_nan=True):
+            raise ModelError(
+                f"{name} gives {why} for one code in eval mode; an image must follow from its code alone: draw random "
+                "numbers, and look at the batch, in training mode alone"
+            )

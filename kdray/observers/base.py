@@ -34,7 +34,7 @@ class RoundMetrics:
         loss: mean training loss of the last epoch; None of a student that is not trained.
         seconds: duration of each phase: choose, query, train, evaluate.
         relative_entropy: how evenly the answers so far are spread over the classes, 0 to 1, see
-            `kdray.select.balance.relative_entropy`; or None in runs of an older version.
+            `kdray.select.balance.relative_entropy`; None without answers, or in runs of an older version.
         training: steps; diverged, the step whose loss was not finite, or None; choices, what was chosen by agreement
             with held-out answers; notes, all that in words.
         boundaries: of a pool of boundary pairs, how many the teacher confirms, see `kdray.runs.confirmed`.

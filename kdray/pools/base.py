@@ -194,6 +194,11 @@ class PoolSection(Section):
         """
         return self, None
 
+    def showing(self, count: int) -> PoolSection:
+        """This section for a pool of which only `count` candidates are rendered, whatever its size: what is read ahead
+        may depend on that, and the candidates do not."""
+        return self
+
     def enlarged(self, images: int) -> str:
         """What the user can do to have more candidates than the pool over so many images has, in words."""
         return "give more images (images.count)"

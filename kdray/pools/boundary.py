@@ -22,8 +22,10 @@ from kdray.pools.counter import CounterRandom, below
 from kdray.pools.endless import EndlessSection
 from kdray.pools.listed import ListedPool
 from kdray.pools.mixture import Part
+from kdray.pools.nested import built, named, renamed
 from kdray.pools.pairs import check_range
 from kdray.pools.remade import Made
+from kdray.pools.sample import LEAST
 from kdray.sections.boundary import BoundarySettings
 from kdray.utils.lazy import torch
 from kdray.utils.seeds import torch_seed
@@ -53,7 +55,8 @@ class BoundarySection(BoundarySettings, PoolSection):
     of: Annotated[PoolSection, _moved] = Field(default_factory=_moved.default)
     """The pool whose candidates are moved. They are not asked about themselves."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a round's candidates that are pairs. The others are candidates of the pool `of` as they are."""
+    """Share of a round's candidates that are pairs, of which each round has at least one. The others are candidates of
+    the pool `of` as they are; a round that finds none that was not asked about before asks fewer queries."""
     gradients: Literal["student", "teacher"] = "student"
     """Whose gradients move the images, and whose boundaries are crossed. teacher: its own, for a local teacher with a
     named network, whose weights may be looked into. That asks no queries; the pairs are asked about as always."""
@@ -85,8 +88,9 @@ class BoundarySection(BoundarySettings, PoolSection):
 
     def resolved(self, image_shape: tuple[int, int, int]) -> tuple[PoolSection, list[str]]:
         """See `PoolSection`."""
-        of, notes = self.of.resolved(image_shape)
-        return self._over(of), notes
+        with named(self.of, "pool.of"):
+            of, notes = self.of.resolved(image_shape)
+        return self._over(of), [renamed(note, self.of, "pool.of") for note in notes]
 
     def enlarged(self, images: int) -> str:
         """See `PoolSection`."""
@@ -100,8 +104,8 @@ class BoundarySection(BoundarySettings, PoolSection):
         own_seed = torch_seed(seed, "boundary")  # the images of round 0 may be drawn from the same pool
         of = self.of
         if isinstance(of, EndlessSection) and of.candidates == "auto":
-            of = of.with_size(_ENDLESS)
-        return BoundaryPool(self, of.build(images, own_seed), own_seed)
+            of = of.with_size(_ENDLESS).showing(LEAST)
+        return BoundaryPool(self, built(of, images, own_seed, "pool.of"), own_seed)
 
 
 class BoundaryPool:
@@ -109,8 +113,8 @@ class BoundaryPool:
 
     Args:
         section: says how they are moved.
-        of: the candidates to move. If they do not run out, each round has some of its own; else each has all of them,
-            in another random order.
+        of: the candidates to move. If they do not run out, each round has some of its own; else each moves any of them,
+            in another random order, and none is taken twice as it is.
         seed: of this order, and of the target classes.
     """
 
@@ -168,7 +172,7 @@ class BoundaryPool:
         Raises:
             PoolExhausted: too few images crossed a boundary, and the others cannot take their places.
         """
-        wanted = round(self._section.share * basis.count)
+        wanted = min(basis.count, max(len(self._section.sides), round(self._section.share * basis.count)))
         others = basis.count - wanted
         pairs = -(-wanted // len(self._section.sides))
         images, moved, tried = self._cross(basis, pairs, others)
@@ -182,19 +186,33 @@ class BoundaryPool:
             if self._of.real:
                 raise PoolExhausted(f"{what}; raise pool.steps or pool.threshold, or name another pool in pool.of")
             notes.append(f"{what}: {missing:,} candidates are images that were not moved")
-        ranks = torch.cat([torch.arange(others), others + tried + torch.arange(missing)])
-        plain, rows = self._moved(basis.number, ranks), torch.arange(len(images))
-        none = torch.full_like(plain, -1)
+        plain, used = self._plain(basis, others, others + tried, missing)
+        if fewer := others + missing - len(plain):
+            notes.append(
+                f"round {basis.number} asks about {fewer:,} candidates fewer: all {self._sources:,} of "
+                f"{self._of.source} were asked about as they are"
+            )
+        rows, none = torch.arange(len(images)), torch.full_like(plain, -1)
         return Made(
             tensors={
                 "images": torch.cat([images, rendered(self._of, plain)]),
                 "of": torch.cat([moved[rows // len(self._section.sides)], plain]),
                 "pair": torch.cat([rows // len(self._section.sides), none]),
                 "side": torch.cat([rows % len(self._section.sides), none]),
+                "used": torch.tensor(used),
             },
             facts={"moved": tried, "found": len(moved)},
             notes=notes,
         )
+
+    def _plain(self, basis: Basis, others: int, rank: int, missing: int) -> tuple[Tensor, int]:
+        """Ids that `of` has for candidates that are not moved, int64: `others`, and as many as are `missing`, in an
+        endless pool from `rank` of the round on; and of how many from the start no later round may take any."""
+        if self._endless:
+            return self._moved(basis.number, torch.cat([torch.arange(others), rank + torch.arange(missing)])), 0
+        before = 0 if basis.last is None else int(basis.last.get("used", 0))
+        used = min(self._sources, before + others + missing)
+        return self._moved(0, torch.arange(before, used)), used
 
     def _cross(self, basis: Basis, pairs: int, first: int) -> tuple[Tensor, Tensor, int]:
         """Move images from rank `first` on until so many pairs are found, or too many images were tried.

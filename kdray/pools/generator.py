@@ -9,11 +9,12 @@ find other images under the same ids. What was bought stays as it was bought.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kdray.errors import PoolExhausted
+from kdray.errors import PoolExhausted, TrainingError
 from kdray.generate.base import GeneratorName, build_generator
 from kdray.pools.base import PoolSection, pools
 from kdray.pools.procedural.base import ProceduralPool
@@ -72,8 +73,8 @@ class GeneratorSection(PoolSection):
     is paid for: E rounds of B new images are B E (E + 1) / 2 queries. A teacher that always answers alike says nothing
     new; false asks once about an image."""
     candidates: Annotated[int, Field(ge=1, lt=1 << 31)] | Literal["auto"] = "auto"
-    """Candidates of each round. auto: as many as the round asks about, as in IDEAL, or ten times as many if the
-    strategy looks at them."""
+    """Candidates of each round. auto: as many as the largest round asks about, as in IDEAL, where all are alike, or ten
+    times as many if the choice looks at them (another strategy than random, or `select.balance`)."""
 
     @field_validator("weight")
     @classmethod
@@ -178,6 +179,7 @@ class GeneratorPool(ProceduralPool):
 
         Raises:
             PoolExhausted: the student is sure of every candidate that was tried.
+            TrainingError: the generator's loss is not finite.
         """
         from kdray.generate.train import train_generator
 
@@ -198,6 +200,11 @@ class GeneratorPool(ProceduralPool):
             random=torch_generator(self._seed, "training of generators", number),
             on_progress=basis.on_progress,
         )
+        if not all(map(isfinite, losses)):
+            raise TrainingError(
+                f"pool.lr: the generator of round {number} diverged, its loss is not finite with a learning rate of "
+                f"{section.lr:g}; the rest of the budget is kept. Start a new run with a lower pool.lr"
+            )
         tensors = {f"{_WEIGHTS}{name}": value.detach().cpu() for name, value in generator.state_dict().items()}
         tensors["classes"] = torch.tensor(classes)
         facts: dict[str, Any] = {"losses": losses}

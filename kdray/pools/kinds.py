@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import ConfigError
 from kdray.pools.base import Pool, PoolSection, pools
-from kdray.pools.nested import named
+from kdray.pools.nested import built
 from kdray.pools.pairs import check_range
 from kdray.pools.permutation import sample_without
 from kdray.pools.several import SeveralSection, check_alike, source_names
@@ -93,11 +93,7 @@ class AutoSection(SeveralSection):
 
     def build(self, images: Tensor, seed: int) -> KindsPool:
         """See `PoolSection`."""
-        built = []
-        for number, one in enumerate(self.of):
-            with named(one, f"pool.of.{number}"):
-                built.append(one.build(images, seed))
-        return KindsPool(built)
+        return KindsPool([built(one, images, seed, f"pool.of.{number}") for number, one in enumerate(self.of)])
 
 
 class KindsPool:

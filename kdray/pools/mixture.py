@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from kdray.pools.base import Pool, PoolSection, pools
 from kdray.pools.counter import CounterRandom, below
 from kdray.pools.endless import EndlessSection
-from kdray.pools.nested import named
+from kdray.pools.nested import built, naming
 from kdray.pools.pairs import check_range
 from kdray.pools.permutation import RandomOrder
 from kdray.pools.several import SeveralSection, check_alike, source_names
@@ -95,12 +95,11 @@ class MixtureSection(SeveralSection, EndlessSection):
         parts = []
         for number, (one, weight) in enumerate(zip(self.of, self._weights, strict=True)):
             own_seed = torch_seed(seed, "mixture", number)  # else two parts of one kind would draw alike
-            with named(one, f"pool.of.{number}"):
-                if not isinstance(one, EndlessSection):
-                    parts.append(Part(one.build(images, own_seed), weight, own_seed))
-                    continue
-                enough = one.with_size(-(-self.size // CYCLE) * weight) if one.candidates == "auto" else one
-                parts.append(Part(enough.build(images, own_seed), weight, None))
+            enough = one
+            if isinstance(one, EndlessSection) and one.candidates == "auto":
+                enough = one.with_size(-(-self.size // CYCLE) * weight)
+            pool = built(enough, images, own_seed, f"pool.of.{number}")
+            parts.append(Part(pool, weight, None if isinstance(one, EndlessSection) else own_seed))
         return MixturePool(parts, min(self.size, capacity(parts)))
 
 
@@ -192,6 +191,11 @@ class MixturePool:
     def to(self, device: str | torch.device) -> MixturePool:
         """See `Pool`."""
         return MixturePool([replace(part, pool=part.pool.to(device)) for part in self.parts], self._count)
+
+    def name_errors(self, section: PoolSection, field: str) -> MixturePool:
+        """See `naming`."""
+        parts = [replace(part, pool=naming(part.pool, section, field)) for part in self.parts]
+        return MixturePool(parts, self._count)
 
     def _place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers of the parts of candidates int64 [B], and the candidates' ranks in them."""

@@ -45,6 +45,10 @@ class SeveralSection(PoolSection):
             told += [renamed(note, one, field) for note in notes]
         return self.with_parts(resolved), told
 
+    def showing(self, count: int) -> PoolSection:
+        """See `PoolSection`."""
+        return self.with_parts(one.showing(count) for one in self.of)
+
     def with_parts(self, parts: Iterable[PoolSection]) -> Self:
         """This section with other pools in `of`."""
         return self.model_copy(update={"of": list(parts)})

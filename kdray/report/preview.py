@@ -57,7 +57,7 @@ def preview_pool(config: Config, count: int) -> Preview:
     Raises:
         KdrayError: what `kdray run` would refuse of the images and the pool.
     """
-    pooled = read_pool(config)
+    pooled = read_pool(config.model_copy(update={"pool": config.pool.showing(count)}))
     pool = pooled.pool
     kinds = list(zip(pool.names, pool.kinds, strict=True)) if isinstance(pool, KindsPool) else [(pool.source, pool)]
     parts = []

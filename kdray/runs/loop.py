@@ -35,7 +35,7 @@ from kdray.runs.remade import Remade
 from kdray.runs.tables import Candidates, Labelled
 from kdray.runs.training_set import of_one_round, with_bought, with_true_labels
 from kdray.search.requests import R, Request
-from kdray.select.balance import all_alike, imbalance, relative_entropy
+from kdray.select.balance import alike, all_alike, imbalance, relative_entropy
 from kdray.select.base import Task, select
 from kdray.training.fitting import untrained
 from kdray.training.loop import TrainResult
@@ -61,6 +61,11 @@ class Rounds:
     @property
     def _num_classes(self) -> int:
         return self._run.teachers.teacher.num_classes
+
+    @property
+    def _given(self) -> int:
+        """Images with true labels, in front of those that were bought."""
+        return 0 if self._inputs.labelled is None else len(self._inputs.labelled)
 
     @property
     def last(self) -> int:
@@ -307,8 +312,7 @@ class Rounds:
 
     def _copies(self, number: int) -> Copies:
         """Copies of what was bought before a round."""
-        given = 0 if self._inputs.labelled is None else len(self._inputs.labelled)
-        return Copies(self._training_set(number - 1)[0][given:], self._config.student.augment, self._config.seed)
+        return Copies(self._training_set(number - 1)[0][self._given :], self._config.student.augment, self._config.seed)
 
     def _train(self, number: int) -> None:
         begin = time.monotonic()
@@ -316,15 +320,11 @@ class Rounds:
             self._keep_student(number, begin, untrained(self._inputs.spec), {"images": 0})
             return
         images, targets = learnt
-        labels = targets.argmax(dim=1)
+        answers = self._training_set(number)[1][self._given :]  # all, whatever the student is trained on
+        labels = answers.argmax(dim=1)
         blind = _BLIND_ROUNDS if self._config.pool.untaught else 0
-        if blind <= number < self.last and all_alike(self._training_set(number)[1]):
-            names = self._inputs.classes or range(targets.shape[1])
-            raise TeacherError(
-                f"all {len(targets):,} answers so far are the same, class {names[int(labels[0])]}; a student "
-                "learns nothing from them, and the rest of the budget is kept. Check the teacher and "
-                "teacher.input, or start a new run with other images or candidates (images, pool.kind)"
-            )
+        if blind <= number < self.last and all_alike(answers):
+            raise TeacherError(alike(labels, self._inputs.classes))
         if told := imbalance(labels, targets.shape[1]):
             self._run.observer.note(told)
         unfinished = self.directory.training(number)
@@ -340,8 +340,8 @@ class Rounds:
             last=unfinished.read_bytes() if unfinished.exists() else None,
             on_state=lambda state: write_bytes(unfinished, state),
         )
-        facts = {"images": len(images), "relative_entropy": relative_entropy(labels, targets.shape[1])}
-        self._keep_student(number, begin, student, facts)
+        entropy = relative_entropy(labels, targets.shape[1]) if len(labels) else None
+        self._keep_student(number, begin, student, {"images": len(images), "relative_entropy": entropy})
         unfinished.unlink(missing_ok=True)
 
     def _keep_student(
@@ -365,9 +365,8 @@ class Rounds:
         """Images and targets that the student of a round is trained on; nothing where there are none."""
         if self._config.student.replay == "all" or self._config.pool.asks_again:
             return self._training_set(number)
-        given = 0 if self._inputs.labelled is None else len(self._inputs.labelled)
         before = next(map(len, self._training_set(number - 1)), 0)
-        return of_one_round(self._training_set(number), given, before)
+        return of_one_round(self._training_set(number), self._given, before)
 
     def _training_set(self, number: int) -> list[Tensor]:
         """Images and targets of all rounds up to this one, each round added once, so that all are held once. Of rounds

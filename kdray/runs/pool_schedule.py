@@ -166,7 +166,7 @@ def _wanted(config: Config, queries: list[int]) -> int:
 
 def _looked_at(config: Config, queries: list[int]) -> int:
     """Candidates that a round needs, where each makes its own."""
-    return _wanted(config, queries) * (EACH if config.select.asks else 1)
+    return _wanted(config, queries) * (EACH if config.select.looks else 1)
 
 
 def _room(config: Config, kinds: tuple[Pool, ...], start: int, trial: int) -> int:

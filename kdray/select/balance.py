@@ -21,6 +21,16 @@ def all_alike(targets: Tensor) -> bool:
     return len(targets) >= ALIKE and bool((targets == targets[0]).all())
 
 
+def alike(labels: Tensor, names: Sequence[str] | None) -> str:
+    """Why a run stops after such answers: labels int64 [N], all the same, one of `names` if these are known."""
+    name = names[int(labels[0])] if names else int(labels[0])
+    return (
+        f"all {len(labels):,} answers so far are the same, class {name}; a student learns nothing from them, and the "
+        "rest of the budget is kept. Check the teacher and teacher.input, or start a new run with other images or "
+        "candidates (images, pool.kind)"
+    )
+
+
 def relative_entropy(labels: Tensor | np.ndarray | Sequence[int], num_classes: int) -> float:
     """Entropy of the classes' frequencies, as a share of that of equal frequencies: H(p) / log K (section 4.1).
 

@@ -90,11 +90,12 @@ class Canvas:
 
     def _draw_sheet(self, numbers: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Images of programs int64 [B] in ascending order, one above the other on the sheet."""
+        used = (0, 0, self._sheet[0], len(numbers) * self._pitch)
+        self._frame.clear(viewport=used)  # a program may discard pixels, and would show those of an earlier sheet
         bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         for begin, end in pairwise(bounds):
             tops = self._pitch * np.arange(begin, end, dtype=np.float32)
             self._compile(int(numbers[begin])).draw(tops, parameters[begin:end])
-        used = (0, 0, self._sheet[0], len(numbers) * self._pitch)
         pixels = np.frombuffer(self._frame.read(viewport=used, components=3, alignment=1), np.uint8)
         rows = pixels.reshape(len(numbers), self._pitch, self._size[1], 3)[:, : self._size[0]]
         return rows[:, ::-1]  # the first row of OpenGL is the lowest
@@ -169,6 +170,8 @@ def _link(gl: moderngl.Context, program: Program) -> moderngl.Program:
     linked = gl.program(vertex_shader=program.vertex, fragment_shader=program.fragment)
     for name in linked:
         uniform = linked[name]
+        if isinstance(uniform, moderngl.UniformBlock | moderngl.StorageBlock):
+            raise ConfigError(f"it reads the block {name}, for which a candidate has no values")
         kind = getattr(uniform, "gl_type", None)
         if kind is None or name.startswith("kd_"):
             continue

@@ -22,10 +22,12 @@ _PRELUDE = Path(__file__).with_name("prelude.glsl")
 _BUILTIN = Path(__file__).with_name("programs")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", flags=re.DOTALL)
 _MAIN_IMAGE = re.compile(r"\bvoid\s+mainImage\s*\(")
+_IMAGE_OUTPUT = re.compile(r"(\bvoid\s+mainImage\s*\(\s*)out\b")
+_BODY = re.compile(r"\bvoid\s+main\s*\(\s*(?:void\s*)?\)\s*\{")
 _MAIN = re.compile(r"\bvoid\s+main\s*\(")
 _VERSION = re.compile(r"^[ \t]*#[ \t]*version\b([^\n]*)", flags=re.MULTILINE)
 _EXTENSION = re.compile(r"^[ \t]*#[ \t]*extension\b[^\n]*", flags=re.MULTILINE)
-_OUTPUT = re.compile(r"\bout\s+(?:(?:high|medium|low)p\s+)?vec4\s+\w+\s*;")
+_OUTPUT = re.compile(r"\bout\s+(?:(?:high|medium|low)p\s+)?vec4\s+(\w+)\s*;")
 _PRECISION = "precision highp float;\nprecision highp int;\n"
 _GEEKER = "uniform vec2 r;uniform vec2 m;uniform float t;uniform float f;uniform float s;uniform sampler2D b;\n"
 
@@ -141,7 +143,8 @@ def parse(name: str, text: str) -> Program:
     """
     code = _COMMENT.sub(lambda comment: " " + "\n" * comment[0].count("\n"), text)
     if _MAIN_IMAGE.search(code):
-        return _of_image(name, code)
+        # What is out has any value at first, and many a program adds to it as if that were 0, as in a browser
+        return _of_image(name, _IMAGE_OUTPUT.sub(r"\1inout", code))
     if _MAIN.search(code):
         return _of_main(name, code)
     raise ConfigError("it has neither main() nor mainImage()")
@@ -149,8 +152,9 @@ def parse(name: str, text: str) -> Program:
 
 def digest(programs: Iterable[Program]) -> str:
     """24 hexadecimal digits that change with the name or the GLSL of a program."""
+    # A file's name may have bytes that are not UTF-8
     texts = [text for program in programs for text in (program.name, program.vertex, program.fragment)]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:24]
+    return hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()[:24]
 
 
 def _of_image(name: str, text: str, prelude: str = "") -> Program:
@@ -169,9 +173,16 @@ def _of_main(name: str, code: str) -> Program:
     head = f"#version {version}\n{extensions}{_PRECISION}uniform vec4 kd_corner;\n"
     if not re.search(r"\buniform\b", code):
         head += _GEEKER
-    if modern and not _OUTPUT.search(code):
-        head += "out vec4 o;\n"
+    output = ""
+    if not modern and "gl_FragColor" in code:
+        output = "gl_FragColor"
+    elif modern and (found := _OUTPUT.search(code)):
+        output = found[1]
+    elif modern:
+        output, head = "o", f"{head}out vec4 o;\n"
     body = _EXTENSION.sub("", _VERSION.sub("", code))
+    if output:
+        body = _BODY.sub(lambda main: f"{main[0]}{output}=vec4(0);", body, count=1)
     place = f"#version {version}\n{'in' if modern else 'attribute'} vec2 kd_place;\n"
     vertex = f"{place}void main() {{ gl_Position = vec4(2.0 * kd_place - 1.0, 0.0, 1.0); }}\n"
     return Program(name, vertex, f"{head}#line 1\n{_local(body)}\n", False)

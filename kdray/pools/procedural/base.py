@@ -6,17 +6,24 @@ one begins with the smaller one.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdray.errors import ConfigError
+from kdray.pools.base import PoolSection
 from kdray.pools.endless import EndlessSection
+from kdray.pools.nested import NamedPainter
 from kdray.pools.pairs import check_range
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_VALUES = 1 << 21
+"""Most values of the pixels of images that are drawn at a time: painters hold some 30 bytes for each."""
 
 
 class Painter(Protocol):
@@ -39,7 +46,7 @@ class ProceduralSection(EndlessSection):
 
     def build(self, images: Tensor, seed: int) -> ProceduralPool:
         """See `PoolSection`."""
-        return ProceduralPool(images, self.painter(images, seed), self.size, self.kind)
+        return ProceduralPool(images, self.painter(images, seed), self.size, self.kind, _VALUES)
 
     @abstractmethod
     def painter(self, images: Tensor, seed: int) -> Painter:
@@ -62,6 +69,7 @@ class ProceduralPool:
         painter: draws the candidates.
         count: number of candidates.
         source: where they come from, as recorded in the labelled set.
+        values: most values of the pixels that are drawn at a time; None: the painter's batch, however large its images.
 
     Raises:
         ConfigError: `count` is not positive.
@@ -71,11 +79,11 @@ class ProceduralPool:
     real = False
     group_size = 1
 
-    def __init__(self, images: Tensor, painter: Painter, count: int, source: str) -> None:
+    def __init__(self, images: Tensor, painter: Painter, count: int, source: str, values: int | None = None) -> None:
         if count < 1:
             raise ConfigError(f"pool.candidates: a pool needs at least one candidate, got {count}")
         self.images, self.source = images, source
-        self._painter, self._count = painter, count
+        self._painter, self._count, self._values = painter, count, values
 
     def __len__(self) -> int:
         return self._count
@@ -94,7 +102,12 @@ class ProceduralPool:
         """The same pool with its images on `device`; this object if they are there already."""
         if self.images.device == torch.device(device):
             return self
-        return ProceduralPool(self.images.to(device), self._painter, self._count, self.source)
+        return ProceduralPool(self.images.to(device), self._painter, self._count, self.source, self._values)
+
+    def name_errors(self, section: PoolSection, field: str) -> ProceduralPool:
+        """See `kdray.pools.nested.naming`."""
+        painter = NamedPainter(self._painter, section, field)
+        return ProceduralPool(self.images, painter, self._count, self.source, self._values)
 
     def render(self, ids: Tensor) -> Tensor:
         """Map candidate ids int64 [B] to images uint8 [B, C, H, W].
@@ -105,6 +118,8 @@ class ProceduralPool:
         check_range(ids, len(self), "ids")
         ids = ids.to(self.images.device)
         rendered, batch = self.images.new_empty((len(ids), *self.image_shape)), self._painter.batch
+        if self._values is not None:
+            batch = max(1, min(batch, self._values // math.prod(self.image_shape)))
         for part, out in zip(ids.split(batch), rendered.split(batch), strict=True):
             out.copy_(self._painter(part))
         return rendered

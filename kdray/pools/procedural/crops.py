@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from weakref import WeakValueDictionary
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from kdray.errors import ConfigError
 from kdray.images.base import ImageSource, open_rows, sources
@@ -48,13 +48,21 @@ class CropsSection(ProceduralSection):
     coloured as these. Without a `size` they are read at twice the size of a candidate."""
     read: Literal["auto", "ahead", "on-demand"] = "auto"
     """When they are read: all ahead, or each whenever a candidate shows it. auto: on demand, if they take more than 256
-    MiB and are more than the candidates. The candidates are the same."""
+    MiB and are more than the candidates that are shown. The candidates are the same."""
     area: PositiveShares = (0.08, 1.0)
     """[least, most] area of the part, as a share of the image."""
     longest: Annotated[float, Field(ge=1)] = 1.33
     """Largest ratio of the part's sides, measured in sides of the image."""
     flip: bool = True
     """Whether parts are mirrored."""
+
+    _shown: int | None = PrivateAttr(default=None)
+
+    def showing(self, count: int) -> CropsSection:
+        """See `PoolSection`."""
+        section = self.model_copy()
+        section._shown = count
+        return section
 
     @property
     def drawn(self) -> bool:
@@ -116,7 +124,8 @@ class CropsSection(ProceduralSection):
         decoded if each is where a candidate shows it."""
         assert section.size is not None
         bytes_ = count * (1 if section.colour == "grey" else 3) * math.prod(section.size)
-        return self.read == "on-demand" or (self.read == "auto" and bytes_ > IN_MEMORY and count > self.size)
+        shown = self.size if self._shown is None else min(self._shown, self.size)
+        return self.read == "on-demand" or (self.read == "auto" and bytes_ > IN_MEMORY and count > shown)
 
 
 class CropsPainter:

@@ -46,7 +46,7 @@ class ShadersSection(ProceduralSection):
     path_fields: ClassVar[tuple[str, ...]] = ("programs",)
 
     kind: Literal["shaders"] = "shaders"
-    programs: str | None = None
+    programs: Annotated[str, Field(min_length=1)] | None = None
     """A folder of programs of your own, see docs/choosing.md."""
     builtin: bool = True
     """Whether the programs that come with kdray are used, beside those of the folder."""

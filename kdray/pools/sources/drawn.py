@@ -9,9 +9,10 @@ from pydantic import Field, field_validator
 from kdray.images.base import ImageRows, ImageSource, sources
 from kdray.pools.base import PoolSection, pools
 from kdray.pools.endless import EndlessSection
-from kdray.pools.nested import named, renamed
+from kdray.pools.nested import built, named, renamed
 from kdray.sections.base import Size
 from kdray.utils.lazy import torch
+from kdray.utils.stored import rows_in_a_part
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,11 +82,12 @@ class DrawnImages(ImageSource):
 
         assert isinstance(self.pool, EndlessSection)
         section = self.pool.with_size(ROWS) if self.pool.candidates == "auto" else self.pool
-        with named(self.pool, f"{field}.pool"):
-            pool = section.build(torch.empty(0, *self._shape, dtype=torch.uint8), _SEED)
+        images = torch.empty(0, *self._shape, dtype=torch.uint8)
+        pool = built(section.showing(self.count or 1), images, _SEED, f"{field}.pool")
+        at_once = max(1, min(_AT_ONCE, rows_in_a_part(self._shape)))
 
         def draw(rows: np.ndarray) -> "Iterator[Image.Image]":
-            for part in torch.from_numpy(rows).split(_AT_ONCE):
+            for part in torch.from_numpy(rows).split(at_once):
                 for pixels in pool.render(part).numpy():
                     one = len(pixels) == 1
                     yield Image.fromarray(pixels[0] if one else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
