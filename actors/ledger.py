@@ -148,9 +148,12 @@ class _Calls(ABC):
             return  # after `ray.shutdown`; a call would start another Ray
         try:
             if self._get(lambda: self._actor.leave.remote(self._user)):
-                ray.kill(self._actor)
+                self._end()
         except (ray.exceptions.RayError, LedgerError):
             pass  # the cluster is shutting down, and the actor with it
+
+    def _end(self) -> None:
+        ray.kill(self._actor)
 
 
 class RayLedger(_Calls):
@@ -195,7 +198,8 @@ class RayLedger(_Calls):
 
 
 class NamedLedger(_Calls):
-    """The same, from any node of the cluster: the actor is found by its name, and its file is not opened here.
+    """The same, from any node of the cluster: the actor is found by its name, and its file is not opened here. It
+    cannot start another actor, and so leaves this one to those who can.
 
     Args:
         name: of the actor, which a `RayLedger` has started.
@@ -213,6 +217,9 @@ class NamedLedger(_Calls):
             self._get(lambda: self._actor.enter.remote(self._user, None))
         except (ValueError, ActorDiedError):
             raise LedgerError(f"the actor {self._name} of the ledger {self.path} is gone") from None
+
+    def _end(self) -> None:
+        """Others may use it that have made no call for long, such as a trial that trains."""
 
 
 def _identity(path: str) -> tuple[int, int] | None:

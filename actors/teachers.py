@@ -142,6 +142,14 @@ class RayTeacherPool:
         self._waking.clear()
         self._running.clear()
 
+    def wait_until_ready(self) -> None:
+        """Wait until a worker has made its teacher. Until then nothing is spent.
+
+        Raises:
+            TeacherError: a worker cannot make its teacher, or none is ready for `patience_s`.
+        """
+        self._wait_for_one_of(lambda: bool(self._awake))
+
     def send(self, key: Any, images: torch.Tensor, replies: int = 0) -> None:
         """See `kdray.teachers.pool.TeacherPool`. A batch goes only to a worker whose teacher is made: nothing is
         spent by a worker that cannot make it.
@@ -149,19 +157,8 @@ class RayTeacherPool:
         Raises:
             TeacherError: a worker cannot make its teacher, or none is ready for `patience_s`; nothing was sent.
         """
-        if not self._actors:
-            self.start()
-        if self._waking:
-            self._wait_for_workers(0)
-        deadline = time.monotonic() + self._patience_s
-        while not (free := [n for n in self._awake if self._load[n] < self._each]):
-            if (left := deadline - time.monotonic()) <= 0:
-                raise TeacherError(
-                    f"no teacher worker was ready for {self._patience_s:,.0f} s; look at 'ray status', then go on. A "
-                    "cluster that starts nodes, or a teacher that is slow to load, may need more: set "
-                    "resources.patience_s, or resources.teacher_workers to 0"
-                )
-            self._wait_for_workers(left)
+        self._wait_for_one_of(lambda: any(self._load[n] < self._each for n in self._awake))
+        free = [n for n in self._awake if self._load[n] < self._each]
         number = min(free, key=lambda n: (self._load[n], n))
         self._load[number] += 1
         pixels = images.numpy()
@@ -170,6 +167,21 @@ class RayTeacherPool:
             self._replies[digest] = max(self._replies[digest], replies)
         more = (self._replies[digest],) if digest in self._replies else ()
         self._running[self._actors[number].answer.remote(pixels, *more)] = (key, number, digest)
+
+    def _wait_for_one_of(self, there_is: Callable[[], bool]) -> None:
+        if not self._actors:
+            self.start()
+        if self._waking:
+            self._wait_for_workers(0)
+        deadline = time.monotonic() + self._patience_s
+        while not there_is():
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TeacherError(
+                    f"no teacher worker was ready for {self._patience_s:,.0f} s; look at 'ray status', then go on. A "
+                    "cluster that starts nodes, or a teacher that is slow to load, may need more: set "
+                    "resources.patience_s, or resources.teacher_workers to 0"
+                )
+            self._wait_for_workers(left)
 
     def collect(self, timeout_s: float | None) -> list[TeacherReply]:
         """See `kdray.teachers.pool.TeacherPool`."""

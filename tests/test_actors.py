@@ -512,6 +512,8 @@ def test_what_was_bought_is_kept_when_workers_do_not_come_back_and_the_living_go
         with pytest.raises(TeacherError, match="no teacher worker was ready for 1 s"):
             buy(grey(*range(21, 41)), teachers=pool, ledger=ledger, batch_size=5, round=1)
         assert (ledger.spent(), ledger.reserved()) == (20, 0)
+        # Four before, and what was sent to the one that was killed: nothing is reserved while nobody can send it.
+        assert ledger.read("SELECT count(*) FROM reservations") == [(5,)]
         (tmp_path / "stuck").unlink()
         pool._patience_s = 60
         assert facts(buy(grey(*range(1, 41)), teachers=pool, ledger=ledger, batch_size=5, round=2)) == (20, 20, 0)

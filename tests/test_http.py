@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from kdray.errors import TeacherError
 from kdray.teachers import AnswerFormat, Answers
+from kdray.teachers.answers import UnknownClass
 from kdray.teachers.async_pool import AsyncTeacherPool, as_reply
 from kdray.teachers.faults import Fault
 from kdray.teachers.function import FunctionTeacher
@@ -597,6 +598,22 @@ def test_a_result_at_another_host_is_not_asked_for():
         with serving(handler) as server:
             assert ask(teacher(server.url)).kind == "failed" and seen == ["/jobs/1"]
         assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("place", ["http://[bad/r", "//[", "http://host:99999999/r"])
+def test_a_place_of_a_result_that_is_no_address_is_said(place):
+    handler, _ = working(first={"Location": place, "Retry-After": "0.01"})
+    with serving(handler) as server:
+        fault = ask(teacher(server.url))
+    assert fault.kind == "failed" and fault.charged and place in fault.message, fault
+
+
+def test_a_class_that_the_teacher_should_not_have_is_told_from_other_answers_without_sense():
+    for rows, answers, number, kind in (([7, 1], "hard", 0, UnknownClass), ([GOOD, [2, 0, 1]], "soft", 1, str)):
+        form = {"label": ""} if answers == "hard" else {"probabilities": ""}
+        with serving(answering(200, {"rows": rows})) as server:
+            bad = ask(teacher(server.url, answers=answers, reply={"rows": "rows", **form})).bad
+        assert [(row, type(why)) for row, why in bad.items()] == [(number, kind)]
 
 
 def test_a_result_that_does_not_come_in_time_may_be_charged():

@@ -13,6 +13,7 @@ from test_cli_errors import everything, only_message, refused
 
 from kdray.config.load import load_config, parse_config
 from kdray.ledger import Ledger
+from kdray.ledger.receipt import lines
 from kdray.metrics.classes import top_k_accuracy
 from kdray.models.checkpoint import load_student
 from kdray.models.predict import predict
@@ -115,6 +116,23 @@ def test_more_images_are_asked_about_within_a_cap_and_charged_to_the_run(own):
     assert evaluated(own, "--ask", 1000)["teacher"]["images"] == 100 and spent(own) == 100
     assert evaluated(own, "--ask", 5)["teacher"]["images"] == 100 and spent(own) == 100
     assert command("resume", own, "--local").returncode == 0 and spent(own) == 100
+
+
+def test_what_a_killed_process_left_open_is_charged_and_hits_stay(own):
+    ledger, owner = Ledger(own / "ledger.sqlite"), RunDirectory(own).owner()
+    (teacher,) = ledger.teachers()
+    ledger.record_hits(teacher, 7, purpose="evaluation", round=1, owner=owner)
+    ledger.open_account(owner, {"evaluation": 35})
+    ledger.reserve(5, purpose="evaluation", teacher=teacher, owner=owner, round=1)
+    ledger.close()
+    done = command("evaluate", own, "--ask", 3, *QUICK)
+    assert "5 queries were on their way when kdray died: they count as charged" in done.stderr + done.stdout
+    assert spent(own) == 30 + 5 + 3
+    ledger = Ledger(own / "ledger.sqlite", read_only=True)
+    assert (ledger.reserved(), ledger.uncertain("evaluation")) == (0, 5)
+    assert sum(line.hits for line in lines(ledger)) == 7
+    ledger.close()
+    assert "after" in command("ledger", own).stdout
 
 
 def test_another_teacher_is_not_asked(own, teacher_weights):

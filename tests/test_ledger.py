@@ -506,9 +506,10 @@ def test_what_came_of_each_image_by_hand(path, clock):
         label_all(ledger, ask(ledger, keys(6)))
         assert ledger.answers_of("t") and not ledger.answers_of("u")
         assert ledger.failures("t", keys(*range(1, 8))) == {
-            key(1): Failures(times=2, own=1, reason="a reset"),
-            key(2): Failures(times=1, own=0, reason="500"),
-            key(3): Failures(times=1, own=0, reason=DIED),
+            key(1): Failures(times=2, own=1, reason="a reset", sent=True),
+            key(2): Failures(times=1, own=0, reason="500", sent=True),
+            key(3): Failures(times=1, own=0, reason=DIED, sent=True),
+            key(4): Failures(times=0, own=0, reason=STOPPED, sent=True),
             key(5): Failures(times=0, own=0, reason="too dark", declined=True),
         }
         assert ledger.failures("u", keys(1)) == {}
@@ -979,6 +980,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.answers: dict[tuple[str, bytes], tuple[int, bytes]] = {}
         self.claims: dict[tuple[str, bytes, int], tuple[SimpleNamespace, float]] = {}
         self.lost: dict[tuple[str, bytes], list[tuple[bool, str]]] = {}  # whether alone, why
+        self.stopped: set[tuple[str, bytes]] = set()
         self.declined: dict[tuple[str, bytes], str] = {}
         self.labels = 0
 
@@ -1011,8 +1013,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def close(self, entry: SimpleNamespace, state: str, reason: str = "why") -> None:
         entry.state = state
-        if state == "uncertain" and reason != STOPPED:
-            for teacher, item in [(t, i) for (t, i, _), claim in self.claims.items() if claim[0] is entry]:
+        for teacher, item in [(t, i) for (t, i, _), claim in self.claims.items() if claim[0] is entry]:
+            if state == "uncertain" and reason == STOPPED:
+                self.stopped.add((teacher, item))
+            elif state == "uncertain":
                 self.lost.setdefault((teacher, item), []).append((entry.queries == 1 and reason != DIED, reason))
         self.claims = {image: claim for image, claim in self.claims.items() if claim[0] is not entry}
 
@@ -1172,19 +1176,21 @@ class LedgerMachine(RuleBasedStateMachine):
                     refused.setdefault(item, []).append((own, reasons))
             lost = {i: times for (asked, i), times in self.lost.items() if asked == teacher and i not in expected}
             declined = {i: why for (asked, i), why in self.declined.items() if asked == teacher and i not in expected}
+            stopped = {i for asked, i in self.stopped if asked == teacher and i not in expected}
             got = ledger.failures(teacher, everything)
+            assert {item for item, x in got.items() if x.sent} == refused.keys() | lost.keys() | stopped
             assert {item: (x.times, x.own) for item, x in got.items()} == {
                 item: (
                     len(refused.get(item, [])) + len(lost.get(item, [])),
                     sum(own for own, _ in lost.get(item, []) + refused.get(item, [])),
                 )
-                for item in refused.keys() | lost.keys() | declined.keys()
+                for item in refused.keys() | lost.keys() | declined.keys() | stopped
             }
             assert {item: x.reason for item, x in got.items() if x.declined} == declined
             for item in got.keys() - declined.keys():
                 reasons = {why for _, why in lost.get(item, [])}
                 reasons |= {why for _, several in refused.get(item, []) for why in several}
-                assert got[item].reason in reasons
+                assert got[item].reason in reasons or (not reasons and got[item].reason == STOPPED)
             assert ledger.answers_of(teacher) == bool(expected)
         days = Counter()
         for entry in self.entries:

@@ -263,8 +263,12 @@ def test_a_ledger_is_found_by_its_name_and_halted_for_all(ray_local, tmp_path):
     trial.grant([], teacher="t", owner="me", request="mine")  # closing a grant buys nothing
     owner.halt(None)
     assert trial.grant([Order(hashes=[b"y" * 16], attempt=1)], teacher="t", owner="me").parts
-    trial.close()
     owner.close()
+    trial.close()  # the last one, but it could not start another, so it leaves this one to who can
+    found = NamedLedger("sweep-of-this-test", "a path on another node")
+    assert found.spent() == 1
+    found.close()
+    RayLedger(tmp_path / "ledger.sqlite", 100, name="sweep-of-this-test").close()
     with pytest.raises(LedgerError, match="the actor sweep-of-this-test of the ledger a path on another node is gone"):
         NamedLedger("sweep-of-this-test", "a path on another node")
     with pytest.raises(LedgerError, match="is gone"):

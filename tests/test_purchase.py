@@ -115,6 +115,9 @@ class Line:
     def asked(self) -> Counter[int]:
         return Counter(n for batch in self.batches for n in batch)
 
+    def wait_until_ready(self) -> None:
+        assert len(self._waiting) < self._room
+
     def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         assert len(self._waiting) < self._room, "more on their way than it takes"
         self.sent.append((self._clock.now, numbers_of(images)))
@@ -464,6 +467,23 @@ def test_each_process_begins_with_one_image_and_leaves_lost_batches_whole(clock,
     line, policy = Line(clock), PurchasePolicy(retry=patient(proven=False), probe=True)
     buy(pictures(*range(10, 18)), teachers=line, ledger=ledger, batch_size=4, policy=policy)
     assert line.batches == [[14], [10, 11, 12, 13], [15, 16, 17]]
+
+
+def test_a_batch_that_ctrl_c_left_on_its_way_stays_whole(clock, make_ledger):
+    """Also where no other image is left: it had several images, so the teacher had answered one before."""
+    ledger = make_ledger(100)
+    stopped = Line(clock, slots=2, seconds=lambda number: 1.0 if number == 1 else 1000.0)
+
+    def broken(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    begin, policy = pictures(*range(12)), PurchasePolicy(retry=patient())
+    with pytest.raises(KeyboardInterrupt):
+        buy(begin, teachers=stopped, ledger=ledger, batch_size=4, on_progress=broken, policy=policy)
+    assert stopped.batches[:2] == [[0, 1, 2, 3], [4, 5, 6, 7]] and money(ledger) == (4, 0, 4, 0)
+    line, policy = Line(clock), PurchasePolicy(retry=patient(proven=False), probe=True)
+    buy(begin[:8], teachers=line, ledger=ledger, batch_size=4, policy=policy)
+    assert line.batches == [[4, 5, 6, 7]]
 
 
 @pytest.mark.parametrize(("kind", "tried"), [("lost", [0, 1, 2]), ("doubtful", [0, 1, 2]), ("throttled", [0, 0, 0, 0])])

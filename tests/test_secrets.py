@@ -420,3 +420,9 @@ def test_a_run_that_is_killed_leaves_no_key_behind_and_goes_on_only_with_it(tmp_
         code, resumed = said("resume", "out", "--local")
         assert code == 0, resumed
     hidden(tmp_path, resumed)
+
+
+def test_the_variables_of_several_teachers_are_all_kept():
+    both = Secrets({"KEY_A": "first-secret"}).with_those_of(Secrets({"KEY_B": "second-secret"}))
+    assert both.fill("${KEY_A} ${KEY_B}") == "first-secret second-secret"
+    assert "secret" not in both.redact("first-secret, second-secret")

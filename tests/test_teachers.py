@@ -26,7 +26,7 @@ from kdray.teachers.function import FunctionTeacher
 from kdray.teachers.function import PythonTeacherConfig as PythonConfig
 from kdray.teachers.local import LocalTeacher
 from kdray.teachers.local import LocalTeacherConfig as LocalConfig
-from kdray.teachers.pool import LocalTeacherPool
+from kdray.teachers.pool import LocalTeacherPool, as_reply
 
 SHAPE = (1, 12, 12)
 NORMALISE = {"mean": [0.4], "std": [0.3]}
@@ -704,3 +704,11 @@ def test_what_a_fault_means_for_money_and_for_asking_again():
     assert charged == {"lost", "malformed", "doubtful", "failed"}
     assert {kind for kind, fault in meaning.items() if fault.final} == {"refused", "failed"}
     assert set(meaning) - charged == {"refused", "throttled", "unsent", "declined", "oversized"}
+
+
+def test_answers_with_a_gradient_are_kept_without_it():
+    """A teacher of the user's own may forget torch.no_grad; what it answered is paid."""
+    probs = torch.full((2, 3), 1 / 3, requires_grad=True) * 1.0
+    reply = as_reply("key", Answers(probs=probs, labels=torch.tensor([0, 1]), num_classes=3))
+    assert reply.key == "key" and not reply.answers.probs.requires_grad
+    assert np.allclose(reply.answers.rows().probs, 1 / 3)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 NEVER_SENT = "never sent"
 """The reason of a reservation that was released before anything was sent: it is not counted as a request."""
+AFTER = -1
+"""In the place of the round: what a run was asked to measure once more, by `kdray evaluate --ask`."""
 STOPPED = "kdray was stopped before the answer came"
 """The reason of a request that the user's stop left without an answer: it says nothing about its images."""
 DIED = "kdray died"
@@ -134,12 +136,14 @@ class Failures:
         own: how often of these the cause was the image itself: it was alone in its request, or others were answered.
         reason: the last reason.
         declined: the teacher does not take it, which costs nothing.
+        sent: it was sent, and kdray may have been stopped before the answer came, which is not the image's fault.
     """
 
     times: int
     own: int
     reason: str
     declined: bool = False
+    sent: bool = False
 
 
 def hash_images(images: "Tensor") -> list[bytes]:

@@ -5,7 +5,7 @@ import sqlite3
 from kdray.errors import LedgerError
 from kdray.ledger.grants import BOTH, accounts_of
 from kdray.ledger.limits import day_of
-from kdray.ledger.records import DIED, STOPPED, AnswerRows, Outcome
+from kdray.ledger.records import DIED, AnswerRows, Outcome
 
 
 def check(outcome: Outcome) -> None:
@@ -91,7 +91,7 @@ def close(db: sqlite3.Connection, key: str, state: str, *, rejected: int = 0, re
     db.execute(
         "UPDATE reservations SET state = ?, rejected = ?, reason = ? WHERE id = ?", (state, rejected, reason, key)
     )
-    if state == "uncertain" and reason != STOPPED:
+    if state == "uncertain":
         db.execute("INSERT INTO lost SELECT teacher, hash, reservation FROM claims WHERE reservation = ?", (key,))
     db.execute("DELETE FROM claims WHERE reservation = ?", (key,))
     db.execute(

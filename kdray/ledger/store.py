@@ -32,6 +32,7 @@ from kdray.ledger.limits import Limits
 from kdray.ledger.records import (
     DIED,
     NEVER_SENT,
+    STOPPED,
     AnswerRows,
     Failures,
     Grant,
@@ -213,12 +214,18 @@ class Ledger:
             f"{columns} reason, {of('rejected')}", "rejects", teacher, wanted
         ):
             found.setdefault(key, []).append((number, reason, queries == 1 or bad < queries))
+        stopped = set()
         for key, number, queries, reason in self._by_hash(f"{columns} {of('reason')}", "lost", teacher, wanted):
-            found.setdefault(key, []).append((number, reason, queries == 1 and reason != DIED))
+            if reason == STOPPED:
+                stopped.add(key)
+            else:
+                found.setdefault(key, []).append((number, reason, queries == 1 and reason != DIED))
         failures = {
-            key: Failures(times=len(times), own=sum(own for *_, own in times), reason=max(times)[1])
+            key: Failures(times=len(times), own=sum(own for *_, own in times), reason=max(times)[1], sent=True)
             for key, times in found.items()
         }
+        for key in stopped - failures.keys():
+            failures[key] = Failures(times=0, own=0, reason=STOPPED, sent=True)
         for key, reason in self._by_hash("hash, reason", "declined", teacher, wanted):
             paid = failures.get(key, Failures(times=0, own=0, reason=""))
             failures[key] = replace(paid, reason=reason, declined=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdray.config.root import Config
 from kdray.errors import TeacherError
+from kdray.ledger.records import AFTER
 from kdray.ledger.store import Ledger
 from kdray.models.checkpoint import ModelCard
 from kdray.observers import Observer
@@ -66,6 +67,10 @@ def ask_more(
                     f"{run.path} has bought its answers from {mine[0]}, and the teacher is now {teacher.identity}: "
                     "bring the old one back, or leave out --ask"
                 )
+            # The directory's lock is ours, so what its owner has reserved was left by a dead process
+            uncertain, _ = ledger.recover(owner)
+            if uncertain:
+                observer.note(f"{uncertain:,} queries were on their way when kdray died: they count as charged")
             ledger.open_account(owner, {"evaluation": ledger.spent("evaluation", owner) + most})
             asked = torch.tensor(sorted(rows), dtype=torch.int64)
             pool = make_pool(teacher, section.limits.in_flight)
@@ -76,7 +81,7 @@ def ask_more(
                     ledger=ledger,
                     batch_size=section.batch_size,
                     purpose="evaluation",
-                    round=run.asked_rounds()[-1],
+                    round=AFTER,
                     owner=owner,
                     policy=PurchasePolicy.of(section, metered=teacher.metered),
                     on_progress=observer.progress,

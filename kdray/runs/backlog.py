@@ -64,6 +64,7 @@ class Backlog:
         self._hashes, self._tries_allowed, self._size = hashes, tries, batch_size
         self._tries = Counter({key: found.times for key, found in failures.items()})
         self._own = {key for key, found in failures.items() if found.own}
+        self._sent = {key for key, found in failures.items() if found.sent}
         self.set_aside = {
             key: found.reason
             for key, found in failures.items()
@@ -102,10 +103,12 @@ class Backlog:
         return list(itertools.islice(self._queue, count))
 
     def split_first(self) -> None:
-        """Send one image alone, ahead of all others: the first that has not failed, where there is one. Batches that
-        were lost stay as they were, since a server may know them again and bill them once."""
-        number = next((n for n, batch in enumerate(self._queue) if not self._failed_before(batch)), 0)
-        self._send_alone(number, self._queue[number].positions[0])
+        """Send one image alone, ahead of all others: the first that was not sent before, where there is one. Batches
+        that were lost stay as they were, since a server may know them again and bill them once: that they had several
+        images says that the teacher had answered one."""
+        number = next((n for n, batch in enumerate(self._queue) if not self._was_sent(batch)), None)
+        if number is not None:
+            self._send_alone(number, self._queue[number].positions[0])
 
     def single_out(self, number: int, but: Container[bytes]) -> None:
         """Send one image alone, ahead of all others: from another place of the queue for each `number`. It is none of
@@ -127,8 +130,8 @@ class Backlog:
             self._queue.insert(number, Batch(positions=rest, attempt=batch.attempt))
         self._queue.appendleft(Batch(positions=[position], attempt=batch.attempt))
 
-    def _failed_before(self, batch: Batch) -> bool:
-        return any(self._tries[self._hashes[p]] for p in batch.positions)
+    def _was_sent(self, batch: Batch) -> bool:
+        return any(self._tries[key] or key in self._sent for key in (self._hashes[p] for p in batch.positions))
 
     def limit(self, size: int) -> bool:
         """Send at most `size` images a request from now on; whether that is less than before."""

@@ -197,6 +197,7 @@ class _Purchase:
             self._backlog.single_out(len(self._doubts), self._doubts)
         elif self._policy.probe and not self._retry.proven:
             self._backlog.split_first()
+        self._teachers.wait_until_ready()
         self._open_grant = uuid.uuid4().hex
         grant = self._ledger.grant(
             [
@@ -355,8 +356,7 @@ class _Purchase:
             self._backlog.limit(last)
 
     def _look_at_first(self) -> None:
-        note = self._policy.first.look(self._known)
-        if note is not None:
+        if (note := self._policy.first.look(self._known)) is not None:
             self._note(note)
 
     def _check_share(self) -> None:

@@ -168,7 +168,8 @@ def _prepare_teacher(outlook: Outlook, display: SweepDisplay) -> Secrets | None:
         if (key := config.teacher.model_dump_json()) not in seen:
             seen.add(key)
             read_inputs(resolve(config), observer=observer, ledger_here=False)
-            secrets = config.teacher.read_secrets() or secrets
+            if (more := config.teacher.read_secrets()) is not None:
+                secrets = more if secrets is None else secrets.with_those_of(more)
     return secrets
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +53,14 @@ class Answers:
         if self.bad:
             raise TeacherError(next(iter(self.bad.values())))
         return self
+
+    def plain(self) -> Answers:
+        """The same on the CPU and without gradients, whatever device a teacher works on."""
+        tensors = [self.labels] if self.probs is None else [self.labels, self.probs]
+        if all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in tensors):
+            return self
+        labels, *probs = (tensor.detach().cpu() for tensor in tensors)
+        return replace(self, probs=probs[0] if probs else None, labels=labels)
 
     def rows(self) -> AnswerRows:
         """The rows as the ledger stores them; `to_answers` turns them back."""

@@ -23,6 +23,9 @@ class AsyncTeacherPool:
         self._thread: threading.Thread | None = None
         self._session: Any = None
 
+    def wait_until_ready(self) -> None:
+        """It always is."""
+
     def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         """See `kdray.teachers.pool.TeacherPool`."""
         if replies and isinstance(self.teacher, CountsReplies):

@@ -42,6 +42,14 @@ class TeacherPool(Protocol):
         """Batches that can be on their way at once."""
         ...
 
+    def wait_until_ready(self) -> None:
+        """Wait until a batch can be sent. The caller reserves nothing before: another run may ask about what is
+        reserved, once it has waited for so long that a reply should have come.
+
+        Raises:
+            TeacherError: nobody can send one, for so long that nobody will.
+        """
+
     def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         """Send uint8 images [B, C, H, W]; the reply carries `key`. At most `slots` may be on their way.
 
@@ -73,6 +81,9 @@ class LocalTeacherPool:
     def send(self, key: Any, images: Tensor, replies: int = 0) -> None:
         """See `TeacherPool`."""
         self._sent.append((key, images))
+
+    def wait_until_ready(self) -> None:
+        """It always is."""
 
     def collect(self, timeout_s: float | None) -> list[TeacherReply]:
         """See `TeacherPool`."""
@@ -111,4 +122,4 @@ def as_reply(key: Any, result: object) -> TeacherReply:
     if not isinstance(result, Answers):
         message = f"the teacher gave {type(result).__name__}, not kdray.teachers.Answers; see docs/extending.md"
         return TeacherReply(key=key, fault=Fault(kind="failed", message=message))
-    return TeacherReply(key=key, answers=result)
+    return TeacherReply(key=key, answers=result.plain())

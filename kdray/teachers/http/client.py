@@ -126,7 +126,8 @@ class HttpTeacher:
             return self.fault("failed", str(reason))
         except MalformedReply as reason:
             return self.fault("malformed", self._no_answer(raw, reply, str(reason)))
-        return replace(answers, bad={row: self._clean(reason) for row, reason in answers.bad.items()})
+        # A reason may be of a kind of its own, an `UnknownClass`
+        return replace(answers, bad={row: type(reason)(self._clean(reason)) for row, reason in answers.bad.items()})
 
     def _no_answer(self, raw: RawReply, reply: Any, reason: str) -> str:
         """Why a reply of success holds no answer."""

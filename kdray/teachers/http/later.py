@@ -27,7 +27,12 @@ def result_address(reply: RawReply, base: str, path: Path | None) -> str | None:
             found = follow(reply.json(), path)
         except (MalformedReply, ValueError, RecursionError):
             return None
-    return urljoin(base, found) if isinstance(found, str) and found else None
+    if not isinstance(found, str) or not found:
+        return None
+    try:
+        return urljoin(base, found)
+    except ValueError:  # of brackets that hold no IPv6 address; `same_host` refuses it
+        return found
 
 
 def same_host(address: str, base: str) -> bool:

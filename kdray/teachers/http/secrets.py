@@ -56,6 +56,10 @@ class Secrets:
                 )
         return cls(values)
 
+    def with_those_of(self, other: "Secrets") -> "Secrets":
+        """The values of both."""
+        return Secrets(self._values | other._values)
+
     def fill(self, text: str, *, for_url: bool = False) -> str:
         """`text` with the values in place."""
         return _VARIABLE.sub(lambda m: quote(self._values[m[1]], safe="") if for_url else self._values[m[1]], text)
