@@ -176,6 +176,22 @@ def test_unixkd_gives_every_image_its_turn_before_any_has_two():
     assert len(set(whole)) == 8, "no image twice"
 
 
+def test_what_unixkd_mixes_shows_two_images():
+    pool, rest = MixupPool(pictures(12), [0.0, 0.25, 0.75, 1.0]), []
+    model, searcher = build_model("lenet5", (1, 28, 28), 10, seed=1), LocalSearcher(64)
+    for seed in range(10):
+        task = Task(
+            pool=pool,
+            k=12,
+            taken=np.empty(0, np.int64),
+            generator=np.random.default_rng(seed),
+            ask=lambda request: searcher.search(pool, model, request),
+            asked=np.arange(12),
+        )
+        rest += pool.describe(torch.from_numpy(select(strategies.parse("unixkd"), task).ids))["lambda"]
+    assert set(rest) == {0.25, 0.75}, "all images have their answers"
+
+
 def test_unixkd_does_not_choose_the_images_of_round_0_again():
     pool = MixupPool(pictures(10), [0.0, 0.5, 1.0])
     model, searcher = build_model("lenet5", (1, 28, 28), 10, seed=1), LocalSearcher(64)

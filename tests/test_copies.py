@@ -101,6 +101,9 @@ REQUERY = {"student__labels": "requery"}
 
 @pytest.mark.parametrize("augment", ["none", "auto", {"kind": "crop"}])
 def test_copies_need_an_augmentation_that_is_named(augment, make_config):
+    for judged in ({"student__recipe": "auto"}, {"student__early_stop": {}}):
+        with pytest.raises(ConfigError, match=r"judges by answers that are held out, but labels is requery"):
+            make_config(student__labels="requery", student__augment="affine", **judged)
     with pytest.raises(ConfigError, match=r"labels is requery, .* name an augmentation such as affine"):
         make_config(**REQUERY, student__augment=augment)
 

@@ -16,6 +16,7 @@ from processes import processes
 from torch import nn
 from torch.nn import functional as F
 
+from kdray.config.load import load_config
 from kdray.errors import ConfigError, PoolExhausted, TrainingError
 from kdray.generate.base import GENERATORS, build_generator
 from kdray.generate.losses import generator_loss, information_loss
@@ -27,6 +28,7 @@ from kdray.pools.remade import Basis
 from kdray.report.curve import curve_of
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
+from kdray.runs.learning import learn
 from kdray.runs.opening import open_run
 from kdray.runs.plan import seconds_of_making
 from kdray.runs.run import resume, run
@@ -365,6 +367,17 @@ def test_ideal_asks_once_about_every_sample_of_balanced_rounds(finished):
         assert np.bincount(wanted, minlength=10).tolist() == [4] * 10
     images = torch.cat([directory.read_labelled(number, 10).images for number in (1, 2, 3)])
     assert len(torch.unique(images.flatten(1), dim=0)) == 120
+
+
+def test_a_student_that_goes_on_cannot_be_trained_again_at_once(finished, tmp_path):
+    directory = RunDirectory(finished.directory)
+    config = load_config(directory.config)
+    with pytest.raises(ConfigError, match=r"add student\.start=new student\.replay=all"):
+        learn(directory, config, out=tmp_path / "students")
+    assert not (tmp_path / "students").exists()
+    student = config.student.model_copy(update={"start": "new", "replay": "all"})
+    curve = learn(directory, config.model_copy(update={"student": student}), out=tmp_path / "students")
+    assert [point.images for point in curve.points] == [120]
 
 
 def test_the_first_student_is_fresh_and_the_others_go_on(finished):

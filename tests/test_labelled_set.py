@@ -134,6 +134,11 @@ def test_images_of_two_shapes_make_no_set(runs, tmp_path):
         pq.write_table(table.set_column(0, "image", column).replace_schema_metadata(table.schema.metadata), path)
     with pytest.raises(ConfigError, match=r"has the image shape 1, 16, 16, and .* 1, 8, 8"):
         merge([RunDirectory(runs[0].directory), other], tmp_path / "set")
+    (tmp_path / "both").mkdir()
+    for name, run_ in (("a", RunDirectory(runs[0].directory)), ("b", other)):
+        shutil.copy(run_.artefact(run_.asked_rounds()[-1], "query"), tmp_path / "both" / f"{name}.parquet")
+    with pytest.raises(ConfigError, match=r"b\.parquet has images of \[1, 8, 8\], and a\.parquet of \[1, 16, 16\]"):
+        learn_set(tmp_path / "both", [])
 
 
 def test_a_round_that_asked_nothing_is_no_obstacle(teacher_weights, tmp_path):

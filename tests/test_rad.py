@@ -304,7 +304,9 @@ def test_one_bad_gain_of_many_is_refused(bad: float) -> None:
         draw(gains, 10, 5.0, None, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("mistakes", "w"), [(0, None), (3, 0.5), (40, 1.0), (100, 1.0)])
+@pytest.mark.parametrize(
+    ("mistakes", "w"), [(0, None), (3, 0.5), (40, 1.0), (55, 1.0), (60, 0.8), (75, 1.0), (80, None), (100, 1.0)]
+)
 def test_the_most_draws_are_those_that_leave_no_chance_above_one(mistakes: int, w: float | None) -> None:
     gains = np.random.default_rng(4).random(100).astype(np.float32)
     p = distribution(gains, mistakes, w)

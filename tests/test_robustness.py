@@ -93,6 +93,19 @@ def test_an_attack_on_an_image_does_not_depend_on_the_others_of_its_batch():
     assert torch.allclose(fgsm(model, x, y, 0.02), alone, atol=1e-6)
 
 
+@pytest.mark.parametrize(("side", "most"), [(28, 256), (224, 4)])
+def test_large_images_are_attacked_a_few_at_a_time(side, most):
+    model, seen = build_model("mlp", (3, side, side), 2, seed=0), []
+
+    def none(model, images, labels, eps):
+        seen.append(len(images))
+        return images.float() / 255
+
+    data = torch.zeros(most + 3, 3, side, side, dtype=torch.uint8)
+    robust_accuracy(model, data, torch.zeros(len(data), dtype=torch.int64), (0.0,), none)
+    assert seen == [most, 3]
+
+
 def test_accuracy_falls_with_eps_and_is_the_usual_one_at_zero():
     model, x = linear(), images(150)
     y = predict(model, x).argmax(dim=1)
@@ -143,6 +156,11 @@ def test_v_measure_is_scikit_learn_s_of_the_k_means_clusters():
     # Two clusters, each of two classes whole: homogeneity 1/2, completeness 1, so 2/3.
     four = torch.tensor([[0.0], [0.0], [0.1], [0.1], [9.0], [9.0], [9.1], [9.1]])
     assert v_measure(four, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), 2) == pytest.approx(2 / 3)
+
+
+def test_v_measure_takes_any_seed_of_a_run():
+    features, classes = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    assert v_measure(features, classes, 3, 5 + (1 << 40)) == v_measure(features, classes, 3, 5)
 
 
 def test_v_measure_takes_the_features_of_a_student():

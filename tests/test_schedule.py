@@ -383,3 +383,16 @@ def test_a_pool_that_depends_on_the_budget_shares_no_rounds(make_config):
     with pytest.raises(ConfigError, match=r"pool.pairs: auto takes as many pairs as the budget needs"):
         make_config(pool__pairs="auto", select__schedule="nested", select__rounds=None)
     assert make_config(pool__pairs="auto").pool.pairs == "auto"
+    for pool, field in (
+        ("lines", r"pool\.candidates"),
+        ({"kind": "mixture", "of": ["lines", "noise"]}, r"pool\.candidates"),
+        ({"kind": "generator"}, r"pool\.candidates"),
+        (
+            {"kind": "mixture", "candidates": 900, "of": ["lines", {"kind": "mixup", "pairs": "auto"}]},
+            r"pool\.of\.1\.pairs",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=rf"{field}: auto takes as many .* give a number"):
+            make_config(pool=pool, select={"schedule": "nested"})
+    whole = {"kind": "mixture", "candidates": 900, "of": ["lines", "mixup"]}
+    assert make_config(pool=whole, select={"schedule": "nested"}).pool.candidates == 900

@@ -525,3 +525,15 @@ def test_sampling_from_billions_of_pairs():
     drawn = sample_without(n, 1000, np.arange(5), np.random.default_rng(0))
     assert len(set(drawn.tolist())) == 1000
     assert drawn.max() > n // 2 and drawn.min() >= 5
+
+
+@pytest.mark.parametrize("ids", [[7, 7, 3, 9], [7, 3, 9, 12]])
+def test_a_strategy_of_the_users_own_that_chooses_one_twice_is_refused(ids):
+    class Twice(type(strategies.parse("random"))):
+        def choose(self, task: Task) -> Selection:
+            return Selection(ids=np.array(ids))
+
+    pool = ImagePool(torch.zeros(20, 1, 4, 4, dtype=torch.uint8))
+    task = Task(pool=pool, k=4, taken=np.array([12]), generator=np.random.default_rng(0), ask=None)
+    with pytest.raises(ScoringError, match="random chose a candidate twice, or one that was chosen before"):
+        select(Twice(), task)

@@ -1,5 +1,6 @@
 """Candidates that nobody pays for: students label them and one more learns from them; rounds that train shorter."""
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -125,6 +126,31 @@ def test_a_training_of_several_students_that_is_killed_goes_on_to_the_same_bits(
     assert again == whole
     # The state that was kept is that of the epoch before, but the first epoch of a network keeps none of its own yet.
     assert seen == list(range(at, 10))
+
+
+def test_what_was_said_of_a_labelling_student_is_said_after_a_resume(monkeypatch):
+    monkeypatch.setattr("kdray.training.saved.EVERY_S", 0.0)
+    data, targets, states = images(9), soft_targets(9), []
+    how = spec(unpaid={"students": 1}, lr=1e5, epochs=20)
+    _, whole = LocalTrainer(how).fit(data, targets, 2)
+
+    def killed(done: int, of: int, loss: float) -> None:
+        if states and len(torch.load(io.BytesIO(states[-1]), weights_only=True)["done"]) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalTrainer(how).fit(data, targets, 2, killed, on_state=states.append)
+    _, again = LocalTrainer(how).fit(data, targets, 2, last=states[-1])
+    assert again.notes() == whole.notes() and whole.notes()[0].startswith("student 0 that labels: ")
+
+
+@pytest.mark.parametrize("augment", [{"kind": "crop", "shift": 2, "flip": True}, "standard", "high", "affine"])
+def test_a_process_whose_share_of_a_batch_has_no_unpaid_candidates_draws_none(augment):
+    how = section(augment=augment)
+    pool = MixupPool(images(6), [0.5])
+    labeller = Labeller(Unpaid(), pool, [build_model("small-cnn", TINY, 3, seed=0)], how.augment)
+    drawn, answers = labeller.draw(Draw(torch.Generator().manual_seed(0), slice(0, 0), 1))
+    assert drawn.shape == (0, *TINY) and answers.shape == (0, 3)
 
 
 @pytest.mark.parametrize(("share", "steps"), [(1.0, 30), (0.5, 15), (0.01, 1)])

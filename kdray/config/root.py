@@ -182,9 +182,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _shared_rounds_choose_from_one_pool(self) -> "Config":
-        if getattr(self.pool, "pairs", None) == "auto" and self.select.schedule != "even":
+        if self.select.schedule != "even" and (found := _sized_by_the_budget(self.pool, "pool")) is not None:
+            field, what = found
             raise ValueError(
-                "pool.pairs: auto takes as many pairs as the budget needs, so another budget chooses from another pool "
+                f"{field}: auto takes as many {what} as the budget needs, so another budget chooses from another pool "
                 "and shares no rounds; give a number, or set select.schedule to even"
             )
         return self
@@ -291,3 +292,17 @@ class Config(Section):
         for pool in self.pool.kinds:
             self.select.check(pool, labelled=self.labelled is not None, validation=self.validation is not None)
         return self
+
+
+def _sized_by_the_budget(pool: PoolSection, field: str) -> tuple[str, str] | None:
+    """The field by which a pool has as many candidates as the budget needs, and what it counts; or None."""
+    if getattr(pool, "candidates", None) == "auto":
+        return f"{field}.candidates", "candidates"
+    if getattr(pool, "pairs", None) == "auto":
+        return f"{field}.pairs", "pairs"
+    parts = getattr(pool, "of", ())
+    for number, part in enumerate(parts if isinstance(parts, list) else ()):
+        # What is endless has its share of the whole, which is a number here
+        if getattr(part, "pairs", None) == "auto":
+            return f"{field}.of.{number}.pairs", "pairs"
+    return None

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdray.models.predict import accuracy, predict
+from kdray.models.predict import accuracy, images_at_a_time, predict
 
+_KEPT = 4  # times as much memory as a forward pass takes one with gradients, roughly
 EPSILONS = (0.001, 0.003, 0.005, 0.01)
 """The ε of MIX-KD's Table 3."""
 
@@ -88,7 +89,7 @@ def robust_accuracy(
     epsilons: Sequence[float] = EPSILONS,
     attack: Attack = fgsm,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> dict[float, float]:
     """Accuracy on images that are perturbed against the model itself, by ε; ε = 0 gives the usual accuracy.
 
@@ -98,12 +99,14 @@ def robust_accuracy(
         labels: the true classes, int64 [N].
         epsilons: in units of pixel / 255.
         attack: `fgsm`, `ifgsm`, or another of that form.
-        batch_size: images a pass.
+        batch_size: images a pass. None: 256, or fewer large ones: a pass with gradients keeps all that it computes.
 
     Raises:
         ValueError: see `fgsm`.
     """
     device = next(iter(model.parameters())).device
+    if batch_size is None:
+        batch_size = max(1, images_at_a_time(_KEPT * 256, images.shape[1:], device) // _KEPT)
     found = {}
     for eps in epsilons:
         predictions = []

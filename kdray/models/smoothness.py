@@ -27,7 +27,7 @@ def v_measure(features: Tensor, labels: Tensor, clusters: int, seed: int = 0) ->
     from sklearn.cluster import KMeans  # slow to import
     from sklearn.metrics import v_measure_score
 
-    assigned = KMeans(clusters, n_init=10, random_state=seed).fit_predict(features.double().cpu().numpy())
+    assigned = KMeans(clusters, n_init=10, random_state=seed % (1 << 32)).fit_predict(features.double().cpu().numpy())
     return float(v_measure_score(labels.cpu().numpy(), assigned))
 
 

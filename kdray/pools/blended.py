@@ -40,7 +40,7 @@ class PairsSection(OfPairs):
     pre: Annotated[Transform, transforms] = Field(default_factory=transforms.default)
     """What is done to each of the two images before: the kind alone, or a section with its kind and its other
     fields."""
-    draws: Annotated[int, Field(ge=1)] = 4
+    draws: Annotated[int, Field(ge=1, le=1 << 20)] = 4
     """Candidates of each pair. A strategy that chooses at most one per pair takes the one of lowest score."""
 
     def build(self, images: Tensor, seed: int) -> BlendedPool:

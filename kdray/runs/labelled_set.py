@@ -231,6 +231,11 @@ def learn_set(
         if read_classes(path) != names:
             raise ConfigError(f"{path} has other classes than {paths[0].name}; train on each alone")
         part = read_labelled(path, len(names))
+        if held and part.images.shape[1:] != held[0].shape[1:]:
+            shapes = list(part.images.shape[1:]), list(held[0].shape[1:])
+            raise ConfigError(
+                f"{path} has images of {shapes[0]}, and {paths[0].name} of {shapes[1]}; train on each alone"
+            )
         held = with_bought(held, part, read_top(path))
     counts = check_counts(first, len(held[0]) if held else 0, folder)
     if not held:

@@ -43,7 +43,7 @@ def learn(
 
     The images with true labels of the run's config are trained on as well. Each student is trained as that of the last
     round. One of an unchanged config that is trained on all images is the run's own, bit for bit; so are those of
-    earlier rounds, if these were not trained shorter or without unpaid candidates.
+    earlier rounds, if these were trained as the last one: `early` is 1, nothing is `auto`, and there is no `unpaid`.
 
     Args:
         config: the run's, in which `student`, `seed` and `test` may be others. Its seed is that of training alone: the
@@ -53,7 +53,8 @@ def learn(
         observer: told what happens; not closed.
 
     Raises:
-        ConfigError: an n is not positive or is larger than what was bought, or the student cannot be trained.
+        ConfigError: an n is not positive or is larger than what was bought, or the student cannot be trained, or is
+            one that goes on from round to round.
         RunDirectoryError: the run has no student yet, or `out` cannot be used.
         KdrayError: of the kind and with the field of what else is wrong; then nothing was written.
     """
@@ -61,6 +62,11 @@ def learn(
     recorded = load_config(run.config)
     config = resolve(config, recorded)
     bought = _Bought(run)
+    if config.student.start == "last":
+        raise ConfigError(
+            "student.start: last trains one student from round to round, and kdray train begins anew; add "
+            "student.start=new student.replay=all"
+        )
     counts = check_counts(first, bought.total, run.path)
     spec = _student_spec(run, config)
     card = spec.card

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from kdray.errors import PoolExhausted
+from kdray.errors import PoolExhausted, ScoringError
 from kdray.pools.base import Pool, PoolSection
 from kdray.search.requests import R, Request
 from kdray.search.values import PredictionsRequest
@@ -292,11 +292,17 @@ def select(strategy: Strategy, task: Task) -> Selection:
 
     Raises:
         PoolExhausted: fewer than k candidates are left.
+        ScoringError: a strategy of the user's own chose one twice.
     """
     chosen = strategy.choose(task) if strategy.balance is None else _balanced(strategy, strategy.balance, task)
     if len(chosen.ids) < task.k and not chosen.fewer:
         raise PoolExhausted(
             f"{task.k:,} candidates wanted, {len(chosen.ids):,} are left for {strategy.strategy}; lower budget.queries"
+        )
+    if len(np.unique(chosen.ids)) < len(chosen.ids) or np.isin(chosen.ids, task.taken).any():
+        raise ScoringError(
+            f"select.strategy: {strategy.strategy} chose a candidate twice, or one that was chosen before; a choice is "
+            "of different candidates that are in no row of Task.taken"
         )
     return chosen
 

@@ -82,6 +82,8 @@ class SharedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
+        given = input.dtype
+        input = input.float()  # as torch does: bfloat16 has too few digits for sums
         places = [0, *range(2, input.ndim)]
         across = (1, -1, *[1] * (input.ndim - 2))
         count = input.numel() // input.shape[1]
@@ -99,7 +101,7 @@ class SharedBatchNorm(_BatchNorm):
         output: Tensor = (input - mean.view(across)) * torch.rsqrt(variance + self.eps).view(across)
         if self.affine:
             output = output * self.weight.view(across) + self.bias.view(across)
-        return output
+        return output.to(given)
 
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics, as torch does."""

@@ -199,12 +199,14 @@ class _Making:
             if not self._saved.done[number]:
                 raise TrainingError("it could not be trained before the training was broken off either")
             model.load_state_dict(self._saved.done[number])
+            self._beside += self._saved.said[number]
             self._behind += length(recipe, len(images)).epochs
             return model.eval()
         result = self._trained(model, recipe, images, targets, seed)
-        self._beside += [f"{called}: {note}" for note in result.notes() if called]
+        said = [f"{called}: {note}" for note in result.notes() if called]
+        self._beside += said
         if self._saved is not None:
-            self._saved.finish(model.state_dict())
+            self._saved.finish(model.state_dict(), said)
         return model
 
     def _labeller(self, recipe: Recipe, unpaid: Unpaid) -> Labeller:

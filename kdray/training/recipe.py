@@ -142,6 +142,12 @@ class StudentSection(Recipe):
                 f"{'' if self.augment.changes else ', which changes nothing'}; name an augmentation such as affine, or "
                 "set labels to reuse"
             )
+        judges = {"recipe is auto": self.recipe == "auto", "early_stop is set": self.early_stop is not None}
+        if self.labels == "requery" and (told := next((text for text, judged in judges.items() if judged), None)):
+            raise ValueError(
+                f"{told}, which judges by answers that are held out, but labels is requery: copies of the images that "
+                "are held out would be trained on; leave it out, or set labels to reuse"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Saved:
         self._kept = time.monotonic()
         held = _read(last, key)
         self.done: list[dict[str, Tensor]] = held["done"]
+        self.said: list[list[str]] = held.get("said", [[]] * len(self.done))
         self._state: dict[str, Any] | None = held["state"]
 
     def read(self) -> dict[str, Any] | None:
@@ -48,13 +49,14 @@ class Saved:
         if time.monotonic() - self._kept < self._every_s:
             return
         file = io.BytesIO()
-        torch.save({"key": self._key, "done": self.done, "state": state()}, file)
+        torch.save({"key": self._key, "done": self.done, "said": self.said, "state": state()}, file)
         self._keep(file.getvalue())
         self._kept = time.monotonic()
 
-    def finish(self, weights: dict[str, Tensor]) -> None:
-        """A network is trained; the next one begins."""
+    def finish(self, weights: dict[str, Tensor], said: Sequence[str] = ()) -> None:
+        """A network is trained, of which this is to be said; the next one begins."""
         self.done.append(weights)
+        self.said.append(list(said))
         self._state = None
 
 

@@ -61,7 +61,9 @@ class Labeller:
             draw: random numbers for the B candidates.
         """
         images = self._pool.render(draw.integers(0, len(self._pool)))
-        images = self._augment(images if self._device is None else images.to(self._device), draw)
+        images = images if self._device is None else images.to(self._device)
+        if len(images):  # a small batch over many processes has none for some
+            images = self._augment(images, draw)
         with torch.no_grad():
             answers = [student(images).float().softmax(dim=1) for student in self._students]
         return images, torch.stack(answers).mean(dim=0)

@@ -81,7 +81,7 @@ class WarpTransform(Transform):
     words: ClassVar[int]
     """Random numbers that a map takes."""
 
-    variants: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    variants: Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"] = "auto"
     """Number of random transforms of each image. A candidate takes one of them for each of its two images. A worker
     keeps the transformed images where all of them fit into 256 MiB, which makes scoring faster. auto: 32, or as many as
     fit if those are at least 4."""

@@ -85,15 +85,16 @@ def most_draws_of_bins(counts: np.ndarray, mistakes: float, w: float | None) -> 
         ValueError: an argument is out of its range.
     """
     n = int(counts.sum())
-    against = (1.0 + penalty(n, mistakes, w)) * mistakes
+    cost = penalty(n, mistakes, w)
+    against = (1.0 + cost) * mistakes
     full = np.flatnonzero(counts)[::-1]
     if not len(full):
         return 1
     values = bin_values()[full]
     inverse = np.divide(counts[full], values, out=np.full(len(full), np.inf), where=values > 0)
     total = np.cumsum(inverse)
-    worth = (np.cumsum(counts[full]) - against) / total
+    worth = np.where(values > 0, (np.cumsum(counts[full]) - against) / total, -np.inf)
     best = int(worth.argmax())
-    if worth[best] <= 0.0:  # a loss is certain: the smallest gains have all probability
+    if worth[best] < -cost * values[-1]:  # a loss is certain: the smallest gains have all probability
         return int(counts[full[-1]])
     return max(1, int(total[best] * values[best] + 1e-9))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kdray.select.rad.game import inclusion, penalty
+from kdray.select.rad.game import distribution, inclusion, penalty
 from kdray.select.rounding import round_parts
 
 _LEAST = np.float32(1e-30)
@@ -67,8 +67,8 @@ def most_draws(gains: np.ndarray, mistakes: float, w: float | None) -> int:
     """
     gains = np.ascontiguousarray(gains, dtype=np.float32)
     least, total = _support(gains, (1.0 + penalty(len(gains), mistakes, w)) * mistakes)
-    if total == 0.0:  # a loss is certain: the smallest gains have all probability
-        return int(np.count_nonzero(gains == gains.min()))
+    if total == 0.0:  # no draw is worth anything against the adversary, and the one that loses least is sought
+        return max(1, int(1.0 / distribution(gains, mistakes, w).max() + 1e-6))
     return max(1, int(total * float(least) + 1e-9))
 
 

@@ -78,8 +78,11 @@ def _turns(pool: SegmentPool, taken: np.ndarray, images: int) -> np.ndarray:
 
 
 def _mixed(pool: SegmentPool, image: int, pure: bool, gone: set[int], generator: np.random.Generator) -> int:
-    """A candidate not in `gone` that mixes `image` with a random other image, or any candidate if none is found."""
+    """A candidate not in `gone` that mixes `image` with a random other image, or any candidate if none is found. Unless
+    `pure`, it shows both, where the grid has such a λ: an image alone may have its answer."""
     lambdas = np.array(pool.lambdas)
+    if not pure and len(inner := np.flatnonzero((lambdas > 0) & (lambdas < 1))):
+        lambdas = np.where(np.isin(np.arange(len(lambdas)), inner), lambdas, np.inf)
     for _ in range(_TRIES):
         weight = 1.0 if pure else 1.0 - generator.random()
         partner = int(generator.integers(len(pool.images) - 1))
@@ -87,7 +90,7 @@ def _mixed(pool: SegmentPool, image: int, pure: bool, gone: set[int], generator:
         if image < partner:
             group, index = pool.group(image, partner), int(np.abs(lambdas - weight).argmin())
         else:
-            group, index = pool.group(partner, image), int(np.abs(1.0 - lambdas - weight).argmin())
+            group, index = pool.group(partner, image), int(np.abs(lambdas - (1.0 - weight)).argmin())
         if (candidate := group * pool.group_size + index) not in gone:
             return candidate
     # Most candidates of `image` are gone: choose any candidate that is left.
