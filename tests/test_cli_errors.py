@@ -1,5 +1,6 @@
 """Errors a user can make, at the command line: exit code 2, one message, no traceback, nothing paid, nothing left."""
 
+import errno
 import io
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 import yaml
 from aiohttp import web
 from conftest import command, digits_config
@@ -16,9 +18,12 @@ from processes import kdray
 from safetensors.torch import save_file
 from test_http import answering, free_port, serving
 
+from kdray.cli.common import exit_on_error
+from kdray.config.load import load_config
 from kdray.ledger import Ledger
 from kdray.models.checkpoint import ModelCard, read_card, save_model
 from kdray.models.classifier import build_model
+from kdray.runs.run import choose_directory
 
 
 @pytest.fixture(scope="module")
@@ -509,6 +514,26 @@ def test_a_file_is_no_run_directory(config_file, tmp_path):
     assert refused("run", path, "--local", "--out", path) == f"{path} is a file; choose another --out"
     message = refused("run", path, "--local", "--out", path / "below")
     assert message == f"cannot work in {path / 'below'}: {path} is not a folder; choose another --out"
+
+
+def test_a_file_in_the_place_of_a_run_is_passed_over(config_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = config_file()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / Path(path).stem).write_text("a file")
+    assert choose_directory(load_config(path), Path(path).stem).path.name == f"{Path(path).stem}-2"
+
+
+def test_an_error_of_the_system_about_a_place_is_a_message(capsys):
+    for error, said in (
+        (OSError(errno.ENOSPC, "No space left on device"), "kdray: No space left on device; make room, or choose"),
+        (PermissionError(errno.EACCES, "Permission denied", "sw/.lock"), "kdray: sw/.lock: Permission denied; make"),
+    ):
+        with pytest.raises(typer.Exit) as ended, exit_on_error():
+            raise error
+        assert ended.value.exit_code == 2 and said in capsys.readouterr().err
+    with pytest.raises(OSError, match="odd"), exit_on_error():
+        raise OSError(errno.EIO, "odd")
 
 
 @pytest.mark.parametrize("place", ["nothing", "folder", "notes.txt"])

@@ -837,6 +837,8 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path, content):
          "YAML reads 001 as 1; put quotes around it if it is text, or write 1 (line 1, column 21)"),
         ("images: {rows: 10:50}\n",
          "YAML reads 10:50 as 650; put quotes around it if it is text, or write 650 (line 1, column 16)"),
+        ("images: {path: 2024-13-05}\n",
+         "a value looks like a date and is none (month must be in 1..12); put quotes around it if it is text"),
         ("pool: &b {kind: mixture, of: [*b, lines]}\n",
          "an alias stands within what it names, which has no end; write out what is meant"),
     ],

@@ -1,6 +1,7 @@
 """`kdray export`: every format answers as the student does, in batches of any size, and what does not is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -79,11 +80,9 @@ def test_the_formats():
 )
 @pytest.mark.parametrize("name", [name for name in SUFFIXES if name != "safetensors"])
 def test_every_format_answers_as_the_student_does(name, model, shape, tmp_path):
-    graph, kind, path = (
-        deployed(model, shape, temperature=2.5),
-        find_format(name),
-        tmp_path / f"student{SUFFIXES[name]}",
-    )
+    folder = tmp_path / os.fsdecode(b"caf\xe9") if name in ("pt2", "torchscript") else tmp_path  # not UTF-8
+    folder.mkdir(exist_ok=True)
+    graph, kind, path = deployed(model, shape, temperature=2.5), find_format(name), folder / f"student{SUFFIXES[name]}"
     with torch.no_grad():  # logits that differ
         graph.student.network(torch.randn(2, *shape))
         list(graph.student.parameters())[-1].mul_(20).add_(torch.arange(len(NAMES)))
@@ -276,6 +275,16 @@ def test_a_run_that_is_not_finished_is_not_exported(state, finished, tmp_path):
     assert command("export", own / "student.safetensors", "--format", "pt2").returncode == 0
 
 
+def test_a_finished_run_of_a_sweep_is_exported_without_a_status_of_its_own(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = copy_run(finished, tmp_path / "run")
+    (own / "status.json").unlink()
+    assert command("export", own, "--format", "safetensors", "--out", tmp_path / "m.safetensors").returncode == 0
+    (own / "rounds" / "001" / "metrics.json").unlink()
+    message = refused("export", own, "--format", "safetensors", "--out", tmp_path / "n.safetensors")
+    assert "is stopped, and not finished; go on with: kdray resume" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -395,3 +404,10 @@ def test_8_bits_that_cannot_be_made_are_refused(arguments, message, finished, tm
     paths = {"RUN": finished, "MODEL": finished / "student.safetensors"}
     arguments = [paths.get(text, text) for text in arguments]
     assert message in refused("export", *arguments, "--int8", unchanged=(finished,))
+
+
+def test_a_folder_of_the_hub_needs_a_path_that_its_libraries_read(tmp_path):
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(ExportError, match=r"caf\\xe9: the libraries of the Hub read no path that is not UTF-8"):
+        find_format("hf").write(deployed("lenet5", (1, 16, 16)), about("lenet5", (1, 16, 16)), place)
+    assert not place.exists()

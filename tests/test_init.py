@@ -135,6 +135,22 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(arguments, message, tm
     assert message in refused("init", *arguments, unchanged=(tmp_path,))
 
 
+def test_photos_that_are_turned_or_of_two_kinds_are_told(tmp_path):
+    folder = folder_of(tmp_path / "photos", [(60, 40)] * 12)
+    turned = Image.new("RGB", (60, 40))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "0000a.jpg", exif=exif)
+    text = starting_config("x", str(folder), None, None, 10)
+    assert text.size == 32, "a photo that is shown upright has another shape"
+    grey = folder_of(tmp_path / "grey", [(60, 40)] * 12)
+    Image.new("L", (60, 40)).save(grey / "0000a.png")
+    (grey / "huge.png").write_bytes(b"")
+    Image.new("1", (20000, 20000)).save(grey / "huge.png")  # more pixels than Pillow opens
+    found = starting_config("x", str(grey), None, None, 10)
+    assert found.size is None and yaml.safe_load(found.text)["images"]["colour"] == "rgb"
+
+
 @pytest.mark.parametrize("words", [["--images", b"caf\xe9"], ["--classes", b"a,caf\xe9"]])
 def test_a_name_that_yaml_cannot_hold_is_refused_and_nothing_is_written(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

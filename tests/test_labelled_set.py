@@ -141,6 +141,32 @@ def test_images_of_two_shapes_make_no_set(runs, tmp_path):
         learn_set(tmp_path / "both", [])
 
 
+def test_a_merge_that_fails_leaves_nothing_that_looks_like_a_set(runs, tmp_path):
+    damaged = RunDirectory(copy_run(runs[1].directory, tmp_path / "damaged"))
+    path = damaged.artefact(damaged.asked_rounds()[-1], "query")
+    path.write_bytes(path.read_bytes()[:-200] + bytes(200))
+    both = [RunDirectory(runs[0].directory), damaged]
+    with pytest.raises(RunDirectoryError, match="cannot be read"):
+        merge(both, tmp_path / "set")
+    assert not list((tmp_path / "set").glob("*.parquet"))
+    assert merge(both[:1], tmp_path / "set").images > 0 and list((tmp_path / "set").glob("*.parquet"))
+
+
+def test_a_round_that_was_damaged_and_asked_again_is_replaced_among_the_labelled(runs, tmp_path):
+    own = RunDirectory(copy_run(runs[0].directory, tmp_path / "own"))
+    number = own.asked_rounds()[-1]
+    path, shown = own.artefact(number, "query"), own.labelled / f"round-{number:03d}.parquet"
+    whole = path.read_bytes()
+    shown.unlink()
+    own.publish(number)
+    assert shown.samefile(path)
+    path.unlink()  # moved away
+    shown.write_bytes(b"damaged")
+    path.write_bytes(whole)
+    own.publish(number)
+    assert shown.read_bytes() == whole and not list(own.labelled.glob("*.tmp"))
+
+
 def test_a_round_that_asked_nothing_is_no_obstacle(teacher_weights, tmp_path):
     own = {"source": "digits", "rows": "600:660", "size": 16}
     config = digits_config(teacher_weights, labelled=own, select__first=0, budget__queries=40)

@@ -1,6 +1,8 @@
 """What the commands share: arguments, how an error a user can make is shown, and a clean stop."""
 
+import errno
 import io
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +16,11 @@ from typer.core import TyperCommand
 from kdray.errors import KdrayError
 from kdray.utils.files import shown
 from kdray.utils.text import printable
+
+_OF_PLACES = (
+    errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+)  # fmt: skip
+"""Numbers of the system's errors that are of a place that a user has named, and not of kdray."""
 
 
 class OnceCommand(TyperCommand):
@@ -57,6 +64,12 @@ def exit_on_error() -> Iterator[None]:
         raise typer.Exit(2) from None
     except BrokenPipeError:  # the reader of our output has left
         raise typer.Exit(1) from None
+    except OSError as error:
+        if error.errno not in _OF_PLACES:
+            raise
+        where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+        print(f"kdray: {printable(where)}{error.strerror}; make room, or choose another place", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 @contextmanager

@@ -79,7 +79,11 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: it is not readable, gives a key twice, has a number that is not in decimal form, or has an alias
             within what that names.
     """
-    data = yaml.load(text, _Loader)  # a SafeLoader
+    try:
+        data = yaml.load(text, _Loader)  # a SafeLoader
+    except ValueError as error:  # of what looks like a date, such as 2024-13-05
+        problem = f"a value looks like a date and is none ({error}); put quotes around it if it is text"
+        raise yaml.constructor.ConstructorError(None, None, problem, None) from None
     _check_ends(data, (), set())
     return data
 

@@ -16,7 +16,7 @@ class BudgetSection(Section):
 
     resumable_fields: ClassVar[tuple[str, ...]] = ("evaluation", "price_per_query", "currency")
 
-    queries: Annotated[int, Field(ge=1)]
+    queries: Annotated[int, Field(ge=1, lt=1 << 62)]
     """Maximum number of training queries, including round 0."""
     evaluation: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Maximum number of queries on test images, for agreement and the teacher's accuracy. They are counted separately.
@@ -38,7 +38,7 @@ class LedgerSection(Section):
     path: str | None = None
     """Path of the ledger file, in a folder that exists; null puts it into the run directory. Runs and trials with the
     same path share it."""
-    queries: Annotated[int, Field(ge=1)] | None = None
+    queries: Annotated[int, Field(ge=1, lt=1 << 62)] | None = None
     """Hard cap on the training queries of all runs that share the file together, in addition to the `budget.queries` of
     each run; null sets no cap. The cap is stored in the file; `kdray ledger FILE --budget N` changes it."""
 

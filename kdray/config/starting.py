@@ -7,7 +7,9 @@ from pathlib import Path
 
 from kdray.errors import ConfigError
 from kdray.images.base import ImageRows
+from kdray.images.decode import UNREADABLE
 from kdray.images.folder import FolderImages
+from kdray.images.pixels import is_grey, upright_size
 
 SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 """Sizes that images of several shapes are brought to."""
@@ -106,12 +108,12 @@ def starting_config(
         raise ConfigError(f"--drawn: got {drawn:,} beside --images {folder}; give one of the two")
     named = _classes(classes)
     opened = None if folder is None else FolderImages(path=folder).open("--images")
-    size = None if opened is None else _size(opened)
+    size, mixed = (None, False) if opened is None else _form(opened)
     count = 0 if opened is None else opened.rows
     tested = min(_MOST_TESTED, count // _TEST_SHARE) if count >= _FEWEST else 0
     text = _TEMPLATE.format(
         name=name,
-        images=_images(folder, count, tested, size if opened is not None else 64)
+        images=_images(folder, count, tested, size if opened is not None else 64, mixed)
         if drawn is None
         else _DRAWN.format(name=name, size=drawn, first=max(1, min(_MOST_FIRST, queries // _FIRST_SHARE))),
         url=json.dumps(url or "https://api.example.org/v1/classify"),
@@ -128,9 +130,9 @@ def starting_config(
     )
 
 
-def _images(folder: str | None, count: int, tested: int, size: int | None) -> str:
-    """The sections images and test."""
-    shape = "" if size is None else f", size: {size}"
+def _images(folder: str | None, count: int, tested: int, size: int | None, mixed: bool) -> str:
+    """The sections images and test; `mixed` images are grey and in colour."""
+    shape = ("" if size is None else f", size: {size}") + (", colour: rgb" if mixed else "")
     source = f"source: folder, path: {json.dumps(folder or 'images', ensure_ascii=False)}{shape}"
     if not tested:
         return f"# Images without labels, to ask about and to mix.\nimages: {{{source}}}\n"
@@ -156,21 +158,21 @@ def _classes(text: str | None) -> list[str] | int:
     return names
 
 
-def _size(opened: ImageRows) -> int | None:
-    """What images are resized to: the largest of `SIZES` that half of them have; None if all have one shape."""
-    from PIL import UnidentifiedImageError
-
-    step, shapes = max(1, opened.rows // _LOOKED_AT), []
+def _form(opened: ImageRows) -> tuple[int | None, bool]:
+    """What images are resized to: the largest of `SIZES` that half of them have; None if all have one shape. And
+    whether some are grey and others are not."""
+    step, shapes, grey = max(1, opened.rows // _LOOKED_AT), [], set()
     for row in range(0, opened.rows, step):
         try:
             with opened.decode(row) as image:
-                shapes.append(image.size)
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+                shapes.append(upright_size(image))
+                grey.add(is_grey(image))
+        except UNREADABLE:
             continue  # `kdray plan` reads every image, and names it
     if not shapes or len(set(shapes)) == 1:
-        return None
+        return None, len(grey) > 1
     shorter = statistics.median(min(shape) for shape in shapes)
-    return max((size for size in SIZES if size <= shorter), default=SIZES[0])
+    return max((size for size in SIZES if size <= shorter), default=SIZES[0]), len(grey) > 1
 
 
 def write_start(path: Path, text: str) -> None:

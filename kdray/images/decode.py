@@ -15,7 +15,7 @@ from kdray.images.base import ImageRows, ImageSource
 from kdray.images.pixels import Shown, as_shown
 from kdray.utils.stored import gathered, is_stored, temporary_folder
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     SyntaxError,
@@ -125,7 +125,7 @@ def _decode(opened: ImageRows, row: int, read: Callable[[], object], source: Ima
         return as_shown(image, background[:3], source.bits, source.colour or opened.colour)
     except UnidentifiedImageError:
         raise DamagedImage(f"{field}: {opened.where(row)} is not a readable image (unknown format)") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         # The system's errors have a number: no such file, no permission, a disk that fails. Pillow's have none.
         kind = ImageSetError if isinstance(error, OSError) and error.errno is not None else DamagedImage
         raise kind(f"{field}: {opened.where(row)} is not a readable image ({error})") from None

@@ -139,6 +139,17 @@ def _raw_modes(image: Image.Image) -> list[str]:
     return found
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image as it is shown, turned by its EXIF orientation."""
+    width, height = image.size
+    return (height, width) if 5 <= _orientation(image) <= 8 else (width, height)
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image has no colours, told by its mode."""
+    return image.mode in _GREY
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1..8; 1 where there is none or it cannot be read, as viewers have it."""
     try:

@@ -50,7 +50,8 @@ class LedgerFile:
             self._write_ahead(self._db)  # last: it changes the file, which until here may turn out to be no ledger
         except sqlite3.Error as error:
             self.close()
-            raise LedgerError(f"cannot use {self.path} as a ledger: {error}; it was left as it is") from None
+            full = " (is the disk full?)" if "disk" in str(error) else ""
+            raise LedgerError(f"cannot use {self.path} as a ledger: {error}{full}; it was left as it is") from None
         except LedgerError:
             self.close()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import os
 import shutil
 import time
@@ -239,20 +240,20 @@ class RunDirectory:
         return self._rows(number, sample=True).exists()
 
     def publish(self, number: int, sample: bool = False) -> None:
-        """Show a round's labelled images in labelled/ too: the same file where the file system can, else a copy."""
+        """Show a round's labelled images in labelled/ too: the same file where the file system can, else a copy. One of
+        an earlier file of the round, which was damaged and written anew, is replaced."""
         target = self.labelled / (f"round-{number:03d}" + (f"-{_SAMPLE}" if sample else "") + ".parquet")
-        if target.exists():
+        source = self._rows(number, sample)
+        if target.exists() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
             return
         self.labelled.mkdir(exist_ok=True)
-        source = self._rows(number, sample)
+        temporary = target.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
         try:
-            os.link(source, target)
-        except FileExistsError:
-            pass
+            os.link(source, temporary)
         except OSError:
-            temporary = target.with_suffix(".tmp")
             shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
+        os.replace(temporary, target)
 
     def add_phase(self, number: int, phase: str, facts: dict[str, Any]) -> None:
         """Keep facts about a phase (its seconds, its losses) in rounds/NNN/phases.json, before its artefact appears."""

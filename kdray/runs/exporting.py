@@ -132,7 +132,11 @@ def _quantised(run: RunDirectory, result: Result, network: Path, out: Path, card
 
 
 def _finished(run: RunDirectory) -> Result:
-    result, state = read_result(run), read_status(run).state
+    result = read_result(run)
+    if run.status.exists():
+        state = read_status(run).state
+    else:  # a run of a sweep, which keeps a state of each trial instead
+        state = "finished" if run.is_complete(result.config.last_round) else "stopped"
     if state != "finished":
         raise RunDirectoryError(
             f"{run.path} is {state}, and not finished; go on with: kdray resume {run.path}, or export the student that "

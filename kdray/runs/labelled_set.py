@@ -62,6 +62,9 @@ class Merged:
     twice: int
 
 
+_HALF = ".half"  # of a file of a set that is not whole yet
+
+
 def merge(runs: Sequence[RunDirectory], out: Path) -> Merged:
     """Write all answers that runs have bought for training as one labelled set: a parquet file for each run, each image
     once.
@@ -78,6 +81,7 @@ def merge(runs: Sequence[RunDirectory], out: Path) -> Merged:
     folder = make_folder(out, out) if not out.exists() else _empty(out)
     seen: set[bytes] = set()
     total = twice = 0
+    written: list[Path] = []
     for number, run in enumerate(runs):
         classes = run.read_classes(run.asked_rounds()[0])
         parts = [_unseen(part, seen) for part in _bought(run, len(classes))]
@@ -86,8 +90,11 @@ def merge(runs: Sequence[RunDirectory], out: Path) -> Merged:
         if kept:
             joined = _joined(kept)
             top = load_config(run.config).teacher.form.top
-            write_labelled(folder / f"part-{number:03d}.parquet", joined, classes, top=top)
+            written.append(folder / f"part-{number:03d}{_HALF}")
+            write_labelled(written[-1], joined, classes, top=top)
             total += len(joined)
+    for path in written:  # a set that lacks a run's answers must not look like one
+        path.rename(path.with_suffix(".parquet"))
     return Merged(folder=folder, images=total, twice=twice)
 
 
@@ -133,7 +140,7 @@ def _teacher(run: RunDirectory) -> str:
 
 
 def _empty(out: Path) -> Path:
-    if out.is_dir() and not any(out.iterdir()):
+    if out.is_dir() and all(path.suffix == _HALF for path in out.iterdir()):
         return out.absolute()
     raise ConfigError(f"--merge: {out} is there already, and nothing is overwritten; name another folder")
 

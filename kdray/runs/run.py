@@ -19,7 +19,7 @@ def choose_directory(config: Config, name: str) -> RunDirectory:
     for number in range(1, 10_000):
         run = RunDirectory(runs_folder() / (name if number == 1 else f"{name}-{number}"))
         if not run.is_run():
-            if not run.path.exists() or not any(run.path.iterdir()):
+            if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
                 return run
             continue
         recorded = load_config(run.config)

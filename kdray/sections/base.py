@@ -103,7 +103,7 @@ def _square(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-_Side = Annotated[int, Field(ge=1)]
+_Side = Annotated[int, Field(ge=1, le=1 << 14)]
 Size = Annotated[tuple[_Side, _Side], BeforeValidator(_square)]
 """[height, width], or one number squared."""
 

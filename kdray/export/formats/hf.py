@@ -5,7 +5,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import ClassVar
 
+from kdray.errors import ExportError
 from kdray.export.base import About, Deployed, Format, Runner, register_format
+from kdray.utils.files import shown
 
 
 @register_format
@@ -19,6 +21,10 @@ class HuggingFace(Format):
 
     def write(self, graph: Deployed, about: About, path: Path) -> None:
         """See `Format`."""
+        if shown(path) != str(path):
+            raise ExportError(
+                f"--out: {shown(path)}: the libraries of the Hub read no path that is not UTF-8; give another --out"
+            )
         from kdray.export.hub import Student, model_card
 
         student = graph.student

@@ -53,7 +53,7 @@ class Onnx(Format):
         """See `Format`: in ONNX Runtime, on the CPU."""
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
         def run(images: Tensor) -> Tensor:
             return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])

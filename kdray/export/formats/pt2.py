@@ -24,8 +24,10 @@ class Pt2(Format):
             )
         except Exception as error:  # torch raises many kinds
             raise ExportError(f"{about.card.model} cannot be exported by torch.export: {reason(error)}") from None
-        torch.export.save(program, path, extra_files=about.metadata())
+        with open(path, "wb") as file:  # a path that is not UTF-8 would end the process
+            torch.export.save(program, file, extra_files=about.metadata())
 
     def load(self, path: Path) -> Runner:
         """See `Format`."""
-        return torch.export.load(path).module()
+        with open(path, "rb") as file:
+            return torch.export.load(file).module()

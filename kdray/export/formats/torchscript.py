@@ -24,7 +24,8 @@ class TorchScript(Format):
                 warnings.simplefilter("ignore")
                 # The batches of `largest_difference` check more than torch's own comparison of two recordings.
                 recorded = torch.jit.trace(graph.eval(), (about.example(),), check_trace=False)
-                torch.jit.save(recorded, str(path), _extra_files=about.metadata())
+                with open(path, "wb") as file:  # a path may be none that is UTF-8
+                    torch.jit.save(recorded, file, _extra_files=about.metadata())
         except Exception as error:  # torch raises many kinds
             raise ExportError(f"{about.card.model} cannot be recorded as TorchScript: {reason(error)}") from None
 
@@ -32,5 +33,6 @@ class TorchScript(Format):
         """See `Format`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run: Runner = torch.jit.load(str(path))
+            with open(path, "rb") as file:
+                run: Runner = torch.jit.load(file)
         return run
