@@ -148,6 +148,9 @@ def work(rank: int, size: int, folder: str) -> None:
     given = [network(part), network(part)]
     weighed(given[-1], ProcessShard().rows(len(x))).backward()
     found["norm"] = (given[-1].detach(), part.grad, network.state_dict())
+    layer = nn.Sequential(nn.BatchNorm2d(4))
+    share_statistics(layer)
+    found["bfloat16"] = layer(x.bfloat16()[ProcessShard().rows(len(x))]).detach(), layer.state_dict()
     Path(folder, str(rank)).write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
 
@@ -212,6 +215,15 @@ def test_batch_normalisation_sees_the_whole_batch(pair):
     torch.testing.assert_close(gradients, x.grad, rtol=1e-4, atol=1e-4)
     for found in pair:
         torch.testing.assert_close(found["norm"][2], network.state_dict(), rtol=1e-5, atol=1e-4)
+
+
+def test_its_sums_have_all_digits_in_bfloat16(pair):
+    layer, x = nn.BatchNorm2d(4), normalising()[1].bfloat16()
+    expected = layer(x).detach()
+    torch.testing.assert_close(torch.cat([found["bfloat16"][0] for found in pair]), expected, rtol=0.01, atol=0.01)
+    for found in pair:
+        state = {name.removeprefix("0."): value for name, value in found["bfloat16"][1].items()}
+        torch.testing.assert_close(state, dict(layer.state_dict()), rtol=1e-5, atol=1e-4)
 
 
 # Bad input
