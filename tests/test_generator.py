@@ -32,6 +32,7 @@ from kdray.runs.learning import learn
 from kdray.runs.opening import open_run
 from kdray.runs.plan import seconds_of_making
 from kdray.runs.run import resume, run
+from kdray.runs.students import BEGINS_ANEW
 from kdray.select.balance import relative_entropy
 from kdray.training.fitting import fit, with_start
 from kdray.training.loop import train
@@ -369,15 +370,11 @@ def test_ideal_asks_once_about_every_sample_of_balanced_rounds(finished):
     assert len(torch.unique(images.flatten(1), dim=0)) == 120
 
 
-def test_a_student_that_goes_on_cannot_be_trained_again_at_once(finished, tmp_path):
-    directory = RunDirectory(finished.directory)
-    config = load_config(directory.config)
-    with pytest.raises(ConfigError, match=r"add student\.start=new student\.replay=all"):
-        learn(directory, config, out=tmp_path / "students")
-    assert not (tmp_path / "students").exists()
-    student = config.student.model_copy(update={"start": "new", "replay": "all"})
-    curve = learn(directory, config.model_copy(update={"student": student}), out=tmp_path / "students")
+def test_a_student_that_went_on_is_another_when_it_is_trained_at_once_and_that_is_said(finished, tmp_path):
+    directory, notes = RunDirectory(finished.directory), Notes()
+    curve = learn(directory, load_config(directory.config), out=tmp_path / "students", observer=notes)
     assert [point.images for point in curve.points] == [120]
+    assert BEGINS_ANEW in notes.texts
 
 
 def test_the_first_student_is_fresh_and_the_others_go_on(finished):

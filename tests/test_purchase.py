@@ -737,7 +737,8 @@ def test_a_stop_of_the_users_is_not_held_against_an_image_nor_are_deaths_alone(c
         ledger.grant([Order(hashes=keys[1:])], teacher=line.teacher.identity, owner="dead")
         ledger.recover("dead")
     assert money(ledger) == (0, 0, 18, 0)
-    assert refusals(ledger, line.teacher, 1, 2) == {2: (9, "kdray died")}
+    stopped = "kdray was stopped before the answer came"
+    assert refusals(ledger, line.teacher, 1, 2) == {1: (0, stopped), 2: (9, "kdray died")}
     bought = buy(pictures(1, 2), teachers=Line(clock), ledger=ledger, batch_size=2)
     assert (bought.set_aside, len(bought.positions)) == ({}, 2)
 

@@ -414,7 +414,7 @@ def test_many_programs_that_are_left_out_are_all_named(tmp_path):
         ({"time": [3, 2]}, r"time: a range is \[least, most\], and 3 is more than 2; swap them"),
         ({"builtin": False}, r"name a folder, or set builtin to true"),
         ({"limit_s": 0}, r"pool\.limit_s"),
-        ({"programs": ""}, r"pool\.programs"),
+        ({"programs": ""}, r"programs is empty; name a folder, or set it to null"),
     ],
 )
 def test_a_section_that_cannot_work_is_refused(fields, words, make_config):

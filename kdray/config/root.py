@@ -182,7 +182,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _shared_rounds_choose_from_one_pool(self) -> "Config":
-        if self.select.schedule != "even" and (found := _sized_by_the_budget(self.pool, "pool")) is not None:
+        if (
+            self.select.schedule != "even"
+            and not self.pool.asks_again
+            and (found := _sized_by_the_budget(self.pool, "pool")) is not None
+        ):
             field, what = found
             raise ValueError(
                 f"{field}: auto takes as many {what} as the budget needs, so another budget chooses from another pool "

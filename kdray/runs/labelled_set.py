@@ -24,7 +24,7 @@ from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import Scores
 from kdray.runs.judging import fitted, read_measured
 from kdray.runs.student_check import check_student, read_start
-from kdray.runs.students import LearningCurve, Work, check_counts, make_folder, measured, train_each
+from kdray.runs.students import BEGINS_ANEW, LearningCurve, Work, check_counts, make_folder, measured, train_each
 from kdray.runs.tables import Labelled, count_rows, read_classes, read_labelled, read_rows, read_top, write_labelled
 from kdray.runs.training_set import with_bought
 from kdray.sections.base import Section
@@ -244,6 +244,8 @@ def learn_set(
                 f"{path} has images of {shapes[0]}, and {paths[0].name} of {shapes[1]}; train on each alone"
             )
         held = with_bought(held, part, read_top(path))
+    if config.student.start == "last":
+        observer.note(BEGINS_ANEW)
     counts = check_counts(first, len(held[0]) if held else 0, folder)
     if not held:
         raise RunDirectoryError(f"{folder} has no labelled images")

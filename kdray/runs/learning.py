@@ -24,7 +24,7 @@ from kdray.runs.kinds import Kinds
 from kdray.runs.pool_schedule import read_pool
 from kdray.runs.remade import Remade
 from kdray.runs.student_check import check_student, read_start
-from kdray.runs.students import LearningCurve, Work, check_counts, make_folder, measured, train_each
+from kdray.runs.students import BEGINS_ANEW, LearningCurve, Work, check_counts, make_folder, measured, train_each
 from kdray.runs.training_set import with_bought, with_true_labels
 from kdray.training.fitting import StudentSpec
 from kdray.training.losses.base import check_loss
@@ -53,8 +53,7 @@ def learn(
         observer: told what happens; not closed.
 
     Raises:
-        ConfigError: an n is not positive or is larger than what was bought, or the student cannot be trained, or is
-            one that goes on from round to round.
+        ConfigError: an n is not positive or is larger than what was bought, or the student cannot be trained.
         RunDirectoryError: the run has no student yet, or `out` cannot be used.
         KdrayError: of the kind and with the field of what else is wrong; then nothing was written.
     """
@@ -63,10 +62,7 @@ def learn(
     config = resolve(config, recorded)
     bought = _Bought(run)
     if config.student.start == "last":
-        raise ConfigError(
-            "student.start: last trains one student from round to round, and kdray train begins anew; add "
-            "student.start=new student.replay=all"
-        )
+        observer.note(BEGINS_ANEW)
     counts = check_counts(first, bought.total, run.path)
     spec = _student_spec(run, config)
     card = spec.card

@@ -20,6 +20,12 @@ from kdray.runs.evaluation import Scores, score
 from kdray.training.fitting import StudentSpec, fit
 from kdray.utils.files import why_unwritable, write_bytes
 
+BEGINS_ANEW = (
+    "student.start is last, and a student here begins anew: it has all answers at once and the steps of one round, "
+    "where one of a run learns round after round; set student.steps to more if it learns too little"
+)
+"""What is said of students that learn at once what others learnt one round after the other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:

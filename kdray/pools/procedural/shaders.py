@@ -46,7 +46,7 @@ class ShadersSection(ProceduralSection):
     path_fields: ClassVar[tuple[str, ...]] = ("programs",)
 
     kind: Literal["shaders"] = "shaders"
-    programs: Annotated[str, Field(min_length=1)] | None = None
+    programs: str | None = None
     """A folder of programs of your own, see docs/choosing.md."""
     builtin: bool = True
     """Whether the programs that come with kdray are used, beside those of the folder."""
@@ -61,6 +61,8 @@ class ShadersSection(ProceduralSection):
 
     @model_validator(mode="after")
     def _possible(self) -> ShadersSection:
+        if self.programs == "":
+            raise ValueError("programs is empty; name a folder, or set it to null for the programs of kdray alone")
         if self.programs is None and not self.builtin:
             raise ValueError("programs: name a folder, or set builtin to true; without both there is nothing to draw")
         return self
