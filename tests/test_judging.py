@@ -17,6 +17,7 @@ from kdray.ledger.receipt import lines
 from kdray.metrics.classes import top_k_accuracy
 from kdray.models.checkpoint import load_student
 from kdray.models.predict import predict
+from kdray.report.page import write_report
 from kdray.runs.directory import RunDirectory
 from kdray.runs.evaluation import rows_to_ask
 from kdray.runs.inputs import read_test
@@ -102,6 +103,11 @@ def test_the_table_says_it_too(own):
         "most often taken for",
     ):
         assert text in done.stdout, text
+
+
+def test_the_report_says_on_how_many_images_the_teachers_figures_are(own):
+    page = write_report([RunDirectory(own)]).read_text()
+    assert page.count("on 30 test images that it answered") == 3, "of 100"
 
 
 def test_more_images_are_asked_about_within_a_cap_and_charged_to_the_run(own):
