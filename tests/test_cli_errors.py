@@ -527,7 +527,10 @@ def test_a_file_in_the_place_of_a_run_is_passed_over(config_file, tmp_path, monk
 def test_an_error_of_the_system_about_a_place_is_a_message(capsys):
     for error, said in (
         (OSError(errno.ENOSPC, "No space left on device"), "kdray: No space left on device; make room, or choose"),
-        (PermissionError(errno.EACCES, "Permission denied", "sw/.lock"), "kdray: sw/.lock: Permission denied; make"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "sw/.lock"),
+            "kdray: sw/.lock: Permission denied; choose another",
+        ),
     ):
         with pytest.raises(typer.Exit) as ended, exit_on_error():
             raise error

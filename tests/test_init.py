@@ -1,6 +1,8 @@
 """`kdray init`: a config that is valid as it is, by what lies in the folder, and nothing overwritten."""
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from PIL import Image
 from test_cli_errors import refused
 
 from kdray.config.load import load_config
-from kdray.config.starting import SIZES, starting_config
+from kdray.config.starting import SIZES, starting_config, write_start
+from kdray.errors import ConfigError
 
 
 def folder_of(path: Path, sizes: list[tuple[int, int]]) -> Path:
@@ -79,7 +82,7 @@ def test_without_images_candidates_are_drawn(tmp_path, monkeypatch):
     assert config.images.pool == config.pool and config.pool.kind == "mixture" and config.test is None
     shown = command("preview", "kdray.yaml", "--count", 12, env={"API_KEY": "k"})
     assert shown.returncode == 0, shown.stderr
-    for queries, first in ((1, 1), (4, 1), (50_000, 10_000), (10**9, 10_000)):
+    for queries, first in ((2, 1), (4, 1), (50_000, 10_000), (10**9, 10_000)):
         text = starting_config("x", None, None, None, queries, drawn=1).text
         assert yaml.safe_load(text)["images"]["count"] == first
 
@@ -123,7 +126,15 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
         (["--classes", "cat,,dog"], "--classes: got 'cat,,dog'; give their number"),
         (["--classes", "cat,cat"], "--classes: got 'cat,cat'; give their number"),
         (["--classes", "1"], "--classes: got 1; a classifier has two classes or more"),
-        (["--drawn", "0"], "--drawn: got 0; give the height and width that the teacher takes, in pixels"),
+        (["--drawn", "0"], "--drawn: got 0; give the height and width that the teacher takes, 1 to 2,048 pixels"),
+        (
+            ["--drawn", "5000"],
+            "--drawn: got 5,000; give the height and width that the teacher takes, 1 to 2,048 pixels",
+        ),
+        (
+            ["--drawn", "8", "--queries", "1"],
+            "--queries: got 1; with --drawn two rounds ask about an image each at least, so give 2 or more",
+        ),
         (["--drawn", "8", "--images", "empty"], "--drawn: got 8 beside --images empty; give one of the two"),
         (["--queries", "0"], "--queries: got 0; give a number from 1 on"),
         (["no/folder/a.yaml"], "cannot write no/folder/a.yaml: No such file or directory; give another FILE"),
@@ -149,6 +160,19 @@ def test_photos_that_are_turned_or_of_two_kinds_are_told(tmp_path):
     Image.new("1", (20000, 20000)).save(grey / "huge.png")  # more pixels than Pillow opens
     found = starting_config("x", str(grey), None, None, 10)
     assert found.size is None and yaml.safe_load(found.text)["images"]["colour"] == "rgb"
+
+
+def test_a_file_that_is_half_written_does_not_stay(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
+        with pytest.raises(ConfigError, match=r"cannot write .*a\.yaml: File too large; give another FILE"):
+            write_start(tmp_path / "a.yaml", "a text of more than ten bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not (tmp_path / "a.yaml").exists()
 
 
 @pytest.mark.parametrize("words", [["--images", b"caf\xe9"], ["--classes", b"a,caf\xe9"]])

@@ -17,8 +17,9 @@ from kdray.errors import KdrayError
 from kdray.utils.files import shown
 from kdray.utils.text import printable
 
+_OF_ROOM = (errno.EDQUOT, errno.ENOSPC)
 _OF_PLACES = (
-    errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS, *_OF_ROOM,
 )  # fmt: skip
 """Numbers of the system's errors that are of a place that a user has named, and not of kdray."""
 
@@ -68,7 +69,8 @@ def exit_on_error() -> Iterator[None]:
         if error.errno not in _OF_PLACES:
             raise
         where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
-        print(f"kdray: {printable(where)}{error.strerror}; make room, or choose another place", file=sys.stderr)
+        advice = "make room, or choose another place" if error.errno in _OF_ROOM else "choose another place"
+        print(f"kdray: {printable(where)}{error.strerror}; {advice}", file=sys.stderr)
         raise typer.Exit(2) from None
 
 

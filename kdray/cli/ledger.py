@@ -194,13 +194,8 @@ def _table(book: Book, found: "list[Line]") -> "Table":
     for name in ("cost", "saved") if book.price is not None else ():
         table.add_column(name, justify="right")
     for line in found:
-        _add(
-            table,
-            book,
-            line,
-            ([line.owner or "(unnamed)"] if everybody else [])
-            + [line.purpose, "after" if line.round == AFTER else str(line.round)],
-        )
+        when = "after" if line.round == AFTER else str(line.round)
+        _add(table, book, line, ([line.owner or "(unnamed)"] if everybody else []) + [line.purpose, when])
     table.add_section()
     for purpose in dict.fromkeys(line.purpose for line in found):
         some = total([line for line in found if line.purpose == purpose])

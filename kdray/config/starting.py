@@ -10,6 +10,7 @@ from kdray.images.base import ImageRows
 from kdray.images.decode import UNREADABLE
 from kdray.images.folder import FolderImages
 from kdray.images.pixels import is_grey, upright_size
+from kdray.pools.procedural.lines import MOST_SIDE
 
 SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 """Sizes that images of several shapes are brought to."""
@@ -62,6 +63,7 @@ pool: *drawn
 # budget.evaluation to their number: these queries, counted apart, measure its agreement with the teacher.
 # test: {{source: folder, path: test, size: {size}, colour: rgb}}
 """
+_FEWEST_DRAWN = 2  # queries
 _FIRST_SHARE, _MOST_FIRST = 5, 10_000  # one query of five is for images drawn at random, at most 10,000
 
 
@@ -96,14 +98,20 @@ def starting_config(
         drawn: height and width in pixels of images that are drawn, for a user who has none; None for a folder.
 
     Raises:
-        ConfigError: a class is named twice or not at all, there are fewer than two, `queries` or `drawn` is below 1, or
-            both `folder` and `drawn` are given.
+        ConfigError: a class is named twice or not at all, there are fewer than two, `queries` or `drawn` is out of
+            range, or both `folder` and `drawn` are given.
         ImageSetError: the folder is not there, or it holds no images that can be read.
     """
     if queries < 1:
         raise ConfigError(f"--queries: got {queries:,}; give a number from 1 on")
-    if drawn is not None and drawn < 1:
-        raise ConfigError(f"--drawn: got {drawn:,}; give the height and width that the teacher takes, in pixels")
+    if drawn is not None and not 1 <= drawn <= MOST_SIDE:
+        raise ConfigError(
+            f"--drawn: got {drawn:,}; give the height and width that the teacher takes, 1 to {MOST_SIDE:,} pixels"
+        )
+    if drawn is not None and queries < _FEWEST_DRAWN:
+        raise ConfigError(
+            f"--queries: got {queries:,}; with --drawn two rounds ask about an image each at least, so give 2 or more"
+        )
     if drawn is not None and folder is not None:
         raise ConfigError(f"--drawn: got {drawn:,} beside --images {folder}; give one of the two")
     named = _classes(classes)
@@ -186,10 +194,14 @@ def write_start(path: Path, text: str) -> None:
     except UnicodeEncodeError as error:
         line = next(line for line in text.splitlines() if error.object[error.start] in line)
         raise ConfigError(f"YAML holds no name that is not UTF-8, as in {line.strip()}; give it another name") from None
+    made = False
     try:
         with open(path, "xb") as file:
+            made = True
             file.write(data)
     except FileExistsError:
         raise ConfigError(f"{path} is there already, and nothing is overwritten; give another FILE") from None
     except OSError as error:
+        if made:  # a part of a config is none, and would stand in the way of the next try
+            path.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error.strerror}; give another FILE") from None

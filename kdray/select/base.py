@@ -301,8 +301,8 @@ def select(strategy: Strategy, task: Task) -> Selection:
         )
     if len(np.unique(chosen.ids)) < len(chosen.ids) or np.isin(chosen.ids, task.taken).any():
         raise ScoringError(
-            f"select.strategy: {strategy.strategy} chose a candidate twice, or one that was chosen before; a choice is "
-            "of different candidates that are in no row of Task.taken"
+            f"select.strategy: {strategy.strategy} chose a candidate twice, or one that was chosen before; choose() "
+            "must return different ids, none of them in Task.taken"
         )
     return chosen
 

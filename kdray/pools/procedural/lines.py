@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _UNIT = 8  # positions a pixel
-_MOST_SIDE = 2048  # squares of distances stay within int32
+MOST_SIDE = 2048  # squares of distances stay within int32
 _TURN = 1024  # angles of a full turn
 _ANGLE_BITS = 12  # fractional bits of a sine
 _STEP_BITS = 10  # fractional bits of the position along a curve
@@ -56,9 +56,9 @@ class LinesSection(ProceduralSection):
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
         _, channels, height, width = images.shape
-        if max(height, width) > _MOST_SIDE:
+        if max(height, width) > MOST_SIDE:
             raise ConfigError(
-                f"pool.kind: lines are drawn up to {_MOST_SIDE:,} pixels a side, and the images have {height} x "
+                f"pool.kind: lines are drawn up to {MOST_SIDE:,} pixels a side, and the images have {height} x "
                 f"{width}; set images.size"
             )
         return LinesPainter((channels, height, width), self.strokes, self.width, self.colours == "any", seed)

@@ -81,9 +81,10 @@ class DrawnImages(ImageSource):
         from PIL import Image
 
         assert isinstance(self.pool, EndlessSection)
+        assert self.count is not None
         section = self.pool.with_size(ROWS) if self.pool.candidates == "auto" else self.pool
         images = torch.empty(0, *self._shape, dtype=torch.uint8)
-        pool = built(section.showing(self.count or 1), images, _SEED, f"{field}.pool")
+        pool = built(section.showing(self.count), images, _SEED, f"{field}.pool")
         at_once = max(1, min(_AT_ONCE, rows_in_a_part(self._shape)))
 
         def draw(rows: np.ndarray) -> "Iterator[Image.Image]":

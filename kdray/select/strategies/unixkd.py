@@ -81,8 +81,9 @@ def _mixed(pool: SegmentPool, image: int, pure: bool, gone: set[int], generator:
     """A candidate not in `gone` that mixes `image` with a random other image, or any candidate if none is found. Unless
     `pure`, it shows both, where the grid has such a λ: an image alone may have its answer."""
     lambdas = np.array(pool.lambdas)
-    if not pure and len(inner := np.flatnonzero((lambdas > 0) & (lambdas < 1))):
-        lambdas = np.where(np.isin(np.arange(len(lambdas)), inner), lambdas, np.inf)
+    inside = (lambdas > 0) & (lambdas < 1)
+    if not pure and inside.any():
+        lambdas = np.where(inside, lambdas, np.inf)
     for _ in range(_TRIES):
         weight = 1.0 if pure else 1.0 - generator.random()
         partner = int(generator.integers(len(pool.images) - 1))
