@@ -36,6 +36,12 @@ class TeacherError(KdrayError):
     """The teacher cannot be built, or its answers are invalid."""
 
 
+class OneClassError(TeacherError):
+    """All answers so far are the same: there is nothing to learn from them."""
+
+    repeats = True
+
+
 class TeacherBusy(TeacherError):
     """A teacher of your own raises it: it cannot answer now, and nothing is charged. It is asked again later.
 

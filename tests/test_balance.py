@@ -51,11 +51,28 @@ def test_labels_that_are_no_classes_are_refused(labels, classes):
 def test_few_classes_are_told_and_few_answers_are_not():
     few = torch.tensor([0] * 35 + [1] * 5)
     assert relative_entropy(few, 4) < LOW
-    told = imbalance(few, 4)
+    told = imbalance(few, 4, can_balance=True)
     assert told and "the 40 answers so far" in told and "2 of 4 classes have none" in told
-    assert all(way in told for way in ("student.balance: equal", "select.balance: 8", "pool.kind"))
-    assert imbalance(few[:39], 4) is None
-    assert imbalance(torch.arange(40) % 4, 4) is None
+    assert all(way in told for way in ("select.balance: 8", "pool.kind"))
+    assert imbalance(few[:39], 4, can_balance=True) is None
+    assert imbalance(torch.arange(40) % 4, 4, can_balance=True) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, True),
+        ({"select__balance": 8}, False),  # set already
+        ({"select__strategy": "rad"}, False),  # refused with it
+        ({"pool": {"kind": "boundary", "of": "lines"}, "select__strategy": "random"}, False),
+    ],
+    ids=("plain", "set", "rad", "boundary"),
+)
+def test_balance_is_named_only_where_it_could_be_set(make_config, changes, named):
+    config = make_config(**changes)
+    told = imbalance(torch.tensor([0] * 35 + [1] * 5), 4, can_balance=config.can_balance)
+    assert told and "pool.kind" in told
+    assert ("select.balance: 8" in told) is named
 
 
 def test_a_run_keeps_it_after_every_round(make_config, tmp_path):
@@ -76,21 +93,6 @@ def test_answers_are_all_alike_where_nothing_differs():
     other = same.clone()
     other[5] = torch.tensor([0.1, 0.8, 0.1])
     assert not all_alike(other), "probabilities that differ teach something, though the class is the same"
-
-
-def test_a_teacher_that_answers_one_class_alone_is_left_with_most_of_the_budget(config_file, tmp_path):
-    (tmp_path / "constant.py").write_text(
-        "import torch\n\n\ndef seven(images):\n    return torch.full((len(images),), 7)\n"
-    )
-    teacher = {"kind": "python", "function": "constant:seven", "classes": 10, "answers": "hard"}
-    file = config_file(teacher=teacher, student__epochs=1, images__count=200, images__rows=None, budget__queries=900)
-    done = command("run", file, "--local", "--out", tmp_path / "run", cwd=tmp_path)
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 2 and "Traceback" not in said, said
-    assert "all 200 answers so far are the same, class 7; a student learns nothing from them" in said
-    assert "queries 200/900" not in said
-    books = command("ledger", tmp_path / "run", cwd=tmp_path)
-    assert ": 200 of 900 spent, 700 left" in books.stdout, books.stdout
 
 
 def test_a_run_of_one_class_is_told_so(config_file, tmp_path):

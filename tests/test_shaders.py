@@ -215,11 +215,17 @@ def test_a_program_that_hangs_in_a_run_is_named():
     late = HANGS.replace("float x = p.x;", "if (iTime < 30.0) { c = vec4(p / 16.0, 1, 1); return; } float x = p.x;")
     painter = ShaderPainter([parse("late", late)], (3, 8, 8), (0, 29), 0, limit_s=60)
     assert painter(torch.arange(16)).shape == (16, 3, 8, 8)
-    painter = ShaderPainter([parse("late", late)], (3, 8, 8), (29, 60), 0, limit_s=1.5)
-    with pytest.raises(
-        ConfigError, match=r"pool\.programs: it takes more than 1\.5 s, in drawing 16 images; .*: late; name it"
-    ):
-        painter(torch.arange(16))
+    others = [parse("early", IMAGE), parse("late", late), parse("other", IMAGE.replace("iTime", "2.0 * iTime"))]
+    painter = ShaderPainter(others, (3, 8, 8), (29, 60), 0, limit_s=1.0)
+    for _ in range(2):
+        with pytest.raises(
+            ConfigError, match=r"pool\.programs: late: it takes more than 1 s, in drawing \d images; it does so at some"
+        ) as error:
+            painter(torch.arange(16))
+        assert "early" not in str(error.value) and "other" not in str(error.value)
+        assert error.value.repeats, "the same candidates are drawn when the run goes on"
+    kept = ShaderPainter(others, (3, 8, 8), (0, 29), 0, limit_s=60)
+    assert kept(torch.arange(16)).shape == (16, 3, 8, 8) and kept.open().compiled == {0, 1, 2}
 
 
 # Plain images

@@ -228,6 +228,11 @@ class Config(Section):
             )
         return self
 
+    @property
+    def can_balance(self) -> bool:
+        """Whether `select.balance` could be set here, and is not."""
+        return self.select.balance is None and self.select.ordered and not self.pool.exact
+
     @model_validator(mode="after")
     def _candidates_that_are_all_taken_are_not_scored(self) -> "Config":
         if not self.pool.exact:

@@ -136,6 +136,9 @@ class ImageSource(Section):
     given: ClassVar[bool] = False
     """Whether the images come from Python; messages then name no fields of a config section."""
 
+    at_random: ClassVar[bool] = False
+    """Whether the images come in no order, so that the first ones stand for all."""
+
     source: str
     """Kind of source, or a class of your own as module:class."""
     rows: str | None = None

@@ -6,7 +6,7 @@ from kdray.observers.base import RoundMetrics
 from kdray.report.failures import Failures
 from kdray.runs.confirmed import confirmed_note
 from kdray.runs.result import Result
-from kdray.select.balance import LOW
+from kdray.select.balance import LOW, remedies
 from kdray.utils.intervals import clopper_pearson
 
 _TELLING = 30  # mistakes under which a student's accuracy is known roughly at best
@@ -14,7 +14,7 @@ _TELLING = 30  # mistakes under which a student's accuracy is known roughly at b
 
 def reasons(result: Result, tested: Failures | None) -> list[tuple[str, str]]:
     """What was looked at, and what is found of it."""
-    return [*_measured(result, tested), *_calibrated(tested), *_search(result.history), *_balance(result.history)]
+    return [*_measured(result, tested), *_calibrated(tested), *_search(result.history), *_balance(result)]
 
 
 def accuracy_interval(result: Result, tested: Failures | None) -> tuple[float, float] | None:
@@ -84,15 +84,13 @@ def _search(history: Sequence[RoundMetrics]) -> list[tuple[str, str]]:
     ]
 
 
-def _balance(history: Sequence[RoundMetrics]) -> list[tuple[str, str]]:
-    entropy = history[-1].relative_entropy
+def _balance(result: Result) -> list[tuple[str, str]]:
+    entropy = result.history[-1].relative_entropy
     if entropy is None:
         return []
     text = f"{entropy:.2f}, where 1 means that the teacher's answers are spread evenly over the classes."
     if entropy < LOW:
-        text += (
-            f" Under {LOW:g} the student has seen little of some classes: another pool, or select.balance, may help."
-        )
+        text += f" Under {LOW:g} the student has seen little of some classes; {remedies(result.config.can_balance)}."
     return [("Relative entropy", text)]
 
 

@@ -18,13 +18,23 @@ class Asking:
     def __init__(self, run: RunContext) -> None:
         self._run = run
 
-    def buy(self, images: Tensor, number: int, purpose: str, name: Callable[[int], str], again: int = 0) -> Bought:
+    def buy(
+        self,
+        images: Tensor,
+        number: int,
+        purpose: str,
+        name: Callable[[int], str],
+        again: int = 0,
+        *,
+        at_random: bool = False,
+    ) -> Bought:
         """Answers to `images`, see `kdray.runs.purchase.buy`.
 
         Args:
             number: of the round.
             name: names an image by its position, for messages.
             again: so many of the last images have an answer, and are paid for again.
+            at_random: see `PurchasePolicy`.
 
         Raises:
             BudgetExceeded: the cap of all who share the ledger leaves too little, and the run wants whole rounds.
@@ -38,7 +48,7 @@ class Asking:
             purpose=purpose,
             round=number,
             owner=run.owner,
-            policy=replace(run.policy, again=again),
+            policy=replace(run.policy, again=again, at_random=at_random),
             on_progress=lambda done, total: self._tell(done, total, purpose),
             on_note=run.observer.note,
             name=name,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdray.errors import BudgetExceeded, TeacherError
+from kdray.errors import BudgetExceeded, OneClassError
 from kdray.models.checkpoint import load_student
 from kdray.observers import RoundMetrics
 from kdray.pools.base import Pool, rendered
@@ -263,7 +263,8 @@ class Rounds:
         where = "image {} of images" if self._own(number) else f"candidate {{}} of round {number}"
         before = bought_before(self.directory, number, self._num_classes) if self._inputs.again[number] else None
         asked = Asked.of(images, candidates, where, before)
-        bought = self._asking.buy(asked.images, number, "training", asked.name, asked.again)
+        random = number == 0 and self._config.images.at_random
+        bought = self._asking.buy(asked.images, number, "training", asked.name, asked.again, at_random=random)
         if len(bought.positions) == 0 and bought.short:
             raise BudgetExceeded(
                 f"the budget is spent before round {number}: {self._asking.lost():,} queries were charged and never "
@@ -322,10 +323,11 @@ class Rounds:
         images, targets = learnt
         answers = self._training_set(number)[1][self._given :]  # all, whatever the student is trained on
         labels = answers.argmax(dim=1)
-        blind = _BLIND_ROUNDS if self._config.pool.untaught else 0
-        if blind <= number < self.last and all_alike(answers):
-            raise TeacherError(alike(labels, self._inputs.classes))
-        if told := imbalance(labels, targets.shape[1]):
+        blind = self._config.pool.untaught and not self._given and not self._inputs.schedule[0]
+        first = min(_BLIND_ROUNDS, self.last - 1) if blind else 0
+        if first <= number < self.last and all_alike(answers):
+            raise OneClassError(alike(len(labels), int(labels[0]), self._inputs.classes))
+        if told := imbalance(labels, targets.shape[1], can_balance=self._config.can_balance):
             self._run.observer.note(told)
         unfinished = self.directory.training(number)
         self._run.trainer.take_candidates(self._pool(number))

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdray.config.load import differences, dump_config, load_config
 from kdray.config.root import Config
-from kdray.errors import KdrayError, LedgerError, RunDirectoryError
+from kdray.errors import KdrayError, LedgerError, OneClassError, RunDirectoryError
 from kdray.observers import Observer, Observers
 from kdray.observers.tensorboard import EventWriter
 from kdray.runs.backend import Backend, check_backend, open_backend
@@ -126,6 +126,8 @@ def _saying_how_to_go_on(directory: RunDirectory, config: Config, *, from_python
             how = f"ledger={{'path': {ledger!r}}}" if from_python else f"ledger.path={ledger}"
             where = " in a local folder" if is_address(directory.name) else ""
             way = f"a new run{where} with {how} pays for none of it again"
+            if isinstance(error, OneClassError):
+                way = "to go on with this run would stop it again, and a new run on its ledger would get them once more"
         elif from_python:
             way = f"go on with: kdray.distil with the same arguments and out={str(directory.path)!r}"
         else:
@@ -227,7 +229,7 @@ def _opened(
                     ledger=ledger,
                     observer=heard,
                     owner=owner,
-                    policy=PurchasePolicy.of(config.teacher, metered=inputs.teacher.metered),
+                    policy=PurchasePolicy.of(config.teacher, metered=inputs.teacher.metered, names=inputs.classes),
                     evaluation_queries=evaluation,
                     whole_rounds=shared is not None,
                 ),

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from kdray.errors import OneClassError
 from kdray.ledger.limits import Limits
 from kdray.ledger.records import Failures, Grant, Order, Outcome
 from kdray.ledger.store import LEASE_S
+from kdray.select.balance import FIRST_ALIKE, alike
 from kdray.teachers.answers import Answers
 from kdray.teachers.base import TeacherSection
 from kdray.teachers.input import TeacherInput
@@ -39,25 +41,45 @@ class LedgerLike(Protocol):
 
 
 class FirstAnswers:
-    """The first distinct images that a run has answers to: do they name more than one class?"""
+    """The first distinct images that a run has answers to: do they name more than one class?
 
-    def __init__(self) -> None:
-        self._labels: dict[bytes, int] = {}
-        self._done = False
+    Args:
+        names: of the classes.
+    """
 
-    def look(self, known: Mapping[bytes, tuple[int, np.ndarray | None]]) -> str | None:
-        """Take in the known answers, hash -> (label, probs); what the user should know, once."""
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self._names = names
+        self._answers: dict[bytes, tuple[int, np.ndarray | None]] = {}
+        self._told = self._done = False
+
+    def look(self, known: Mapping[bytes, tuple[int, np.ndarray | None]], *, stop: bool = False) -> str | None:
+        """Take in the known answers, hash -> (label, probs); what the user should know, once.
+
+        Args:
+            stop: the images come in no order, and more are to be asked about.
+
+        Raises:
+            OneClassError: `stop`, and the first answers, as many as tell, are all the same.
+        """
         if self._done:
             return None
-        for key in itertools.islice(known, _FIRST):
-            if len(self._labels) < _FIRST:
-                self._labels[key] = known[key][0]
-        classes = set(self._labels.values())
-        self._done = len(classes) > 1 or len(self._labels) >= _FIRST
-        if not self._done or len(classes) > 1:
+        for key in itertools.islice(known, FIRST_ALIKE):
+            if len(self._answers) < FIRST_ALIKE:
+                self._answers.setdefault(key, known[key])
+        answers = list(self._answers.values())
+        self._done = len(answers) == FIRST_ALIKE or len({label for label, _ in answers}) > 1
+        if len({label for label, _ in answers}) != 1:
             return None
+        label, probs = answers[0]
+        same = (one is None if probs is None else one is not None and np.array_equal(one, probs) for _, one in answers)
+        if stop and self._done and all(same):
+            raise OneClassError(alike(len(answers), label, self._names))
+        if self._told or len(answers) < _FIRST:
+            return None
+        self._told = True
+        name = self._names[label] if self._names else f"number {label}"
         return (
-            f"all answers to the first {_FIRST} images name one class (number {classes.pop()}): "
+            f"all answers to the first {_FIRST} images name one class ({name}): "
             "does the teacher get its images as it expects them, and are teacher.classes and its outputs right?"
         )
 
@@ -74,6 +96,8 @@ class PurchasePolicy:
         probe: ask for one image at a time until the teacher has answered this process, so that a wrong address or a bug
             costs a query or two.
         first: the first answers of the run.
+        at_random: the images come in no order, so that the first answers stand for all, and a run whose first ones are
+            all the same stops.
         again: how many images, the last of a purchase, have an answer and are paid for again in this round.
     """
 
@@ -83,7 +107,12 @@ class PurchasePolicy:
     input: TeacherInput = field(default_factory=TeacherInput)
     probe: bool = False
     first: FirstAnswers = field(default_factory=FirstAnswers)
+    at_random: bool = False
     again: int = 0
+
+    def look(self, known: Mapping[bytes, tuple[int, np.ndarray | None]], *, more: bool) -> str | None:
+        """See `FirstAnswers.look`; `more` says whether there is more to ask."""
+        return self.first.look(known, stop=self.at_random and more)
 
     def keys(self, images: "Tensor", round: int) -> list[bytes]:
         """The ledger's key of each image, uint8 [N, C, H, W]. An image that is asked about again has one of its own in
@@ -101,8 +130,8 @@ class PurchasePolicy:
         return _TRIES * round if any(position >= total - self.again for position in positions) else 0
 
     @classmethod
-    def of(cls, section: TeacherSection, *, metered: bool) -> "PurchasePolicy":
-        """The policy for the teacher of a section; `metered` as the teacher itself says."""
+    def of(cls, section: TeacherSection, *, metered: bool, names: Sequence[str] | None = None) -> "PurchasePolicy":
+        """The policy for the teacher of a section; `metered` as the teacher itself says, `names` of its classes."""
         # A teacher that costs nothing, with the default limits, needs no counting.
         unlimited = not metered and section.limits == Limits()
         return cls(
@@ -111,6 +140,7 @@ class PurchasePolicy:
             lease_s=section.lease_s(),
             input=section.input,
             probe=metered and section.probes(),
+            first=FirstAnswers(names),
         )
 
 

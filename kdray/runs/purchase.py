@@ -356,7 +356,7 @@ class _Purchase:
             self._backlog.limit(last)
 
     def _look_at_first(self) -> None:
-        if (note := self._policy.first.look(self._known)) is not None:
+        if (note := self._policy.look(self._known, more=bool(self._backlog))) is not None:
             self._note(note)
 
     def _check_share(self) -> None:

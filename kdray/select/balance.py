@@ -13,7 +13,10 @@ _EACH = 10  # answers a class, on average, before a warning says something
 
 
 ALIKE = 200
-"""Equal answers after which a run that has more to ask stops."""
+"""Equal answers after which a run that has more to ask stops between two rounds."""
+FIRST_ALIKE = 1000
+"""Equal answers after which it stops within a round of random candidates. These are more, since of some pools a sound
+teacher names one class nearly always: of white noise a teacher of MNIST names it 99 times in 100."""
 
 
 def all_alike(targets: Tensor) -> bool:
@@ -21,13 +24,12 @@ def all_alike(targets: Tensor) -> bool:
     return len(targets) >= ALIKE and bool((targets == targets[0]).all())
 
 
-def alike(labels: Tensor, names: Sequence[str] | None) -> str:
-    """Why a run stops after such answers: labels int64 [N], all the same, one of `names` if these are known."""
-    name = names[int(labels[0])] if names else int(labels[0])
+def alike(count: int, label: int, names: Sequence[str] | None) -> str:
+    """Why a run stops after `count` answers that are all the same: class `label`, one of `names` if these are known."""
     return (
-        f"all {len(labels):,} answers so far are the same, class {name}; a student learns nothing from them, and the "
-        "rest of the budget is kept. Check the teacher and teacher.input, or start a new run with other images or "
-        "candidates (images, pool.kind)"
+        f"all {count:,} answers so far are the same, class {names[label] if names else label}; a student learns "
+        "nothing from them, and the rest of the budget is kept. Check the teacher and teacher.input, or start a new "
+        "run with other images or candidates (images, pool.kind)"
     )
 
 
@@ -62,11 +64,23 @@ def relative_entropy(labels: Tensor | np.ndarray | Sequence[int], num_classes: i
     return max(0.0, min(1.0, entropy))
 
 
-def imbalance(labels: Tensor, num_classes: int) -> str | None:
+def remedies(can_balance: bool) -> str:
+    """What may help where the answers favour few classes.
+
+    Args:
+        can_balance: whether the config may have `select.balance`, and has none.
+    """
+    others = "images or candidates of another kind (images, pool.kind) may show the others"
+    even = "select.balance: 8 chooses as many candidates of each class that the student predicts"
+    return f"{others}; {even}" if can_balance else others
+
+
+def imbalance(labels: Tensor, num_classes: int, *, can_balance: bool) -> str | None:
     """What a user should know of answers that name few classes; None where they do not, or are too few to say.
 
     Args:
         labels, num_classes: see `relative_entropy`.
+        can_balance: see `remedies`.
     """
     entropy = relative_entropy(labels, num_classes)
     if entropy >= LOW or len(labels) < _EACH * num_classes:
@@ -75,8 +89,5 @@ def imbalance(labels: Tensor, num_classes: int) -> str | None:
     without = f"; {missing:,} of {num_classes:,} classes have none" if missing else ""
     return (
         f"the {len(labels):,} answers so far favour few classes: relative entropy {entropy:.2f}, where 1 is even"
-        f"{without}. The student learns little about the others. Images or candidates of another kind (images, "
-        "pool.kind) may show them; select.balance: 8 chooses as many candidates of each class that the student "
-        "predicts; student.balance: equal trains on rare classes more often, and 'kdray train RUN "
-        "student.balance=equal' tries that on these answers and asks nothing"
+        f"{without}. The student learns little about the others; {remedies(can_balance)}"
     )

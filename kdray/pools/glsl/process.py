@@ -27,6 +27,8 @@ from kdray.pools.glsl.forms import Program
 class CanvasEnded(ConfigError):
     """The process of a canvas has ended: a program hangs, or the driver crashed."""
 
+    repeats = True
+
 
 class CanvasProcess:
     """Draws images of one size, see `Canvas`. Threads may share it: they draw in turn.
@@ -35,11 +37,15 @@ class CanvasProcess:
         programs: what draws them.
         size: (H, W).
 
+    Attributes:
+        compiled: numbers of the programs that it has drawn with.
+
     Raises:
         ConfigError: see `Canvas`.
     """
 
     def __init__(self, programs: Sequence[Program], size: tuple[int, int]) -> None:
+        self.compiled: set[int] = set()
         self._lock, self._pid = threading.Lock(), os.getpid()
         self._connection, theirs = Pipe()
         paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
@@ -72,7 +78,9 @@ class CanvasProcess:
             CanvasEnded: it took longer, or the driver crashed.
             ConfigError: see `Canvas.draw`.
         """
-        return self._call((numbers, parameters, limit_s), limit_s)
+        drawn = self._call((numbers, parameters, limit_s), limit_s)
+        self.compiled.update(numbers.tolist())
+        return drawn
 
     def _call(self, request: object, limit_s: float = 0) -> np.ndarray:
         with self._lock:

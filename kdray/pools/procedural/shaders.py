@@ -26,6 +26,7 @@ from kdray.pools.glsl.process import CanvasEnded, CanvasProcess
 from kdray.pools.procedural.base import Painter, ProceduralSection
 from kdray.pools.ranges import ASCENDING
 from kdray.utils.lazy import torch
+from kdray.utils.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -223,18 +224,32 @@ class ShaderPainter:
         shares = (words[1:] >> (BITS - _FLOAT_BITS)).T.numpy() / (1 << _FLOAT_BITS)  # float64 [B, PARAMETERS]
         begin, end = self._time
         shares[:, 0] = begin + (end - begin) * shares[:, 0]
-        # All programs may have to be compiled for them.
-        limit_s = self._limit_s * max(1.0, len(numbers) / TRIED, len(self._programs))
+        canvas = self.open()
+        limit_s = self._limit_s * max(1.0, len(numbers) / TRIED, len({*numbers.tolist()} - canvas.compiled))
         try:
-            drawn = self.open().draw(numbers, shares.astype(np.float32), limit_s)
+            drawn = canvas.draw(numbers, shares.astype(np.float32), limit_s)
         except CanvasEnded as error:
             self._canvas = None
-            used = ", ".join(sorted({self._programs[number].name for number in numbers.tolist()}))
-            raise ConfigError(
-                f"pool.programs: {error}, in drawing {len(numbers):,} images; one of these programs does so at some "
-                f"times or seeds: {used}; name it in pool.left_out and start a new run"
-            ) from None
+            raise CanvasEnded(self._blame(numbers, shares.astype(np.float32), error)) from None
         if self._shape[0] == 3:
             return drawn
         grey: np.ndarray = (drawn @ _GREY + 128) >> 8
         return grey.astype(np.uint8)[..., None]
+
+    def _blame(self, numbers: np.ndarray, parameters: np.ndarray, error: CanvasEnded) -> str:
+        """Which program ended the canvas, found by drawing the same images once more, those of each program alone."""
+        end = "name it in pool.left_out and start a new run"
+        for number in np.unique(numbers):
+            mine = numbers == number
+            try:
+                self.open().draw(numbers[mine], parameters[mine], self._limit_s * max(1.0, mine.sum() / TRIED))
+            except CanvasEnded as own:
+                self._canvas = None
+                which = f"{self._programs[number].name}: {own}, in drawing {counted(int(mine.sum()), 'image')}"
+                return f"pool.programs: {which}; it does so at some times or seeds alone; {end}"
+        used = ", ".join(sorted({self._programs[number].name for number in numbers.tolist()}))
+        return (
+            f"pool.programs: {error}, in drawing {counted(len(numbers), 'image')} of several programs, each of which "
+            f"draws its own in time: {used}; start the run again where the machine has more time, or leave the slow "
+            "ones out (pool.left_out) in a new run"
+        )

@@ -27,6 +27,8 @@ _SEED = 1 << 30  # of the pool: its candidates are not those of a run's own pool
 class DrawnImages(ImageSource):
     """Random candidates of a procedural pool, in place of images of the user's own. They have no labels."""
 
+    at_random = True
+
     source: Literal["drawn"] = "drawn"
     size: Size | None
     """Their [height, width], or one number squared: what the teacher takes."""
