@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdray.config.load import load_config
-from kdray.errors import ConfigError, ImageSetError
+from kdray.errors import ConfigError, ImageSetError, KdrayError
 from kdray.images.base import read_images, sources
 from kdray.pools.base import Pool, pools
 from kdray.pools.mixture import CYCLE, Part, capacity, turns, whole_shares
@@ -215,6 +215,47 @@ def test_a_whole_image_that_is_reduced_is_its_mean_over_blocks(photographs):
     blocks = read.double().view(6, 3, 8, 3, 8, 3).mean(dim=(3, 5))
     for drawn in pool.render(torch.arange(30)).double():
         assert min(float((drawn - one).abs().max()) for one in blocks) <= 0.5
+
+
+def test_whole_images_are_candidates_once_each(photographs):
+    whole = {"kind": "crops", "images": photographs, "whole": True}
+    pool = pools.parse(whole).build(images((3, 8, 8), 0), 3)
+    section = sources.parse(photographs | {"size": 8, "colour": "rgb"})
+    read = read_images(section, generator=numpy_generator(3, "crops")).images
+    assert len(pool) == 6 and sorted(map(bytes, pool.render(torch.arange(6)).numpy())) == sorted(
+        map(bytes, read.numpy())
+    )
+    assert not torch.equal(pool.render(torch.arange(6)), read), "in an order of their own"
+    demanded = pools.parse(whole | {"read": "on-demand"}).build(images((3, 8, 8), 0), 3)
+    assert torch.equal(demanded.render(torch.arange(6)), pool.render(torch.arange(6)))
+    assert len(pools.parse(whole | {"candidates": 4}).build(images((3, 8, 8), 0), 3)) == 4
+    larger = pools.parse({"kind": "crops", "images": photographs | {"size": 24}, "whole": True})
+    drawn = larger.build(images((3, 8, 8), 0), 3).render(torch.arange(6)).double()
+    blocks = read_images(
+        sources.parse(photographs | {"size": 24, "colour": "rgb"}), generator=numpy_generator(3, "crops")
+    ).images.double()
+    means = blocks.view(6, 3, 8, 3, 8, 3).mean(dim=(3, 5))
+    assert all(min(float((one - mean).abs().max()) for mean in means) <= 0.5 for one in drawn)
+    mixed = pools.parse({"kind": "mixture", "of": ["lines", whole]}).build(images((3, 8, 8), 0), 0)
+    assert len(mixed) in (12, 13), "until the images run out"
+
+
+def test_whole_images_have_no_parts_and_are_not_the_users_own(photographs, make_config):
+    with pytest.raises(ConfigError, match=r"pool: whole: your own images as they are are a pool of kind images"):
+        make_config(pool={"kind": "crops", "whole": True})
+    for field, value in (("area", [0.5, 1]), ("longest", 1), ("flip", False)):
+        with pytest.raises(ConfigError, match=f"pool: {field} says which parts of images are taken, and whole is true"):
+            make_config(pool={"kind": "crops", "images": photographs, "whole": True, field: value})
+
+
+def test_a_run_asks_about_whole_images_and_says_where_they_run_out(photographs, make_config, tmp_path):
+    pool = {"kind": "crops", "images": photographs, "whole": True}
+    config = make_config(pool=pool, budget__queries=46, select={"strategy": "random", "rounds": 1}, student__epochs=1)
+    done = run(config, RunDirectory(tmp_path / "run"), local=True)
+    assert len(done.labelled[1].images.unique(dim=0)) == 6
+    config = make_config(pool=pool, budget__queries=47, select={"strategy": "random", "rounds": 1}, student__epochs=1)
+    with pytest.raises(KdrayError, match=r"give more images \(pool\.images\)"):
+        run(config, RunDirectory(tmp_path / "more"), local=True)
 
 
 def test_crops_of_the_users_own_images_are_parts_of_them():

@@ -18,6 +18,7 @@ from kdray.config.load import load_config, parse_config
 from kdray.errors import ConfigError, RunDirectoryError
 from kdray.models.checkpoint import load_student
 from kdray.models.predict import predict
+from kdray.report.choice import preview_choice
 from kdray.report.groups import groups_of_pool, groups_of_run
 from kdray.report.preview import Preview, answer_lines, preview_pool, preview_run, shares
 from kdray.report.sheet import Caption, Part, contact_sheet
@@ -246,11 +247,46 @@ def test_a_run_that_was_stopped_shows_the_rounds_that_have_answers(finished, tmp
         (path / name).unlink()
     assert of_run(path, 4).what == "4 of 100 images bought in rounds 0 to 1"
     go_on = f"go on with: kdray resume {path}"
+    (path / "rounds/002/candidates.parquet").unlink()
     done = command("preview", path, "--round", 2)
     assert only_message(done.stderr) == f"--round: round 2 of {path} has no answers yet; {go_on}"
     shutil.rmtree(path / "rounds")
     done = command("preview", path)
     assert done.returncode == 2 and only_message(done.stderr) == f"{path} has bought no images; {go_on}"
+
+
+@pytest.mark.parametrize("number", [0, 2], ids=("images", "candidates"))
+def test_what_a_round_has_chosen_is_shown_before_it_is_asked_about(finished, tmp_path, number):
+    path = copy_run(finished, tmp_path / "run")
+    bought = RunDirectory(path).read_labelled(number, 10).images
+    for name in (f"rounds/{number:03}/labelled.parquet", f"rounds/{number:03}/student.safetensors"):
+        (path / name).unlink()
+    (shown,) = preview_choice(RunDirectory(path), load_config(path / "config.yaml"), number, len(bought) // 2).parts
+    assert torch.equal(shown.images, bought[::2]) and not any(caption.said for caption in shown.captions)
+    done = command("preview", path, "--round", number, "--count", 5)
+    said = f"5 of {len(bought)} images that round {number} has chosen and not asked about: {path / 'preview.png'}"
+    assert (done.returncode, done.stdout.strip()) == (0, said), done.stderr
+
+
+def test_a_generator_is_shown_as_the_newest_round_has_trained_it(make_config, tmp_path):
+    config = make_config(
+        pool={"kind": "generator", "steps": 1, "batch": 10},
+        select={"strategy": "random", "first": 10, "rounds": 2, "per_round": 10},
+        budget__queries=30,
+        student__epochs=1,
+    )
+    path = tmp_path / "run"
+    before = preview_pool(config, 6)
+    done = run(config, RunDirectory(path), local=True)
+    config = load_config(path / "config.yaml")
+    after = preview_pool(config, 10, RunDirectory(path))
+    assert after.what == "10 of 10 candidates that round 2 makes, drawn at random"
+    bought = done.labelled[2].images
+    assert sorted(map(bytes, after.parts[0].images.numpy())) == sorted(map(bytes, bought.numpy()))
+    assert "from before there is a student" in before.what
+    (path / "rounds/002/labelled.parquet").unlink()
+    (shown,) = preview_choice(RunDirectory(path), config, 2, 10).parts
+    assert torch.equal(shown.images, bought)
 
 
 def test_some_rows_of_a_file_come_back_to_the_bit(tmp_path, monkeypatch):

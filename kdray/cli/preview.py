@@ -34,7 +34,7 @@ def preview_command(
     ] = None,
 ) -> None:
     """Write one PNG that shows random candidates of a config's pool, or what a run has bought with the teacher's three
-    likeliest classes. Asks and spends nothing."""
+    likeliest classes, or what a round (--round) has chosen and not yet asked about. Asks and spends nothing."""
     with exit_on_error():
         from kdray.config.files import bundled
         from kdray.config.load import load_config
@@ -51,16 +51,19 @@ def preview_command(
             _check_of_config(where, round_number, pool)
         config = load_config(run.config if run.is_run() else where, overrides or [])  # before what brings torch
 
+        from kdray.report.choice import is_chosen, preview_choice
         from kdray.report.groups import groups_of_pool, groups_of_run
         from kdray.report.preview import check_target, preview_pool, preview_run, write_preview
 
         default = run.path / "preview.png" if run.is_run() else runs_folder() / f"{where.stem}-preview.png"
         target = default if out is None else expand(out)
         check_target(target)
-        if run.is_run() and not pool:
+        if run.is_run() and not pool and not groups and round_number is not None and is_chosen(run, round_number):
+            preview = preview_choice(run, config, round_number, count)
+        elif run.is_run() and not pool:
             preview = (groups_of_run if groups else preview_run)(run, config, count, round_number)
         else:
-            preview = (groups_of_pool if groups else preview_pool)(config, count)
+            preview = groups_of_pool(config, count) if groups else preview_pool(config, count, run if pool else None)
         whole = max(len(part.images) for part in preview.parts)
         write_preview(preview, target, columns or (whole if groups else 8))
         for note in preview.notes:

@@ -45,8 +45,8 @@ class GeneratorSection(PoolSection):
     untaught = True
     kind: Literal["generator"] = "generator"
     network: GeneratorName = "dcgan"
-    """The generator: `dcgan`, `stylegan` or `transformer`, a small, a medium and a large network (Table 6), or your own
-    as module:object."""
+    """The generator: `dcgan`, `stylegan` or `transformer` (Table 6), of 0.5, 0.5 and 2.6 million weights at 32 x 32, or
+    your own as module:object. dcgan grows with the images: at 224 x 224 it has 22 million."""
     steps: Annotated[int, Field(ge=1)] = 5
     """E_G, training steps of a round's generator. Many more make images that the student knows better and learns less
     from."""
@@ -113,7 +113,7 @@ class GeneratorSection(PoolSection):
 
     def notes_on(self, classes: int) -> list[str]:
         """Where labels do not divide evenly among the classes; see `PoolSection`."""
-        counts = {"pool.batch": self.batch, "pool.candidates": self.candidates}
+        counts = {"pool.batch": self.batch, "pool.candidates, or select.per_round where it is auto": self.candidates}
         return [
             f"{field}: {count:,} images do not divide evenly among {classes:,} classes; the first {count % classes:,} "
             "have one more each"

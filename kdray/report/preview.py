@@ -23,6 +23,7 @@ from kdray.report.captions import likeliest, made_of, what_asked
 from kdray.report.sheet import Caption, Line, Part, contact_sheet
 from kdray.runs.directory import RunDirectory
 from kdray.runs.pool_schedule import read_pool
+from kdray.runs.remade import Remade
 from kdray.teachers.answers import Answers
 from kdray.utils.files import check_writable, whole_file
 from kdray.utils.seeds import numpy_generator
@@ -47,10 +48,11 @@ class Preview:
     notes: Sequence[str] = ()
 
 
-def preview_pool(config: Config, count: int) -> Preview:
+def preview_pool(config: Config, count: int, run: RunDirectory | None = None) -> Preview:
     """Candidates of the pool that a run with `config` would choose from, drawn at random with its seed.
 
     Args:
+        run: the run that has begun with it: where each round makes its own candidates, the newest are shown.
         count: images in all, evenly of each kind of candidates; fewer where there are fewer. A larger count begins with
             the same candidates.
 
@@ -58,7 +60,9 @@ def preview_pool(config: Config, count: int) -> Preview:
         KdrayError: what `kdray run` would refuse of the images and the pool.
     """
     pooled = read_pool(config.model_copy(update={"pool": config.pool.showing(count)}))
-    pool = pooled.pool
+    pool, made = pooled.pool, 0
+    if is_remade(pool) and run is not None:
+        made, pool = newest(run, pool)
     kinds = list(zip(pool.names, pool.kinds, strict=True)) if isinstance(pool, KindsPool) else [(pool.source, pool)]
     parts = []
     for number, share in enumerate(shares([len(kind) for _, kind in kinds], count)):
@@ -68,10 +72,17 @@ def preview_pool(config: Config, count: int) -> Preview:
         if share:
             parts.append(_part_of_pool(name, kind, drawn, ids))
     total = sum(len(part.captions) for part in parts)
-    what = f"{total:,} of {counted(len(pool), 'candidate')}, drawn at random"
-    if is_remade(pool):
+    which = f" that round {made} makes" if made else ""
+    what = f"{total:,} of {counted(len(pool), 'candidate')}{which}, drawn at random"
+    if is_remade(pool) and not made:
         what = f"{counted(total, 'candidate')} from before there is a student; each round makes its own from it"
     return Preview(what=what, parts=parts, notes=pooled.told())
+
+
+def newest(run: RunDirectory, pool: Pool) -> tuple[int, Pool]:
+    """The newest round of a run that has made candidates, and these; 0 and the pool where none has."""
+    made = [number for number in range((run.last_round() or 0) + 1) if run.artefact(number, "make").exists()]
+    return (made[-1], Remade(run, pool).of_round(made[-1])) if made else (0, pool)
 
 
 def _part_of_pool(name: str, pool: Pool, drawn: np.ndarray, ids: np.ndarray) -> Part:
@@ -80,7 +91,7 @@ def _part_of_pool(name: str, pool: Pool, drawn: np.ndarray, ids: np.ndarray) -> 
     captions = []
     for row, key in enumerate(ids.tolist()):
         about = {column: values[row] for column, values in columns.items()}
-        captions.append(Caption(about=_about_lines(about, key)))
+        captions.append(Caption(about=about_lines(about, key)))
     return Part(
         title=f"{name}: {len(drawn):,} of {counted(len(pool), 'candidate')}",
         images=rendered(pool, torch.from_numpy(drawn)),
@@ -151,7 +162,7 @@ def _part_of_round(run: RunDirectory, config: Config, number: int, sample: bool,
         title=f"round {number}, {what}: {len(rows):,} of {counted(size, 'image')}",
         images=labelled.images,
         captions=[
-            Caption(said=answer_lines(labelled.answers, row, names), about=_about_lines(about, labelled.ids[row]))
+            Caption(said=answer_lines(labelled.answers, row, names), about=about_lines(about, labelled.ids[row]))
             for row, about in enumerate(candidates.about(labelled.ids))
         ],
     )
@@ -168,7 +179,7 @@ def answer_lines(answers: Answers, row: int, names: Sequence[str]) -> list[Line]
     return [(names[label], number(share)) for label, share in likeliest(answers, row, _TOP)]
 
 
-def _about_lines(columns: Mapping[str, Any], key: int) -> list[Line]:
+def about_lines(columns: Mapping[str, Any], key: int) -> list[Line]:
     """What a candidate is made of, and its id. An image that is itself a candidate has its number for an id."""
     if key < 0:
         return [("asked again", "")]

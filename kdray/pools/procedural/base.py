@@ -85,6 +85,15 @@ class ProceduralPool:
         self.images, self.source = images, source
         self._painter, self._count, self._values = painter, count, values
 
+    @property
+    def painter(self) -> Painter:
+        """What draws the candidates."""
+        return self._painter
+
+    def up_to(self, count: int) -> ProceduralPool:
+        """The same pool with `count` candidates at most."""
+        return ProceduralPool(self.images, self._painter, min(count, self._count), self.source, self._values)
+
     def __len__(self) -> int:
         return self._count
 

@@ -10,14 +10,15 @@ import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from weakref import WeakValueDictionary
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
 from kdray.errors import ConfigError
 from kdray.images.base import ImageSource, open_rows, sources
 from kdray.images.on_demand import ImagesOnDemand
 from kdray.pools.base import PoolSection, pools
 from kdray.pools.counter import CounterRandom, below
-from kdray.pools.procedural.base import Painter, ProceduralSection
+from kdray.pools.permutation import RandomOrder
+from kdray.pools.procedural.base import Painter, ProceduralPool, ProceduralSection
 from kdray.pools.ranges import PositiveShares
 from kdray.pools.transforms.flip_crop import FlipCrop
 from kdray.pools.warp import warp
@@ -38,7 +39,7 @@ _IN_USE: WeakValueDictionary[str, Tensor | ImagesOnDemand] = (
 @pools.register
 class CropsSection(ProceduralSection):
     """The candidates are random parts of images, scaled to the size of a candidate, and mirrored left-right half of the
-    time. The images need not show what the teacher knows."""
+    time; or whole images, each once. The images need not show what the teacher knows."""
 
     resumable_fields: ClassVar[tuple[str, ...]] = ("read",)
 
@@ -49,6 +50,8 @@ class CropsSection(ProceduralSection):
     read: Literal["auto", "ahead", "on-demand"] = "auto"
     """When they are read: all ahead, or each whenever a candidate shows it. auto: on demand, if they take more than 256
     MiB and are more than the candidates that are shown. The candidates are the same."""
+    whole: bool = False
+    """Whether a candidate is a whole image of `images`, and no part. Then there are no more candidates than images."""
     area: PositiveShares = (0.08, 1.0)
     """[least, most] area of the part, as a share of the image."""
     longest: Annotated[float, Field(ge=1)] = 1.33
@@ -57,6 +60,19 @@ class CropsSection(ProceduralSection):
     """Whether parts are mirrored."""
 
     _shown: int | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _a_whole_image_has_no_part(self) -> CropsSection:
+        if self.whole and self.images is None:
+            raise ValueError("whole: your own images as they are are a pool of kind images; or name others in images")
+        fields = type(self).model_fields
+        for name in ("area", "longest", "flip"):
+            if self.whole and getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"{name} says which parts of images are taken, and whole is true; leave {name} out, or set "
+                    "whole to false"
+                )
+        return self
 
     def showing(self, count: int) -> CropsSection:
         """See `PoolSection`."""
@@ -68,6 +84,15 @@ class CropsSection(ProceduralSection):
     def drawn(self) -> bool:
         """See `EndlessSection`."""
         return self.images is not None
+
+    def enlarged(self, images: int) -> str:
+        """See `PoolSection`."""
+        return "give more images (pool.images)" if self.whole else super().enlarged(images)
+
+    def build(self, images: Tensor, seed: int) -> ProceduralPool:
+        """See `PoolSection`."""
+        pool = super().build(images, seed)
+        return pool.up_to(len(pool.painter)) if isinstance(pool.painter, WholePainter) else pool
 
     def recorded(self, other: PoolSection) -> CropsSection:
         """See `PoolSection`."""
@@ -93,7 +118,8 @@ class CropsSection(ProceduralSection):
                 f"pool.images: parts of them are grey or RGB, and the user's images have {channels} channels; leave "
                 "pool.images out"
             )
-        size = self.images.size or (_DETAIL * height, _DETAIL * width)
+        detail = 1 if self.whole else _DETAIL
+        size = self.images.size or (detail * height, detail * width)
         if size[0] % height or size[0] // height * width != size[1]:
             raise ConfigError(
                 f"pool.images.size: {size[0]} x {size[1]} is no whole multiple of a candidate's {height} x {width}; "
@@ -101,7 +127,12 @@ class CropsSection(ProceduralSection):
             )
         colour: Literal["grey", "rgb"] = "grey" if channels == 1 else "rgb"
         section = self.images.model_copy(update={"size": size, "colour": colour})
-        return CropsPainter(self._read(section, seed), (height, width), transform, seed)
+        read = self._read(section, seed)
+        return (
+            WholePainter(read, (height, width), seed)
+            if self.whole
+            else CropsPainter(read, (height, width), transform, seed)
+        )
 
     def _read(self, section: ImageSource, seed: int) -> Tensor | ImagesOnDemand:
         """The images of a section, read or opened once as long as they are in use."""
@@ -151,8 +182,35 @@ class CropsPainter:
         rows = below(words[0], len(self._images)).to(device)
         _, channels, height, width = self._images.shape
         parts = warp(self._images[rows].to(ids.device), self._transform.maps(words[1:], (channels, height, width)))
-        times = height // self._size[0]
-        if times == 1:
-            return parts
-        blocks = parts.view(len(ids), channels, self._size[0], times, self._size[1], times)
-        return ((blocks.sum(dim=(3, 5)) + times * times // 2) // (times * times)).to(torch.uint8)
+        return shrunk(parts, self._size)
+
+
+class WholePainter:
+    """Shows each image once, in a random order.
+
+    Args:
+        images, size, seed: see `CropsPainter`.
+    """
+
+    batch = 64
+
+    def __init__(self, images: Tensor | ImagesOnDemand, size: tuple[int, int], seed: int) -> None:
+        self._images, self._size = images, size
+        self._order = RandomOrder(len(images), seed)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """See `Painter`; ids are below the number of images."""
+        device = self._images.device if isinstance(self._images, torch.Tensor) else "cpu"
+        return shrunk(self._images[self._order(ids).to(device)].to(ids.device), self._size)
+
+
+def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images uint8 [B, C, k H, k W] at `size` (H, W): means of blocks, rounded."""
+    times = images.shape[2] // size[0]
+    if times == 1:
+        return images
+    blocks = images.view(*images.shape[:2], size[0], times, size[1], times)
+    return ((blocks.sum(dim=(3, 5)) + times * times // 2) // (times * times)).to(torch.uint8)
