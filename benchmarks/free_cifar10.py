@@ -1,4 +1,5 @@
-"""A CIFAR-10 teacher without its images: parts of 1,000 photographs, drawn images, and 1,000 of its own beside them.
+"""A CIFAR-10 teacher without its images: parts of 1,000 photographs, drawn images, IDEAL's generator, and 1,000 of its
+own images beside them.
 
     python benchmarks/free_cifar10.py --queries 5000      # and 20000
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_free import summary
-from free_runs import BRIGHT, PHOTOGRAPHS, STROKES, TEXTURED, figures_of, mixed
+from free_runs import BATCH, BRIGHT, IDEAL, PHOTOGRAPHS, STROKES, TEXTURED, figures_of, mixed
 from machine import ROOT, all_runs, keep
 
 from kdray.config.load import load_config
@@ -34,6 +35,8 @@ POOLS: dict[str, Any] = {
     "leaves, textured": TEXTURED,
     "light on dark": mixed(BRIGHT, STROKES),
 }
+DRAWN_IMAGES = {"source": "drawn", "size": 32, "colour": "rgb"}
+GENERATORS: dict[str, dict[str, Any]] = {"IDEAL": {"replay": "none"}, "IDEAL, replay all": {"replay": "all"}}
 STRATEGIES = ("random", "cluster-margin", "margin")
 STUDENT = {
     "model": "small-cnn", "early": 0.1, "precision": "float32", "augment": {"kind": "crop", "shift": 4, "flip": True},
@@ -50,7 +53,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these pools alone; keeps no table")
     options = parser.parse_args()
-    rows = [(name, how) for name in options.only or POOLS for how in STRATEGIES]
+    rows = [(name, how) for name in POOLS for how in STRATEGIES] + [(name, "random") for name in GENERATORS]
+    rows = [row for row in rows if not options.only or row[0] in options.only]
     tasks = [(*row, options.queries, seed) for seed in range(options.seeds) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs("free_cifar10_runs", one, tasks, options.at_once, folder)
@@ -62,25 +66,36 @@ def main() -> None:
 
 
 def one(name: str, strategy: str, queries: int, seed: int, folder: str) -> dict[str, float]:
-    """A run on a pool with a strategy."""
-    sections: dict[str, Any] = {
-        "pool": POOLS[name],
-        "select": {"strategy": strategy, "rounds": 1 if strategy == "random" else 2},
-        "student": STUDENT,
-        "budget": {"queries": queries, "evaluation": 0},
-    }
-    if sections["pool"] != "mixup":
-        sections["images"] = {
-            "source": "drawn", "pool": POOLS[name], "count": queries // 5, "size": 32, "colour": "rgb",
-        }  # fmt: skip
+    """A run on a pool with a strategy, or with a generator."""
+    sections = of_generator(name, queries) if name in GENERATORS else of_pool(name, strategy, queries)
+    sections["budget"] = {"queries": queries, "evaluation": 0}
     changes = [f"{section}={json.dumps(value)}" for section, value in sections.items()]
     if "images" not in sections:
         changes.append("images.count=1000")
     config = load_config(
         ROOT / "benchmarks/cifar10-small.yaml", [*changes, f"seed={seed}", "resources.trainer.threads=1"]
     )
-    place = Path(folder) / f"{list(POOLS).index(name)}-{strategy}-{queries}-{seed}"
+    place = Path(folder) / f"{list(POOLS | GENERATORS).index(name)}-{strategy}-{queries}-{seed}"
     return figures_of(run(config, RunDirectory(place), local=True), "45000:50000")
+
+
+def of_pool(name: str, strategy: str, queries: int) -> dict[str, Any]:
+    """The sections of a run on a pool. Its first images are drawn from the pool itself, or the teacher's own."""
+    select = {"strategy": strategy, "rounds": 1 if strategy == "random" else 2}
+    sections = {"pool": POOLS[name], "select": select, "student": STUDENT}
+    if sections["pool"] != "mixup":
+        sections["images"] = DRAWN_IMAGES | {"pool": POOLS[name], "count": queries // 5}
+    return sections
+
+
+def of_generator(name: str, queries: int) -> dict[str, Any]:
+    """The sections of a run of IDEAL: rounds of its B, 30 steps of the student in each."""
+    return {
+        "pool": "generator",
+        "images": DRAWN_IMAGES | {"pool": "lines", "count": 200},  # for their shape: round 0 asks nothing
+        "select": {"strategy": "random", "first": 0, "rounds": queries // BATCH, "per_round": BATCH},
+        "student": IDEAL | GENERATORS[name] | {"model": "small-cnn", "steps": 30},
+    }
 
 
 if __name__ == "__main__":
