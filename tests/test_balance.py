@@ -58,6 +58,12 @@ def test_few_classes_are_told_and_few_answers_are_not():
     assert imbalance(torch.arange(40) % 4, 4, can_balance=True) is None
 
 
+def test_a_warning_comes_under_six_tenths():
+    even, few = (torch.tensor([0] * most + [1] * (100 - most)) for most in (85, 86))
+    assert imbalance(even, 2, can_balance=True) is None, "0.610"
+    assert "relative entropy 0.58" in (imbalance(few, 2, can_balance=True) or "")
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -82,9 +88,10 @@ def test_a_run_keeps_it_after_every_round(make_config, tmp_path):
         pytest.approx(relative_entropy(labels[:until], 10)) for until in (40, 100, 160)
     ]
     page = write_report([RunDirectory(tmp_path / "run")]).read_text()
-    rows = [row.split("</tr>")[0] for row in page.split("<tr><td>")[1:]]
-    for metrics, row in zip(done.history, rows, strict=False):
-        assert f"<td>{metrics.relative_entropy:.2f}</td>" in row
+    table = page.split('<th scope="col">entropy</th>')[1].split("</table>")[0]
+    rows = table.split('<tr><th scope="row">')[1:]
+    for metrics, row in zip(done.history, rows, strict=True):
+        assert row.startswith(f"{metrics.round}</th>") and f"<td>{metrics.relative_entropy:.2f}</td>" in row
 
 
 def test_answers_are_all_alike_where_nothing_differs():

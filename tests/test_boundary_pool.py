@@ -1,6 +1,8 @@
 """Runs that buy boundary pairs: what a round makes, what the teacher confirms, and what is refused."""
 
 import json
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +109,37 @@ def test_too_few_pairs_are_filled_up_with_images_that_were_not_moved():
     assert pool.describe(torch.arange(8))["kind"] == ["lines"] * 8
     with pytest.raises(PoolExhausted, match=r"0 of \d+ images of image gave .* raise pool\.steps or pool\.threshold"):
         make(8, over=torch.zeros(3, *SHAPE, dtype=torch.uint8), of="images", steps=1, step=0.001)
+
+
+def test_what_fills_up_is_no_image_that_was_tried_or_is_there_already():
+    made, pool = make(20, share=0.5, steps=1, step=0.001)
+    of = pool.describe(torch.arange(20))["of"]
+    whole = pools.parse({"kind": "boundary", "share": 0.5}).build(NONE, 0)
+    tried = whole._moved(1, 10 + torch.arange(made.facts["moved"])).tolist()
+    assert made.facts["found"] == 0 and len(set(of)) == 20 and not set(of) & set(tried)
+
+
+def test_each_image_is_moved_to_any_other_class_and_to_another_in_another_round(monkeypatch):
+    asked: dict[bytes, tuple[int, int]] = {}
+
+    def nothing(network, start, targets, settings):
+        own = predict(network, start).argmax(dim=1)
+        rows = zip(start.numpy(), own.tolist(), targets.tolist(), strict=True)
+        asked.update({bytes(image): (label, target) for image, label, target in rows})
+        return SimpleNamespace(images=torch.empty(0, 4, *SHAPE, dtype=torch.uint8), rows=torch.empty(0).long())
+
+    monkeypatch.setattr("kdray.models.boundary.boundary_pairs", nothing)
+    rounds = []
+    for number in (1, 2):
+        make(1000, number, of={"kind": "lines", "candidates": 1000})
+        rounds.append(dict(asked))
+        asked.clear()
+    away = Counter((target - label) % 4 for label, target in rounds[0].values())
+    total = sum(away.values())
+    assert total > 800 and away.keys() == {1, 2, 3} and all(abs(n / total - 1 / 3) < 0.06 for n in away.values()), away
+    both = rounds[0].keys() & rounds[1].keys()
+    same = sum(rounds[0][image] == rounds[1][image] for image in both) / len(both)
+    assert len(both) > 800 and same == pytest.approx(1 / 3, abs=0.07)
 
 
 def test_before_there_is_a_student_the_images_to_move_are_shown():

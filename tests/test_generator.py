@@ -135,6 +135,18 @@ def test_steps_lower_the_loss_and_leave_the_student_alone(name):
     assert all(weight.grad is None for weight in student.parameters())
 
 
+def test_batch_normalisation_ends_with_the_statistics_of_one_batch_of_the_trained_generator():
+    generator, seen = build_generator("dcgan", 8 + 4, (1, 16, 16), seed=0), []
+    layer = next(part for part in generator.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
+    layer.register_forward_hook(lambda own, inputs, _: seen.append(inputs[0].detach()) if own.training else None)
+    recipe, random = GeneratorRecipe(steps=3, batch=16), torch.Generator().manual_seed(0)
+    train_generator(generator, student_of(), recipe, classes=4, noise=8, conditional=True, random=random)
+    assert len(seen) == 3 + 1, "the steps, and the batch that settles it"
+    means = [batch.transpose(0, 1).flatten(1).mean(dim=1) for batch in seen]
+    assert torch.allclose(layer.running_mean, means[-1], atol=1e-6)
+    assert not torch.allclose(layer.running_mean, means[-2], atol=1e-4)
+
+
 def test_steps_are_those_of_torchs_adam_to_the_bit():
     class Idle(nn.Module):
         """Has a weight that no image depends on, and one that is not to be trained."""
@@ -250,6 +262,31 @@ def test_making_again_gives_the_same_bits_and_rounds_differ(made):
     rows = torch.cat([made.render(ids), pool.made(2, second.tensors).render(ids)]).flatten(1)
     assert len(torch.unique(rows, dim=0)) == 200, "no image of a round is one of another"
     assert not torch.equal(pool_of(seed=4).render(ids), pool_of(seed=3).render(ids))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"weight": None}, {"cross_entropy": False, "weight": 2.0}, {"steps": 3, "batch": 12, "lr": 0.01}],
+    ids=("no information loss", "no cross-entropy", "others"),
+)
+def test_table_4_changes_the_recipe(fields):
+    usual = {"steps": 5, "batch": 250, "lr": 1e-3, "weight": 5.0, "cross_entropy": True}
+    assert pools.parse({"kind": "generator", **fields}).recipe == GeneratorRecipe(**usual | fields)
+
+
+def test_without_the_cross_entropy_the_information_loss_is_all():
+    losses = pool_of(cross_entropy=False, weight=2.0).make(basis()).facts["losses"]
+    assert all(-2 * math.log(4) / 4 - 1e-6 <= loss <= 0 for loss in losses), losses
+    assert pool_of(weight=None).make(basis()).facts["losses"][0] > 0.5, "a cross-entropy of four classes"
+
+
+def test_a_generator_of_noise_alone_draws_too():
+    pool = pool_of(conditional=False)
+    made = pool.made(1, pool.make(basis()).tensors)
+    assert made.render(torch.arange(100)).unique(dim=0).shape[0] == 100
+    told, alone = (one._generator(4, 1, (1, 16, 16)) for one in (pool_of(), pool))
+    weights = [sum(part.numel() for part in network.parameters()) for network in (told, alone)]
+    assert weights[1] < weights[0], "it gets no label"
 
 
 def test_a_generator_may_go_on_from_the_round_before():

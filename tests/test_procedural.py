@@ -3,9 +3,11 @@
 import functools
 import math
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 from conftest import command, examples
 from hypothesis import given
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 
 from kdray.errors import ConfigError
 from kdray.pools.base import Pool, pools
+from kdray.pools.counter import CounterRandom, below
 from kdray.pools.procedural.compiled import drawing
 from kdray.pools.procedural.lines import LinesPainter, _squared_distance
 from kdray.pools.procedural.noise import channel_statistics
 from kdray.pools.procedural.normal import TABLE_SIZE, bounded_normal_table, normal_table
-from kdray.pools.procedural.spectrum import SpectrumPainter
+from kdray.pools.procedural.spectrum import SpectrumPainter, SpectrumSums
 from kdray.runs.directory import RunDirectory
 from kdray.runs.inputs import read_inputs
 from kdray.runs.run import resume, run
@@ -207,6 +210,63 @@ def test_a_line_is_as_wide_as_it_should_be_and_lies_on_the_background():
     (round_,) = dot(torch.tensor([0]))[0]
     covered = round_.double().sum() / round_.max()
     assert covered.item() == pytest.approx(math.pi * 8**2, rel=0.03)
+
+
+def test_widths_lie_evenly_between_the_two_given():
+    painter = LinesPainter((1, 64, 64), (1, 1), (0.1, 0.4), False, 0)
+    middle = torch.full((2000, 4), 256)
+    painter._path = lambda words: (middle, middle)
+    drawn = painter(torch.arange(2000)).double().flatten(1)
+    widths = 2 * (drawn.sum(dim=1) / drawn.amax(dim=1) / math.pi).sqrt() / 64
+    assert widths.min().item() == pytest.approx(0.1, abs=0.01) and widths.max().item() == pytest.approx(0.4, abs=0.01)
+    assert widths.mean().item() == pytest.approx(0.25, abs=0.01)
+    assert widths.std().item() == pytest.approx(0.3 / math.sqrt(12), abs=0.01), "that of even numbers"
+
+
+def test_a_third_of_the_lines_are_straight_a_third_arcs_and_the_rest_bezier_curves():
+    painter = LinesPainter((1, 64, 64), (1, 1), (0.1, 0.1), False, 0)
+    words = CounterRandom(3, "words", 9)(torch.arange(600))
+    paths = [torch.stack(path, dim=1).double().numpy() for path in zip(*painter._path(words), strict=True)]
+    corners = below(words[1:], 64 * 8).double().T.reshape(600, 4, 2).numpy()  # x and y of each in 1/8 pixels
+    time = np.linspace(0, 1, 600)[:, None]
+    falling = [(1 - time) ** 3, 3 * (1 - time) ** 2 * time, 3 * (1 - time) * time**2, time**3]
+    kinds: Counter[str] = Counter()
+    radii = []
+    for path, four in zip(paths, corners, strict=True):
+        chord = (path[-1] - path[0]) / max(1.0, np.hypot(*(path[-1] - path[0])))
+        off = np.abs((path - path[0]) @ np.array([-chord[1], chord[0]]))
+        ahead = (path - path[0]) @ chord
+        system = np.column_stack([2 * path, np.ones(len(path))])  # a circle through all points, by least squares
+        *middle, rest = np.linalg.lstsq(system, (path**2).sum(axis=1), rcond=None)[0]
+        radius = math.sqrt(max(0.0, rest + middle[0] ** 2 + middle[1] ** 2))
+        curve = sum(share * corner for share, corner in zip(falling, four, strict=True))
+        if off.max() < 2 and (np.diff(ahead) >= -1).all():
+            kinds["straight"] += 1
+        elif radius < 0.5 * 512 + 4 and np.abs(np.hypot(*(path - middle).T) - radius).max() < 3:
+            kinds["arc"] += 1
+            radii.append(radius)
+        else:
+            kinds["curve"] += 1
+            apart = np.hypot(*(path[:, None] - curve[None]).transpose(2, 0, 1)).min(axis=1)
+            assert apart.max() < 10, "about a pixel, as its points are rounded three times"
+            steps = np.hypot(*np.diff(path, axis=0).T)
+            assert steps.max() < 4 * max(4.0, steps.mean()), "without gaps"
+    assert all(150 < kinds[kind] < 250 for kind in ("straight", "arc", "curve")), kinds
+    assert np.percentile(radii, [1, 50, 99]) == pytest.approx([0.1 * 512, 0.3 * 512, 0.5 * 512], abs=20)
+
+
+def test_the_exponents_lie_evenly_between_the_two_given():
+    ids = torch.arange(2400)
+    drawn = SpectrumSums((1, 32, 32), (0.0, 3.0), 0, ["spectrum"])(ids)[:, 0].double().numpy()
+    which = below(CounterRandom(0, "spectrum exponents", 1)(ids)[0], 16).numpy()
+    power = scipy.fft.dctn(drawn, axes=(1, 2), norm="ortho") ** 2
+    far = np.hypot(*np.meshgrid(np.arange(32), np.arange(32), indexing="ij")) / 32
+    middling = (far > 0.1) & (far < 0.7)
+    for exponent in range(16):
+        mine = power[which == exponent]
+        assert 100 < len(mine) < 200
+        slope = np.polyfit(np.log(far[middling]), np.log(mine.mean(axis=0)[middling]), 1)[0]
+        assert slope == pytest.approx(-2 * 3 * exponent / 15, abs=0.3)
 
 
 def test_lines_have_any_colour_on_any_colour():

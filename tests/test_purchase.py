@@ -994,6 +994,20 @@ def test_few_classes_that_the_teacher_should_not_have_are_set_aside(clock, make_
     assert money(ledger) == (38, 4, 0, 0)
 
 
+@pytest.mark.parametrize(("share", "stops"), [(0.02, False), (0.01, True)])
+def test_the_share_of_such_classes_among_all_answers_decides(clock, make_ledger, share, stops):
+    """Three of them, once 197 others have been answered."""
+    ledger, images = make_ledger(1000), pictures(*range(200))
+    line = Line(clock, lambda numbers, _: {row: UnknownClass("other") for row, n in enumerate(numbers) if n >= 197})
+    policy = PurchasePolicy(retry=patient(tries=2, max_bad_share=share))
+    if stops:
+        with pytest.raises(TeacherError, match=r"3 of 200 images got a class .* max_bad_share = 0\.01 allows"):
+            buy(images, teachers=line, ledger=ledger, batch_size=10, policy=policy)
+    else:
+        bought = buy(images, teachers=line, ledger=ledger, batch_size=10, policy=policy)
+        assert sorted(bought.set_aside) == [197, 198, 199]
+
+
 def test_tries_are_remembered_where_the_run_is_killed_between_them(clock, make_ledger):
     ledger, images, asked = make_ledger(1000), pictures(*range(20)), []
 

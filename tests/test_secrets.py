@@ -4,10 +4,12 @@ import asyncio
 import html
 import json
 import os
+import pickle
 import threading
 from pathlib import Path
 from urllib.parse import parse_qs, quote, quote_plus, urlsplit
 
+import cloudpickle
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from processes import Program, kdray
 from test_http import GOOD, answering, ask, images, reset, serving, talking, teacher, v2
 
 from kdray.errors import TeacherError
+from kdray.runs.inputs import read_inputs
 from kdray.teachers.async_pool import AsyncTeacherPool
 from kdray.teachers.faults import Fault
 from kdray.teachers.http.secrets import Secrets
@@ -70,6 +73,19 @@ def test_a_variable_that_no_header_can_carry_is_named_and_not_shown(value):
         "the environment variable KEY, which teacher.url, teacher.headers or teacher.request needs, holds"
     )
     assert "s3c" not in str(error.value)
+
+
+def test_a_worker_on_another_machine_gets_the_key_of_the_driver(make_config, monkeypatch):
+    """It is sent what makes the teacher, and its own environment has no key."""
+    with serving(answering(200, {"probabilities": [[0.1] * 10] * 2})) as server:
+        monkeypatch.setenv("KEY", PLAIN)
+        headers = {"Authorization": "Bearer ${KEY}"}
+        section = {"kind": "http", "protocol": "json", "url": server.url, "classes": 10, "headers": headers}
+        sent = cloudpickle.dumps(read_inputs(make_config(teacher=section)).build)
+        monkeypatch.delenv("KEY")
+        there = pickle.loads(sent)()
+        assert ask(there).bad == {}
+        assert [headers["Authorization"] for _, _, headers, _ in server.posts] == [f"Bearer {PLAIN}"]
 
 
 @pytest.mark.parametrize("secret", [PLAIN, AWKWARD])

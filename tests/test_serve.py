@@ -11,17 +11,17 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
 from aiohttp import web
-from conftest import served
+from conftest import command, served
 from torch import nn
 
 from kdray import __version__
@@ -490,17 +490,33 @@ def blocking(entered: threading.Semaphore, release: threading.Event):
     return function
 
 
-def test_latencies_overlap():
+def test_the_command_serves_a_teacher_as_its_options_say(teacher_weights, monkeypatch):
+    asked = []
+    monkeypatch.setattr("kdray.teachers.server.serve", lambda *arguments, **more: asked.append(arguments))
+    monkeypatch.setenv("TOKEN", "secret")
+    named = ("--name", "mine", "--latency", 0.25, "--port", 0, "--token-env", "TOKEN")
+    done = command("teacher", "serve", "--model", teacher_weights, *named)
+    assert done.returncode == 0, done.stderr
+    ((teacher, shape, options, _),) = asked
+    assert (teacher.num_classes, shape) == (10, (1, 16, 16))
+    assert options == ServeOptions(name="mine", port=0, token="secret", latency_s=0.25)
+
+
+def test_latencies_overlap(monkeypatch):
+    """Each waits until another waits as well."""
+    both, waited = asyncio.Barrier(2), []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        await asyncio.wait_for(both.wait(), 60)
+
+    monkeypatch.setattr("kdray.teachers.server.asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
     with serving(latency_s=0.5) as client, ThreadPoolExecutor(2) as threads:
-        start = time.perf_counter()
         replies = list(threads.map(lambda seed: client.infer(images(1, seed)), range(2)))
-        passed = time.perf_counter() - start
-        assert [status for status, _, _ in replies] == [200, 200]
-        assert 0.5 <= passed < 0.9
-        start = time.perf_counter()
+        assert [status for status, _, _ in replies] == [200, 200] and waited == [0.5, 0.5]
         assert client.infer({})[0] == 400
         assert client(MODEL)[0] == 200
-        assert time.perf_counter() - start < 0.4
+        assert waited == [0.5, 0.5], "neither of these waits"
 
 
 def test_the_server_talks_while_the_model_works_and_asks_it_one_batch_at_a_time():

@@ -125,11 +125,28 @@ def test_a_program_shows_much_and_varies_with_time_and_with_seeds(number, builti
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 200
 
 
-def test_all_programs_are_drawn_about_equally_often():
-    painter = ShaderPainter(BUILTIN, (3, 8, 8), TIME, 0)
-    numbers = torch.cat([painter._random(torch.arange(20_000))[:1]]) * len(BUILTIN) >> 31
-    counts = torch.bincount(numbers[0], minlength=len(BUILTIN)).double()
+def test_all_programs_are_drawn_about_equally_often_at_all_times_and_seeds(monkeypatch):
+    class Notebook:
+        """A canvas that keeps what it is asked for, and draws noise."""
+
+        compiled: frozenset[int] = frozenset()
+
+        def draw(self, numbers, values, limit_s):
+            asked.append((numbers, values))
+            return np.random.default_rng(0).integers(0, 256, (len(numbers), 8, 8, 3), dtype=np.uint8)
+
+    asked: list[tuple[np.ndarray, np.ndarray]] = []
+    painter = ShaderPainter(BUILTIN, (3, 8, 8), (10.0, 30.0), 0)
+    monkeypatch.setattr(painter, "open", Notebook)
+    painter(torch.arange(30_000))
+    ((numbers, values),) = asked
+    counts = np.bincount(numbers, minlength=len(BUILTIN))
     assert counts.min() > 0.7 * counts.mean() and counts.max() < 1.3 * counts.mean()
+    assert np.abs(np.corrcoef(np.column_stack([numbers, values]).T) - np.eye(1 + PARAMETERS)).max() < 0.03
+    for number in range(len(BUILTIN)):
+        mine = values[numbers == number]
+        assert 10 <= mine[:, 0].min() < 11 and 29 < mine[:, 0].max() <= 30
+        assert mine[:, 1:].min(axis=0).max() < 0.1 and mine[:, 1:].max(axis=0).min() > 0.9
 
 
 # Bits

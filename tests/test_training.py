@@ -49,6 +49,15 @@ def test_steps_and_epochs_of_a_recipe(changes, answers, steps, epochs):
     assert (planned.steps, planned.epochs) == (steps, epochs)
 
 
+def test_steps_grow_with_the_square_root_of_the_answers():
+    assert [auto_steps(answers) for answers in (1, 1000, 4000, 9000, 100_000)] == [2000, 2000, 4000, 6000, 20_000]
+
+
+def test_each_optimiser_has_its_rate_and_decay():
+    sgd, adamw = Recipe(optimizer="sgd"), Recipe(optimizer="adamw")
+    assert (sgd.rate, sgd.decay, adamw.rate, adamw.decay) == (0.05, 5e-4, 0.003, 0.05)
+
+
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_more_answers_are_trained_on_no_shorter_and_fewer_times_each(one, other):
     few, many = sorted((one, other))
