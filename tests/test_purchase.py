@@ -1001,7 +1001,7 @@ def test_the_share_of_such_classes_among_all_answers_decides(clock, make_ledger,
     line = Line(clock, lambda numbers, _: {row: UnknownClass("other") for row, n in enumerate(numbers) if n >= 197})
     policy = PurchasePolicy(retry=patient(tries=2, max_bad_share=share))
     if stops:
-        with pytest.raises(TeacherError, match=r"3 of 200 images got a class .* max_bad_share = 0\.01 allows"):
+        with pytest.raises(TeacherError, match=r"3 of 200 images got a class .*max_bad_share = 0\.01 allows"):
             buy(images, teachers=line, ledger=ledger, batch_size=10, policy=policy)
     else:
         bought = buy(images, teachers=line, ledger=ledger, batch_size=10, policy=policy)
