@@ -149,9 +149,10 @@ def _join(address: str, environ: Mapping[str, str]) -> None:
         host, port = _host_and_port(address)
         try:
             socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is none, such as a..b
+            why = getattr(error, "strerror", None) or error
             raise ClusterError(
-                f"RAY_ADDRESS={address}: no connection ({error.strerror or error}); is the head node running? "
+                f"RAY_ADDRESS={address}: no connection ({why}); is the head node running? "
                 "Unset RAY_ADDRESS to use a local Ray, or give --local to use none"
             ) from None
     try:

@@ -113,8 +113,10 @@ class RaySearcher:
         self._add(self._count)
 
     def _add(self, count: int) -> None:
+        # A strategy of its own would take a worker out of the placement group of a trial of Ray Tune.
+        spread = None if ray.util.get_current_placement_group() is not None else "SPREAD"
         actor: Any = ray.remote(ScoringWorker).options(
-            num_cpus=1, num_gpus=self._gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
+            num_cpus=1, num_gpus=self._gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy=spread
         )
         self._actors += [actor.remote(self._device, self._options) for _ in range(count)]
 

@@ -111,6 +111,7 @@ def test_the_live_display_shows_phase_rate_money_and_accuracy():
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=160)
     display = LiveDisplay(console)
+    display.note("evil\x07name\x1b is left out")
     display.begin(rounds=2, budget=160, spent=40, title="runs/x")
     display.round_done(metrics())
     display.phase(2, "choose")
@@ -119,7 +120,14 @@ def test_the_live_display_shows_phase_rate_money_and_accuracy():
     display._progress.refresh()
     display.close()
     shown = stream.getvalue()
-    for part in ("round 2/2 choosing", "candidates/s", "queries 100/160", "accuracy 87.50%", "1000/2340"):
+    for part in (
+        "round 2/2 choosing",
+        "candidates/s",
+        "queries 100/160",
+        "accuracy 87.50%",
+        "1000/2340",
+        r"evil\x07name\x1b is left out",
+    ):
         assert part in shown
 
 

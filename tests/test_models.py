@@ -395,6 +395,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
         ("junk.pth", lambda path: path.write_bytes(b"junk" * 9), "is not a readable torch state dict"),
         ("code.pt", lambda path: torch.save(nn.Linear(2, 2), path), "is not a readable torch state dict"),
         ("list.pt", lambda path: torch.save([torch.zeros(1)], path), "holds a list, not a state dict; save model.stat"),
+        (
+            "nameless.pt",
+            lambda path: torch.save({0: torch.zeros(1)}, path),
+            "a tensor under 0, and names of weights are",
+        ),
         ("all.pt", lambda path: torch.save({"epoch": 3}, path), "holds 'epoch', a int; save model.state_dict"),
     ],
 )

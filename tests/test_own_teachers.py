@@ -15,6 +15,7 @@ from kdray.ledger.store import LEASE_S, Ledger
 from kdray.runs.policy import PurchasePolicy
 from kdray.teachers.async_pool import AsyncTeacherPool
 from kdray.teachers.base import teachers
+from kdray.teachers.faults import fault_of
 from kdray.teachers.function import PythonTeacherConfig
 from kdray.teachers.http import HttpTeacherConfig, wire
 from kdray.teachers.local import LocalTeacherConfig
@@ -262,6 +263,14 @@ def test_an_own_teacher_may_say_that_nothing_is_charged(kind, how, own, tmp_path
     released = "SELECT queries, reason FROM reservations WHERE state = 'released'"
     assert ledger.read(released) == [(1, reason)]
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [(2.5, 2.5), ("20", 20.0), (None, None), ("Wed, 21 Oct", None), (-1, None), (float("nan"), None), ([], None)],
+)
+def test_what_a_teacher_says_of_waiting_is_taken_as_seconds_where_it_is_some(given, seconds):
+    assert fault_of(kdray.TeacherBusy("later", given)).wait_s == seconds
 
 
 @pytest.mark.parametrize("error", [kdray.TeacherBusy("later", 2.5), kdray.TeacherBusy(), kdray.ImageDeclined("dark")])

@@ -19,7 +19,7 @@ from kdray.teachers.http.malformed import AmbiguousReply, MalformedReply
 from kdray.teachers.http.parse import Reader
 from kdray.teachers.http.paths import follow
 from kdray.teachers.http.wires.json_wire import image_ids
-from kdray.teachers.suspicion import no_logits, suspect
+from kdray.teachers.suspicion import LogitsCheck, no_logits, suspect
 
 SHAPE = (1, 2, 3)
 SOFT = [[0.7, 0.2, 0.1], [0.05, 0.05, 0.9]]
@@ -242,6 +242,20 @@ def test_logits_that_look_like_probabilities_in_some_rows_are_logits():
     assert no_logits(np.array([[0.7, 0.2, 0.1], [4.0, 1.0, -2.0]])) is None
     assert no_logits(np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]])) == "probabilities"
     assert no_logits(np.array([[0.7, np.nan, 0.1]])) is None and no_logits(np.zeros((0, 3))) is None
+
+
+def test_two_logits_that_sum_to_1_by_chance_are_an_answer():
+    check, chance, other = LogitsCheck(), np.array([[0.304, 0.696]]), np.array([[2.0, -1.0]])
+    assert [check.look(chance) for _ in range(4)] == [None, None, None, "probabilities"], (
+        "of two classes four rows tell"
+    )
+    check = LogitsCheck()
+    assert check.look(chance) is None and check.look(other) is None
+    assert [check.look(chance) for _ in range(9)] == [None] * 9, "the teacher has given logits"
+    assert LogitsCheck().look(np.array([[0.7, 0.2, 0.1, 0.0, 0.0]])) == "probabilities", "five numbers tell at once"
+    check = LogitsCheck()
+    assert check.look(np.array([[np.nan, 0.5]])) is None
+    assert check.look(np.repeat(chance, 4, axis=0)) == "probabilities", "NaN says nothing"
 
 
 def test_some_of_the_likeliest_in_percent_are_not_read_as_hundredths():

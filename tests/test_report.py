@@ -85,6 +85,18 @@ def test_the_intervals_hold_what_they_say():
     assert held >= 72, "95 % of the intervals, but for chance"
 
 
+@pytest.mark.parametrize(
+    ("counts", "values", "tested", "low", "high"),
+    [
+        ([250, 500, 1000], [0.85, 0.93, 0.99], 500, 0.97, 0.990),
+        ([250, 500, 1000], [0.90, 0.94, 0.98], 100, 0.93, 0.972),
+    ],
+)
+def test_a_last_point_that_few_test_images_show_too_good_is_not_believed(counts, values, tested, low, high):
+    (found,) = extrapolate(counts, values, tested, [2000])
+    assert found.low < low and found.value < high, found
+
+
 @examples(30)
 @given(
     st.lists(st.integers(1, 100_000), min_size=3, max_size=6, unique=True).map(sorted),

@@ -792,7 +792,13 @@ def test_a_run_says_which_images_it_set_aside_and_stops_where_they_are_many(tmp_
     ]
 
 
-def test_a_run_goes_on_after_a_round_without_a_single_answer(tmp_path):
+@pytest.mark.parametrize(
+    ("student", "images"),
+    [({}, [40, 40, 60]), ({"start": "last", "replay": "none", "early": 1}, [40, 0, 20])],
+    ids=("all answers", "the newest alone"),
+)
+def test_a_run_goes_on_after_a_round_without_a_single_answer(student, images, tmp_path):
+    trained_on = images
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
     own, bad = {image.tobytes() for image in images}, set()
 
@@ -813,11 +819,14 @@ def test_a_run_goes_on_after_a_round_without_a_single_answer(tmp_path):
         out=tmp_path / "run",
         local=True,
         progress=False,
-        student={"model": "small-cnn", "epochs": 1, "augment": "none"},
+        student={"model": "small-cnn", "epochs": 1, "augment": "none"} | student,
         select={"rounds": 2},
         teacher_options={"batch_size": 16, "retry": {"max_bad_share": 1}},
     )
-    assert [(m.images, m.bought, m.set_aside) for m in result.history] == [(40, 40, 0), (40, 0, 20), (60, 20, 0)]
+    assert [(m.bought, m.set_aside) for m in result.history] == [(40, 0), (0, 20), (20, 0)]
+    assert [m.images for m in result.history] == trained_on
+    students = [(tmp_path / f"run/rounds/00{number}/student.safetensors").read_bytes() for number in range(3)]
+    assert student == {} or (students[1] == students[0] and students[2] != students[1])
 
 
 def test_distil_from_python(tmp_path):

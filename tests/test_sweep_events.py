@@ -69,6 +69,13 @@ def test_the_hparams_tab_has_the_values_and_figures_of_each_trial(tmp_path):
     )
 
 
+def test_a_path_that_is_not_utf_8_is_shown_with_codes(tmp_path):
+    trials = [trial("a", (0.5,), path="/a/\udce9"), trial("b", (0.5,), path="/b")]
+    write_events(tmp_path / "events", trials, "student_accuracy")
+    _, _, rows = tab(tmp_path / "events")
+    assert rows["a"][0] == {"path": "/a/\\xe9"} and rows["b"][0] == {"path": "/b"}
+
+
 def test_the_folder_is_replaced_as_a_whole(tmp_path):
     folder = tmp_path / "events"
     write_events(folder, [trial("old", (0.5,), w=1), trial("kept", (0.5,), w=2)], "loss")

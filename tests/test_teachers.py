@@ -327,7 +327,7 @@ def test_a_program_may_take_pixels_and_give_probabilities(tmp_path):
     teacher, data = local(path, input={"pixels": "uint8"}, outputs="probabilities").build(SHAPE), images(9)
     assert torch.allclose(teacher.answer(data).probs, directly(network(), data), atol=1e-6)
     with pytest.raises(TeacherError, match=r"gives probabilities, not logits: set teacher\.outputs to probabilities$"):
-        local(path, input={"pixels": "uint8"}).build(SHAPE)  # their softmax would be nearly uniform
+        local(path, input={"pixels": "uint8"}).build(SHAPE).answer(data)  # their softmax would be nearly uniform
 
 
 def save_zoo(path: Path, seed: int = 0, classes: tuple[str, ...] | None = ("a", "b", "c")) -> nn.Module:

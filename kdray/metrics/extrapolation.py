@@ -1,5 +1,6 @@
 """What more answers would bring: the learning curve of a student, continued with its error."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,8 @@ LEAST = 3
 """Points that a curve needs: with two, nothing tells its bend from the noise."""
 
 # The grid of curves. Exponents of image classifiers lie between 0.1 and 1 (Rosenfeld et al., ICLR 2020).
-_HEIGHTS = np.linspace(-0.5, 0.5, 41)  # log-odds of the error at the last point, beside those that were measured
+_HALF, _SPACING = 0.5, 0.025  # log-odds of the error at the last point, on both sides of those that were measured
+_DEVIATIONS = 4  # of the choice of the test images, that lie on the grid on both sides where these are few
 _EXPONENTS = np.geomspace(0.05, 1.5, 35)
 _TYPICAL, _WIDTH = 0.4, 0.8  # median of the exponents, and the standard deviation of their logarithm, before any point
 _FLOORS = np.linspace(0.0, 0.975, 40)  # part of the error at the last point that no number of answers removes
@@ -65,7 +67,7 @@ def extrapolate(counts: Sequence[int], values: Sequence[float], tested: int, wan
     odds = logit(errors)
     sampling = 1 / (errors * (1 - errors) * tested)  # variance of the log-odds that comes from the test images
     height, exponent, floor, noise = np.meshgrid(
-        expit(odds[-1] + _HEIGHTS), _EXPONENTS, _FLOORS, _NOISES, indexing="ij", sparse=True
+        expit(odds[-1] + _heights(float(sampling[-1]))), _EXPONENTS, _FLOORS, _NOISES, indexing="ij", sparse=True
     )
     weights = -0.5 * (np.log(exponent / _TYPICAL) / _WIDTH) ** 2
     for size, seen, variance in zip(sizes, odds, sampling, strict=True):
@@ -87,6 +89,12 @@ def extrapolate(counts: Sequence[int], values: Sequence[float], tested: int, wan
             Expected(count=count, value=middle, low=low, high=high, gain=gained, gain_low=gain_low, gain_high=gain_high)
         )
     return found
+
+
+def _heights(variance: float) -> np.ndarray:
+    """Log-odds of the error at the last point, beside those that were measured with this variance."""
+    steps = round(max(_HALF, _DEVIATIONS * math.sqrt(variance)) / _SPACING)
+    return _SPACING * np.arange(-steps, steps + 1)
 
 
 def _error(height: np.ndarray, exponent: np.ndarray, floor: np.ndarray, times: float) -> np.ndarray:

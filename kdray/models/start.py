@@ -121,6 +121,10 @@ def _read(path: str, data: bytes) -> dict[str, Tensor]:
         ) from None
     if not isinstance(found, Mapping):
         raise ModelError(f"student.init: {shown(path)} holds a {type(found).__name__}, not a state dict; {advice}")
+    if nameless := [key for key in found if not isinstance(key, str)]:
+        raise ModelError(
+            f"student.init: {shown(path)} has a tensor under {nameless[0]!r}, and names of weights are text; {advice}"
+        )
     other = next((key for key, value in found.items() if not isinstance(value, Tensor)), None)
     if other is not None:
         raise ModelError(f"student.init: {shown(path)} holds {other!r}, a {type(found[other]).__name__}; {advice}")

@@ -166,7 +166,7 @@ class LiveDisplay(_State):
         )
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text)
+        self._progress.console.print(printable(text))
 
     def close(self) -> None:
         self._progress.stop()

@@ -317,15 +317,16 @@ class Rounds:
 
     def _train(self, number: int) -> None:
         begin = time.monotonic()
-        if not (learnt := self._learnt(number)):
-            self._keep_student(number, begin, untrained(self._inputs.spec), {"images": 0})
+        if not (learnt := self._learnt(number)) or not len(learnt[0]):  # the newest round alone may have no answer
+            fresh, result = untrained(self._inputs.spec)
+            kept = self.directory.artefact(number - 1, "train").read_bytes() if learnt else fresh
+            self._keep_student(number, begin, (kept, result), {"images": 0})
             return
         images, targets = learnt
         answers = self._training_set(number)[1][self._given :]  # all, whatever the student is trained on
         labels = answers.argmax(dim=1)
         blind = self._config.pool.untaught and not self._given and not self._inputs.schedule[0]
-        first = min(_BLIND_ROUNDS, self.last - 1) if blind else 0
-        if first <= number < self.last and all_alike(answers):
+        if blind * min(_BLIND_ROUNDS, self.last - 1) <= number < self.last and all_alike(answers):
             raise OneClassError(alike(len(labels), int(labels[0]), self._inputs.classes))
         if told := imbalance(labels, targets.shape[1], can_balance=self._config.can_balance):
             self._run.observer.note(told)

@@ -13,7 +13,7 @@ from rich.text import Text
 from kdray.sweeps.results import Measured, Trial
 from kdray.sweeps.shown import figure_text, short_text, swept_keys, trial_words
 from kdray.utils.console import make_console
-from kdray.utils.text import counted
+from kdray.utils.text import counted, printable
 
 _ROWS = 30  # of a live table; a longer one does not fit a terminal
 
@@ -54,7 +54,7 @@ class PlainSweepDisplay(SweepDisplay):
         self.note(told)
 
     def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
 
 class LiveSweepDisplay(SweepDisplay):
@@ -84,7 +84,7 @@ class LiveSweepDisplay(SweepDisplay):
         self._live.update(table, refresh=True)
 
     def note(self, text: str) -> None:
-        self._live.console.print(text)
+        self._live.console.print(printable(text))
 
     def close(self) -> None:
         self._live.stop()

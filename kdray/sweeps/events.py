@@ -11,6 +11,7 @@ from tensorboardX.summary import hparams
 from kdray.sweeps.results import Trial
 from kdray.sweeps.shown import swept_keys, value_text
 from kdray.sweeps.tables import FIGURES
+from kdray.utils.files import shown
 
 
 def write_events(folder: Path, trials: Sequence[Trial], metric: str) -> None:
@@ -49,5 +50,5 @@ def _values(trials: Sequence[Trial]) -> list[dict[str, Any]]:
         kinds = {type(value) for value in column}
         usable = kinds == {bool} or kinds <= {int, float} or kinds == {str}
         for row, value in zip(rows, column, strict=True):
-            row[key] = value if usable else value_text(value)
+            row[key] = (shown(value) if isinstance(value, str) else value) if usable else value_text(value)
     return rows

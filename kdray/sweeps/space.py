@@ -11,6 +11,8 @@ import numpy as np
 from kdray.errors import ConfigError
 from kdray.sections.base import did_you_mean
 
+_FARTHEST = {"uniform": 1e300, "loguniform": 1e300, "randint": 1 << 62}
+"""Ends of a range, of which differences and logarithms stay numbers of the generator."""
 KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 
@@ -69,8 +71,10 @@ def _domain(name: str, value: Any) -> Domain:
     if len(given) != 2 or any(isinstance(end, bool) or not isinstance(end, int | float) for end in given):
         raise ValueError(f"{name}: {kind} takes [low, high], got {given!r}")
     low, high = given
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not low < high or math.inf in (-low, high):
         raise ValueError(f"{name}: {kind} takes a low end below the high end, got {given!r}")
+    if max(-low, high) > _FARTHEST[kind]:
+        raise ValueError(f"{name}: {kind} takes ends up to {_FARTHEST[kind]:.3g} in size, got {given!r}")
     if kind == "loguniform" and low <= 0:
         raise ValueError(f"{name}: loguniform takes ends above 0, got {given!r}; use uniform")
     if kind == "randint" and not (isinstance(low, int) and isinstance(high, int)):

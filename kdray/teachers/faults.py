@@ -46,6 +46,15 @@ class Fault:
         return self.kind in ("refused", "failed")
 
 
+def _seconds(given: object) -> float | None:
+    """What a user's own teacher gave as seconds to wait; a server's header is text, and may be a date."""
+    try:
+        seconds = float(given)  # type: ignore[arg-type]  # whatever it is
+    except (TypeError, ValueError):
+        return None
+    return seconds if 0 <= seconds < float("inf") else None
+
+
 def fault_of(error: BaseException, *, sent: bool = True) -> Fault:
     """What an exception of a teacher means: `TeacherBusy` and `ImageDeclined` say that nothing is charged; after any
     other asking again is useless.
@@ -55,7 +64,7 @@ def fault_of(error: BaseException, *, sent: bool = True) -> Fault:
     """
     other: FaultKind = "failed" if sent else "refused"
     if isinstance(error, TeacherBusy):
-        return Fault(kind="throttled", message=str(error), wait_s=error.wait_s)
+        return Fault(kind="throttled", message=str(error), wait_s=_seconds(error.wait_s))
     if isinstance(error, ImageDeclined):
         return Fault(kind="declined", message=str(error) or "the teacher does not take the image")
     if isinstance(error, TeacherError):

@@ -20,7 +20,7 @@ from kdray.teachers.answers import AnswerFormat, Answers, check_probabilities, c
 from kdray.teachers.base import TeacherSection, count_in, names_in, teachers
 from kdray.teachers.input import PixelInput
 from kdray.teachers.recipe import TeacherTrainConfig, train_teacher, trained_classes
-from kdray.teachers.suspicion import no_logits
+from kdray.teachers.suspicion import LogitsCheck
 from kdray.utils.devices import cpu_threads, resolve_device
 from kdray.utils.files import shown
 from kdray.utils.lazy import torch
@@ -294,6 +294,7 @@ class LocalTeacher:
         self._form, self._outputs, self._batch_size = form, outputs, batch_size
         self._device = resolve_device(device, "teacher.device")
         self._model = model.to(self._device)
+        self._check = LogitsCheck()
 
     @property
     def network(self) -> torch.nn.Module:
@@ -310,7 +311,7 @@ class LocalTeacher:
             return self._form.apply(torch.zeros(0, self.num_classes))
         with cpu_threads(1), torch.inference_mode():
             output = torch.cat([self._forward(batch) for batch in torch.split(images, self._batch_size)])
-            if self._outputs == "logits" and (found := no_logits(output.double().numpy())) is not None:
+            if self._outputs == "logits" and (found := self._check.look(output.double().numpy())) is not None:
                 percent = " and divide them by 100 in the program" if found == "percentages" else ""
                 raise TeacherError(
                     f"the teacher gives {found}, not logits: set teacher.outputs to probabilities{percent}"

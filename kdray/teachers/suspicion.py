@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+_ENOUGH = 4  # of rows times the numbers of a row that are free, to take logits for probabilities
 _SLACK = 0.02  # of sums, where a server rounds
 _WORDS = {
     "percent": "they look like percentages",
@@ -72,3 +73,26 @@ def no_logits(values: np.ndarray) -> str | None:
     if values.max() <= 1 and np.abs(totals - 1).max() <= 1e-3:
         return "probabilities"
     return "percentages" if np.abs(totals - 100).max() <= 0.5 else None
+
+
+class LogitsCheck:
+    """`no_logits` over the replies of a teacher. Few numbers may sum to 1 by chance: of two classes two logits in ten
+    thousand do. So a reply is refused once enough rows look so, and none after a row that cannot be probabilities."""
+
+    def __init__(self) -> None:
+        self._rows, self._sure = 0, False
+
+    def look(self, values: np.ndarray) -> str | None:
+        """What the teacher's numbers are for certain, if no logits; see `no_logits`.
+
+        Args:
+            values: float64 [B, K], of one reply.
+        """
+        values = values[np.isfinite(values).all(axis=1)]
+        if self._sure or len(values) == 0:
+            return None
+        if (found := no_logits(values)) is None:
+            self._sure = True
+            return None
+        self._rows += len(values)
+        return found if self._rows * (values.shape[1] - 1) >= _ENOUGH else None

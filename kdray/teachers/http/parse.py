@@ -14,7 +14,7 @@ from kdray.teachers.answers import Answers, UnknownClass, check_probabilities
 from kdray.teachers.base import count_in
 from kdray.teachers.http.malformed import MalformedReply, NoSuchClass, short
 from kdray.teachers.http.names import ClassNames
-from kdray.teachers.suspicion import no_logits, suspect
+from kdray.teachers.suspicion import LogitsCheck, suspect
 from kdray.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Reader:
         self._factor = 0.01 if self._percent else (section.scale or 1.0)
         self._zero, self._single = section.zero_point, section.one_number
         self._ignored = frozenset(section.reply.ignore)
+        self._check = LogitsCheck()
 
     def probabilities(self, rows: Sequence[Any], find: Find = _itself) -> Answers:
         """Answers from K numbers, or from class name -> number, for each image. Where the config says so, it is one
@@ -93,7 +94,7 @@ class Reader:
         probs, partial = values, torch.tensor([count < self.num_classes for _, count in scores])
         if self._logits:
             good = [k for k in range(len(scores)) if k not in bad]
-            if not self._single and (found := no_logits(values[good].numpy())) is not None:
+            if not self._single and (found := self._check.look(values[good].numpy())) is not None:
                 wanted = "probabilities" if found == "probabilities" else "percent"
                 raise MalformedReply(f"the teacher gives {found}, not logits: set teacher.outputs to {wanted}")
             finite = torch.isfinite(values).all(dim=1, keepdim=True)
