@@ -236,6 +236,7 @@ def test_whole_images_are_candidates_once_each(photographs):
     ).images.double()
     means = blocks.view(6, 3, 8, 3, 8, 3).mean(dim=(3, 5))
     assert all(min(float((one - mean).abs().max()) for mean in means) <= 0.5 for one in drawn)
+    assert pools.parse(whole).sized(5, 100)[1] is None, "how many there are is not known before they are opened"
     mixed = pools.parse({"kind": "mixture", "of": ["lines", whole]}).build(images((3, 8, 8), 0), 0)
     assert len(mixed) in (12, 13), "until the images run out"
 

@@ -89,6 +89,11 @@ class CropsSection(ProceduralSection):
         """See `PoolSection`."""
         return "give more images (pool.images)" if self.whole else super().enlarged(images)
 
+    def sized(self, images: int, queries: int) -> tuple[PoolSection, str | None]:
+        """See `PoolSection`."""
+        section, note = super().sized(images, queries)
+        return section, None if self.whole else note  # there may be fewer images
+
     def build(self, images: Tensor, seed: int) -> ProceduralPool:
         """See `PoolSection`."""
         pool = super().build(images, seed)
