@@ -142,30 +142,6 @@ def test_workers_guess_as_one_process_does_bit_for_bit(searcher_of, pool, model)
 
 
 @pytest.mark.storm
-def test_the_workers_of_a_trial_take_the_places_that_it_has_reserved(ray_local):
-    """All CPUs are: a worker outside the group would never start."""
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    def trial() -> int:
-        searcher = RaySearcher(3)
-        searcher.start()
-        try:
-            return len(set(searcher.pids()))
-        finally:
-            searcher.close()
-
-    group = placement_group([{"CPU": 1}] * 4)
-    try:
-        ray.get(group.ready(), timeout=60)
-        place = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-        started = ray.remote(trial).options(num_cpus=1, scheduling_strategy=place).remote()
-        assert ray.get(started, timeout=60) == 3
-    finally:
-        remove_placement_group(group)
-
-
 def test_every_strategy_chooses_alike_on_two_workers_and_in_one_process(searcher_of, pool, model):
     pool = MixupPool(pool.images[:60], [round(0.3 + 0.04 * k, 2) for k in range(11)])
     searchers = LocalSearcher(512, settings=GUESSING), searcher_of(chunk=300, settings=GUESSING)

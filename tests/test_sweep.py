@@ -8,6 +8,7 @@ import yaml
 from conftest import actor_pids, command, digits_config
 
 import kdray as library
+from actors.scoring import RaySearcher
 from kdray.errors import ClusterError, SweepError
 from kdray.ledger.store import Ledger
 from kdray.sweeps.api import sweep
@@ -103,6 +104,30 @@ def test_a_trial_that_cannot_fit_is_refused_at_once(ray_local, base, tmp_path):
         in str(refused.value)
     )
     assert not (tmp_path / "s").exists()
+
+
+def test_the_workers_of_a_trial_take_the_places_that_it_has_reserved(ray_local):
+    """All CPUs are: a worker outside the group would never start."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    def trial() -> int:
+        searcher = RaySearcher(1)
+        searcher.start()
+        try:
+            return len(set(searcher.pids()))
+        finally:
+            searcher.close()
+
+    group = placement_group([{"CPU": 1}] * 4)
+    try:
+        ray.get(group.ready(), timeout=60)
+        place = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        started = ray.remote(trial).options(num_cpus=1, scheduling_strategy=place).remote()
+        assert ray.get(started, timeout=60) == 1
+    finally:
+        remove_placement_group(group)
 
 
 @pytest.mark.storm
