@@ -267,7 +267,16 @@ def test_an_own_teacher_may_say_that_nothing_is_charged(kind, how, own, tmp_path
 
 @pytest.mark.parametrize(
     ("given", "seconds"),
-    [(2.5, 2.5), ("20", 20.0), (None, None), ("Wed, 21 Oct", None), (-1, None), (float("nan"), None), ([], None)],
+    [
+        (2.5, 2.5),
+        ("20", 20.0),
+        (None, None),
+        ("Wed, 21 Oct", None),
+        (-1, None),
+        (float("nan"), None),
+        (10**400, None),
+        ([], None),
+    ],
 )
 def test_what_a_teacher_says_of_waiting_is_taken_as_seconds_where_it_is_some(given, seconds):
     assert fault_of(kdray.TeacherBusy("later", given)).wait_s == seconds

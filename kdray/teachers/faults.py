@@ -50,7 +50,7 @@ def _seconds(given: object) -> float | None:
     """What a user's own teacher gave as seconds to wait; a server's header is text, and may be a date."""
     try:
         seconds = float(given)  # type: ignore[arg-type]  # whatever it is
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return seconds if 0 <= seconds < float("inf") else None
 
