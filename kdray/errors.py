@@ -67,6 +67,10 @@ class BudgetExceeded(KdrayError):
     """A reservation would exceed the budget. Nothing was reserved and no query was made."""
 
 
+class BudgetLost(BudgetExceeded):
+    """A run's own budget went to queries that were never answered: no round comes after those it has."""
+
+
 class Halted(KdrayError):
     """The sweep is being stopped: its ledger grants no more queries."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import digits_config
 
-from kdray.errors import BudgetExceeded, ConfigError, Halted, KdrayError, SweepError
+from kdray.errors import BudgetExceeded, ConfigError, Halted, KdrayError, SweepError, TeacherError
 from kdray.ledger.store import Ledger
 from kdray.runs.directory import RunDirectory
 from kdray.runs.run import run
@@ -177,6 +177,76 @@ def test_a_round_that_the_cap_of_all_does_not_pay_is_not_trained_on_and_goes_on_
     ledger = plan.open_ledger()
     assert ledger.spent() == 80  # no query twice
     ledger.close()
+
+
+LOST = """
+import os
+
+import numpy as np
+
+
+def ask(images):
+    if os.path.exists("down"):
+        raise ConnectionError("no answer")
+    return np.full((len(images), 10), 0.1, dtype=np.float32)
+"""
+
+
+@pytest.fixture
+def losing(plan_of, tmp_path, monkeypatch):
+    """The plan of a sweep whose teacher bills and does not answer while there is a file "down"."""
+    name = f"lost_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(LOST)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(session: str, images: int, tries: int = 1) -> TrialPlan:
+        plan = plan_of(session=session, seeds=2)
+        retry = {"tries": tries, "max_bad_share": 1}
+        teacher = {"kind": "python", "function": f"{name}:ask", "classes": 10, "batch_size": 64, "retry": retry}
+        plan.config.base.update(teacher=teacher, select={"strategy": "random", "rounds": 1})
+        plan.config.base["images"]["count"] = images
+        return plan
+
+    return make
+
+
+def test_a_seed_that_lost_its_budget_ends_the_trial_with_the_rounds_that_all_seeds_have(losing, tmp_path):
+    values, down = {"budget.queries": 60}, tmp_path / "down"
+    trial = TrialRuns(losing("first", 40), values)
+    begun = trial.step()
+    down.touch()
+    with pytest.raises(TeacherError, match="no answer"):
+        trial.step()
+    trial.close()
+    down.unlink()
+    for session in ("second", "third"):  # the third finds a finished trial
+        plan = losing(session, 40)
+        first, last = all_reports(TrialRuns(plan, values))
+        figures = {name: value for name, value in begun.items() if name not in ("asked", "bought", "saved")}
+        assert figures.items() <= first.items()
+        assert (last["round"], last["done"], last["finished"]) == (0, True, True)
+        assert last["student_accuracy"] == begun["student_accuracy"]
+    folder = SweepFolder(plan.folder).trial(values)
+    done = folder.read()
+    assert (done.state, done.rounds) == ("finished", 1)
+    assert [len(history) for history in done.histories] == [1, 2]
+    assert "the budget is spent before round 1: 20 queries were charged and never answered" in folder.log.read_text()
+    assert write_results(plan.config, SweepFolder(plan.folder)).best is not None
+
+
+def test_a_seed_that_lost_its_budget_before_it_had_a_student_fails_its_trial(losing, tmp_path):
+    (tmp_path / "down").touch()
+    causes = []
+    for session in "abcdefg":
+        plan = losing(session, 4, tries=2)
+        trial = TrialRuns(plan, {"budget.queries": 6})
+        with pytest.raises(KdrayError) as error:
+            trial.step()
+        trial.close()
+        causes.append(str(error.value))
+    assert "no answer" in causes[0]
+    assert causes[-1].startswith("the budget is spent before round 0: 6 queries were charged and never answered")
+    assert SweepFolder(plan.folder).trial({"budget.queries": 6}).state == "failed"
 
 
 def test_a_cap_can_be_raised_and_not_taken_away(plan_of):

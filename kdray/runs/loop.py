@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdray.errors import BudgetExceeded, OneClassError
+from kdray.errors import BudgetLost, OneClassError
 from kdray.models.checkpoint import load_student
 from kdray.observers import RoundMetrics
 from kdray.pools.base import Pool, rendered
@@ -266,7 +266,7 @@ class Rounds:
         random = number == 0 and self._config.images.at_random
         bought = self._asking.buy(asked.images, number, "training", asked.name, asked.again, at_random=random)
         if len(bought.positions) == 0 and bought.short:
-            raise BudgetExceeded(
+            raise BudgetLost(
                 f"the budget is spent before round {number}: {self._asking.lost():,} queries were charged and never "
                 "answered"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdray.config.root import Config
-from kdray.errors import Halted, KdrayError, SweepError
+from kdray.errors import BudgetLost, Halted, KdrayError, SweepError
 from kdray.observers.display import PlainDisplay
 from kdray.runs.backend import Backend, open_backend
 from kdray.runs.directory import RunDirectory
@@ -93,10 +93,11 @@ class TrialRuns:
         with self._failures_kept(folder):
             if self._runs is None:
                 self._runs = self._open_runs(folder)
-            for run in self._runs:
-                run.reach(self._reported)
-            last = all(run.done(self._reported) for run in self._runs)
-            report = self._report(folder, self._reported, done=last)
+            reached = [run.reach(self._reported) for run in self._runs]
+            # Where a seed has lost its budget, the round that all seeds have is the trial's last.
+            number = self._reported if all(reached) else self._reported - 1
+            last = number < self._reported or all(run.done(number) for run in self._runs)
+            report = self._report(folder, number, done=last)
         self._reported += 1
         if last:
             folder.put_state("finished")
@@ -202,11 +203,27 @@ class _Run:
     def __init__(self, directory: RunDirectory, rounds: Rounds | None) -> None:
         self._directory, self._rounds = directory, rounds
 
-    def reach(self, number: int) -> None:
-        """Do all phases up to the end of a round."""
-        if self._rounds is not None:
+    def reach(self, number: int) -> bool:
+        """Do all phases up to the end of a round.
+
+        Returns:
+            False where the budget went to queries that were never answered; the run ends before the round then, as it
+            would alone.
+
+        Raises:
+            BudgetLost: so it did in the first round.
+        """
+        if self._rounds is None:
+            return True
+        try:
             while not self._directory.artefact(number, "evaluate").exists() and self._rounds.step():
                 pass
+        except BudgetLost as error:
+            if number == 0:
+                raise
+            self._rounds.note(str(error))
+            return False
+        return True
 
     def done(self, number: int) -> bool:
         """Whether no round comes after this one."""
