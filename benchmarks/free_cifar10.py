@@ -1,5 +1,5 @@
-"""A CIFAR-10 teacher without its images: parts of 1,000 photographs, drawn images, IDEAL's generator, and 1,000 of its
-own images beside them.
+"""A CIFAR-10 teacher without its images: parts of 1,000 photographs, drawn images, boundary pairs, IDEAL's generator,
+and 1,000 of its own images beside them.
 
     python benchmarks/free_cifar10.py --queries 5000      # and 20000
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_free import summary
-from free_runs import BATCH, BRIGHT, IDEAL, PHOTOGRAPHS, STROKES, TEXTURED, figures_of, mixed
+from free_runs import BATCH, BRIGHT, IDEAL, PHOTOGRAPHS, STROKES, TEXTURED, figures_of, mixed, rounds_of
 from machine import ROOT, all_runs, keep
 
 from kdray.config.load import load_config
@@ -34,10 +34,18 @@ POOLS: dict[str, Any] = {
     "shaders": "shaders",
     "leaves, textured": TEXTURED,
     "light on dark": mixed(BRIGHT, STROKES),
+    "photographs; boundary pairs": {"kind": "boundary", "of": PHOTOGRAPHS},
+    "photographs; half boundary pairs": {"kind": "boundary", "of": PHOTOGRAPHS, "share": 0.5},
 }
 DRAWN_IMAGES = {"source": "drawn", "size": 32, "colour": "rgb"}
-GENERATORS: dict[str, dict[str, Any]] = {"IDEAL": {"replay": "none"}, "IDEAL, replay all": {"replay": "all"}}
-STRATEGIES = ("random", "cluster-margin", "margin")
+GENERATORS: dict[str, dict[str, Any]] = {
+    "IDEAL": {},
+    "IDEAL, replay all": {"student": {"replay": "all"}},
+    "IDEAL, ask_below 0.7": {"pool": {"ask_below": 0.7}},
+    "IDEAL, requery": {"pool": {"requery": True}},
+}
+STRATEGIES = ("random", "cluster-margin", "margin", "cluster-margin 8")
+"""A number is that of select.balance."""
 STUDENT = {
     "model": "small-cnn", "early": 0.1, "precision": "float32", "augment": {"kind": "crop", "shift": 4, "flip": True},
     "steps_factor": 1,
@@ -80,21 +88,25 @@ def one(name: str, strategy: str, queries: int, seed: int, folder: str) -> dict[
 
 
 def of_pool(name: str, strategy: str, queries: int) -> dict[str, Any]:
-    """The sections of a run on a pool. Its first images are drawn from the pool itself, or the teacher's own."""
-    select = {"strategy": strategy, "rounds": 1 if strategy == "random" else 2}
-    sections = {"pool": POOLS[name], "select": select, "student": STUDENT}
-    if sections["pool"] != "mixup":
-        sections["images"] = DRAWN_IMAGES | {"pool": POOLS[name], "count": queries // 5}
+    """The sections of a run on a pool. Its first images are drawn from the pool itself, or from the one whose images it
+    moves, or they are the teacher's own."""
+    pool, (kind, _, times) = POOLS[name], strategy.partition(" ")
+    moved = isinstance(pool, dict) and pool["kind"] == "boundary"
+    select = {"strategy": kind, "rounds": 1 if kind == "random" and not moved else 2}
+    sections = {"pool": pool, "select": select | ({"balance": int(times)} if times else {}), "student": STUDENT}
+    if pool != "mixup":
+        sections["images"] = DRAWN_IMAGES | {"pool": pool["of"] if moved else pool, "count": queries // 5}
     return sections
 
 
 def of_generator(name: str, queries: int) -> dict[str, Any]:
     """The sections of a run of IDEAL: rounds of its B, 30 steps of the student in each."""
+    pool = {"kind": "generator"} | GENERATORS[name].get("pool", {})
     return {
-        "pool": "generator",
+        "pool": pool,
         "images": DRAWN_IMAGES | {"pool": "lines", "count": 200},  # for their shape: round 0 asks nothing
-        "select": {"strategy": "random", "first": 0, "rounds": queries // BATCH, "per_round": BATCH},
-        "student": IDEAL | GENERATORS[name] | {"model": "small-cnn", "steps": 30},
+        "select": {"strategy": "random", "first": 0, "rounds": rounds_of(queries, pool), "per_round": BATCH},
+        "student": IDEAL | GENERATORS[name].get("student", {}) | {"model": "small-cnn", "steps": 30},
     }
 
 

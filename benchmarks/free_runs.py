@@ -162,9 +162,7 @@ def generated(name: str, queries: int, seed: int, folder: str) -> dict[str, floa
     """A run of IDEAL: B = 250, and E as the budget has it."""
     changes = GENERATORS[name]
     first = queries // 5 if changes.get("warm") else 0
-    rounds = max(1, (queries - first) // BATCH)
-    if changes.get("pool", {}).get("requery"):
-        rounds = max(rounds for rounds in range(1, queries) if with_requeries(rounds) <= queries)
+    rounds = rounds_of(queries - first, changes.get("pool", {}))
     config = _written(
         {"kind": "generator"} | changes.get("pool", {}),
         {"source": "drawn", "pool": "lines", "count": max(first, 200), "size": 28, "colour": "grey"},
@@ -174,6 +172,13 @@ def generated(name: str, queries: int, seed: int, folder: str) -> dict[str, floa
         seed,
     )
     return figures_of(run(config, RunDirectory(Path(folder) / f"{list(GENERATORS).index(name)}-{seed}"), local=True))
+
+
+def rounds_of(queries: int, pool: dict[str, Any]) -> int:
+    """IDEAL's E: rounds of B that so many queries pay for."""
+    if pool.get("requery"):
+        return max(rounds for rounds in range(1, queries) if with_requeries(rounds) <= queries)
+    return max(1, queries // BATCH)
 
 
 def with_requeries(rounds: int) -> int:
