@@ -168,3 +168,69 @@ def test_a_generator_of_three_rounds_stops_before_the_last(constant, tmp_path, f
     )
     assert "answers so far are the same" in said, said
     assert f": {spent} of 900 spent, {900 - spent} left" in books(tmp_path)
+
+
+def test_a_run_with_few_images_stops_within_its_only_round_of_drawn_candidates(constant, tmp_path):
+    said = constant(
+        images=NOISE | {"count": 100},
+        pool="noise",
+        select={"strategy": "random", "rounds": 1},
+        budget__queries=5000,
+        teacher__batch_size=100,
+    )
+    assert "all 1,000 answers so far are the same, class 7; a student learns nothing from them" in said
+    assert ": 1,000 of 5,000 spent, 4,000 left" in books(tmp_path)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_generator_of_large_rounds_stops_within_the_first_that_a_student_was_not_taught_for(
+    constant, tmp_path, rounds
+):
+    constant(
+        images=NOISE | {"count": 200},
+        pool={"kind": "generator", "steps": 1, "batch": 10},
+        select={"strategy": "random", "first": 0, "rounds": rounds},
+        student__start="last",
+        student__steps=2,
+        student__epochs=None,
+        teacher__batch_size=100,
+        budget__queries=2400,
+        budget__evaluation=0,
+    )
+    assert ": 1,000 of 2,400 spent, 1,400 left" in books(tmp_path)
+
+
+AT_FIRST = """
+import os
+
+import torch
+
+
+def ask(images):
+    calls = os.path.getsize("calls") if os.path.exists("calls") else 0
+    if calls == 2 and os.path.exists("down"):
+        raise ConnectionError("no answer")
+    with open("calls", "a") as file:
+        file.write(".")
+    return torch.full((len(images),), 1 if calls == 0 else 7)
+"""
+
+
+def test_a_run_whose_first_round_had_two_classes_asks_to_the_end_when_it_is_resumed_too(config_file, tmp_path):
+    (tmp_path / "at_first.py").write_text(AT_FIRST)
+    teacher = {"kind": "python", "function": "at_first:ask", "classes": 10, "answers": "hard", "batch_size": 200}
+    file = config_file(
+        teacher=teacher | {"retry": {"tries": 1}},
+        images=NOISE | {"count": 100},
+        pool="noise",
+        select={"strategy": "random", "rounds": 1},
+        budget__queries=1600,
+        student__epochs=1,
+    )
+    (tmp_path / "down").touch()
+    done = command("run", file, "--local", "--out", tmp_path / "run", cwd=tmp_path)
+    assert "no answer" in words(done) and "Traceback" not in words(done)
+    (tmp_path / "down").unlink()
+    done = command("resume", "run", "--local", cwd=tmp_path)
+    assert done.returncode == 0, words(done)
+    assert ": 1,600 of 1,600 spent" in books(tmp_path)

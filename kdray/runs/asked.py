@@ -64,6 +64,19 @@ class Asked:
         source = tuple(np.array(self.source)[rows].tolist())
         return Labelled(images=images, answers=bought.answers, ids=self.ids[rows], source=source)
 
+    def notes(self, bought: Bought, number: int) -> list[str]:
+        """What the user should know of the purchase of a round."""
+        notes, images = [], f"{len(self.images):,} images of round {number}"
+        if bought.short:
+            notes.append(f"the budget ran out: {bought.short:,} of {images} were not asked")
+        if bought.set_aside:
+            position, reason = next(iter(bought.set_aside.items()))
+            notes.append(
+                f"{len(bought.set_aside):,} of {images} were set aside: they have no valid answer (for example "
+                f"{self.name(position)}: {reason})"
+            )
+        return notes
+
 
 def bought_before(directory: RunDirectory, number: int, num_classes: int) -> tuple[Tensor, list[str]] | None:
     """All images with an answer that rounds before this one have asked about, each once, in the order in which they

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdray.errors import BudgetLost, OneClassError
+from kdray.errors import BudgetLost
 from kdray.models.checkpoint import load_student
 from kdray.observers import RoundMetrics
 from kdray.pools.base import Pool, rendered
@@ -31,19 +31,18 @@ from kdray.runs.evaluation import Scores
 from kdray.runs.kinds import TRIAL, Kinds
 from kdray.runs.measuring import measured
 from kdray.runs.metrics import round_metrics
+from kdray.runs.one_class import check_answers, stands_for_all
 from kdray.runs.remade import Remade
 from kdray.runs.tables import Candidates, Labelled
 from kdray.runs.training_set import of_one_round, with_bought, with_true_labels
 from kdray.search.requests import R, Request
-from kdray.select.balance import alike, all_alike, imbalance, relative_entropy
+from kdray.select.balance import imbalance, relative_entropy
 from kdray.select.base import Task, select
 from kdray.training.fitting import untrained
 from kdray.training.loop import TrainResult
 from kdray.utils.files import read_json, write_bytes, write_json
 from kdray.utils.seeds import numpy_generator, torch_seed
 from kdray.utils.stored import joined, taken
-
-_BLIND_ROUNDS = 3  # whose answers may all be the same, where the first candidates are those of a student without any
 
 
 class Rounds:
@@ -263,23 +262,15 @@ class Rounds:
         where = "image {} of images" if self._own(number) else f"candidate {{}} of round {number}"
         before = bought_before(self.directory, number, self._num_classes) if self._inputs.again[number] else None
         asked = Asked.of(images, candidates, where, before)
-        random = number == 0 and self._config.images.at_random
+        random = stands_for_all(self._inputs, number, self._answers(number - 1))
         bought = self._asking.buy(asked.images, number, "training", asked.name, asked.again, at_random=random)
         if len(bought.positions) == 0 and bought.short:
             raise BudgetLost(
                 f"the budget is spent before round {number}: {self._asking.lost():,} queries were charged and never "
                 "answered"
             )
-        if bought.short:
-            self._run.observer.note(
-                f"the budget ran out: {bought.short:,} of {len(asked.images):,} images of round {number} were not asked"
-            )
-        if bought.set_aside:
-            position, reason = next(iter(bought.set_aside.items()))
-            self._run.observer.note(
-                f"{len(bought.set_aside):,} of {len(asked.images):,} images of round {number} were set aside: they "
-                f"have no valid answer (for example {asked.name(position)}: {reason})"
-            )
+        for note in asked.notes(bought, number):
+            self._run.observer.note(note)
         earlier = self._answered(number)
         repeated = self._asking.repeated(asked.images, bought, earlier, number=number, again=asked.again)
         labelled = asked.answered(bought)
@@ -323,11 +314,9 @@ class Rounds:
             self._keep_student(number, begin, (kept, result), {"images": 0})
             return
         images, targets = learnt
-        answers = self._training_set(number)[1][self._given :]  # all, whatever the student is trained on
+        answers = self._answers(number)  # all, whatever the student is trained on
         labels = answers.argmax(dim=1)
-        blind = self._config.pool.untaught and not self._given and not self._inputs.schedule[0]
-        if blind * min(_BLIND_ROUNDS, self.last - 1) <= number < self.last and all_alike(answers):
-            raise OneClassError(alike(len(labels), int(labels[0]), self._inputs.classes))
+        check_answers(self._inputs, number, answers)
         if told := imbalance(labels, targets.shape[1], can_balance=self._config.can_balance):
             self._run.observer.note(told)
         unfinished = self.directory.training(number)
@@ -370,6 +359,11 @@ class Rounds:
             return self._training_set(number)
         before = next(map(len, self._training_set(number - 1)), 0)
         return of_one_round(self._training_set(number), self._given, before)
+
+    def _answers(self, number: int) -> Tensor:
+        """All answers up to a round, float32 [N, K]."""
+        held = self._training_set(number)
+        return held[1][self._given :] if held else torch.empty(0, self._num_classes)
 
     def _training_set(self, number: int) -> list[Tensor]:
         """Images and targets of all rounds up to this one, each round added once, so that all are held once. Of rounds
