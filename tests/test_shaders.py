@@ -423,7 +423,7 @@ def test_the_slowest_programs_are_named_first():
 
 
 def test_many_programs_that_are_left_out_are_all_named(tmp_path):
-    own = folder(tmp_path, **{f"bad{number:02}": "nothing" for number in range(14)})
+    own = folder(tmp_path, good=SEEDED, **{f"bad{number:02}": "nothing" for number in range(14)})
     _, notes = pools.parse({"kind": "shaders", "programs": own, "builtin": False}).resolved((3, 16, 16))
     assert len(notes) == 11 and notes[-1].startswith("pool.programs: 4 more are left out: bad10.glsl, ")
 
@@ -468,6 +468,10 @@ def test_a_folder_without_a_program_that_works_is_refused(tmp_path):
     own = folder(tmp_path, bad="void main() { gl_FragColor = 1; }")
     with pytest.raises(ConfigError, match=r"none of 1 programs can be used; bad\.glsl: it does not compile: 0:1"):
         pool_of(programs=own, builtin=False)
+    with pytest.raises(ConfigError, match=r"none of 1 programs can be used; bad\.glsl: it does not compile: 0:1"):
+        pools.parse({"kind": "shaders", "programs": own, "builtin": False}).resolved(
+            (3, 16, 16)
+        )  # what a run does first
     with pytest.raises(ConfigError, match=r"pool\.left_out: there is no program named 'wod'"):
         pool_of(left_out=["wod"])
     with pytest.raises(ConfigError, match=r"none of 1 programs can be used; pool\.left_out: it names all of them"):

@@ -82,21 +82,30 @@ class ShadersSection(ProceduralSection):
         """See `PoolSection`."""
         programs, found = self._read(image_shape)
         left_out = sorted({*self.left_out, *found.unusable})
+        self._used(programs, found)
         return self.model_copy(update={"left_out": left_out, "digest": digest(programs)}), notes_of(found)
 
     def painter(self, images: Tensor, seed: int) -> Painter:
         """See `ProceduralSection`."""
         shape = (images.shape[1], images.shape[2], images.shape[3])
         programs, found = self._read(shape)
+        painter = ShaderPainter(self._used(programs, found), shape, self.time, seed, self.limit_s)
+        painter.open()
+        return painter
+
+    def _used(self, programs: list[Program], found: Tried) -> list[Program]:
+        """Those of all `programs` that are not left out.
+
+        Raises:
+            ConfigError: there is none.
+        """
         unusable = found.unusable
         left_out = {*self.left_out, *unusable}
         used = [one for one in programs if one.name not in left_out]
         if not used:
             name, why = next(iter(unusable.items()), ("pool.left_out", "it names all of them"))
             raise ConfigError(f"pool.programs: none of {len(left_out):,} programs can be used; {name}: {why}")
-        painter = ShaderPainter(used, shape, self.time, seed, self.limit_s)
-        painter.open()
-        return painter
+        return used
 
     def _read(self, shape: tuple[int, int, int]) -> tuple[list[Program], Tried]:
         """All programs that are in a known form, and what came of trying those that are not left out. None are tried
