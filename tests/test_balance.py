@@ -58,6 +58,16 @@ def test_few_classes_are_told_and_few_answers_are_not():
     assert imbalance(torch.arange(40) % 4, 4, can_balance=True) is None
 
 
+def test_two_hundred_answers_are_enough_of_however_many_classes():
+    assert imbalance(torch.zeros(199, dtype=torch.int64), 1000, can_balance=True) is None
+    told = imbalance(torch.zeros(200, dtype=torch.int64), 1000, can_balance=True)
+    assert told and "relative entropy 0.00, where 1 is even, and so few answers can have 0.77; 999 of 1,000" in told
+    told = imbalance(torch.arange(4000) % 30, 1000, can_balance=True)
+    assert told and "relative entropy 0.49, where 1 is even; 970 of 1,000 classes have none" in told
+    assert imbalance(torch.arange(200), 1000, can_balance=True) is None, "0.77 is all that they can have"
+    assert imbalance(torch.randint(1000, (200,), generator=torch.manual_seed(0)), 1000, can_balance=True) is None
+
+
 def test_a_warning_comes_under_six_tenths():
     even, few = (torch.tensor([0] * most + [1] * (100 - most)) for most in (85, 86))
     assert imbalance(even, 2, can_balance=True) is None, "0.610"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 LOW = 0.6
 """Relative entropy under which a run warns."""
-_EACH = 10  # answers a class, on average, before a warning says something
+_EACH, _ENOUGH = 10, 200  # answers a class, on average, or in all, before a warning says something
 
 
 ALIKE = 200
@@ -82,12 +82,15 @@ def imbalance(labels: Tensor, num_classes: int, *, can_balance: bool) -> str | N
         labels, num_classes: see `relative_entropy`.
         can_balance: see `remedies`.
     """
-    entropy = relative_entropy(labels, num_classes)
-    if entropy >= LOW or len(labels) < _EACH * num_classes:
+    entropy, most = relative_entropy(labels, num_classes), 1.0
+    if 1 < len(labels) < num_classes:
+        most = math.log(len(labels)) / math.log(num_classes)
+    if entropy >= LOW * most or len(labels) < min(_EACH * num_classes, _ENOUGH):
         return None
+    reach = f", and so few answers can have {most:.2f}" if most < 1 else ""
     missing = int((torch.bincount(labels, minlength=num_classes) == 0).sum())
     without = f"; {missing:,} of {num_classes:,} classes have none" if missing else ""
     return (
         f"the {len(labels):,} answers so far favour few classes: relative entropy {entropy:.2f}, where 1 is even"
-        f"{without}. The student learns little about the others; {remedies(can_balance)}"
+        f"{reach}{without}. The student learns little about the others; {remedies(can_balance)}"
     )
