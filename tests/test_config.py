@@ -1047,6 +1047,8 @@ def test_a_budget_that_is_too_small_is_told_the_one_that_is_enough():
         evenly(2_029, 2_000, 3, 10)
     assert str(error.value) == (
         "budget.queries: after round 0 29 of 2,029 queries are left, too few for select.rounds = 3 rounds of 10; "
-        "raise budget.queries to at least 2,030"
+        "raise budget.queries to at least 2,030, or lower select.per_round to 9"
     )
+    with pytest.raises(ConfigError, match=r"raise budget\.queries to at least 2,030$"):
+        evenly(2_002, 2_000, 3, 10)  # three rounds share two queries
     assert evenly(2_030, 2_000, 3, 10) == [2_000, 10, 10, 10]

@@ -298,8 +298,12 @@ def test_a_generator_may_go_on_from_the_round_before():
 
 
 def test_one_that_diverges_is_not_asked_about():
-    with pytest.raises(TrainingError, match=r"pool\.lr: the generator of round 2 diverged, .* rate of 1e\+36"):
+    with pytest.raises(
+        TrainingError, match=r"pool\.lr: .* round 2 diverged, .* rate of 1e\+36 and an .* weight 5; .*weight$"
+    ):
         pool_of(lr=1e36).make(basis(2))
+    with pytest.raises(TrainingError, match=r"pool\.lr: .* rate of 1e\+36; the rest .* with a lower pool\.lr$"):
+        pool_of(lr=1e36, weight=None).make(basis(2))
 
 
 def test_ask_below_keeps_candidates_of_which_the_student_is_unsure():
@@ -319,9 +323,16 @@ def test_ask_below_keeps_candidates_of_which_the_student_is_unsure():
 
 def test_ask_below_says_where_too_few_are_left():
     student = student_of()
-    few = float(student(pool_of().render(torch.arange(100))).softmax(dim=1).amax(dim=1).min()) - 0.05
+    surest = student(pool_of().render(torch.arange(100))).softmax(dim=1).amax(dim=1)
+    few = (float(surest.min()) + 1 / 4) / 2
     with pytest.raises(PoolExhausted, match=r"pool\.ask_below: .* all 2,048 candidates that round 1 tried"):
         pool_of(ask_below=few).make(basis(student=student))
+
+
+def test_ask_below_a_share_that_every_answer_reaches_is_refused_before_a_generator_is_trained():
+    words = r"pool\.ask_below: a student of 4 classes is at least 0\.25 sure of every image, and none is below 0\.25\."
+    with pytest.raises(TrainingError, match=words):
+        pool_of(ask_below=0.25).make(basis(student=student_of()))
 
 
 def test_what_does_not_divide_evenly_is_said_once():
@@ -525,7 +536,7 @@ def test_a_round_that_finds_too_few_asks_fewer(finished, make_config, tmp_path):
         ({"student__augment": "auto"}, r"student: start is last, and augment is auto"),
         ({"student__unpaid": {}}, r"student: start is last, and unpaid is set"),
         ({"pool": "auto", "select__first": 10}, r"student\.start is last, and pool\.kind auto compares"),
-        ({"pool": {"kind": "mixture", "of": ["lines", "generator"]}}, r"pool\.of: 1: .* name generator alone"),
+        ({"pool": {"kind": "mixture", "of": ["lines", "generator"]}}, r"pool\.of\.1: .* name generator alone"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, words, make_config):

@@ -101,7 +101,7 @@ def test_equal_names_are_told_apart():
         ({"select": {"strategy": "rad", "m": "estimate"}}, r"select\.m: estimate"),
         ({"select": {"strategy": "unixkd"}}, r"unixkd buys mixes of images at every λ of a grid"),
         ({"pool": {**POOL, "of": KINDS[:1]}}, r"pool\.of"),
-        ({"pool": {**POOL, "of": [KINDS[0], KINDS[0]]}}, r"1: this pool is named twice"),
+        ({"pool": {**POOL, "of": [KINDS[0], KINDS[0]]}}, r"pool\.of\.1: this pool is named twice"),
         ({"pool": {**POOL, "of": [KINDS[0], {"kind": "auto"}]}}, r"1: a pool of kind auto cannot be"),
         ({"pool": {**POOL, "of": [KINDS[0], {"kind": "pears"}]}}, r"pool\.of\.1.*'pears'"),
         ({"pool": {**POOL, "share": 1.0}}, r"pool\.share"),

@@ -123,8 +123,8 @@ def test_the_capacity_is_that_of_the_part_that_runs_out_first():
         ({"shares": [1]}, r"shares: 1 given for 2 pools; give one for each"),
         ({"shares": [5000, 1]}, r"shares: that of pool 1 is less than one in 1,000 candidates"),
         ({"of": ["lines"]}, r"pool\.of"),
-        ({"of": ["lines", "lines"]}, r"pool\.of: 1: this pool is named twice; give it a larger share"),
-        ({"of": ["lines", "auto"]}, r"pool\.of: 1: a pool of kind auto is several pools; name them one by one"),
+        ({"of": ["lines", "lines"]}, r"pool\.of\.1: this pool is named twice; give it a larger share"),
+        ({"of": ["lines", "auto"]}, r"pool\.of\.1: a pool of kind auto is several pools; name them one by one"),
         ({"of": ["lines", "leafs"]}, r"pool\.of\.1\.kind: 'leafs' is not one of"),
     ],
 )

@@ -117,6 +117,13 @@ def test_a_damaged_image_gives_way_to_the_next(folder):
         whole[torch.tensor([0])]
 
 
+def test_a_set_of_one_damaged_image_says_no_more_than_that(tmp_path):
+    (tmp_path / "00.png").write_bytes(b"no image")
+    with pytest.raises(ImageSetError) as error:
+        crops({"source": "folder", "path": str(tmp_path)}, "on-demand").render(torch.tensor([0]))
+    assert "00.png is not a readable" in str(error.value) and "nor is any" not in str(error.value)
+
+
 def test_a_file_that_is_gone_is_an_error_and_so_is_another_number_of_files(folder):
     pool = crops({"source": "folder", "path": str(folder)}, "on-demand")
     sent = pickle.dumps(pool)

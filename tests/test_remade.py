@@ -126,7 +126,7 @@ def test_a_round_may_not_want_more_than_it_can_make(config, make_config):
 
 @pytest.mark.parametrize("kind", ["auto", "mixture"])
 def test_it_is_no_part_of_a_pool_that_stays(kind, make_config):
-    with pytest.raises(ConfigError, match=r"pool\.of: 1: each round makes the candidates of .* anew"):
+    with pytest.raises(ConfigError, match=r"pool\.of\.1: each round makes the candidates of .* anew"):
         make_config(pool={"kind": kind, "of": ["mixup", {"kind": KIND}]})
 
 

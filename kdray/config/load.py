@@ -127,9 +127,12 @@ def _explain_all(problems: list[Any], data: Any, root: type[BaseModel]) -> list[
             lines[field] = lines[field].replace(", got ", f", or {wanted}, got ", 1)
         else:
             lines.setdefault(field if colon else line, line)
-    # If a field is "a mapping or a list", an error inside the mapping is more helpful than "it is not a list".
+    # If a field is "a mapping or a list", an error inside the mapping is more helpful than "it is not a list"; and a
+    # list whose only entry is wrong is not also too short.
     vague = {
-        f for f, line in lines.items() if "input should be a" in line and any(g.startswith(f"{f}.") for g in lines)
+        f
+        for f, line in lines.items()
+        if ("input should be a" in line or "should have at least" in line) and any(g.startswith(f"{f}.") for g in lines)
     }
     return [line for field, line in lines.items() if field not in vague]
 
@@ -158,7 +161,8 @@ def _explain(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
         return message.replace("{field}", path) if message.startswith("{field}.") else f"{path}: {message}"
     if kind == "value_error":
         text = str(problem["ctx"]["error"])
-        return f"{path}: {text}" if path else text
+        entry = re.match(r"\d+(\.\w+)*: ", text)  # of a list
+        return f"{path}{'.' if entry else ': '}{text}" if path else text
     text = problem["msg"][0].lower() + problem["msg"][1:]
     text = re.sub(r"a valid dictionary( or (instance of \w+|object to extract fields from))?", "a mapping", text)
     # The values of these fields may contain a secret.

@@ -72,7 +72,8 @@ class ImagesOnDemand:
                 return decode_row(opened, row, self._source, self._field)
             except DamagedImage as error:
                 damaged.append(error)
-        raise ImageSetError(f"{damaged[0]}, nor is any of the {len(damaged) - 1:,} after it")
+        rest = f", nor is any of the {len(damaged) - 1:,} after it" if len(damaged) > 1 else ""
+        raise ImageSetError(f"{damaged[0]}{rest}")
 
     def _open(self) -> ImageRows:
         if self._opened is None:

@@ -179,7 +179,7 @@ class GeneratorPool(ProceduralPool):
 
         Raises:
             PoolExhausted: the student is sure of every candidate that was tried.
-            TrainingError: the generator's loss is not finite.
+            TrainingError: the generator's loss is not finite, or no student can be as unsure as `ask_below` wants.
         """
         from kdray.generate.train import train_generator
 
@@ -187,6 +187,11 @@ class GeneratorPool(ProceduralPool):
         student = basis.student.to(basis.device)
         with torch.no_grad():
             classes = student(torch.zeros(1, *self.image_shape, dtype=torch.uint8, device=basis.device)).shape[1]
+        if section.ask_below is not None and section.ask_below * classes <= 1:
+            raise TrainingError(
+                f"pool.ask_below: a student of {classes:,} classes is at least {1 / classes:.3g} sure of every image, "
+                f"and none is below {section.ask_below:g}. Start a new run with a higher one, such as 0.7"
+            )
         generator = self._generator(classes, number, self.image_shape)
         if not section.restart and basis.last is not None:
             _load(generator, basis.last)
@@ -201,9 +206,11 @@ class GeneratorPool(ProceduralPool):
             on_progress=basis.on_progress,
         )
         if not all(map(isfinite, losses)):
+            loss = "" if section.weight is None else f" and an information loss of weight {section.weight:g}"
             raise TrainingError(
                 f"pool.lr: the generator of round {number} diverged, its loss is not finite with a learning rate of "
-                f"{section.lr:g}; the rest of the budget is kept. Start a new run with a lower pool.lr"
+                f"{section.lr:g}{loss}; the rest of the budget is kept. Start a new run with a lower pool.lr"
+                + (" or pool.weight" if loss else "")
             )
         tensors = {f"{_WEIGHTS}{name}": value.detach().cpu() for name, value in generator.state_dict().items()}
         tensors["classes"] = torch.tensor(classes)

@@ -28,9 +28,10 @@ def evenly(budget: int, images: int, rounds: int, per_round: int | None, others:
     if rounds and left < rounds * (per_round or 1):
         # How many the other rounds have may depend on the budget, so nobody here knows which budget is enough.
         taken, least = (f" and {others:,} queries of other rounds", "") if others else ("", f" to at least {enough:,}")
+        fewer = f", or lower select.per_round to {left // rounds:,}" if per_round and left >= rounds else ""
         raise ConfigError(
             f"budget.queries: after round 0{taken} {left:,} of {budget:,} queries are left, too few for "
-            f"select.rounds = {rounds} rounds of {per_round or 1:,}; raise budget.queries{least}"
+            f"select.rounds = {rounds} rounds of {per_round or 1:,}; raise budget.queries{least}{fewer}"
         )
     if per_round is not None:
         return [images] + [per_round] * rounds
