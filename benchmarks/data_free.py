@@ -3,6 +3,7 @@
     python benchmarks/data_free.py pools        # MNIST, LeNet-5, hard labels, each pool at random
     python benchmarks/data_free.py random       # each kind and the best mixtures at random, with `augment: affine`
     python benchmarks/data_free.py choice       # strategies beside random on six pools, all with `augment: affine`
+    python benchmarks/data_free.py parts        # two pools: at random, augmented, chosen, with unpaid candidates
     python benchmarks/data_free.py augment      # augmentations beside none, on pools drawn at random
     python benchmarks/data_free.py balance      # classes balanced before paying, after paying, both, neither
     python benchmarks/data_free.py boundary     # two pools at random, and boundary pairs of them
@@ -53,8 +54,11 @@ RANDOM = (
     "contours, light on dark", "lines", "lines, light on dark", "all", "generic, light on dark",
     "four kinds, light on dark",
 )  # fmt: skip
+IN_PARTS = ("lines, light on dark", "four kinds, light on dark")
 AUGMENTED = ("lines, light on dark", "all")
 AUGMENTATIONS = ("random", "random, affine", "random, auto")
+PARTS = ("random", "random, affine", "cluster-margin, affine", "cluster-margin, affine, unpaid")
+"""Each adds a part to the one before."""
 BALANCED = ("leaves, large", "lines")
 CHOICES = ("random", "random 8", "margin", "margin 8")
 """Strategies, some with select.balance."""
@@ -66,8 +70,8 @@ _CROWDED, _TICKS = 0.95, (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.97, 0.98)
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"balance": balance, "generator": generator}
-    parser.add_argument("what", choices=("pools", "random", "choice", "augment", *parts, "boundary", "rates"))
+    others = {"balance": balance, "generator": generator}
+    parser.add_argument("what", choices=("pools", "random", "choice", "parts", "augment", *others, "boundary", "rates"))
     parser.add_argument("--queries", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--student", default="{}", help="of balance: fields of each student, as JSON")
@@ -77,7 +81,7 @@ def main() -> None:
     if options.what == "rates":
         keep("data_free_rates", rates())
         return
-    figures, kept = parts.get(options.what, of_pools)(options)
+    figures, kept = others.get(options.what, of_pools)(options)
     if options.only:
         print(json.dumps(figures, indent=2))
     else:
@@ -93,6 +97,7 @@ def of_pools(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         "pools": [(name, "random") for name in POOLS],
         "random": [(name, STRATEGIES[0]) for name in RANDOM],
         "choice": [(name, how) for name in CHOSEN for how in STRATEGIES],
+        "parts": [(name, how) for name in IN_PARTS for how in PARTS],
         "augment": [(name, how) for name in AUGMENTED for how in AUGMENTATIONS],
         "boundary": [(name, "random") for name in ("photographs", "leaves, large", *MOVED)],
     }
