@@ -107,7 +107,7 @@ def _default(field: FieldInfo, registry: Registry[Any] | None) -> str:
     if registry is not None and field.default_factory is not None:
         if get_origin(field.annotation) is list:
             return "see right"
-        return f"`{getattr(registry.default(), registry.tag)}`"
+        return f"`{getattr(field.get_default(call_default_factory=True), registry.tag)}`"
     if isinstance(field.default, BaseModel):
         return "see below"
     if field.default is PydanticUndefined and field.default_factory is None:

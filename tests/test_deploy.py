@@ -192,7 +192,9 @@ def test_the_image_holds_what_the_job_names():
     base = next(line for line in lines if line.startswith("FROM "))
     assert f":{read(JOB)['spec']['rayClusterSpec']['rayVersion']}-py312-gpu" in base
     copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[2:-1]]
-    assert {"kdray", "actors", "pyproject.toml"} <= set(copied) and all((ROOT / name).exists() for name in copied)
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"].values()
+    needed = {"kdray", "actors", "pyproject.toml", "setup.py", *named}  # without a folder that it names, pip refuses
+    assert needed <= set(copied) and all((ROOT / name).exists() for name in copied)
     folder = next(line for line in lines if line.startswith("WORKDIR ")).split()[1]
     (words,) = commands_of(JOB)
     assert words[1].startswith(f"{folder}/examples/") and "examples" in copied
