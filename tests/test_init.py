@@ -15,6 +15,7 @@ from test_cli_errors import refused
 from kdray.config.load import load_config
 from kdray.config.starting import SIZES, starting_config, write_start
 from kdray.errors import ConfigError
+from kdray.runs.pool_schedule import read_pool
 
 
 def folder_of(path: Path, sizes: list[tuple[int, int]]) -> Path:
@@ -188,3 +189,14 @@ def test_an_image_that_cannot_be_read_is_left_to_the_plan(tmp_path):
     folder = folder_of(tmp_path / "photos", [(50, 40), (64, 64)] * 10)
     (folder / "0000a.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
     assert starting_config("x", str(folder), None, None, 10).size in SIZES
+
+
+@pytest.mark.parametrize(("count", "first"), [(700, 250), (475, 250), (312, "auto")])
+def test_a_folder_of_many_images_for_the_budget_is_asked_about_in_part(count, first, tmp_path, monkeypatch):
+    monkeypatch.setenv("API_KEY", "k")
+    for number in range(count):
+        Image.new("L", (8, 8), number % 256).save(tmp_path / f"{number:03}.png")
+    write_start(tmp_path / "a.yaml", starting_config("a.yaml", str(tmp_path), None, None, 500).text)
+    config = load_config(tmp_path / "a.yaml")
+    assert config.select.first == first
+    assert read_pool(config).schedule == [250, 250], "and none is refused"

@@ -37,7 +37,7 @@ teacher:
   reply: {{items: predictions, label: class, score: confidence}}
   limits: {{requests_per_s: 10, in_flight: 4}}
 
-budget:
+{select}budget:
   queries: {queries}             # a hard cap
 {evaluation}  # price_per_query: 0.001
   # currency: USD
@@ -129,6 +129,7 @@ def starting_config(
         most=min(3, named if isinstance(named, int) else len(named)),
         classes_note="" if classes else "   # all that it may answer, or their number",
         queries=queries,
+        select=_select(count - tested, queries),
         evaluation=f"  evaluation: {tested}          # queries about the images of test, counted apart\n"
         if tested
         else "",
@@ -150,6 +151,17 @@ def _images(folder: str | None, count: int, tested: int, size: int | None, mixed
         "shuffle, are kept\n# out: the student is measured on them by its agreement with the teacher.\n"
         f'images: {{{source}, shuffle: 0, rows: "0:{first}"}}\n'
         f'test:   {{{source}, shuffle: 0, rows: "{first}:{count}"}}\n'
+    )
+
+
+def _select(images: int, queries: int) -> str:
+    """The section select where round 0 would take more than three quarters of the budget."""
+    if 4 * images <= 3 * queries:
+        return ""
+    first = max(1, queries // 2)
+    return (
+        f"# Half of the budget asks about images as they are, drawn at random. Candidates mix all {images:,}.\n"
+        f"select: {{first: {first}}}\n\n"
     )
 
 
