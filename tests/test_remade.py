@@ -169,8 +169,8 @@ def test_a_training_worker_makes_the_candidates_and_another_where_it_dies(ray_lo
             assert [told.pop(0) for _ in range(3)] == [(1, 3), (2, 3), (3, 3)] and not told
             (pid,) = actor_pids("TrainingWorker")  # it made them, and the next one has to start
             os.kill(pid, signal.SIGKILL)
-        picky = pools.parse({"kind": "generator", "steps": 1, "batch": 12, "candidates": 20, "ask_below": 1e-9})
-        with pytest.raises(PoolExhausted, match=r"pool\.ask_below: .* 1e-09 sure"):
+        picky = pools.parse({"kind": "generator", "steps": 1, "batch": 12, "candidates": 20, "ask_below": 0.33334})
+        with pytest.raises(PoolExhausted, match=r"pool\.ask_below: .* 0\.33334 sure"):
             trainer.make(picky.build(images, 0), basis)
     finally:
         trainer.close()
