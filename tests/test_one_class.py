@@ -183,9 +183,7 @@ def test_a_run_with_few_images_stops_within_its_only_round_of_drawn_candidates(c
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_a_generator_of_large_rounds_stops_within_the_first_that_a_student_was_not_taught_for(
-    constant, tmp_path, rounds
-):
+def test_a_generator_of_large_rounds_stops_within_its_first_round(constant, tmp_path, rounds):
     constant(
         images=NOISE | {"count": 200},
         pool={"kind": "generator", "steps": 1, "batch": 10},
