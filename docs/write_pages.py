@@ -1,6 +1,7 @@
 """Writes docs/config.md and the tables in docs/choosing.md and docs/sweeps.md from the code: `make docs`."""
 
 import re
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_origin
@@ -40,7 +41,7 @@ and is refused.
 def config_page() -> str:
     """docs/config.md: every field, its default, its meaning; and which may change."""
     changes = ", ".join(f"`{path}`" for path in dict.fromkeys(_resumable(Config, "")))
-    return "\n".join([_HEAD, *_section(Config, "", Config.model_fields, set()), _CHANGES, changes]) + "\n"
+    return "\n".join([_HEAD, *_Tables(Config).lines(), _CHANGES, changes]) + "\n"
 
 
 def _resumable(model: type[Section], prefix: str, within: tuple[str, ...] = ()) -> list[str]:
@@ -60,48 +61,87 @@ def _resumable(model: type[Section], prefix: str, within: tuple[str, ...] = ()) 
     return paths
 
 
-def _section(model: type[Section], prefix: str, names: Iterable[str], told: set[str]) -> list[str]:
-    """The table of some fields of a section, and the sections below them. What is told already is not told again."""
-    lines = ["| field | default | meaning |", "|---|---|---|"]
-    below: list[str] = []
-    meanings = model.meanings()
-    fields = {name: model.model_fields[name] for name in names}
-    registries = {name: registry_of(field.annotation, field.metadata) for name, field in fields.items()}
-    # What is told here is not told within a section that comes before it.
-    here = {registry.field for registry in registries.values() if registry is not None} - told
-    told |= here
-    for name, registry in registries.items():
-        field, path = fields[name], f"{prefix}{name}"
-        lines.append(f"| `{path}` | {_default(field, registry)} | {_one_line(meanings.get(name))} |")
-        if registry is not None and registry.field in here:
-            here.remove(registry.field)
-            below += _parts(registry, path, told)
-        elif registry is None:
-            for part in sections_of(field.annotation, field.metadata):
-                if part.__name__ not in told:
-                    told.add(part.__name__)
-                    table = _section(part, f"{path}.", part.model_fields, told)
-                    below += ["", f"## `{path}`", "", _one_line(part.__doc__), "", *table]
-    return lines + below
+class _Tables:
+    """The table of the fields of a section, then those of the sections below it. What several places may hold is told
+    in one: at its shortest path, the first of several."""
+
+    def __init__(self, model: type[Section], prefix: str = "") -> None:
+        self._model, self._prefix = model, prefix
+        self._homes = _homes(model, prefix)
+        self._told: set[str] = set()
+
+    def lines(self) -> list[str]:
+        return self._section(self._model, self._prefix, self._model.model_fields)
+
+    def _section(
+        self, model: type[Section], prefix: str, names: Iterable[str], registry: Registry[Any] | None = None
+    ) -> list[str]:
+        """Args: registry: the one whose parts the section is the base of, which knows the default part."""
+        rows, below = ["| field | default | meaning |", "|---|---|---|"], []
+        meanings = model.meanings()
+        for name in names:
+            field, path, meaning = model.model_fields[name], f"{prefix}{name}", _one_line(meanings.get(name))
+            for key in _below(field):
+                if (home := self._homes[key]) != path:
+                    meaning += f" Fields: those of [`{home}`](#{home.replace('.', '')})."
+                elif key not in self._told:
+                    self._told.add(key)
+                    below += self._told_here(field, path)
+            names_the_part = registry is not None and name == registry.tag and registry.default_name is not None
+            default = f"`{registry.default_name}`" if names_the_part else _default(field)
+            rows.append(f"| `{path}` | {default} | {meaning} |")
+        return rows + below
+
+    def _told_here(self, field: FieldInfo, path: str) -> list[str]:
+        """The fields that all parts of a kind share, then each part with its own; or those of a section."""
+        registry = registry_of(field.annotation, field.metadata)
+        lines: list[str] = []
+        for (model, names), *parts in _below(field).values():
+            table = self._section(model, f"{path}.", names, registry)
+            lines += ["", f"## `{path}`", "", _one_line(model.__doc__), "", *table]
+            for part, own in parts:
+                lines += ["", f"### `{path}.{registry.tag}: {part.model_fields[registry.tag].default}`", ""]
+                lines += [_one_line(part.__doc__)]
+                lines += ["", *self._section(part, f"{path}.", own)] if own else []
+        return lines
 
 
-def _parts(registry: Registry[Any], path: str, told: set[str]) -> list[str]:
-    """The fields that all parts of a kind share, then each part with its own."""
-    base, tag = registry.base, registry.tag
-    lines = ["", f"## `{path}`", "", _one_line(base.__doc__), "", *_section(base, f"{path}.", base.model_fields, told)]
-    for name, part in registry.parts().items():
-        own = [field for field in part.model_fields if _is_own(part, base, field, tag)]
-        lines += ["", f"### `{path}.{tag}: {name}`", "", _one_line(part.__doc__)]
-        lines += ["", *_section(part, f"{path}.", own, told)] if own else []
-    return lines
+def _homes(model: type[Section], prefix: str) -> dict[str, str]:
+    """The path at which each kind of part and each section is told."""
+    homes: dict[str, str] = {}
+    tables = deque([(prefix, model, list(model.model_fields))])
+    while tables:
+        before, part, names = tables.popleft()
+        for name in names:
+            for key, below in _below(part.model_fields[name]).items():
+                if key not in homes:
+                    homes[key] = f"{before}{name}"
+                    tables += [(f"{before}{name}.", *table) for table in below]
+    return homes
 
 
-def _is_own(part: type[Section], base: type[Section], name: str, tag: str) -> bool:
-    shared = base.model_fields.get(name)
-    return name != tag and (shared is None or shared.default != part.model_fields[name].default)
+def _below(field: FieldInfo) -> dict[str, list[tuple[type[Section], list[str]]]]:
+    """The sections that a field may hold, by name, with the fields that their tables list; of a kind of parts all."""
+    registry = registry_of(field.annotation, field.metadata)
+    if registry is None:
+        sections = sections_of(field.annotation, field.metadata)
+        return {part.__name__: [(part, list(part.model_fields))] for part in sections}
+    own = [(part, _own(part, registry)) for part in registry.parts().values()]
+    return {registry.field: [(registry.base, list(registry.base.model_fields)), *own]}
 
 
-def _default(field: FieldInfo, registry: Registry[Any] | None) -> str:
+def _own(part: type[Section], registry: Registry[Any]) -> list[str]:
+    """The fields of a part that its kind does not share, or shares with another default."""
+    shared = registry.base.model_fields
+    return [
+        name
+        for name, field in part.model_fields.items()
+        if name != registry.tag and (name not in shared or shared[name].default != field.default)
+    ]
+
+
+def _default(field: FieldInfo) -> str:
+    registry = registry_of(field.annotation, field.metadata)
     if field.default is None:
         return "null"
     if registry is not None and field.default_factory is not None:
@@ -138,7 +178,7 @@ def choosing_page(text: str) -> str:
 
 def sweeps_page(text: str) -> str:
     """docs/sweeps.md with the table of the section `sweep` made anew."""
-    lines = _section(SweepSection, "sweep.", SweepSection.model_fields, set())
+    lines = _Tables(SweepSection, "sweep.").lines()
     table = "\n".join(["<!-- sweep: made by `make docs` -->", *lines, "<!-- end -->"]).replace("## `", "#### `")
     return re.sub(r"<!-- sweep: .*?<!-- end -->", lambda match: table, text, flags=re.DOTALL)
 

@@ -125,6 +125,7 @@ def spent(run: Path) -> int:
 CONFIG = [
     ("budget.querys=3", "{config}: unknown key 'budget.querys'; did you mean 'queries'?"),
     ("sed=1", "{config}: unknown key 'sed'; did you mean 'seed'?"),
+    ("lr=1", "{config}: unknown key 'lr'; did you mean 'pool.lr' or 'student.lr'?"),
     ("images.cuont=3", "{config}: unknown key 'images.cuont'; did you mean 'count'?"),
     (
         "budget.queries=many",

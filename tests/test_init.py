@@ -200,3 +200,26 @@ def test_a_folder_of_many_images_for_the_budget_is_asked_about_in_part(count, fi
     config = load_config(tmp_path / "a.yaml")
     assert config.select.first == first
     assert read_pool(config).schedule == [250, 250], "and none is refused"
+
+
+@pytest.mark.parametrize(("count", "queries"), [(1, 2), (1, 500), (2, 40), (28, 500)])
+def test_a_few_images_and_what_is_drawn_beside_them_are_enough_for_the_budget(count, queries, tmp_path, monkeypatch):
+    monkeypatch.setenv("API_KEY", "k")
+    generator = np.random.default_rng(count)
+    for number in range(count):
+        Image.fromarray(generator.integers(0, 256, (36, 32, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    write_start(tmp_path / "a.yaml", starting_config("a.yaml", str(tmp_path), None, None, queries).text)
+    config = load_config(tmp_path / "a.yaml")
+    assert config.pool.kind == "mixture"
+    assert sum(read_pool(config).schedule) == queries, "none is refused"
+
+
+@pytest.mark.parametrize(("count", "queries", "kind"), [(7, 28, "mixup"), (7, 29, "mixture")])
+def test_mixes_are_the_candidates_of_images_that_have_enough_pairs(count, queries, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("API_KEY", "k")
+    for number in range(count):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    write_start(tmp_path / "a.yaml", starting_config("a.yaml", str(tmp_path), None, None, queries).text)
+    config = load_config(tmp_path / "a.yaml")
+    assert config.pool.kind == kind
+    read_pool(config)

@@ -152,7 +152,9 @@ def _explain(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
         tags = problem["ctx"].get("expected_tags", "'local', 'python', 'http'")
         return f"{path}.{tag}: {given} {tags}"
     if kind == "extra_forbidden":
-        hint = did_you_mean(path.rpartition(".")[2], known) or f"known here: {', '.join(known)}"
+        key = path.rpartition(".")[2]
+        near = _in_a_section(key, root) if path == key else did_you_mean(key, known)
+        hint = near or f"known here: {', '.join(known)}"
         return f"unknown key {path!r}; {hint}"
     if kind == "missing":
         return f"{path} is missing"
@@ -168,6 +170,16 @@ def _explain(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
     # The values of these fields may contain a secret.
     silent = isinstance(value, dict) or path.startswith(("teacher.headers", "teacher.url"))
     return f"{path}: {text}" + ("" if silent else f", got {value!r}")
+
+
+def _in_a_section(key: str, root: type[BaseModel]) -> str:
+    """What an unknown top key may mean: the field of that name of a section, else the top key nearest to it."""
+    within = [
+        f"{name}.{key}"
+        for name, field in root.model_fields.items()
+        if any(key in part.model_fields for part in sections_of(field.annotation, field.metadata))
+    ]
+    return f"did you mean {' or '.join(map(repr, within))}?" if within else did_you_mean(key, root.model_fields)
 
 
 def _locate(location: tuple[str | int, ...], data: Any, root: type[BaseModel]) -> tuple[str, list[str]]:

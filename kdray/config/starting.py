@@ -37,7 +37,7 @@ teacher:
   reply: {{items: predictions, label: class, score: confidence}}
   limits: {{requests_per_s: 10, in_flight: 4}}
 
-{select}budget:
+{pool}{select}budget:
   queries: {queries}             # a hard cap
 {evaluation}  # price_per_query: 0.001
   # currency: USD
@@ -129,6 +129,7 @@ def starting_config(
         most=min(3, named if isinstance(named, int) else len(named)),
         classes_note="" if classes else "   # all that it may answer, or their number",
         queries=queries,
+        pool="" if opened is None else _pool(count - tested, queries),
         select=_select(count - tested, queries),
         evaluation=f"  evaluation: {tested}          # queries about the images of test, counted apart\n"
         if tested
@@ -151,6 +152,19 @@ def _images(folder: str | None, count: int, tested: int, size: int | None, mixed
         "shuffle, are kept\n# out: the student is measured on them by its agreement with the teacher.\n"
         f'images: {{{source}, shuffle: 0, rows: "0:{first}"}}\n'
         f'test:   {{{source}, shuffle: 0, rows: "{first}:{count}"}}\n'
+    )
+
+
+def _pool(images: int, queries: int) -> str:
+    """The section pool where the images have fewer pairs than there are queries after round 0."""
+    pairs = images * (images - 1) // 2
+    if images > 1 and pairs >= queries - images:
+        return ""
+    return (
+        f"# {images} image{'s' if images > 1 else ''} and {pairs} pair{'' if pairs == 1 else 's'} of them are too few "
+        f"for {queries:,} queries. So candidates are parts of images, and drawn\n# ones, which need no image. "
+        "With more images leave this out. Other kinds: docs/choosing.md.\n"
+        "pool: {kind: mixture, of: [crops, lines, contours, spectrum], shares: [3, 1, 1, 1]}\n\n"
     )
 
 

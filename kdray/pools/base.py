@@ -136,6 +136,7 @@ class PoolSection(Section):
     exact: ClassVar[bool] = False
     """Whether each round makes as many candidates as it asks about, and leaves a strategy nothing to choose."""
     kind: str
+    """Kind of pool, or a class of your own as module:class."""
 
     @property
     def complete(self) -> bool:

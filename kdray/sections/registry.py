@@ -68,7 +68,7 @@ class Registry(Generic[S]):
         lenient: bool = False,
     ) -> None:
         self.base, self.field, self.tag = base, field, tag
-        self._default, self._lenient = default, lenient
+        self.default_name, self._lenient = default, lenient
         self._catalogue = Catalogue(*([package] if isinstance(package, str) else package), skip=skip)
         self._parts: dict[str, type[S]] = {}
 
@@ -82,7 +82,7 @@ class Registry(Generic[S]):
     def parts(self) -> dict[str, type[S]]:
         """The parts that come with kdray, by name. The default part is the first."""
         self._catalogue.load()
-        return dict(sorted(self._parts.items(), key=lambda item: (item[0] != self._default, item[0])))
+        return dict(sorted(self._parts.items(), key=lambda item: (item[0] != self.default_name, item[0])))
 
     def get(self, name: str) -> type[S]:
         """The part of this name, or a class of the user's own, named `module:object`.
@@ -102,7 +102,7 @@ class Registry(Generic[S]):
     def with_default(self, name: str) -> "Registry[S]":
         """The same parts, of which this one is used if a config names none."""
         other = copy.copy(self)
-        other._default = name
+        other.default_name = name
         return other
 
     def default(self) -> S:
@@ -130,7 +130,7 @@ class Registry(Generic[S]):
             raise self._problem((self.tag,), str(error.args[0]), value) from None
         foreign = self._foreign(part, value)
         fields = {key: item for key, item in value.items() if key not in foreign}
-        return part.model_validate({self.tag: self._default} | fields)
+        return part.model_validate({self.tag: self.default_name} | fields)
 
     def named(self, value: Any) -> type[S]:
         """The part that a mapping names, or the default part.
@@ -138,7 +138,7 @@ class Registry(Generic[S]):
         Raises:
             LookupError: the mapping names no part and there is no default, or there is no such part.
         """
-        name = value.get(self.tag, self._default) if isinstance(value, Mapping) else value or self._default
+        name = value.get(self.tag, self.default_name) if isinstance(value, Mapping) else value or self.default_name
         if name is None:
             raise LookupError(f"is missing; give one of {', '.join(map(repr, self.parts()))}")
         return self.get(str(name))

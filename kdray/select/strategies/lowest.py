@@ -42,7 +42,7 @@ class _ByConfig(_Lowest):
     """A strategy whose score is a field of the config."""
 
     score: Score = "confidence"
-    """The score that orders the candidates: lowest confidence C1 (as in the paper), smallest margin, or highest entropy
+    """The score that orders the candidates: lowest confidence (C1 of the paper), smallest margin, or highest entropy
     of the student's probabilities."""
 
     def _score(self) -> Score:
@@ -51,16 +51,16 @@ class _ByConfig(_Lowest):
 
 @strategies.register
 class ActiveMixup(_ByConfig):
-    """Chooses the k pairs of lowest C2, each at its λ of lowest confidence (Active Mixup, eq. 3). Chosen pairs leave
-    the pool."""
+    """Chooses the k pairs of lowest confidence, each at the λ where it is lowest (C2 of Active Mixup, eq. 3). Chosen
+    pairs leave the pool."""
 
     strategy: Literal["active-mixup"] = "active-mixup"
 
 
 @strategies.register
 class Vanilla(_ByConfig):
-    """Chooses the k candidates of lowest C1, any number from one pair (Active Mixup, eq. 2). Other candidates of the
-    same pair stay in the pool."""
+    """Chooses the k candidates of lowest confidence, any number from one pair (C1 of Active Mixup, eq. 2). Other
+    candidates of the same pair stay in the pool."""
 
     per: ClassVar[Literal["group", "candidate"]] = "candidate"
 
