@@ -199,7 +199,7 @@ SMALLER = {
     "lambda_range": ["space.pool.lambdas.min={grid: [0.3, 0.5]}", "space.pool.lambdas.max={grid: [0.5, 0.7]}"],
     "rad_w": ["space.select.w={grid: [0.1, 1.0]}", "space.select.m={grid: [0.05]}"],
     "strategies": ["space.select.strategy={grid: [random, margin]}", "space.select.rounds={grid: [1]}"],
-    "joint": ["sweep.samples=3", "space.budget.queries={grid: [200]}"],
+    "joint": ["sweep.samples=3", "change.budget.queries=200"],
     "generator_steps": [
         "space.pool.steps={grid: [1, 2]}", "space.pool.weight={grid: [5]}", "change.budget.queries=60",
         "change.select.rounds=1",
