@@ -135,13 +135,11 @@ def test_the_smallest_batch_is_that_of_training(count, changes, smallest):
 
 
 def work(rank: int, size: int, folder: str) -> None:
-    """What one of `size` processes trains, and what its batch normalisation gives."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    found = {name: fit(some, *labelled(), 2, None, ProcessShard()) for name, some in SPECS.items()}
+    """What one of `size` processes finds with dropout, and what its batch normalisation gives."""
+    join(rank, size, folder)
     masked = Masked()
     losses = train(masked, *labelled(), spec().recipe, seed=0, threads=1, shard=ProcessShard()).losses
-    found["dropout"] = losses, masked.state_dict(), masked.kept
+    found = {"dropout": (losses, masked.state_dict(), masked.kept)}
     network, x = normalising()
     share_statistics(network)
     part = x[ProcessShard().rows(len(x))].clone().requires_grad_()
@@ -151,6 +149,22 @@ def work(rank: int, size: int, folder: str) -> None:
     layer = nn.Sequential(nn.BatchNorm2d(4))
     share_statistics(layer)
     found["bfloat16"] = layer(x.bfloat16()[ProcessShard().rows(len(x))]).detach(), layer.state_dict()
+    leave(rank, folder, found)
+
+
+def train_all(rank: int, size: int, folder: str) -> None:
+    """The students that one of `size` processes trains."""
+    join(rank, size, folder)
+    names = [name for name in SPECS if name != "killed once"]
+    leave(rank, folder, {name: fit(SPECS[name], *labelled(), 2, None, ProcessShard()) for name in names})
+
+
+def join(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+
+
+def leave(rank: int, folder: str, found: dict) -> None:
     Path(folder, str(rank)).write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
 
@@ -185,7 +199,16 @@ def weighed(output: torch.Tensor, rows: slice) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> list[dict]:
     """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("pair")
+    return of_two(work, tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory) -> list[dict]:
+    """The students of each of two processes."""
+    return of_two(train_all, tmp_path_factory.mktemp("students"))
+
+
+def of_two(work, folder: Path) -> list[dict]:
     # From the fork server of `processes`, which has imported torch.
     torch.multiprocessing.start_processes(work, (2, str(folder)), nprocs=2, start_method="forkserver")
     return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
@@ -193,9 +216,9 @@ def pair(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.storm
 @pytest.mark.parametrize("name", [name for name in SPECS if name != "killed once"])
-def test_two_processes_train_the_student_of_one(name, pair):
-    check_alike(LocalTrainer(SPECS[name]).fit(*labelled(), 2), pair[0][name])
-    assert pair[0][name] == pair[1][name], "to the bit"
+def test_two_processes_train_the_student_of_one(name, students):
+    check_alike(LocalTrainer(SPECS[name]).fit(*labelled(), 2), students[0][name])
+    assert students[0][name] == students[1][name], "to the bit"
 
 
 def test_dropout_differs_between_processes_and_their_students_do_not(pair):
