@@ -10,14 +10,14 @@ import pytest
 import scipy.fft
 import torch
 from conftest import command, examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kdray.errors import ConfigError
 from kdray.pools.base import Pool, pools
 from kdray.pools.counter import CounterRandom, below
 from kdray.pools.procedural.compiled import drawing
-from kdray.pools.procedural.lines import LinesPainter, _squared_distance
+from kdray.pools.procedural.lines import LinesPainter, _everywhere, _in_windows, _squared_distance
 from kdray.pools.procedural.noise import channel_statistics
 from kdray.pools.procedural.normal import TABLE_SIZE, bounded_normal_table, normal_table
 from kdray.pools.procedural.spectrum import SpectrumPainter, SpectrumSums
@@ -195,6 +195,25 @@ def test_the_nearest_point_is_found_among_all(far):
                     for px, py in zip(x[b], y[b], strict=True)
                 ]
                 assert found[row, column, b] == min(apart)
+
+
+@given(
+    st.tuples(st.integers(1, 30), st.integers(1, 30)), st.sampled_from([16, 400, 16_000, 20_000]), st.integers(0, 99)
+)
+@example((1, 1), 16, 0)
+def test_windows_find_all_that_is_near(size, far, seed):
+    generator = torch.Generator().manual_seed(seed)
+    reach = 8 * max(size)
+    x, y = (torch.randint(-reach, 2 * reach, (3, 9), generator=generator, dtype=torch.int32) for _ in range(2))
+    found, wanted = (way(x, y, *size, far).clamp(max=far).int() for way in (_in_windows, _everywhere))
+    assert torch.equal(found, wanted)
+
+
+def test_large_lines_are_those_of_either_way(monkeypatch):
+    ids = torch.arange(3)
+    in_windows = LinesPainter((3, 170, 180), (1, 3), (0.02, 0.15), True, 5)(ids)
+    monkeypatch.setattr("kdray.pools.procedural.lines._LARGE", 1 << 30)
+    assert torch.equal(LinesPainter((3, 170, 180), (1, 3), (0.02, 0.15), True, 5)(ids), in_windows)
 
 
 def test_a_line_is_as_wide_as_it_should_be_and_lies_on_the_background():
