@@ -592,6 +592,36 @@ def test_a_teacher_whose_recipe_is_wrong_is_not_written(recipe, start, bad, conf
     assert matches(message, f"{start}*"), message
 
 
+# An address where a file of this machine is wanted
+
+ADDRESS = "s3://bucket/a"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["plan", ADDRESS], ["run", ADDRESS], ["preview", ADDRESS], ["evaluate", ADDRESS], ["export", ADDRESS]),
+        *(["train", ADDRESS], ["ledger", ADDRESS], ["report", ADDRESS], ["sweep", ADDRESS], ["init", ADDRESS]),
+        *(["preview", "{config}", "--out", ADDRESS], ["sweep", "{config}", "--out", ADDRESS]),
+        *(["sweep", "--resume", ADDRESS], ["teacher", "serve", "--model", ADDRESS], ["init", "--images", ADDRESS]),
+    ],
+)
+def test_an_address_is_no_local_path(arguments, config_file, tmp_path, monkeypatch):
+    path = config_file()
+    monkeypatch.chdir(tmp_path)
+    message = refused(*(str(path) if word == "{config}" else word for word in arguments))
+    assert message.startswith(f"{ADDRESS} is an address; only 'kdray run --out'"), message
+
+
+@pytest.mark.parametrize("key", ["images", "test"])
+def test_a_config_reads_local_files_alone(key, config_file):
+    message = refused("plan", config_file(), f"{key}={{source: folder, path: '{ADDRESS}'}}")
+    assert message.endswith(
+        f"{key}: {ADDRESS} is an address; only 'kdray run --out', 'kdray resume' and 'kdray status' "
+        "take one; give a local path"
+    )
+
+
 # Wrong words on the command line
 
 

@@ -8,7 +8,7 @@ import typer
 
 from kdray.cli.common import Overrides, exit_on_error, output_width
 from kdray.errors import ConfigError, Halted
-from kdray.utils.files import is_address, shown
+from kdray.utils.files import expand, shown
 
 if TYPE_CHECKING:
     from kdray.sweeps.outcome import SweepResult
@@ -28,8 +28,7 @@ def sweep_command(
             raise ConfigError("give the file of a sweep, see tune_configs/, or --resume with the folder of one")
         if out is not None and resume is not None:
             raise ConfigError("--out and --resume both name the folder of the sweep; keep one of them")
-        if is_address(str(resume or out)):
-            raise ConfigError(f"{resume or out} is an address, and a sweep works in a local folder; give a local path")
+        out, resume = (None if folder is None else expand(folder) for folder in (out, resume))
         from kdray.sweeps.config import load_sweep
 
         # With --resume alone, an override comes first.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdray.config.money import LedgerSection
 from kdray.errors import ConfigError, RunDirectoryError
-from kdray.utils.files import expand, is_address, read_json, shown, why_unwritable, write_bytes, write_json
+from kdray.utils.files import expand, read_json, shown, why_unwritable, write_bytes, write_json
 
 if TYPE_CHECKING:  # `kdray ledger` needs a run's paths, and neither torch nor pyarrow
     import numpy as np
@@ -43,15 +43,10 @@ class RunDirectory:
         name: what commands call the run; default: its path.
 
     Raises:
-        RunDirectoryError: the path is an address.
+        ConfigError: the path is an address.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
-        if is_address(os.fspath(path)):
-            raise RunDirectoryError(
-                f"{os.fspath(path)} is an address; only 'kdray run --out', 'kdray resume' and 'kdray status' take one; "
-                "give a local path"
-            )
         self.path = expand(path).absolute()
         self.name = name or str(self.path)
         self.config = self.path / "config.yaml"

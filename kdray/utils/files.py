@@ -76,9 +76,15 @@ def expand(path: str | os.PathLike[str]) -> Path:
     """A path that a user wrote: `~` is the home folder. The shell does not see one in `--out=~/runs` or in a file.
 
     Raises:
-        ConfigError: there is no such user.
+        ConfigError: there is no such user, or it is an address.
     """
     text = os.fspath(path)
+    if is_address(text):
+        whole = re.sub(":/+", "://", text, count=1)
+        raise ConfigError(
+            f"{whole} is an address; only 'kdray run --out', 'kdray resume' and 'kdray status' take one; "
+            "give a local path"
+        )
     found = os.path.expanduser(text)
     if found.startswith("~"):
         raise ConfigError(f"{text}: there is no such home folder; a file of this name needs its whole path")
