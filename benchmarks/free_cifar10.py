@@ -36,6 +36,7 @@ POOLS: dict[str, Any] = {
     "light on dark": mixed(BRIGHT, STROKES),
     "photographs; boundary pairs": {"kind": "boundary", "of": PHOTOGRAPHS},
     "photographs; half boundary pairs": {"kind": "boundary", "of": PHOTOGRAPHS, "share": 0.5},
+    "photographs; boundary pairs, teacher's gradients": {"kind": "boundary", "of": PHOTOGRAPHS, "gradients": "teacher"},
 }
 DRAWN_IMAGES = {"source": "drawn", "size": 32, "colour": "rgb"}
 GENERATORS: dict[str, dict[str, Any]] = {
@@ -44,8 +45,9 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "IDEAL, ask_below 0.7": {"pool": {"ask_below": 0.7}},
     "IDEAL, requery": {"pool": {"requery": True}},
 }
-STRATEGIES = ("random", "cluster-margin", "margin", "cluster-margin 8")
-"""A number is that of select.balance."""
+STRATEGIES = ("random", "cluster-margin", "margin", "cluster-margin 8", "random, equal", "random, unpaid")
+"""A number is that of select.balance, what comes after a comma a part of the recipe."""
+RECIPES: dict[str, dict[str, Any]] = {"": {}, "equal": {"balance": "equal"}, "unpaid": {"unpaid": {"students": 2}}}
 STUDENT = {
     "model": "small-cnn", "early": 0.1, "precision": "float32", "augment": {"kind": "crop", "shift": 4, "flip": True},
     "steps_factor": 1,
@@ -61,7 +63,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these pools alone; keeps no table")
     options = parser.parse_args()
-    rows = [(name, how) for name in POOLS for how in STRATEGIES] + [(name, "random") for name in GENERATORS]
+    rows = [(name, how) for name, pool in POOLS.items() for how in (STRATEGIES[:1] if moved(pool) else STRATEGIES)]
+    rows += [(name, "random") for name in GENERATORS]
     rows = [row for row in rows if not options.only or row[0] in options.only]
     tasks = [(*row, options.queries, seed) for seed in range(options.seeds) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
@@ -90,13 +93,19 @@ def one(name: str, strategy: str, queries: int, seed: int, folder: str) -> dict[
 def of_pool(name: str, strategy: str, queries: int) -> dict[str, Any]:
     """The sections of a run on a pool. Its first images are drawn from the pool itself, or from the one whose images it
     moves, or they are the teacher's own."""
-    pool, (kind, _, times) = POOLS[name], strategy.partition(" ")
-    moved = isinstance(pool, dict) and pool["kind"] == "boundary"
-    select = {"strategy": kind, "rounds": 1 if kind == "random" and not moved else 2}
-    sections = {"pool": pool, "select": select | ({"balance": int(times)} if times else {}), "student": STUDENT}
+    pool, (chosen, _, recipe) = POOLS[name], strategy.partition(", ")
+    kind, _, times = chosen.partition(" ")
+    select = {"strategy": kind, "rounds": 1 if kind == "random" and not moved(pool) else 2}
+    select |= {"balance": int(times)} if times else {}
+    sections = {"pool": pool, "select": select, "student": STUDENT | RECIPES[recipe]}
     if pool != "mixup":
-        sections["images"] = DRAWN_IMAGES | {"pool": pool["of"] if moved else pool, "count": queries // 5}
+        sections["images"] = DRAWN_IMAGES | {"pool": pool["of"] if moved(pool) else pool, "count": queries // 5}
     return sections
+
+
+def moved(pool: Any) -> bool:
+    """Whether a pool's candidates are moved across a boundary: each round makes as many as it asks about."""
+    return isinstance(pool, dict) and pool["kind"] == "boundary"
 
 
 def of_generator(name: str, queries: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import inspect
 import os
 import re
@@ -83,14 +84,22 @@ class Section(BaseModel):
         found: dict[str, str] = {}
         for base in reversed(cls.__mro__):
             if issubclass(base, Section) and base is not Section:
-                (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-                assert isinstance(tree, ast.ClassDef)
-                for field, text in pairwise(tree.body):
-                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                        doc = text.value if isinstance(text, ast.Expr) else None
-                        if isinstance(doc, ast.Constant) and isinstance(doc.value, str):
-                            found[field.target.id] = inspect.cleandoc(doc.value)
+                found |= _own_meanings(base)
         return {name: found[name] for name in cls.model_fields if name in found}
+
+
+@functools.cache
+def _own_meanings(section: type[Section]) -> dict[str, str]:
+    """`Section.meanings` of the fields that this very class declares."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(tree, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field, text in pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            doc = text.value if isinstance(text, ast.Expr) else None
+            if isinstance(doc, ast.Constant) and isinstance(doc.value, str):
+                found[field.target.id] = inspect.cleandoc(doc.value)
+    return found
 
 
 def _known_device(value: str) -> str:
