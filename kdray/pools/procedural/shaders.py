@@ -159,7 +159,10 @@ def check_shape(shape: tuple[int, int, int]) -> None:
     """
     channels, height, width = shape
     if channels not in (1, 3):
-        raise ConfigError(f"pool.kind: shaders draw grey images or RGB, and the images have {channels} channels")
+        raise ConfigError(
+            f"pool.kind: shaders draw grey images or RGB, and the images have {channels} channels; set images.colour "
+            "to grey or rgb, or take another kind of pool"
+        )
     if min(height, width) < _LEAST_SIDE:
         raise ConfigError(
             f"pool.kind: shaders need {_LEAST_SIDE} pixels a side, and the images have {height} x {width}; set "
